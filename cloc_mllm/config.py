@@ -1,0 +1,250 @@
+"""One dataclass per job. `jsonargparse` turns each into `--config x.yaml --optim.lr 1e-4`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RegionEncoder = Literal["prompter", "roi_align", "none"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass
+class PrompterConfig:
+    """How image tokens become region embeddings (section 3.3 of the paper).
+
+    Args:
+        kind: `prompter` is the paper's; `roi_align` and `none` (mean of the tokens under the
+            box, no region loss) are its ablations.
+        readout: `mean` pools all output tokens as in the paper; `prompt` pools only the prompt's.
+        spatial_prior: add a learnable gate times the token's overlap with the box (box prompts)
+            or its similarity to the text (text prompts) to the attention logits.
+        box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
+    """
+
+    kind: RegionEncoder = "prompter"
+    readout: Literal["mean", "prompt"] = "prompt"
+    spatial_prior: bool = True
+    box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
+
+
+@dataclass
+class ModelConfig:
+    """The towers and what CLOC adds to them.
+
+    Args:
+        architecture: an open_clip model name (`ViT-B-16`), or "" when `clip_config` is given.
+        clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
+        pretrained: an open_clip tag or file for `architecture`; "" starts from scratch.
+        pretrained_image, pretrained_text: safetensors of one tower alone, for `clip_config`.
+        image_size: side of the square canvas in pixels.
+        tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the
+            built-in scenes' text), or a directory with `tokenizer.json`.
+        context_length: longest text in tokens; longer texts are cut.
+    """
+
+    architecture: str = ""
+    clip_config: dict[str, Any] = field(default_factory=dict)
+    pretrained: str = ""
+    pretrained_image: str = ""
+    pretrained_text: str = ""
+    image_size: int = 128
+    tokenizer: str = "open_clip:ViT-B-16"
+    context_length: int = 77
+    prompter: PrompterConfig = field(default_factory=PrompterConfig)
+
+
+@dataclass
+class DataConfig:
+    """Where records come from and how a batch is cut from them.
+
+    Args:
+        train: directory (or file) of Parquet records.
+        validation: the same for the periodic evaluation; "" skips it.
+        num_workers: loader processes per rank.
+        regions_per_image: M of equation 2, drawn at random each time an image is seen.
+        flip: mirror half of the images (leave off when phrases name left and right).
+    """
+
+    train: str = ""
+    validation: str = ""
+    num_workers: int = 1
+    regions_per_image: int = 4
+    flip: bool = False
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to zero.
+
+    Args:
+        lr: peak learning rate.
+        layer_lr: overrides by parameter-name prefix, e.g. `{"clip.visual.trunk": 1e-4}`; the
+            longest matching prefix wins and 0 freezes.
+        grad_clip: largest global gradient norm; 0 turns clipping off.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = 50
+    grad_clip: float = 1.0
+    layer_lr: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Args:
+        output_dir: everything the run writes: checkpoints, `log.jsonl`, TensorBoard, the model.
+        steps: optimizer steps.
+        global_batch_size: images a step over all ranks; must divide by the number of ranks.
+        precision: of autocast; weights stay float32. `auto` is bf16 where the hardware multiplies
+            bf16 matrices natively (on other CPUs bf16 is 30 times slower than fp32).
+        gradient_checkpointing: recompute activations of the towers in backward.
+        save_every, eval_every, log_every: in steps; 0 means only at the end.
+        keep_checkpoints: how many of the latest checkpoints stay on disk (at least 2).
+        resume: continue from the newest whole checkpoint in `output_dir`.
+        max_seconds: stop cleanly (with a checkpoint) after this wall time; 0 is no limit.
+    """
+
+    output_dir: str = "runs/run"
+    steps: int = 300
+    global_batch_size: int = 128
+    seed: int = 0
+    precision: Precision = "auto"
+    zero_stage: Literal[0, 2] = 0
+    gradient_checkpointing: bool = False
+    save_every: int = 100
+    eval_every: int = 0
+    log_every: int = 10
+    keep_checkpoints: int = 2
+    resume: bool = True
+    max_seconds: float = 0.0
+
+
+@dataclass
+class LossConfig:
+    """Equation 4. `region_weight` is lambda's factor; lambda also scales with the share of images
+    that have regions. `same_text_threshold` filters near-equal texts from the denominators;
+    1.0 or more turns the filter off."""
+
+    region_weight: float = 1.0
+    grounding_weight: float = 1.0
+    same_text_threshold: float = 0.9
+
+
+@dataclass
+class Stage1Config:
+    """CLOC pre-training: `deepspeed training/stage1.py --config training/configs/...yaml`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class LoraConfig:
+    """peft LoRA on the language model. `rank` 0 trains the language model whole."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str = "all-linear"
+
+
+@dataclass
+class MllmConfig:
+    """How the CLOC encoder enters the language model.
+
+    Args:
+        cloc: directory of a stage-1 model.
+        language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
+        vision_features: `encoder` gives the LLM the tower's tokens f_I'(x); `encoder+prompter`
+            appends each token's region embedding (the Prompter's readout) to it.
+        freeze_vision_encoder: train only projector and LoRA when true.
+        box_format: how boxes are written, see `mllm/coordinates.py`.
+        num_bins: number of location tokens; integers always use 1000.
+        coordinate_smoothing: standard deviation, in bins, of the soft target around the true
+            location token; 0 is plain cross-entropy. Location tokens only.
+        load_in_4bit: quantise the frozen language model with bitsandbytes (nf4).
+    """
+
+    cloc: str = ""
+    language_model: str = ""
+    vision_features: Literal["encoder", "encoder+prompter"] = "encoder+prompter"
+    freeze_vision_encoder: bool = True
+    box_format: Literal["integers", "location_tokens"] = "location_tokens"
+    num_bins: int = 100
+    coordinate_smoothing: float = 0.0
+    load_in_4bit: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+
+@dataclass
+class ConversationConfig:
+    """Which questions a record becomes; shares need not add up to one (they are weights)."""
+
+    questions_per_image: int = 6
+    ground: float = 1.0
+    refer: float = 1.0
+    caption: float = 0.2
+    max_length: int = 512
+
+
+@dataclass
+class Stage2Config:
+    """MLLM tuning: `deepspeed training/stage2.py --config training/configs/...yaml`."""
+
+    model: MllmConfig = field(default_factory=MllmConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    conversations: ConversationConfig = field(default_factory=ConversationConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation: `python eval/run.py --config eval/configs/quick.yaml`.
+
+    Args:
+        cloc: stage-1 model directory; "" takes the shipped one.
+        mllm: stage-2 model directory; "" takes the shipped one; "none" skips the MLLM tasks.
+        baseline_cloc: another stage-1 model to stand beside in the table; "" is none.
+        data: records to score on; "" generates 500 built-in test scenes.
+        output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `report.html`.
+        tasks: any of the names `cloc-mllm eval --help` lists.
+        limit: at most this many records; 0 is all.
+        batch_size: images, or questions to the MLLM, at a time.
+        precision: of the CLOC model; `bf16` is several times faster on CPUs with AMX.
+        device: `auto` takes a GPU if there is one.
+        bootstrap_samples: resamples of the images behind each interval.
+        num_examples: best, worst and other examples of each task in the report; 0 leaves them out.
+        seed: of the bootstrap and of the choice of examples.
+    """
+
+    cloc: str = ""
+    mllm: str = ""
+    baseline_cloc: str = ""
+    data: str = ""
+    output_dir: str = "runs/eval"
+    tasks: list[str] = field(
+        default_factory=lambda: [
+            "region_classification",
+            "region_text_retrieval",
+            "image_text_retrieval",
+            "text_to_box",
+            "rec",
+            "referring",
+        ]
+    )
+    limit: int = 0
+    batch_size: int = 64
+    precision: Precision = "fp32"
+    device: str = "auto"
+    bootstrap_samples: int = 1000
+    num_examples: int = 6
+    seed: int = 0

@@ -1,0 +1,105 @@
+"""Records to the packed batch of stage 1.
+
+Letters: B images, S canvas side, R regions of the batch, P distinct phrases, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.tokenizer import TextTokenizer
+from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.geometry import Boxes
+
+
+@dataclass
+class ClocBatch:
+    """One rank's batch; regions are packed, never padded (contract C4).
+
+    Attributes:
+        pixel_values: float[B, 3, S, S].
+        caption_input_ids: int64[B, T].
+        phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
+        boxes: float[R, 4] xyxy, canvas frame.
+        region_image_index, region_phrase_index: int64[R].
+        ids: the records' ids, in order.
+    """
+
+    pixel_values: Tensor
+    caption_input_ids: Tensor
+    phrase_input_ids: Tensor
+    boxes: Tensor
+    region_image_index: Tensor
+    region_phrase_index: Tensor
+    ids: list[str]
+
+    def to(self, device: torch.device | str) -> ClocBatch:
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name != "ids"
+        }
+        return replace(self, **moved)
+
+
+class ClocCollator:
+    """`(sample_seed, Record)` items -> ClocBatch; random choices come from the sample's seed.
+
+    Args:
+        regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
+        flip: mirror half of the images.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        image_size: int,
+        regions_per_image: int = 4,
+        flip: bool = False,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.image_size = image_size
+        self.regions_per_image = regions_per_image
+        self.flip = flip
+
+    def __call__(self, items: Sequence[tuple[int, Record]]) -> ClocBatch:
+        pixels: list[Tensor] = []
+        captions: list[str] = []
+        boxes: list[Tensor] = []
+        image_index: list[int] = []
+        phrases: dict[str, int] = {}
+        phrase_index: list[int] = []
+        for position, (seed, record) in enumerate(items):
+            rng = np.random.default_rng(seed)
+            flip = self.flip and bool(rng.random() < 0.5)
+            tensor, letterbox = preprocess(record.load_image(), self.image_size, flip)
+            pixels.append(tensor)
+            captions.append(
+                record.captions[rng.integers(len(record.captions))] if record.captions else ""
+            )
+            regions = self._draw(record.regions, rng)
+            xyxy = [region.box for region in regions]
+            boxes.append(letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
+            image_index += [position] * len(regions)
+            phrase_index += [phrases.setdefault(r.phrase.lower(), len(phrases)) for r in regions]
+        return ClocBatch(
+            pixel_values=torch.stack(pixels),
+            caption_input_ids=self.tokenizer(captions),
+            phrase_input_ids=self.tokenizer(list(phrases)),
+            boxes=torch.cat(boxes),
+            region_image_index=torch.tensor(image_index, dtype=torch.long),
+            region_phrase_index=torch.tensor(phrase_index, dtype=torch.long),
+            ids=[record.id for _, record in items],
+        )
+
+    def _draw(self, regions: list[Region], rng: np.random.Generator) -> list[Region]:
+        if not self.regions_per_image or len(regions) <= self.regions_per_image:
+            return regions
+        chosen = rng.choice(len(regions), self.regions_per_image, replace=False)
+        return [regions[i] for i in chosen]

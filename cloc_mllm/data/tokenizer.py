@@ -1,0 +1,141 @@
+"""Text to token ids for the text tower: open_clip's BPE, any Hugging Face tokenizer, or a small
+byte-level BPE made from the built-in scenes' own text. Texts are lower-cased, as in the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_BUILTIN_SAMPLES = 3000
+_BUILTIN_VOCABULARY = 1024
+PAD, EOS = "<pad>", "</s>"
+
+
+class TextTokenizer(Protocol):
+    """`tokenizer(texts) -> int64[P, T]`, T the longest real length, padded on the right."""
+
+    vocab_size: int
+    context_length: int
+
+    def __call__(self, texts: Sequence[str]) -> Tensor: ...
+
+    def save(self, directory: Path) -> str:
+        """Write what is needed to load it again; returns the spec to load it with."""
+        ...
+
+
+def load_text_tokenizer(spec: str, context_length: int = 77) -> TextTokenizer:
+    """Load a tokenizer by its spec.
+
+    Args:
+        spec: `open_clip:NAME`, `huggingface:NAME_OR_DIRECTORY`, `builtin` (trained on the built-in
+            scenes' text, in about a second, always the same), or a directory with
+            `tokenizer.json`.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "open_clip" and name:
+        return OpenClipTokenizer(name, context_length)
+    if kind == "huggingface" and name:
+        from transformers import AutoTokenizer
+
+        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(name), context_length)
+    if spec == "builtin":
+        return HuggingFaceTokenizer(train_byte_level_bpe(_builtin_texts()), context_length)
+    if (Path(spec) / "tokenizer.json").is_file():
+        return load_text_tokenizer(f"huggingface:{spec}", context_length)
+    raise ValueError(
+        f"unknown tokenizer {spec!r}; expected open_clip:NAME, huggingface:NAME_OR_DIRECTORY, "
+        "builtin, or a directory that holds tokenizer.json"
+    )
+
+
+class OpenClipTokenizer:
+    """open_clip's own BPE, cut to the longest real length of a batch."""
+
+    def __init__(self, name: str, context_length: int) -> None:
+        import open_clip
+
+        self.name = name
+        self.tokenizer = open_clip.get_tokenizer(name, context_length=context_length)
+        self.vocab_size = self.tokenizer.vocab_size
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        ids = self.tokenizer([text.lower() for text in texts])
+        longest = int((ids != 0).sum(1).max()) if len(texts) else 1
+        return ids[:, :longest]
+
+    def save(self, directory: Path) -> str:
+        return f"open_clip:{self.name}"
+
+
+class HuggingFaceTokenizer:
+    """Any Transformers tokenizer; needs a padding token (the end token serves if it has none)."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        self.context_length = context_length
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            return torch.zeros(0, 1, dtype=torch.long)
+        encoded = self.tokenizer(
+            [text.lower() for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self.context_length,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        return encoded["input_ids"]
+
+    def save(self, directory: Path) -> str:
+        self.tokenizer.save_pretrained(directory / "tokenizer")
+        return "tokenizer"
+
+
+def train_byte_level_bpe(
+    texts: Iterable[str],
+    vocab_size: int = _BUILTIN_VOCABULARY,
+    special_tokens: Sequence[str] = (),
+) -> Any:
+    """A small byte-level BPE `PreTrainedTokenizerFast`: every string encodes, none to "unknown".
+
+    The padding token is id 0 and the end token has the highest id (open_clip's native text tower
+    pools at the highest id).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, *special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([EOS])
+    eos_id = tokenizer.token_to_id(EOS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", special_tokens=[(EOS, eos_id)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+def _builtin_texts() -> Iterable[str]:
+    from cloc_mllm.data.scenes import sample_layout, scene_rng
+
+    for index in range(_BUILTIN_SAMPLES):
+        layout = sample_layout(scene_rng(0, "train", index))
+        yield from layout.captions
+        yield from (thing.name for thing in layout.things)

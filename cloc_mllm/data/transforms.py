@@ -1,0 +1,47 @@
+"""From a PIL image to the model's pixels: the one preprocessing of both stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cloc_mllm.geometry import Letterbox
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+PADDING_RGB = (124, 116, 104)  # the mean colour, as 8-bit
+
+
+def image_to_tensor(canvas: Image.Image) -> Tensor:
+    """RGB canvas S x S -> normalised float32[3, S, S]."""
+    pixels = torch.from_numpy(np.asarray(canvas, dtype=np.uint8).copy()).permute(2, 0, 1)
+    mean = torch.tensor(PIXEL_MEAN)[:, None, None]
+    std = torch.tensor(PIXEL_STD)[:, None, None]
+    return (pixels.float() / 255 - mean) / std
+
+
+def preprocess(image: Image.Image, size: int, flip: bool = False) -> tuple[Tensor, Letterbox]:
+    """RGB image -> (float32[3, size, size], the transform that its boxes must take too)."""
+    letterbox = Letterbox(image.width, image.height, size, flip)
+    return image_to_tensor(letterbox.apply(image, PADDING_RGB)), letterbox
+
+
+def preprocessing_fingerprint(image_size: int, tokenizer: Any) -> dict[str, str | int]:
+    """What must be equal between training and use (contract C7)."""
+    probe = tokenizer(["a small probe of the tokenizer: 3 cats, 0-999!"]).tolist()
+    return {
+        "image_size": image_size,
+        "resize": "long side, bicubic, centred padding",
+        "padding_rgb": str(PADDING_RGB),
+        "pixel_mean": str(PIXEL_MEAN),
+        "pixel_std": str(PIXEL_STD),
+        "box_frame": "canvas, xyxy, 0..1",
+        "text": "lower-case",
+        "tokenizer": hashlib.sha256(json.dumps(probe).encode()).hexdigest()[:16],
+    }

@@ -1,0 +1,101 @@
+"""The only place that calls torch.distributed. Every function also works in a single process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def all_reduce_flag(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """True on every rank if it is true on any."""
+    if not is_distributed():
+        return flag
+    tensor = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over ranks, without gradient; returns a new tensor."""
+    values = values.detach().clone()
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every rank, in rank order, on every rank."""
+    if not is_distributed():
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def all_gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
+    """Concatenate the rows of all ranks, in rank order, keeping the gradient to every rank.
+
+    Args:
+        rows: float[R_local, E]; R_local may differ between ranks and may be 0.
+
+    Returns:
+        float[R_global, E] and the index at which this rank's rows start. The gradient of a rank's
+        rows is the sum over ranks of their gradients of the gathered copy.
+    """
+    if not is_distributed() or world_size() == 1:
+        return rows, 0
+    counts = torch.zeros(world_size(), dtype=torch.long, device=rows.device)
+    counts[rank()] = rows.shape[0]
+    dist.all_reduce(counts)
+    longest = max(1, int(counts.max()))
+    padded = torch.cat([rows, rows.new_zeros(longest - rows.shape[0], rows.shape[1])])
+    gathered: Tensor = _GatherRows.apply(padded)
+    kept = [gathered[r, : int(count)] for r, count in enumerate(counts)]
+    return torch.cat(kept), int(counts[: rank()].sum())
+
+
+class _GatherRows(torch.autograd.Function):
+    """float[L, E] on each rank -> float[W, L, E]; backward sums the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = rows.new_empty(world_size(), *rows.shape)
+        dist.all_gather(list(gathered.unbind(0)), rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[rank()]

@@ -1,0 +1,245 @@
+"""Boxes that know their frame, the one image+box transform, and box overlap.
+
+Nothing else in the project converts boxes. Letters: R boxes. All boxes are xyxy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+FrameKind = Literal["normalized", "pixels", "canvas"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the numbers of a box mean.
+
+    `normalized`: 0..1 of the original image. `pixels`: pixels of an original image of
+    `width` x `height`. `canvas`: 0..1 of the square model input, after resize and padding.
+    """
+
+    kind: FrameKind
+    width: float = 1.0
+    height: float = 1.0
+
+    @staticmethod
+    def pixels(width: float, height: float) -> Frame:
+        if not (width > 0 and height > 0):
+            raise ValueError(f"a pixel frame needs a positive image size, got {width} x {height}")
+        return Frame("pixels", float(width), float(height))
+
+
+NORMALIZED = Frame("normalized")
+CANVAS = Frame("canvas")
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """`xyxy: float[R, 4]` together with the frame its numbers are in."""
+
+    xyxy: Tensor
+    frame: Frame
+
+    def __post_init__(self) -> None:
+        if self.xyxy.ndim != 2 or self.xyxy.shape[1] != 4:
+            raise ValueError(f"boxes must be float[R, 4] xyxy, got shape {tuple(self.xyxy.shape)}")
+
+    def __len__(self) -> int:
+        return self.xyxy.shape[0]
+
+    @staticmethod
+    def normalized(xyxy: Tensor | Sequence[Sequence[float]]) -> Boxes:
+        return Boxes(_as_rows(xyxy), NORMALIZED)
+
+    @staticmethod
+    def pixels(xyxy: Tensor | Sequence[Sequence[float]], width: float, height: float) -> Boxes:
+        return Boxes(_as_rows(xyxy), Frame.pixels(width, height))
+
+    @staticmethod
+    def from_xywh_pixels(
+        xywh: Tensor | Sequence[Sequence[float]], width: float, height: float
+    ) -> Boxes:
+        rows = _as_rows(xywh)
+        return Boxes(
+            torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1), Frame.pixels(width, height)
+        )
+
+    def to_normalized(self) -> Boxes:
+        """0..1 of the original image. A canvas box needs `Letterbox.to_original` instead."""
+        if self.frame.kind == "normalized":
+            return self
+        self._require("pixels")
+        size = self.xyxy.new_tensor([self.frame.width, self.frame.height] * 2)
+        return Boxes(self.xyxy / size, NORMALIZED)
+
+    def to_pixels(self, width: float, height: float) -> Boxes:
+        """Pixels of an original image of this size (also rescales pixels of another size)."""
+        frame = Frame.pixels(width, height)
+        if self.frame == frame:
+            return self
+        normalized = self.to_normalized().xyxy
+        return Boxes(normalized * normalized.new_tensor([width, height] * 2), frame)
+
+    def _require(self, kind: FrameKind) -> None:
+        if self.frame.kind != kind:
+            raise ValueError(
+                f"expected boxes in the {kind!r} frame, got {self.frame.kind!r}; "
+                "canvas boxes convert only through the Letterbox that made them"
+            )
+
+
+def _as_rows(values: Tensor | Sequence[Sequence[float]]) -> Tensor:
+    rows = values if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
+    rows = rows if rows.is_floating_point() else rows.double()
+    return rows.reshape(0, 4) if rows.numel() == 0 else rows
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Long-side resize, centred padding to `size` x `size`, optional mirror; invertible.
+
+    Moves an image and its boxes together. Boxes are scaled by the *rounded* resized size, so a
+    box painted on the image is found again where its numbers say.
+    """
+
+    original_width: int
+    original_height: int
+    size: int
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.original_width, self.original_height, self.size) < 1:
+            raise ValueError(
+                f"letterbox needs positive sizes, got image {self.original_width} x "
+                f"{self.original_height} and canvas {self.size}"
+            )
+
+    @property
+    def resized_wh(self) -> tuple[int, int]:
+        scale = self.size / max(self.original_width, self.original_height)
+        width = max(1, round(self.original_width * scale))
+        height = max(1, round(self.original_height * scale))
+        return width, height
+
+    @property
+    def offset_xy(self) -> tuple[int, int]:
+        width, height = self.resized_wh
+        return (self.size - width) // 2, (self.size - height) // 2
+
+    def apply(
+        self, image: Image.Image, fill: tuple[int, int, int] = (124, 116, 104)
+    ) -> Image.Image:
+        """RGB image of the original size -> RGB canvas `size` x `size`."""
+        if image.size != (self.original_width, self.original_height):
+            raise ValueError(
+                f"letterbox was made for {self.original_width} x {self.original_height}, "
+                f"got an image of {image.width} x {image.height}"
+            )
+        resized = image
+        if image.size != self.resized_wh:
+            resized = image.resize(self.resized_wh, Image.Resampling.BICUBIC)
+        if self.flip:
+            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if resized.size == (self.size, self.size):
+            return resized
+        canvas = Image.new("RGB", (self.size, self.size), fill)
+        canvas.paste(resized, self.offset_xy)
+        return canvas
+
+    def to_canvas(self, boxes: Boxes) -> Boxes:
+        """Boxes of the original image (normalised or pixels) -> canvas frame."""
+        scale, offset = self._affine(boxes.xyxy)
+        xyxy = boxes.to_normalized().xyxy
+        if self.flip:
+            xyxy = _mirror(xyxy)
+        return Boxes(xyxy * scale + offset, CANVAS)
+
+    def to_original(self, boxes: Boxes) -> Boxes:
+        """Canvas boxes -> normalised boxes of the original image (not clipped)."""
+        boxes._require("canvas")
+        scale, offset = self._affine(boxes.xyxy)
+        xyxy = (boxes.xyxy - offset) / scale
+        return Boxes(_mirror(xyxy) if self.flip else xyxy, NORMALIZED)
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        (width, height), (left, top) = self.resized_wh, self.offset_xy
+        scale = like.new_tensor([width, height, width, height]) / self.size
+        return scale, like.new_tensor([left, top, left, top]) / self.size
+
+
+def _mirror(xyxy: Tensor) -> Tensor:
+    x1, y1, x2, y2 = xyxy.unbind(1)
+    return torch.stack([1 - x2, y1, 1 - x1, y2], 1)
+
+
+def clean_box(
+    xyxy_px: Sequence[float], width: float, height: float, min_size_px: float = 1.0
+) -> tuple[tuple[float, float, float, float] | None, str | None]:
+    """Clip one pixel box to its image and normalise it, or say why it cannot be used.
+
+    Returns `(box, None)` or `(None, reason)` with reason one of `not_finite`, `inverted`,
+    `zero_area`, `outside` (no overlap with the image), `too_small` (a clipped side is under
+    `min_size_px`).
+    """
+    x1, y1, x2, y2 = (float(value) for value in xyxy_px)
+    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)):
+        return None, "not_finite"
+    if x2 < x1 or y2 < y1:
+        return None, "inverted"
+    if x2 == x1 or y2 == y1:
+        return None, "zero_area"
+    left, right = max(x1, 0.0), min(x2, float(width))
+    top, bottom = max(y1, 0.0), min(y2, float(height))
+    if right <= left or bottom <= top:
+        return None, "outside"
+    if right - left < min_size_px or bottom - top < min_size_px:
+        return None, "too_small"
+    return (left / width, top / height, right / width, bottom / height), None
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(
+        min=0
+    )
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Intersection and union areas of broadcastable boxes."""
+    top_left = torch.maximum(a[..., :2], b[..., :2])
+    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
+    # an inverted box has no area, so it cannot intersect either
+    valid = (_area(a) > 0) & (_area(b) > 0)
+    intersection = torch.where(valid, intersection, torch.zeros_like(intersection))
+    return intersection, _area(a) + _area(b) - intersection
+
+
+def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of `a[i]` with `b[i]`: float[R, 4] x float[R, 4] -> float[R]; 0 for degenerate boxes."""
+    intersection, union = _overlap(a, b)
+    return torch.where(union > 0, intersection / union.clamp(min=1e-12), torch.zeros_like(union))
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of every pair: float[Ra, 4] x float[Rb, 4] -> float[Ra, Rb]; 0 for degenerate boxes."""
+    return elementwise_iou(a[:, None, :], b[None, :, :])
+
+
+def elementwise_giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al. 2019) of `a[i]` with `b[i]`, in [-1, 1]."""
+    intersection, union = _overlap(a, b)
+    iou = torch.where(union > 0, intersection / union.clamp(min=1e-12), torch.zeros_like(union))
+    hull = torch.cat(
+        [torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1
+    )
+    hull_area = _area(hull)
+    return iou - torch.where(
+        hull_area > 0, (hull_area - union) / hull_area.clamp(min=1e-12), torch.zeros_like(union)
+    )

@@ -1,0 +1,54 @@
+"""L = L_CLIP + lambda (L_CLOC + L_grounding), equation 4."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cloc_mllm.config import LossConfig
+from cloc_mllm.distributed import all_reduce_sum
+from cloc_mllm.losses.contrastive import contrastive_loss
+from cloc_mllm.losses.grounding import grounding_loss
+from cloc_mllm.models.cloc import ClocInputs, ClocOutputs
+
+
+def cloc_loss(
+    outputs: ClocOutputs,
+    batch: ClocInputs,
+    logit_scale: Tensor,
+    region_logit_scale: Tensor | None,
+    config: LossConfig,
+    box_loss: Literal["mse", "l1_giou"] = "mse",
+) -> dict[str, Tensor]:
+    """The named terms and their weighted sum `loss`; each scaled so that the mean over ranks is
+    the single-process value.
+
+    lambda = `config.region_weight` * (images with regions) / (images), over all ranks.
+    """
+    clip = contrastive_loss(outputs.image_features, outputs.caption_features, logit_scale)
+    terms = {"loss": clip, "clip": clip.detach()}
+    if outputs.region_features is None or region_logit_scale is None:
+        return terms
+    assert outputs.region_text_features is not None
+    index = batch.region_image_index
+    counts = torch.tensor(
+        [len(index.unique()), len(batch.pixel_values), len(index)],
+        dtype=torch.float32,
+        device=index.device,
+    )
+    with_regions, images, num_regions = all_reduce_sum(counts).tolist()
+    weight = config.region_weight * with_regions / images
+    region = contrastive_loss(
+        outputs.region_features,
+        outputs.region_text_features,
+        region_logit_scale,
+        config.same_text_threshold,
+    )
+    terms |= {"loss": terms["loss"] + weight * region, "cloc": region.detach()}
+    if outputs.located_boxes is not None and config.grounding_weight > 0:
+        boxes = grounding_loss(outputs.located_boxes, batch.boxes, int(num_regions), box_loss)
+        terms["loss"] = terms["loss"] + weight * config.grounding_weight * boxes
+        terms["grounding"] = boxes.detach()
+    return terms

@@ -1,0 +1,38 @@
+"""L_grounding: the box that BoxHead answers to a region's text (equation 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cloc_mllm.distributed import world_size
+from cloc_mllm.geometry import elementwise_giou
+from cloc_mllm.models.position import at_least_float32
+
+_GIOU_WEIGHT = 0.5
+
+
+def grounding_loss(
+    located_boxes: Tensor, boxes: Tensor, num_global: int, kind: Literal["mse", "l1_giou"] = "mse"
+) -> Tensor:
+    """Box error averaged over the 4 * G numbers of the global batch's G regions.
+
+    Args:
+        located_boxes, boxes: float[R, 4] xyxy, canvas frame, of this rank.
+        num_global: G, regions over all ranks.
+        kind: `mse` is the paper's; `l1_giou` is mean |error| plus half of (1 - GIoU), which
+            starts to move sooner.
+
+    Returns:
+        Scalar, at least float32, scaled so that its mean over ranks is the single-process loss.
+    """
+    located_boxes = at_least_float32(located_boxes)
+    boxes = boxes.to(located_boxes)
+    if kind == "mse":
+        summed = F.mse_loss(located_boxes, boxes, reduction="sum") / 4
+    else:
+        giou = elementwise_giou(located_boxes, boxes)
+        summed = (located_boxes - boxes).abs().sum() / 4 + _GIOU_WEIGHT * (1 - giou).sum()
+    return summed * (world_size() / max(1, num_global))

@@ -1,0 +1,52 @@
+"""Sinusoidal codes of coordinates, and the grid that image tokens stand on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precisions become float32; float32 and float64 stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def sinusoidal_code(coordinates: Tensor, dim: int, max_frequency: float = 64.0) -> Tensor:
+    """Code each number in 0..1 with sines and cosines, wavelengths from 4 down to 2/64.
+
+    Args:
+        coordinates: float[..., C].
+        dim: width of the result; must divide by 2 * C.
+
+    Returns:
+        float[..., dim], in the coordinates' dtype, but at least float32.
+    """
+    coordinates = at_least_float32(coordinates)
+    num_coordinates = coordinates.shape[-1]
+    num_frequencies, remainder = divmod(dim, 2 * num_coordinates)
+    if remainder or not num_frequencies:
+        raise ValueError(f"cannot split a code of width {dim} over {num_coordinates} coordinates")
+    exponents = torch.linspace(0, 1, num_frequencies).to(coordinates)
+    frequencies = 0.5 * (2 * max_frequency) ** exponents
+    angles = math.pi * coordinates.unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
+
+
+def token_cells(grid_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """The cell of the canvas each token stands for: float[N, 4] xyxy, canvas frame, row-major."""
+    height, width = grid_hw
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
+    size = torch.tensor([width, height, width, height], device=device)
+    return torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / size
+
+
+def cell_coverage(boxes: Tensor, cells: Tensor) -> Tensor:
+    """Share of each cell that lies in each box: float[R, 4], float[N, 4] -> float[R, N]."""
+    a, b = boxes[:, None, :], cells.to(boxes)[None, :, :]
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    areas = (cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])
+    return sides.clamp(min=0).prod(-1) / areas.to(boxes)

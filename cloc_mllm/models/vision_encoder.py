@@ -1,0 +1,106 @@
+"""The image tower f_I and its tokens f_I' before pooling and projection.
+
+Letters: B images, N tokens, D token width, E embedding width, S canvas side in pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+
+class ImageFeatures(NamedTuple):
+    """An encoded batch of images, reused by every prompt.
+
+    Attributes:
+        image_features: float[B, E], pooled and projected, not normalised: open_clip's own.
+        tokens: float[B, N, D], before pooling and projection.
+        grid_hw: rows and columns the N tokens stand on.
+    """
+
+    image_features: Tensor
+    tokens: Tensor
+    grid_hw: tuple[int, int]
+
+
+class VisionEncoder(nn.Module):
+    """An open_clip image tower (native ViT or timm) that also returns its tokens."""
+
+    visual: Any
+    token_dim: int
+
+    def __init__(self, visual: Any, image_size: int) -> None:
+        super().__init__()
+        self.visual = visual
+        self.image_size = image_size
+        self.is_timm = hasattr(visual, "trunk")
+        if not self.is_timm and not hasattr(visual, "forward_intermediates"):
+            raise ValueError(
+                f"image tower {type(visual).__name__} has no token output; "
+                "use a ViT or a timm tower of open_clip"
+            )
+        if self.is_timm:
+            self.token_dim = visual.trunk.num_features
+            self.grid_hw = self._timm_grid()
+        else:
+            self.token_dim = visual.transformer.width
+            height, width = visual.grid_size
+            self.grid_hw = (int(height), int(width))
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    def forward(self, pixel_values: Tensor) -> ImageFeatures:
+        """`pixel_values: float[B, 3, S, S]`, normalised with the model's mean and std."""
+        expected = (3, self.image_size, self.image_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"expected pixel_values[B, {', '.join(map(str, expected))}], "
+                f"got {tuple(pixel_values.shape)}"
+            )
+        if self.is_timm:
+            return self._forward_timm(pixel_values)
+        out = self.visual.forward_intermediates(
+            pixel_values,
+            indices=1,
+            normalize_intermediates=True,
+            output_fmt="NLC",
+        )
+        return ImageFeatures(out["image_features"], out["image_intermediates"][-1], self.grid_hw)
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """CLIP's own projection of every token: float[B, N, D] -> float[B, N, E]."""
+        if self.is_timm:
+            return self.visual.head(tokens)
+        return tokens if self.visual.proj is None else tokens @ self.visual.proj
+
+    def _forward_timm(self, pixel_values: Tensor) -> ImageFeatures:
+        features = self.visual.trunk.forward_features(pixel_values)
+        pooled = self.visual.head(self.visual.trunk.forward_head(features))
+        if features.ndim == 4:
+            tokens = features.flatten(2).transpose(1, 2)
+        else:
+            tokens = features[:, self.visual.trunk.num_prefix_tokens :]
+        return ImageFeatures(pooled, tokens, self.grid_hw)
+
+    def _timm_grid(self) -> tuple[int, int]:
+        """Grid of a timm trunk, from its patch grid or its total stride."""
+        patch_embed = getattr(self.visual.trunk, "patch_embed", None)
+        grid = getattr(patch_embed, "grid_size", None)
+        if grid is not None:
+            return int(grid[0]), int(grid[1])
+        stride = self.visual.trunk.feature_info[-1]["reduction"]
+        side = -(-self.image_size // stride)
+        return side, side
+
+
+def freeze_batch_norm_statistics(module: nn.Module) -> None:
+    """Keep running statistics of every batch norm fixed, also in `train()` mode.
+
+    Called after each `.train()`: ranks would otherwise drift apart, since each sees other images.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()

@@ -1,0 +1,28 @@
+"""Small real models for tests."""
+
+from __future__ import annotations
+
+import torch
+
+from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.models.build import build_cloc
+from cloc_mllm.models.cloc import Cloc
+
+
+def tiny_config(**prompter: object) -> ModelConfig:
+    return ModelConfig(
+        clip_config={
+            "embed_dim": 24,
+            "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
+            "text_cfg": {"width": 16, "heads": 2, "layers": 1},
+        },
+        image_size=64,
+        tokenizer="builtin",
+        context_length=24,
+        prompter=PrompterConfig(**prompter),  # type: ignore[arg-type]
+    )
+
+
+def tiny_cloc(seed: int = 0, **prompter: object) -> Cloc:
+    torch.manual_seed(seed)
+    return build_cloc(tiny_config(**prompter)).eval()

@@ -1,0 +1,118 @@
+"""The losses against double loops written out from the paper's equations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cloc_mllm.config import LossConfig
+from cloc_mllm.losses.cloc_loss import cloc_loss
+from cloc_mllm.losses.contrastive import contrastive_loss
+from cloc_mllm.losses.grounding import grounding_loss
+from tests.models.batches import random_batch
+from tests.models.tiny import tiny_cloc
+
+
+def naive_contrastive(
+    z: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, threshold: float
+) -> torch.Tensor:
+    """Equation 2 with its filter, one exponential at a time."""
+    z, texts, scale = F.normalize(z, dim=1), F.normalize(texts, dim=1), scale.exp()
+    total = torch.zeros((), dtype=z.dtype)
+    for i in range(len(z)):
+        kept = [
+            j
+            for j in range(len(z))
+            if j == i or float(texts[i].detach() @ texts[j].detach()) <= threshold
+        ]
+        to_text = sum((scale * z[i] @ texts[j]).exp() for j in kept)
+        to_region = sum((scale * texts[i] @ z[j]).exp() for j in kept)
+        right = (scale * z[i] @ texts[i]).exp()
+        total = total - (right / to_text).log() - (right / to_region).log()
+    return (total / (2 * len(z))).squeeze()
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.9, 0.0])
+def test_contrastive_loss_equals_the_double_loop(threshold: float) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(7, 5, requires_grad=True)
+    base = torch.randn(7, 5)
+    base[3], base[5] = base[1] * 2, base[1] + 0.01  # the same text, nearly the same text
+    texts = base.requires_grad_()
+    scale = torch.tensor([math.log(5.0)], requires_grad=True)
+    expected = naive_contrastive(z, texts, scale, threshold)
+    actual = contrastive_loss(z, texts, scale, threshold)
+    torch.testing.assert_close(actual, expected)
+    for tensor in (z, texts, scale):
+        got, wanted = (
+            torch.autograd.grad(loss, tensor, retain_graph=True)[0] for loss in (actual, expected)
+        )
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_filter_matters_and_keeps_the_true_pair() -> None:
+    z = torch.eye(4)[[0, 0]]
+    texts = torch.eye(4)[[0, 0]]
+    scale = torch.tensor([0.0])
+    assert contrastive_loss(z, texts, scale, 0.9).item() == pytest.approx(0.0)
+    assert contrastive_loss(z, texts, scale, 1.0).item() == pytest.approx(math.log(2))
+
+
+def test_order_does_not_matter() -> None:
+    z, texts, scale = torch.randn(6, 4), torch.randn(6, 4), torch.tensor([2.0])
+    order = torch.randperm(6)
+    torch.testing.assert_close(
+        contrastive_loss(z, texts, scale, 0.5), contrastive_loss(z[order], texts[order], scale, 0.5)
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_nothing_to_contrast_is_zero_with_a_gradient(rows: int) -> None:
+    z = torch.randn(rows, 4, requires_grad=True)
+    scale = torch.tensor([2.0], requires_grad=True)
+    loss = contrastive_loss(z, torch.randn(rows, 4), scale)
+    loss.backward()
+    assert loss.item() == 0 and scale.grad is not None
+
+
+def test_grounding_mse_is_the_mean_over_all_box_numbers() -> None:
+    located, boxes = torch.rand(5, 4), torch.rand(5, 4)
+    expected = sum(
+        float((located[r, k] - boxes[r, k]) ** 2) for r in range(5) for k in range(4)
+    ) / (4 * 5)
+    assert grounding_loss(located, boxes, 5, "mse").item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1_giou"])
+def test_grounding_is_zero_only_when_right(kind: str) -> None:
+    boxes = torch.tensor([[0.1, 0.1, 0.4, 0.5]])
+    assert grounding_loss(boxes, boxes, 1, kind).item() == pytest.approx(0)  # type: ignore[arg-type]
+    assert grounding_loss(boxes + 0.1, boxes, 1, kind).item() > 0  # type: ignore[arg-type]
+
+
+def test_lambda_is_the_share_of_images_with_regions() -> None:
+    cloc = tiny_cloc()
+    batch = random_batch(cloc, (2, 0, 3, 0))
+    outputs = cloc(batch)
+    terms = cloc_loss(outputs, batch, cloc.logit_scale, cloc.region_logit_scale, LossConfig())
+    expected = terms["clip"] + 0.5 * (terms["cloc"] + terms["grounding"])
+    torch.testing.assert_close(terms["loss"].detach(), expected)
+
+
+@pytest.mark.parametrize("regions", [(0, 0), (1, 0)], ids=["no region", "one region"])
+def test_few_regions_train_clip_and_stay_finite(regions: tuple[int, ...]) -> None:
+    cloc = tiny_cloc().train()
+    batch = random_batch(cloc, regions)
+    terms = cloc_loss(cloc(batch), batch, cloc.logit_scale, cloc.region_logit_scale, LossConfig())
+    terms["loss"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in cloc.parameters())
+
+
+def test_plain_clip_has_only_the_clip_term() -> None:
+    cloc = tiny_cloc(kind="none")
+    batch = random_batch(cloc)
+    terms = cloc_loss(cloc(batch), batch, cloc.logit_scale, None, LossConfig())
+    assert set(terms) == {"loss", "clip"}
