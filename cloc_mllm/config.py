@@ -16,6 +16,7 @@ class PrompterConfig:
     Args:
         kind: `prompter` is the paper's; `roi_align` and `none` (mean of the tokens under the
             box, no region loss) are its ablations.
+        width: of the Prompter's layer; 0 takes the tower's token width, as in the paper.
         readout: `mean` pools all output tokens as in the paper; `prompt` pools only the prompt's.
         spatial_prior: add a learnable gate times the token's overlap with the box (box prompts)
             or its similarity to the text (text prompts) to the attention logits.
@@ -23,6 +24,7 @@ class PrompterConfig:
     """
 
     kind: RegionEncoder = "prompter"
+    width: int = 0
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: bool = True
     box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
@@ -196,11 +198,52 @@ class ConversationConfig:
 
 
 @dataclass
+class AlignmentConfig:
+    """Before stage 2: projectors alone, towards the language model's own embeddings of what the
+    records say is there (`train/alignment.py`). Only for a language model that
+    `training/tiny_llm.py` made. `steps` 0 leaves it out."""
+
+    steps: int = 0
+    global_batch_size: int = 64
+    lr: float = 2e-3
+
+
+@dataclass
 class Stage2Config:
     """MLLM tuning: `deepspeed training/stage2.py --config training/configs/...yaml`."""
 
     model: MllmConfig = field(default_factory=MllmConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    conversations: ConversationConfig = field(default_factory=ConversationConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass
+class TinyLlmConfig:
+    """The small language model of the built-in data: `python training/tiny_llm.py --config ...`.
+
+    Args:
+        width, layers, heads, mlp_width: of the Llama.
+        num_scenes: how many different scenes it reads about (training split).
+        image_size, num_image_tokens: of the encoder it will read from.
+        noise: standard deviation of what is added to scene tokens, in units of their own.
+        coordinate_smoothing: as in `MllmConfig`.
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp_width: int = 256
+    max_length: int = 1024
+    num_scenes: int = 100_000
+    image_size: int = 128
+    num_image_tokens: int = 64
+    noise: float = 0.3
+    box_format: Literal["integers", "location_tokens"] = "location_tokens"
+    num_bins: int = 100
+    coordinate_smoothing: float = 1.5
     conversations: ConversationConfig = field(default_factory=ConversationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -219,7 +262,7 @@ class EvalConfig:
         tasks: any of the names `cloc-mllm eval --help` lists.
         limit: at most this many records; 0 is all.
         batch_size: images, or questions to the MLLM, at a time.
-        precision: of the CLOC model; `bf16` is several times faster on CPUs with AMX.
+        precision: of the CLOC model; `bf16` is several times faster where `auto` chooses it.
         device: `auto` takes a GPU if there is one.
         bootstrap_samples: resamples of the images behind each interval.
         num_examples: best, worst and other examples of each task in the report; 0 leaves them out.

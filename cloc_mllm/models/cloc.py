@@ -66,6 +66,7 @@ class ClocVision(nn.Module):
             self.prompter = Prompter(
                 encoder.token_dim,
                 embed_dim,
+                width=config.width or encoder.token_dim,
                 readout=config.readout,
                 spatial_prior=config.spatial_prior,
             )

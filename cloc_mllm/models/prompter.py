@@ -1,8 +1,8 @@
-"""Prompter(l, f_I'(x)) -> z: a single-layer, single-head transformer over prompt and image tokens.
+"""Prompter(l, f_I'(x)) -> z: one single-head transformer layer over prompt and image tokens.
 
-Letters: B images, N image tokens, D token width, E embedding width, R prompts (packed over the
-batch), K tokens of one prompt. Source: section 3.3 and figure 2 of the paper; the spatial prior
-and the `prompt` readout are ours.
+Letters: B images, N image tokens, D the layer's width, E embedding width, R prompts (packed
+over the batch), K tokens of one prompt. Source: section 3.3 and figure 2 of the paper; the
+spatial prior and the `prompt` readout are ours.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Prompter(nn.Module):
     """Turns a prompt (box or text) and the image tokens into an embedding of CLIP's width.
 
     Args:
+        width: D of the layer; tokens of another width are normalised and projected to it first.
         readout: `mean` averages all output tokens (the paper); `prompt` averages the prompt's
             own output tokens, so only those are computed and keys and values are shared.
         spatial_prior: adds a learnable gate times the overlap of token and box (box prompts) or
@@ -44,27 +45,31 @@ class Prompter(nn.Module):
         token_dim: int,
         embed_dim: int,
         *,
+        width: int,
         readout: Literal["mean", "prompt"] = "mean",
         spatial_prior: bool = True,
     ) -> None:
         super().__init__()
         self.readout = readout
         self.spatial_prior = spatial_prior
-        self.code_dim = 8 * max(1, token_dim // 8)
-        self.position = nn.Linear(self.code_dim, token_dim)
-        self.corners = nn.Linear(self.code_dim, 2 * token_dim)
+        self.code_dim = 8 * max(1, width // 8)
+        self.adapt: nn.Module = nn.Identity()
+        if width != token_dim:
+            self.adapt = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width))
+        self.position = nn.Linear(self.code_dim, width)
+        self.corners = nn.Linear(self.code_dim, 2 * width)
         self.text_norm = nn.LayerNorm(embed_dim)
-        self.text_token = nn.Linear(embed_dim, token_dim)
-        self.norm_attention = nn.LayerNorm(token_dim)
-        self.query = nn.Linear(token_dim, token_dim)
-        self.key = nn.Linear(token_dim, token_dim)
-        self.value = nn.Linear(token_dim, token_dim)
-        self.output = nn.Linear(token_dim, token_dim)
-        self.norm_mlp = nn.LayerNorm(token_dim)
+        self.text_token = nn.Linear(embed_dim, width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(
-            nn.Linear(token_dim, 4 * token_dim), nn.GELU(), nn.Linear(4 * token_dim, token_dim)
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-        self.projection = nn.Linear(token_dim, embed_dim, bias=False)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
         if spatial_prior:
             self.box_gate = nn.Parameter(torch.tensor([_BOX_GATE_START]))
             self.text_gate = nn.Parameter(torch.tensor([_TEXT_GATE_START]))
@@ -72,7 +77,7 @@ class Prompter(nn.Module):
     def prepare(self, image: ImageFeatures) -> ImageContext:
         """Add positions and compute keys and values, once per image."""
         cells = token_cells(image.grid_hw, image.tokens.device)
-        tokens = image.tokens + self.position(self._code(cells))
+        tokens = self.adapt(image.tokens) + self.position(self._code(cells))
         normed = self.norm_attention(tokens)
         return ImageContext(tokens, self.key(normed), self.value(normed))
 

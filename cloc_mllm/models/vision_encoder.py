@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -41,6 +42,8 @@ class VisionEncoder(nn.Module):
                 "use a ViT or a timm tower of open_clip"
             )
         if self.is_timm:
+            # convolutions run twice as fast in this layout on a CPU; values stay the same
+            visual.trunk.to(memory_format=torch.channels_last)
             self.token_dim = visual.trunk.num_features
             self.grid_hw = self._timm_grid()
         else:

