@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import PrompterConfig
 from cloc_mllm.models.box_head import BoxHead
+from cloc_mllm.models.position import token_cells
 from cloc_mllm.models.prompter import Prompter
 from cloc_mllm.models.region_pooling import RoIAlignEncoder, box_of_similarity, pool_under_boxes
 from cloc_mllm.models.text_encoder import TextEncoder
@@ -107,6 +108,23 @@ class ClocVision(nn.Module):
         if self.roi_align is not None:
             return self.roi_align.embed_tokens(image)
         return self.encoder.project_tokens(image.tokens)
+
+    def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """What each image token belongs to: region embeddings float[B, N, E] and their boxes
+        float[B, N, 4] (canvas frame).
+
+        A token's own embedding, as a text prompt, gives the box; that box, as a box prompt, gives
+        the embedding. Without a Prompter the box is the token's cell.
+        """
+        num_images, num_tokens = image.tokens.shape[:2]
+        if self.prompter is None or self.box_head is None:
+            cells = token_cells(image.grid_hw, image.tokens.device)
+            return self.embed_tokens(image), cells.expand(num_images, -1, -1)
+        context = self.prompter.prepare(image)
+        boxes = self.box_head(self.prompter.locate_tokens(image, context))
+        of_image = torch.arange(num_images, device=boxes.device).repeat_interleave(num_tokens)
+        z = self.prompter.embed_boxes(image, context, boxes.flatten(0, 1), of_image)
+        return z.unflatten(0, (num_images, num_tokens)), boxes
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
         """The box each text points at: float[R, 4] canvas frame.

@@ -19,6 +19,7 @@ from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BOX_GATE_START = 4.0
 _TEXT_GATE_START = 15.0
+_NEARNESS = 0.15  # standard deviation, in canvas sides, of "near the token" (`locate_tokens`)
 
 
 class ImageContext(NamedTuple):
@@ -103,6 +104,25 @@ class Prompter(nn.Module):
             text = F.normalize(text_features, dim=-1)
             bias = self.text_gate * torch.einsum("rne,re->rn", token_embeddings, text)
         return self._attend(prompts, context, image_index, bias)
+
+    def locate_tokens(self, image: ImageFeatures, context: ImageContext) -> Tensor:
+        """z of every image token's own embedding, taken as a text prompt: float[B, N, E].
+
+        Attention is held near the token, or two things of one kind would answer together.
+        """
+        num_images, num_tokens = image.tokens.shape[:2]
+        cells = token_cells(image.grid_hw, image.tokens.device)
+        centres = (cells[:, :2] + cells[:, 2:]) / 2
+        embeddings = self.embed_tokens(context)
+        bias = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
+        bias = bias.to(embeddings.dtype).expand(num_images, -1, -1)
+        if self.spatial_prior:
+            normed = F.normalize(embeddings, dim=-1)
+            bias = bias + self.text_gate * normed @ normed.transpose(1, 2)
+        prompts = self.text_token(self.text_norm(embeddings)).flatten(0, 1).unsqueeze(1)
+        of_image = torch.arange(num_images, device=cells.device).repeat_interleave(num_tokens)
+        z = self._attend(prompts, context, of_image, bias.flatten(0, 1))
+        return z.unflatten(0, (num_images, num_tokens))
 
     def embed_tokens(self, context: ImageContext) -> Tensor:
         """Every image token read out as if it were a region: float[B, N, E]."""

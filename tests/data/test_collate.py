@@ -82,7 +82,9 @@ def test_pixels_are_normalised_as_clip_does(collator: ClocCollator) -> None:
 @pytest.mark.parametrize("spec", ["builtin", "open_clip:ViT-B-16"])
 def test_tokenizers_cut_to_the_longest_text_and_never_fail(spec: str) -> None:
     tokenizer = load_text_tokenizer(spec, 16)
-    assert tokenizer(["a crab"]).shape[1] < tokenizer(["a crab", "two red crabs and a key"]).shape[1]
+    assert (
+        tokenizer(["a crab"]).shape[1] < tokenizer(["a crab", "two red crabs and a key"]).shape[1]
+    )
     assert tokenizer(["word " * 100]).shape == (1, 16)
     assert tokenizer(["ŻÓŁĆ 😀 \x00"]).max() < tokenizer.vocab_size
     assert tokenizer([]).shape[0] == 0

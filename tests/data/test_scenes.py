@@ -68,7 +68,10 @@ def test_a_thing_is_drawn_inside_its_box_and_fills_it() -> None:
     [
         pytest.param(
             [("apple", (0.1, 0.1, 0.3, 0.3)), ("clock", (0.6, 0.1, 0.8, 0.3))],
-            [{"the apple", "the apple left of the clock"}, {"the clock", "the clock right of the apple"}],
+            [
+                {"the apple", "the apple left of the clock"},
+                {"the clock", "the clock right of the apple"},
+            ],
             id="unique and relation",
         ),
         pytest.param(
@@ -91,14 +94,22 @@ def test_a_thing_is_drawn_inside_its_box_and_fills_it() -> None:
                 ("clock", (0.4, 0.4, 0.6, 0.6)),
             ],
             [
-                {"the leftmost apple", "the first apple from the left", "the apple left of the clock"},
-                {"the rightmost apple", "the second apple from the left", "the apple right of the clock"},
+                {
+                    "the leftmost apple",
+                    "the first apple from the left",
+                    "the apple left of the clock",
+                },
+                {
+                    "the rightmost apple",
+                    "the second apple from the left",
+                    "the apple right of the clock",
+                },
                 {"the clock"},
             ],
             id="a relation that needs the anchor",
         ),
     ],
-)  # fmt: skip
+)
 def test_referring_expressions(things: list, expected: list[set[str]]) -> None:
     assert [set(e) for e in refer_to_things(things)] == expected
 

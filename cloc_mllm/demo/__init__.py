@@ -1,0 +1,91 @@
+"""The demo: type a phrase and see its box, draw a box and read what is in it.
+
+`python -m pip install cloc-mllm[demo]`, then `cloc-mllm demo`. Gradio is imported only when the
+page is built.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser
+
+from cloc_mllm.shipped import shipped_directory
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+    from cloc_mllm.inference.cloc_predictor import ClocPredictor
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+
+def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> gr.Blocks:
+    """The page, not yet served. Without `grounding` only CLOC answers, and the page says so."""
+    from cloc_mllm.demo.engine import DemoEngine
+    from cloc_mllm.demo.page import build_page
+
+    return build_page(DemoEngine(cloc, grounding))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`cloc-mllm demo`: load the models, serve the page until interrupted."""
+    arguments = _parser().parse_args(argv)
+    # before Gradio is imported, which reads them once; uploads get a folder of their own
+    uploads = tempfile.TemporaryDirectory(prefix="cloc-mllm-demo-")
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    _reach_localhost_directly()
+
+    from cloc_mllm.demo.page import serve
+
+    with uploads:
+        app = build_app(*load_predictors(arguments.cloc, arguments.mllm))
+        serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
+
+
+def load_predictors(cloc: str, mllm: str) -> tuple[ClocPredictor, GroundingPredictor | None]:
+    """The predictors of the given directories; with neither given, the shipped ones.
+
+    A `cloc` alone means: no language model. `mllm` alone goes with the shipped CLOC.
+    """
+    from cloc_mllm.inference.cloc_predictor import ClocPredictor
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+    cloc_predictor = ClocPredictor.from_pretrained(cloc or shipped_directory("cloc"))
+    if mllm:
+        return cloc_predictor, GroundingPredictor.from_pretrained(mllm)
+    if cloc:
+        return cloc_predictor, None
+    return cloc_predictor, GroundingPredictor.from_pretrained(shipped_directory("mllm"))
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="cloc-mllm demo",
+        description="A web page on this machine: phrase to box, and box to phrase.",
+    )
+    parser.add_argument(
+        "--cloc", default="", metavar="DIR", help="stage-1 model; the shipped one by default"
+    )
+    parser.add_argument(
+        "--mllm",
+        default="",
+        metavar="DIR",
+        help="stage-2 model; the shipped one by default, none when only --cloc is given",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on")
+    parser.add_argument(
+        "--share", type=bool, default=False, help="open a public tunnel through gradio.live"
+    )
+    return parser
+
+
+def _reach_localhost_directly() -> None:
+    """Gradio checks its own address over HTTP at start; a proxy setting must not catch that."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))

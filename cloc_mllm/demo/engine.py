@@ -1,0 +1,177 @@
+"""The demo's questions, asked of the predictors. No Gradio here.
+
+Boxes are xyxy, normalised to the picture.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloc_mllm.data.records import Box
+from cloc_mllm.data.scenes import CONCEPTS
+from cloc_mllm.demo.pictures import Picture
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference.cloc_predictor import ClocPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
+
+MAX_PHRASE_CHARS = 300
+MAX_NAMES = 200
+_NUM_CACHED_PICTURES = 8
+_NUM_CLOSEST = 8
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """One model's answer to "where is it?".
+
+    Args:
+        box: None when the answer held no usable box; `failure` then says why.
+        text: the language model's raw answer; "" for CLOC's head, which answers with numbers.
+        confidence: the model's own, in its own scale; None when it gives none.
+    """
+
+    box: Box | None
+    text: str
+    confidence: float | None
+    failure: str | None
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """`language_model` is None when none is loaded. `encode_ms` is 0 for a known picture."""
+
+    cloc_head: FoundBox
+    language_model: FoundBox | None
+    encode_ms: float
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is in a box: the language model's words, and names by CLOC's similarity, best first."""
+
+    answer: str | None
+    closest: tuple[tuple[str, float], ...]
+    answer_ms: float
+    closest_ms: float
+    encode_ms: float
+
+
+class DemoEngine:
+    """Encodes each picture once and answers any number of prompts about it.
+
+    Safe to call from several threads; questions are answered one at a time, because the
+    predictors share the CPU anyway.
+    """
+
+    def __init__(self, cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> None:
+        self.cloc = cloc
+        self.grounding = grounding
+        self._encoded: OrderedDict[str, ClocPredictor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, picture: Picture, phrase: str) -> Found:
+        """Where is `phrase`? Raises `ValueError` for an empty or overlong phrase."""
+        phrase = checked_phrase(phrase)
+        with self._lock:
+            cloc, encode_ms = self._encode(picture)
+            started = time.perf_counter()
+            located = cloc.locate([phrase])
+            head = FoundBox(
+                box=_first_box(located.boxes),
+                text="",
+                confidence=float(located.scores[0]),
+                failure=None,
+                milliseconds=_ms_since(started),
+            )
+            return Found(head, self._ask_language_model(picture, phrase), encode_ms)
+
+    def _ask_language_model(self, picture: Picture, phrase: str) -> FoundBox | None:
+        if self.grounding is None:
+            return None
+        started = time.perf_counter()
+        answer = self.grounding.ground(picture.image, [phrase])[0]
+        box = _first_box(answer.boxes)
+        failure = answer.failure or (None if box else "no box in the answer")
+        return FoundBox(box, answer.raw_text, answer.confidence, failure, _ms_since(started))
+
+    def name(self, picture: Picture, names: Sequence[str]) -> Named:
+        """What is in `picture.box`? `names` are the candidates CLOC ranks."""
+        if picture.box is None:
+            raise ValueError("there is no box yet; click two opposite corners on the picture")
+        boxes = Boxes.normalized([picture.box])
+        with self._lock:
+            cloc, encode_ms = self._encode(picture)
+            started = time.perf_counter()
+            scores = cloc.classify(boxes, list(names))[0].tolist()
+            closest_ms = _ms_since(started)
+            started = time.perf_counter()
+            answer = None
+            if self.grounding is not None:
+                answer = self.grounding.refer(picture.image, boxes)[0]
+            answer_ms = _ms_since(started)
+        ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
+        return Named(answer, tuple(ranked[:_NUM_CLOSEST]), answer_ms, closest_ms, encode_ms)
+
+    def _encode(self, picture: Picture) -> tuple[ClocPredictor, float]:
+        """A predictor that holds this picture (it shares the weights) and what encoding took."""
+        known = self._encoded.pop(picture.key, None)
+        started = time.perf_counter()
+        if known is None:
+            known = copy.copy(self.cloc)
+            known.set_image(picture.image)
+        self._encoded[picture.key] = known
+        if len(self._encoded) > _NUM_CACHED_PICTURES:
+            self._encoded.popitem(last=False)
+        return known, _ms_since(started)
+
+
+def checked_phrase(phrase: str) -> str:
+    """`phrase` without outer blanks, or `ValueError` saying why it cannot be asked."""
+    phrase = phrase.strip()
+    if not phrase:
+        raise ValueError("type what to look for, for example: the smaller crab")
+    if len(phrase) > MAX_PHRASE_CHARS:
+        raise ValueError(
+            f"the phrase has {len(phrase)} characters; at most {MAX_PHRASE_CHARS} are read, "
+            "shorten it"
+        )
+    if any("\ud800" <= character <= "\udfff" for character in phrase):
+        raise ValueError("the phrase holds half a character (a lone surrogate); type it again")
+    if reserved := [token for token in (IMAGE_TOKEN, REGION_TOKEN) if token in phrase]:
+        raise ValueError(
+            f"the phrase holds {reserved[0]}, which stands for a picture; leave it out"
+        )
+    return phrase
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names from a comma- or line-separated list; all built-in concepts when it is blank."""
+    if len(text) > MAX_NAMES * MAX_PHRASE_CHARS:
+        raise ValueError(f"the list of names has {len(text)} characters; shorten it")
+    parts = (part.strip() for part in text.replace("\n", ",").split(","))
+    names = tuple(dict.fromkeys(part for part in parts if part))
+    if len(names) > MAX_NAMES:
+        raise ValueError(f"got {len(names)} names; at most {MAX_NAMES} are compared at once")
+    return tuple(checked_phrase(name) for name in names) or CONCEPTS
+
+
+def _first_box(boxes: Boxes) -> Box | None:
+    """The first box if its numbers can be drawn: finite and not inverted."""
+    if len(boxes) == 0:
+        return None
+    x1, y1, x2, y2 = boxes.to_normalized().xyxy[0].tolist()
+    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)) or x2 < x1 or y2 < y1:
+        return None
+    return x1, y1, x2, y2
+
+
+def _ms_since(started: float) -> float:
+    return 1000 * (time.perf_counter() - started)

@@ -1,0 +1,117 @@
+"""ASGI middleware in front of the demo: what Gradio leaves open is closed here.
+
+Gradio downloads any http(s) address that a request names as a file, and reads JSON bodies of any
+size. The demo needs neither, so both are refused before Gradio sees them, and the page is told
+to load nothing from anywhere but this server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import unquote
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY_BYTES = 1_000_000  # of everything but uploads, whose limit is Gradio's max_file_size
+_ROUTES_TO_ELSEWHERE = ("/file=http", "/proxy=", "/process_recording", "/vibe-")
+# Gradio's own page needs inline scripts and evaluates its templates
+_CONTENT_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+
+
+class RequestGuard:
+    """Refuses requests that name remote files or are too large; adds a content policy."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = unquote(scope["path"])
+        if any(route in path for route in _ROUTES_TO_ELSEWHERE):
+            await _refuse(send, 403, "this server fetches nothing from elsewhere")
+            return
+        if scope["method"] == "POST" and not path.endswith("/upload"):
+            body = await _read_body(receive)
+            if body is None:
+                await _refuse(send, 413, f"the request is larger than {MAX_BODY_BYTES} bytes")
+                return
+            if _names_remote_file(body):
+                await _refuse(send, 400, "a picture must be uploaded; addresses are not fetched")
+                return
+            receive = _replay(body, receive)
+        await self.app(scope, receive, _with_policy(send))
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body, or None when it is longer than `MAX_BODY_BYTES`."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return body
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body that was read, then whatever comes after it."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return receive_again
+
+
+def _with_policy(send: Send) -> Send:
+    async def send_with_policy(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            policy = (b"content-security-policy", _CONTENT_POLICY.encode())
+            message["headers"] = [*message.get("headers", []), policy]
+        await send(message)
+
+    return send_with_policy
+
+
+def _names_remote_file(body: bytes) -> bool:
+    """Whether the JSON in `body` has a file whose `path` is an address or whose `url` is inline.
+
+    The page itself sends the `url` of a picture on this server, so http in `url` is fine; Gradio
+    fetches from `path` only.
+    """
+    try:
+        waiting = [json.loads(body)]
+    except (ValueError, RecursionError):
+        return False  # not JSON: Gradio refuses it itself
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, dict):
+            if _starts(value.get("path"), "http") or _starts(value.get("url"), "data:"):
+                return True
+            waiting.extend(value.values())
+    return False
+
+
+def _starts(value: object, prefix: str) -> bool:
+    return isinstance(value, str) and value.strip().lower().startswith(prefix)
+
+
+async def _refuse(send: Send, status: int, reason: str) -> None:
+    body = json.dumps({"detail": reason}).encode()
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,1 @@
+"""Evaluation: queries from records, predictions of a model, scores of predictions, one report."""

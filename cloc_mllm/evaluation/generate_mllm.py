@@ -1,0 +1,85 @@
+"""Predictions of an MLLM: each query becomes a question about its image, each answer a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+from tqdm import tqdm
+
+from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.records import Record
+from cloc_mllm.evaluation.generate_cloc import Settings
+from cloc_mllm.evaluation.predictions import PredictionRow
+from cloc_mllm.evaluation.queries import Benchmark, Query
+from cloc_mllm.inference.grounding_predictor import (
+    ChatRequest,
+    GroundedAnswer,
+    GroundingPredictor,
+)
+
+_MAX_PHRASE_TOKENS = 24
+
+
+def predict_mllm(
+    predictor: GroundingPredictor,
+    records: Sequence[Record],
+    bench: Benchmark,
+    settings: Settings,
+) -> list[PredictionRow]:
+    """One row for each `rec` and `referring` query.
+
+    Args:
+        records: those the benchmark was built from, in the same order.
+        settings: `batch_size` questions are prepared at a time; precision is the predictor's.
+    """
+    coordinates = predictor.processor.coordinates
+    box_tokens = predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1)))
+    # one token more than the answer needs, so that one that does not stop there fails to parse
+    max_new_tokens = {"rec": len(box_tokens) + 1, "referring": _MAX_PHRASE_TOKENS}
+    row_settings = {"box_format": coordinates.kind, "decoding": "greedy", "precision": "fp32"}
+    position = {image_id: index for index, image_id in enumerate(bench.image_ids)}
+    rows: list[PredictionRow] = []
+    for task, limit in max_new_tokens.items():
+        queries = bench.of_task(task)
+        bar = tqdm(total=len(queries), desc=f"MLLM {task}", disable=not settings.progress)
+        for start in range(0, len(queries), settings.batch_size):
+            batch = queries[start : start + settings.batch_size]
+            # questions about one image share the object, so the predictor encodes it once
+            image_ids = dict.fromkeys(query.image_id for query in batch)
+            images = {i: records[position[i]].load_image() for i in image_ids}
+            requests = [_request(predictor, query, images[query.image_id]) for query in batch]
+            answers = predictor.answer(requests, max_new_tokens=limit)
+            rows += [
+                _row(query, request.question, answer, settings.name, row_settings)
+                for query, request, answer in zip(batch, requests, answers, strict=True)
+            ]
+            bar.update(len(batch))
+        bar.close()
+    return rows
+
+
+def _request(predictor: GroundingPredictor, query: Query, image: Image.Image) -> ChatRequest:
+    if query.box is None:
+        return ChatRequest(image, PROMPTS["ground"].format(phrase=query.text))
+    return predictor.refer_request(image, query.box)
+
+
+def _row(
+    query: Query, question: str, answer: GroundedAnswer, name: str, settings: dict[str, str]
+) -> PredictionRow:
+    """A phrase is no failure for not being a box, so `referring` rows carry no box parse."""
+    asks_for_box = query.box is None
+    boxes = answer.boxes.xyxy.tolist() if asks_for_box else []
+    return PredictionRow(
+        query.id,
+        query.image_id,
+        query.task,
+        question,
+        answer.raw_text,
+        boxes=boxes,
+        confidence=answer.confidence,
+        failure=answer.failure if asks_for_box else None,
+        model=name,
+        settings=settings,
+    )

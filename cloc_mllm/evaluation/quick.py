@@ -1,0 +1,52 @@
+"""A few headline numbers without intervals, cheap enough to compute while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cloc_mllm.config import Precision
+from cloc_mllm.data.records import Record
+from cloc_mllm.data.tokenizer import TextTokenizer
+from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
+from cloc_mllm.evaluation.queries import build_benchmark
+from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
+from cloc_mllm.models.cloc import Cloc
+
+_QUICK_METRICS = {
+    "region_classification": ("macro_acc",),
+    "region_to_text": ("r_at_10",),
+    "text_to_region": ("r_at_10",),
+    "image_to_text": ("r_at_1",),
+    "text_to_box": ("acc_at_0_5", "mean_iou"),
+}
+
+
+def quick_region_metrics(
+    model: Cloc,
+    tokenizer: TextTokenizer,
+    records: Sequence[Record],
+    *,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+) -> dict[str, float]:
+    """`task/metric` -> value over the records; about 200 of them are enough to see training move.
+
+    The model is left in the mode (train or eval, module by module) it came in. Tasks for which
+    the records hold nothing are left out.
+    """
+    tasks = [
+        "region_classification",
+        "region_text_retrieval",
+        "image_text_retrieval",
+        "text_to_box",
+    ]
+    bench = build_benchmark(records, tasks)
+    settings = Settings(batch_size=batch_size, precision=precision)
+    predictions = predict_cloc(model, tokenizer, records, bench, settings)
+    pairs = pairs_by_task(predictions, bench.references)
+    return {
+        f"{task}/{metric}": SCORERS[task].score(pairs[task])[metric].mean()
+        for task, metrics in _QUICK_METRICS.items()
+        if task in pairs
+        for metric in metrics
+    }

@@ -1,0 +1,54 @@
+"""Referring: a box in, its phrase out, as free text of an MLLM."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from cloc_mllm.evaluation.predictions import ScoredPair
+from cloc_mllm.evaluation.statistics import QueryScores
+
+RULE = (
+    "Answer and phrase are lower-cased, punctuation becomes spaces, one leading a / an / the is "
+    "cut. exact_match: the answer equals one of the box's phrases; word_f1: overlap in words with "
+    "the closest of them."
+)
+
+
+def normalise(text: str) -> str:
+    """The declared rule: `" The red crab. "` -> `"red crab"`."""
+    words = re.sub(r"[^\w\s]|_", " ", text.lower()).split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
+    """`raw_text` of a prediction against the phrases of its box; a failed answer scores 0."""
+    image_ids = [pair.reference.image_id for pair in pairs]
+    values = np.array([_match(pair) for pair in pairs])
+    return {
+        "exact_match": QueryScores(values[:, 0], image_ids),
+        "word_f1": QueryScores(values[:, 1], image_ids),
+    }
+
+
+def is_failure(pair: ScoredPair) -> bool:
+    """An answer that says it failed, or holds no word."""
+    return pair.prediction.failure is not None or not normalise(pair.prediction.raw_text)
+
+
+def _match(pair: ScoredPair) -> tuple[float, float]:
+    if is_failure(pair):
+        return 0.0, 0.0
+    answer = normalise(pair.prediction.raw_text)
+    phrases = [normalise(label) for label in pair.reference.labels]
+    return float(answer in phrases), max(word_f1(answer, phrase) for phrase in phrases)
+
+
+def word_f1(answer: str, phrase: str) -> float:
+    """Harmonic mean of precision and recall over words, counted with repetition."""
+    a, b = answer.split(), phrase.split()
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b)) if common else 0.0

@@ -1,0 +1,159 @@
+"""From rows to `metrics.json`: every metric with its interval, baselines and failures.
+
+Reads rows only. Which model made them, and how, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cloc_mllm.evaluation import grounding, rec, referring, region_classification, retrieval
+from cloc_mllm.evaluation.predictions import (
+    PredictionRow,
+    ReferenceRow,
+    ScoredPair,
+    merge_by_id,
+)
+from cloc_mllm.evaluation.statistics import QueryScores, bootstrap_interval, difference_interval
+
+Floors = Callable[[Sequence[ReferenceRow]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How one row task is scored: `chance` and `whole_image` need no model, only the references."""
+
+    title: str
+    rule: str
+    score: Callable[[Sequence[ScoredPair]], dict[str, QueryScores]]
+    chance: Floors | None = None
+    whole_image: Floors | None = None
+    is_failure: Callable[[ScoredPair], bool] | None = None
+
+
+def _retrieval(title: str) -> Scorer:
+    return Scorer(title, retrieval.RULE, retrieval.score, retrieval.chance)
+
+
+SCORERS: dict[str, Scorer] = {
+    "region_classification": Scorer(
+        "Region classification",
+        region_classification.RULE,
+        region_classification.score,
+        region_classification.chance,
+    ),
+    "region_to_text": _retrieval("Region → text retrieval"),
+    "text_to_region": _retrieval("Text → region retrieval"),
+    "image_to_text": _retrieval("Image → text retrieval"),
+    "text_to_image": _retrieval("Text → image retrieval"),
+    "text_to_box": Scorer(
+        "Text → box (CLOC's box head)",
+        grounding.RULE,
+        grounding.score,
+        grounding.chance,
+        grounding.whole_image,
+        grounding.is_failure,
+    ),
+    "rec": Scorer(
+        "Referring expression comprehension (MLLM)",
+        rec.RULE,
+        rec.score,
+        grounding.chance,
+        grounding.whole_image,
+        grounding.is_failure,
+    ),
+    "referring": Scorer(
+        "Referring: what is in this box (MLLM)",
+        referring.RULE,
+        referring.score,
+        is_failure=referring.is_failure,
+    ),
+}
+
+
+def pairs_by_task(
+    predictions: Sequence[PredictionRow], references: Sequence[ReferenceRow]
+) -> dict[str, list[ScoredPair]]:
+    """Merged pairs of each row task, tasks in the order they first occur in the references."""
+    pairs: dict[str, list[ScoredPair]] = {}
+    for pair in merge_by_id(predictions, references):
+        pairs.setdefault(pair.reference.task, []).append(pair)
+    unknown = [task for task in pairs if task not in SCORERS]
+    if unknown:
+        raise ValueError(f"rows of unknown tasks {unknown}; expected some of {list(SCORERS)}")
+    return pairs
+
+
+def compute_metrics(
+    pairs: Mapping[str, Sequence[ScoredPair]],
+    baseline: Mapping[str, Sequence[ScoredPair]] | None = None,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`tasks` (task -> metric -> value, interval, counts, baselines), `failures` and `rules`.
+
+    Args:
+        pairs: of the model, by task.
+        baseline: of another model on the same queries; tasks it lacks are left empty.
+    """
+    metrics: dict[str, Any] = {"tasks": {}, "failures": {}, "rules": {}}
+    for task, task_pairs in pairs.items():
+        scorer = SCORERS[task]
+        baseline_pairs = (baseline or {}).get(task)
+        entries = _with_intervals(scorer.score(task_pairs), samples, seed)
+        if baseline_pairs:
+            _add_baseline(entries, scorer, task_pairs, baseline_pairs, samples, seed)
+        references = [pair.reference for pair in task_pairs]
+        for name, floors in (("chance", scorer.chance), ("whole_image", scorer.whole_image)):
+            for metric, value in (floors(references) if floors else {}).items():
+                entries[metric][name] = value
+        metrics["tasks"][task] = entries
+        metrics["rules"][task] = scorer.rule
+        if scorer.is_failure:
+            metrics["failures"][task] = _failures(task_pairs, scorer.is_failure)
+    return metrics
+
+
+def _with_intervals(
+    scores: Mapping[str, QueryScores], samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    return {
+        metric: asdict(bootstrap_interval(values, samples=samples, seed=seed))
+        for metric, values in scores.items()
+    }
+
+
+def _add_baseline(
+    entries: dict[str, dict[str, Any]],
+    scorer: Scorer,
+    pairs: Sequence[ScoredPair],
+    baseline_pairs: Sequence[ScoredPair],
+    samples: int,
+    seed: int,
+) -> None:
+    ours, theirs = scorer.score(pairs), scorer.score(baseline_pairs)
+    for metric, entry in entries.items():
+        entry["baseline"] = asdict(bootstrap_interval(theirs[metric], samples=samples, seed=seed))
+        entry["difference"] = asdict(
+            difference_interval(ours[metric], theirs[metric], samples=samples, seed=seed)
+        )
+
+
+def _failures(
+    pairs: Sequence[ScoredPair], is_failure: Callable[[ScoredPair], bool]
+) -> dict[str, Any]:
+    """Answers that could not be read: how many, of how many, and why."""
+    reasons = Counter(
+        pair.prediction.failure or "empty_answer" for pair in pairs if is_failure(pair)
+    )
+    count = sum(reasons.values())
+    return {
+        "count": count,
+        "n": len(pairs),
+        "rate": count / len(pairs),
+        "reasons": dict(reasons.most_common()),
+    }

@@ -1,0 +1,113 @@
+"""`cloc-mllm ground` and `cloc-mllm refer`: one picture in, answers and a drawn picture out."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from cloc_mllm.geometry import Boxes
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+_MAX_DRAWN_PX = 1600
+
+
+def main_ground(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm ground PICTURE PHRASE...`; exit status 1 if a phrase got no box."""
+    parser = _parser(
+        "ground",
+        "Find phrases in a picture. Prints a box for each (pixels, x1 y1 x2 y2) and draws them.",
+        'example: cloc-mllm ground beach.jpg "the smaller crab" "the boat left of the pier"',
+    )
+    parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="what to look for")
+    arguments = parser.parse_args(argv)
+
+    from cloc_mllm.geometry import Boxes
+    from cloc_mllm.inference.grounding_predictor import load_picture
+
+    image = load_picture(arguments.picture)
+    predictor = _load_predictor(arguments.mllm)
+    drawn: list[list[float]] = []
+    labels: list[str] = []
+    answers = predictor.ground(image, arguments.phrases)
+    for phrase, answer in zip(arguments.phrases, answers, strict=True):
+        for box in answer.boxes.to_pixels(*image.size).xyxy.tolist():
+            print(f"{phrase}: {_pixels(box)}  confidence {answer.confidence:.2f}")
+            drawn.append(box)
+            labels.append(phrase)
+        if answer.failure:
+            print(f"{phrase}: no box ({answer.failure}), the model wrote {answer.raw_text!r}")
+    _draw(image, Boxes.pixels(drawn, *image.size), labels, arguments.out)
+    return 1 if any(answer.failure for answer in answers) else 0
+
+
+def main_refer(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm refer PICTURE X1 Y1 X2 Y2`."""
+    parser = _parser(
+        "refer",
+        "Say what is in a box of a picture, and draw it.",
+        "example: cloc-mllm refer beach.jpg 120 80 310 240",
+    )
+    for name in ("X1", "Y1", "X2", "Y2"):
+        parser.add_argument("box", action="append", type=float, metavar=name)
+    parser.add_argument("--normalized", action="store_true", help="the box is in 0..1, not pixels")
+    arguments = parser.parse_args(argv)
+
+    from cloc_mllm.geometry import Boxes
+    from cloc_mllm.inference.grounding_predictor import load_picture
+
+    image = load_picture(arguments.picture)
+    given = [arguments.box]
+    boxes = Boxes.normalized(given) if arguments.normalized else Boxes.pixels(given, *image.size)
+    predictor = _load_predictor(arguments.mllm)
+    (answer,) = predictor.refer(image, boxes)
+    print(f"{_pixels(boxes.to_pixels(*image.size).xyxy[0].tolist())}: {answer}")
+    _draw(image, boxes, [answer], arguments.out)
+    return 0
+
+
+def _parser(command: str, description: str, example: str) -> ArgumentParser:
+    parser = ArgumentParser(
+        prog=f"cloc-mllm {command}",
+        description=description,
+        epilog=example,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("picture", metavar="PICTURE", help="a JPEG, PNG or WebP file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(f"{command}.png"),
+        metavar="FILE",
+        help="where to draw the answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mllm", metavar="DIR", help="a model directory of stage 2 (default: the one that ships)"
+    )
+    return parser
+
+
+def _load_predictor(directory: str | None) -> GroundingPredictor:
+    from transformers.utils.logging import disable_progress_bar
+
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+    disable_progress_bar()  # of loading weights, which takes a moment here
+    return GroundingPredictor.from_pretrained(directory)
+
+
+def _pixels(box: Sequence[float]) -> str:
+    return " ".join(f"{value:.0f}" for value in box)
+
+
+def _draw(image: Image.Image, boxes: Boxes, labels: Sequence[str], path: Path) -> None:
+    from cloc_mllm.data.drawing import draw_regions
+
+    long_side = min(max(640, *image.size), _MAX_DRAWN_PX)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_regions(image, boxes, labels, long_side=long_side).save(path)
+    print(f"drawn: {path}")

@@ -1,0 +1,188 @@
+"""Questions about pictures, answered by the MLLM: where is it, what is it, what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.images import decode_image
+from cloc_mllm.geometry import Boxes, clean_box
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.models.build import check_fingerprint
+from cloc_mllm.shipped import shipped_directory
+
+_BATCH_SIZE = 64
+_TEXT_TOKENS = 48
+
+Picture = Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question about one picture.
+
+    Args:
+        region: one box that the question's `<region>` stands for; None without a `<region>`.
+    """
+
+    image: Image.Image
+    question: str
+    region: Boxes | None = None
+
+
+@dataclass(frozen=True)
+class GroundedAnswer:
+    """What the model wrote, and the boxes if that is what it wrote.
+
+    Args:
+        boxes: normalised to the picture; none of them if `failure`.
+        failure: why the text is not boxes (see `mllm.coordinates.ParsedBoxes`), None if it is.
+        confidence: geometric mean of the probabilities of the answer's tokens, 0..1; None for an
+            empty answer.
+    """
+
+    raw_text: str
+    boxes: Boxes
+    failure: str | None
+    confidence: float | None
+
+
+class GroundingPredictor:
+    """Holds an MLLM and its processor. Answers are greedy, so the same question has one answer.
+
+    Questions of one call that share a picture (the same object) encode it once.
+    """
+
+    def __init__(
+        self, model: ClocMllmForConditionalGeneration, processor: ClocMllmProcessor
+    ) -> None:
+        check_fingerprint(model.config.fingerprint, processor.fingerprint, "the model")
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path | None = None, *, device: torch.device | str | None = None
+    ) -> GroundingPredictor:
+        """Load a directory that stage 2 wrote, in float32.
+
+        Args:
+            directory: None takes the weights that ship with the package.
+            device: None takes a GPU if there is one.
+
+        Raises:
+            FileNotFoundError: there is no model in the directory, or none ships.
+            ValueError: model and processor do not belong together; names the difference.
+        """
+        directory = Path(directory) if directory else shipped_directory("mllm")
+        if not (directory / "processor_config.json").is_file():
+            raise FileNotFoundError(
+                f"{directory} is no MLLM directory (processor_config.json is missing); expected "
+                "what stage 2 writes to OUTPUT_DIR/model"
+            )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = ClocMllmForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        processor = ClocMllmProcessor.from_pretrained(directory)
+        torch.nn.Module.to(model, device)
+        return cls(model, processor)
+
+    def ground(self, image: Picture, phrases: Sequence[str]) -> list[GroundedAnswer]:
+        """Where is each phrase? At most one box each."""
+        if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
+            raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
+        picture = load_picture(image)
+        questions = [PROMPTS["ground"].format(phrase=phrase.strip()) for phrase in phrases]
+        longest_box = self.processor.tokenize(self.processor.coordinates.encode((0.5, 0.5, 1, 1)))
+        return self.answer(
+            [ChatRequest(picture, question) for question in questions],
+            max_new_tokens=len(longest_box) + 1,
+        )
+
+    def refer(self, image: Picture, boxes: Boxes) -> list[str]:
+        """What is in each box? Boxes are clipped to the picture.
+
+        Raises:
+            ValueError: a box that cannot be used (inverted, outside, under a pixel); says why.
+        """
+        picture = load_picture(image)
+        requests = [self.refer_request(picture, box) for box in boxes.to_normalized().xyxy.tolist()]
+        return [answer.raw_text for answer in self.answer(requests)]
+
+    def caption(self, image: Picture) -> str:
+        """What is in the whole picture?"""
+        return self.ask(image, PROMPTS["caption"]).raw_text
+
+    def ask(self, image: Picture, question: str) -> GroundedAnswer:
+        """Any question about the picture; `failure` is set unless the answer is boxes."""
+        return self.answer([ChatRequest(load_picture(image), question)])[0]
+
+    def refer_request(self, image: Image.Image, box: Sequence[float]) -> ChatRequest:
+        """The question what is in a normalised box, clipped to the picture."""
+        width, height = image.size
+        box_px = [value * size for value, size in zip(box, (width, height) * 2, strict=True)]
+        cleaned, reason = clean_box(box_px, width, height)
+        if cleaned is None:
+            shown = ", ".join(f"{value:.1f}" for value in box_px)
+            raise ValueError(
+                f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
+                "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
+            )
+        question = PROMPTS["refer"].format(box=self.processor.coordinates.encode(cleaned))
+        return ChatRequest(image, question, Boxes.normalized([cleaned]))
+
+    def answer(
+        self, requests: Sequence[ChatRequest], *, max_new_tokens: int = _TEXT_TOKENS
+    ) -> list[GroundedAnswer]:
+        """Answer any questions, batched; all other methods are thin wrappers of this one."""
+        answers: list[GroundedAnswer] = []
+        for start in range(0, len(requests), _BATCH_SIZE):
+            answers += self._answer_batch(requests[start : start + _BATCH_SIZE], max_new_tokens)
+        return answers
+
+    @torch.inference_mode()
+    def _answer_batch(
+        self, requests: Sequence[ChatRequest], max_new_tokens: int
+    ) -> list[GroundedAnswer]:
+        inputs = self.processor(
+            [request.image for request in requests],
+            [self._prompt(request.question) for request in requests],
+            [request.region for request in requests],
+        ).to(self.model.device)
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        log_probs = self.model.compute_transition_scores(
+            output.sequences, output.logits, normalize_logits=True
+        )
+        new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
+        return [self._answer(*row) for row in zip(new_tokens, log_probs, strict=True)]
+
+    def _prompt(self, question: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return self.processor.render(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+
+    def _answer(self, tokens: Tensor, log_probs: Tensor) -> GroundedAnswer:
+        length = self.processor.answer_length(tokens.tolist())
+        text = self.processor.decode_answer(tokens)
+        parsed = self.processor.coordinates.parse(text)
+        confidence = float(log_probs[:length].mean().exp()) if length else None
+        return GroundedAnswer(text, Boxes.normalized(parsed.boxes), parsed.failure, confidence)
+
+
+def load_picture(image: Picture) -> Image.Image:
+    """A PIL image as it is, or the RGB picture in a JPEG, PNG or WebP file."""
+    if isinstance(image, Image.Image):
+        return image
+    return decode_image(Path(image).read_bytes(), str(image))

@@ -1,0 +1,249 @@
+"""Assemble an MLLM from a stage-1 directory and a language model; save it whole, LoRA merged."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig
+from cloc_mllm.mllm.configuration import ClocMllmConfig
+from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
+from cloc_mllm.models.build import load_cloc
+from cloc_mllm.models.position import sinusoidal_code
+
+
+def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+    """Stage 1's encoder, fresh projectors and a language model with LoRA, ready to train.
+
+    Trainable are the projectors, LoRA and the location tokens' embeddings (or the whole language
+    model at `lora.rank` 0), and the vision encoder where it is not frozen.
+
+    Raises:
+        ValueError: settings that exclude each other; a tokenizer without an end of sequence.
+        FileNotFoundError: `config.cloc` is no stage-1 model directory.
+    """
+    if config.load_in_4bit and not config.lora.rank:
+        raise ValueError("a 4-bit language model cannot be trained whole; set lora.rank above 0")
+    cloc, _, cloc_config = load_cloc(config.cloc)
+    tokenizer = AutoTokenizer.from_pretrained(config.language_model)
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {config.language_model} has no eos token, so answers never end; "
+            "set one and save it there"
+        )
+    box_format = BoxFormat(config.box_format, config.num_bins)
+    num_old = len(tokenizer)
+    add_special_tokens(tokenizer, box_format)
+    processor = ClocMllmProcessor(
+        tokenizer,
+        image_size=cloc_config.image_size,
+        num_image_tokens=cloc.vision.num_tokens,
+        box_format=box_format.kind,
+        num_bins=box_format.num_bins,
+    )
+    language_model = _load_language_model(config.language_model, load_in_4bit=config.load_in_4bit)
+    model_config = _model_config(config, language_model, cloc_config, processor)
+    model = ClocMllmForConditionalGeneration(model_config, language_model)
+    model.vision.load_state_dict(cloc.vision.state_dict())
+    model.vision.requires_grad_(not config.freeze_vision_encoder)
+    model.generation_config = _generation_config(language_model, tokenizer)
+    location = token_ids(tokenizer, box_format.tokens())
+    _add_embeddings(language_model, range(num_old, len(tokenizer)), location)
+    model.config.text_config.vocab_size = language_model.config.vocab_size
+    for projector in (model.projector, model.region_projector):
+        projector.reset(float(_weight(language_model.get_input_embeddings()).std()))
+    if config.lora.rank:
+        model.language_model = add_lora(language_model, config.lora, location)
+    return model, processor
+
+
+def merge_and_save(
+    model: ClocMllmForConditionalGeneration,
+    processor: ClocMllmProcessor,
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a plain model directory that loads without peft. `model` itself stays as it is."""
+    plain = merged_copy(model)
+    nn.Module.to(plain, dtype)
+    plain.config.dtype = dtype
+    plain.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def merged_copy(model: ClocMllmForConditionalGeneration) -> ClocMllmForConditionalGeneration:
+    """A CPU copy in eval mode, LoRA merged into an unquantised float32 language model."""
+    text_config = model.config.text_config.to_dict()
+    for name in ("quantization_config", "_name_or_path"):  # neither holds for the copy
+        text_config.pop(name, None)
+    config = ClocMllmConfig(**{**model.config.to_dict(), "text_config": text_config})
+    plain = ClocMllmForConditionalGeneration(config)
+    plain.generation_config = model.generation_config
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    language_model = model.language_model
+    if not hasattr(language_model, "peft_config"):
+        plain.load_state_dict(state)
+        return plain.eval()
+
+    from peft import get_peft_model
+
+    quantised = bool(getattr(language_model, "is_loaded_in_4bit", False))
+    if quantised:
+        plain.language_model = _unquantised(language_model.config)
+    peft_config: Any = copy.copy(language_model.peft_config["default"])
+    peft_config.base_model_name_or_path = None
+    plain.language_model = get_peft_model(plain.language_model, peft_config)
+    if quantised:
+        state = {name: tensor for name, tensor in state.items() if "base_layer." not in name}
+        state = {name: tensor for name, tensor in state.items() if name in plain.state_dict()}
+    plain.load_state_dict(state, strict=not quantised)
+    plain.language_model = plain.language_model.merge_and_unload()
+    return plain.eval()
+
+
+def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list[int]) -> Any:
+    """`language_model` as a frozen `PeftModel` with trainable LoRA and `new_tokens` embeddings."""
+    import peft
+
+    indices = {
+        _module_name(language_model, embeddings): new_tokens
+        for embeddings in (
+            language_model.get_input_embeddings(),
+            language_model.get_output_embeddings(),
+        )
+    }
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        trainable_token_indices=indices if new_tokens else None,
+    )
+    return peft.get_peft_model(language_model, config)
+
+
+def _load_language_model(name: str, *, load_in_4bit: bool) -> PreTrainedModel:
+    if not load_in_4bit:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    import bitsandbytes
+    from transformers import BitsAndBytesConfig
+
+    language_model = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    )
+    for module in language_model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # its bf16 repacking in eval() silently ruins every later gradient on such CPUs
+            module.support_avx512bf16_for_cpu = False
+    return language_model
+
+
+def _unquantised(config: PreTrainedConfig) -> PreTrainedModel:
+    """The language model that a quantised one was loaded from, with its number of tokens."""
+    base = _load_language_model(str(config.name_or_path), load_in_4bit=False)
+    base.resize_token_embeddings(config.vocab_size, mean_resizing=False)
+    return base
+
+
+def _model_config(
+    config: MllmConfig,
+    language_model: PreTrainedModel,
+    cloc_config: ModelConfig,
+    processor: ClocMllmProcessor,
+) -> ClocMllmConfig:
+    tokenizer, box_format = processor.tokenizer, processor.coordinates
+    location = token_ids(tokenizer, box_format.tokens())
+    if config.coordinate_smoothing > 0 and not location:
+        raise ValueError(
+            f"coordinate_smoothing {config.coordinate_smoothing} needs location tokens, but "
+            "box_format is 'integers'; set it to 0"
+        )
+    image_token_id, region_token_id = token_ids(tokenizer, [IMAGE_TOKEN, REGION_TOKEN])
+    # the text tower stays behind, and with it every path of the machine that trained it
+    clip_config = {**cloc_config.clip_config, "text_cfg": {}}
+    vision_only = dataclasses.replace(cloc_config, clip_config=clip_config, tokenizer="")
+    return ClocMllmConfig(
+        # a copy: Transformers changes the attention setting of a config that joins another
+        text_config=copy.deepcopy(language_model.config),
+        cloc_config=dataclasses.asdict(vision_only),
+        image_token_id=image_token_id,
+        region_token_id=region_token_id,
+        location_token_start=location[0] if location else None,
+        vision_features=config.vision_features,
+        box_format=box_format.kind,
+        num_bins=box_format.num_bins,
+        coordinate_smoothing=config.coordinate_smoothing,
+        fingerprint=processor.fingerprint,
+    )
+
+
+def _generation_config(
+    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> GenerationConfig:
+    """Greedy, ending where the language model or its tokenizer says answers end."""
+    eos = language_model.generation_config.eos_token_id
+    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    return GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted({*ends, tokenizer.eos_token_id}),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def _add_embeddings(language_model: PreTrainedModel, new: range, location: list[int]) -> None:
+    """Rows for the new tokens, at the scale of the old ones; rows that are there stay.
+
+    Location tokens start as a smooth curve: neighbouring bins get similar embeddings, so what is
+    learnt of one coordinate holds for those around it.
+    """
+    if not new:
+        return
+    if new.stop > len(_weight(language_model.get_input_embeddings())):
+        language_model.resize_token_embeddings(new.stop, mean_resizing=False)
+    tables = [_weight(language_model.get_input_embeddings())]
+    if not language_model.config.tie_word_embeddings:
+        tables.append(_weight(language_model.get_output_embeddings()))
+    for table in tables:
+        old = table[: new.start].float()
+        mean, std = old.mean(0), (old - old.mean(0)).std()
+        table[new.start : new.stop] = mean.to(table.dtype)
+        if location and location[0] in new:
+            curve = location_curve(len(location), table.shape[1]).to(mean)
+            table[location] = (mean + std * curve).to(table.dtype)
+
+
+def location_curve(num_bins: int, width: int) -> Tensor:
+    """Codes of the bins' values with root mean square 1: float[num_bins, width]."""
+    values = torch.linspace(0, 1, num_bins)[:, None]
+    code = sinusoidal_code(values, width - width % 2) * math.sqrt(2)
+    return nn.functional.pad(code, (0, width % 2))
+
+
+def _weight(embeddings: nn.Module) -> Tensor:
+    return embeddings.get_parameter("weight").detach()
+
+
+def _module_name(model: nn.Module, wanted: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)

@@ -1,0 +1,73 @@
+"""ClocMllmConfig: everything needed to rebuild the model without the stage-1 directory."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.mllm.coordinates import BoxFormat
+
+
+class ClocMllmConfig(PreTrainedConfig):
+    """A CLOC image encoder and its Prompter in front of any causal language model.
+
+    Args:
+        text_config: config (or its dict) of an `AutoModelForCausalLM`.
+        cloc_config: `dataclasses.asdict` of the stage-1 `ModelConfig`; the text tower is not kept.
+        image_token_id, region_token_id: placeholders that image and region features replace.
+        location_token_start: id of `<loc_0>`, the others follow; None when boxes are integers.
+        vision_features: `encoder`, or `encoder+prompter` to append each token's region embedding.
+        box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
+        coordinate_smoothing: standard deviation in bins of the target around a location token.
+        fingerprint: the processor's, see `ClocMllmProcessor`; a model and a processor that
+            differ refuse each other.
+    """
+
+    model_type = "cloc_mllm"
+    sub_configs: ClassVar[dict[str, type]] = {"text_config": AutoConfig}
+
+    def __init__(  # noqa: PLR0913  a config is its arguments
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        cloc_config: dict[str, Any] | None = None,
+        image_token_id: int = 0,
+        region_token_id: int = 1,
+        location_token_start: int | None = None,
+        vision_features: str = "encoder+prompter",
+        box_format: str = "location_tokens",
+        num_bins: int = 100,
+        coordinate_smoothing: float = 0.0,
+        fingerprint: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(text_config, PreTrainedConfig):
+            # transformers makes an empty config of every class to compare defaults with
+            values = dict(text_config or {"model_type": "llama"})
+            text_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        if vision_features not in ("encoder", "encoder+prompter"):
+            raise ValueError(
+                f"vision_features must be 'encoder' or 'encoder+prompter', got {vision_features!r}"
+            )
+        self.text_config = text_config
+        self.cloc_config = cloc_config or {}
+        self.image_token_id = image_token_id
+        self.region_token_id = region_token_id
+        self.location_token_start = location_token_start
+        self.vision_features = vision_features
+        self.box_format = box_format
+        self.num_bins = num_bins
+        self.coordinate_smoothing = coordinate_smoothing
+        self.fingerprint = fingerprint or {}
+        # Transformers ties weights only where the outermost config says so, too
+        kwargs["tie_word_embeddings"] = bool(getattr(text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+
+    def cloc_model_config(self) -> ModelConfig:
+        values = dict(self.cloc_config)
+        prompter = PrompterConfig(**values.pop("prompter", {}))
+        return ModelConfig(prompter=prompter, **values)
+
+    def coordinates(self) -> BoxFormat:
+        return BoxFormat(self.box_format, self.num_bins)  # type: ignore[arg-type]

@@ -1,0 +1,317 @@
+"""ClocMllmProcessor: chats with images and regions -> the tensors the model reads.
+
+Letters: B rows, I distinct images, S canvas side, N tokens of an image, T text tokens, R regions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_utils import load_image
+
+from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.geometry import CANVAS, Boxes
+from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.losses import IGNORE_INDEX
+from cloc_mllm.models.build import check_fingerprint
+
+# for language models that bring no chat template of their own
+DEFAULT_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
+)
+# most language models' templates only know texts; image items become their placeholder first
+_FLATTEN_CONTENT = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
+    "{%- set text -%}{%- for item in message['content'] -%}"
+    f"{{{{- '{IMAGE_TOKEN}' if item['type'] == 'image' else item['text'] -}}}}"
+    "{%- endfor -%}{%- endset -%}{%- endif -%}"
+    "{%- set flat.messages = flat.messages + [{'role': message['role'], 'content': text}] -%}"
+    "{%- endfor -%}{%- set messages = flat.messages -%}"
+)
+
+Regions = Boxes | Sequence[Sequence[float]] | None
+Messages = Sequence[dict[str, Any]]
+
+
+class ClocMllmProcessor(ProcessorMixin):
+    """Letterboxes images, expands `<image>` to N tokens, carries region boxes to the canvas.
+
+    Args:
+        tokenizer: the language model's, with the tokens `special_tokens` lists added to it.
+        image_size: S in pixels.
+        num_image_tokens: N.
+        box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
+        fingerprint: what training used; any difference to this processor is a `ValueError`.
+        chat_template: by default the tokenizer's, made to understand image items, or a plain one.
+    """
+
+    def __init__(  # noqa: PLR0913  Transformers saves a processor as its arguments
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_size: int = 128,
+        num_image_tokens: int = 64,
+        box_format: str = "location_tokens",
+        num_bins: int = 100,
+        fingerprint: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if chat_template is None:
+            chat_template = _FLATTEN_CONTENT + (tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
+        super().__init__(tokenizer, chat_template=chat_template)
+        self.image_size = image_size
+        self.num_image_tokens = num_image_tokens
+        self.box_format = box_format
+        self.num_bins = num_bins
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        actual = self._fingerprint()
+        if fingerprint is not None:
+            check_fingerprint(fingerprint, actual, "the saved processor")
+        self.fingerprint = actual
+
+    @property
+    def coordinates(self) -> BoxFormat:
+        return BoxFormat(self.box_format, self.num_bins)  # type: ignore[arg-type]
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Any] | None = None,
+        text: str | Sequence[str] | None = None,
+        regions: Sequence[Regions] | None = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """One batch for generation: rows are padded on the left.
+
+        Args:
+            images: one a row: PIL images (or paths), or each in a list of one.
+            text: one a row, with one `<image>` if there are images and one `<region>` a region.
+            regions: for each row its boxes: `Boxes` of the original image, or normalised xyxy.
+            kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
+
+        Returns:
+            input_ids, attention_mask int64[B, T]; with images also pixel_values float[I, 3, S, S],
+            image_frame float[I, 4], image_index int64[B], region_boxes float[R, 4],
+            region_image_index int64[R] (see `modeling.VisionInputs`). An image object that
+            several rows share is prepared once.
+
+        Raises:
+            ValueError: images, regions and placeholders do not match; names the sample.
+        """
+        if text is None or return_tensors != "pt":
+            raise ValueError("pass `text` (one a row); the result is always torch tensors ('pt')")
+        texts = [text] if isinstance(text, str) else list(text)
+        inputs = self.pad([self.tokenize(row) for row in self._expand(texts, images)], side="left")
+        if images is None:
+            return BatchFeature(inputs)
+        rows: Sequence[Any] = [images] if isinstance(images, (str, Image.Image)) else images
+        pictures = _load_images(rows)
+        vision = self.vision_inputs(pictures, regions or [None] * len(pictures))
+        self._check_regions(texts, vision["region_image_index"])
+        return BatchFeature({**inputs, **vision})
+
+    def vision_inputs(
+        self, images: Sequence[Image.Image], regions: Sequence[Regions]
+    ) -> dict[str, Tensor]:
+        """What images and regions, one a row, become; see `__call__`."""
+        if len(images) != len(regions):
+            raise ValueError(f"got regions for {len(regions)} samples but {len(images)} images")
+        distinct = {id(image): image for image in images}
+        prepared = [
+            preprocess(image.convert("RGB"), self.image_size) for image in distinct.values()
+        ]
+        place = {key: index for index, key in enumerate(distinct)}
+        image_index = [place[id(image)] for image in images]
+        boxes: list[Tensor] = []
+        region_image_index: list[int] = []
+        for row, given in enumerate(regions):
+            of_row = given if isinstance(given, Boxes) else Boxes.normalized(given or [])
+            letterbox = prepared[image_index[row]][1]
+            boxes.append(letterbox.to_canvas(of_row).xyxy.float())
+            region_image_index += [row] * len(of_row)
+        whole = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS)
+        return {
+            "pixel_values": torch.stack([pixels for pixels, _ in prepared]),
+            "image_frame": torch.cat([box.to_original(whole).xyxy for _, box in prepared]),
+            "image_index": torch.tensor(image_index),
+            "region_boxes": torch.cat(boxes),
+            "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
+        }
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a rendered chat (the template wrote all special tokens already)."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode_conversation(self, messages: Messages) -> tuple[list[int], list[int]]:
+        """A chat with answers -> (input ids, labels), for training.
+
+        Each answer and its end-of-sequence token are labels, all else is `IGNORE_INDEX`. The
+        chat is tokenised in pieces, cut where an answer starts and ends: what the model learns to
+        continue is then token for token what it sees when it generates.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        rendered = ""
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self.render(messages[:turn], add_generation_prompt=True)
+            through_answer = self.render(messages[: turn + 1])
+            if not (prompt.startswith(rendered) and through_answer.startswith(prompt)):
+                raise ValueError(
+                    f"the chat template rewrites earlier messages when message {turn} is added, "
+                    "so the answer's tokens cannot be told; use a template that only appends"
+                )
+            question_ids = self.tokenize(self._expand_image(prompt[len(rendered) :]))
+            answer_ids = self.tokenize(through_answer[len(prompt) :])
+            ids += question_ids + answer_ids
+            labels += [IGNORE_INDEX] * len(question_ids) + self._answer_labels(answer_ids)
+            rendered = through_answer
+        return ids, labels
+
+    def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+        """A chat as text by the template; images are still one `<image>` each."""
+        return self.apply_chat_template(
+            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+
+    def pad(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        labels: Sequence[Sequence[int]] | None = None,
+        side: str = "right",
+    ) -> dict[str, Tensor]:
+        """Rows of ids -> input_ids and attention_mask int64[B, T], and labels if given."""
+        length = max(map(len, rows))
+
+        def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
+            fillers = [[fill] * (length - len(row)) for row in values]
+            pairs = zip(fillers, map(list, values), strict=True)
+            return torch.tensor([f + v if side == "left" else v + f for f, v in pairs])
+
+        batch = {
+            "input_ids": padded(rows, self.tokenizer.pad_token_id),
+            "attention_mask": padded([[1] * len(row) for row in rows], 0),
+        }
+        if labels is not None:
+            batch["labels"] = padded(labels, IGNORE_INDEX)
+        return batch
+
+    def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
+        """Generated ids -> answer text, up to the end of sequence; location tokens are kept."""
+        values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        answer = values[: self.answer_length(values)]
+        return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    def answer_length(self, ids: Sequence[int]) -> int:
+        """How many generated ids come before the end of sequence."""
+        ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        return next((place for place, value in enumerate(ids) if value in ends), len(ids))
+
+    def _expand(self, texts: list[str], images: Any) -> list[str]:
+        num_images = 0 if images is None else 1 if _is_image(images) else len(images)
+        if images is not None and num_images != len(texts):
+            raise ValueError(f"got {len(texts)} texts but {num_images} images; pass one a text")
+        expected = 0 if images is None else 1
+        for row, text in enumerate(texts):
+            if text.count(IMAGE_TOKEN) != expected:
+                raise ValueError(
+                    f"sample {row} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} placeholders but "
+                    f"{expected} images; write one placeholder an image"
+                )
+        return [self._expand_image(text) for text in texts]
+
+    def _expand_image(self, text: str) -> str:
+        return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_image_tokens)
+
+    def _check_regions(self, texts: list[str], region_image_index: Tensor) -> None:
+        given = torch.bincount(region_image_index, minlength=len(texts)).tolist()
+        for row, text in enumerate(texts):
+            if text.count(REGION_TOKEN) != given[row]:
+                raise ValueError(
+                    f"sample {row} has {text.count(REGION_TOKEN)} {REGION_TOKEN} placeholders but "
+                    f"{given[row]} region boxes; write one placeholder a box"
+                )
+
+    def _answer_labels(self, answer_ids: list[int]) -> list[int]:
+        """Learn up to the first end of sequence; what a template writes after it is no answer."""
+        eos = self.tokenizer.eos_token_id
+        end = answer_ids.index(eos) + 1 if eos in answer_ids else len(answer_ids)
+        return answer_ids[:end] + [IGNORE_INDEX] * (len(answer_ids) - end)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal between training and use (contract C7)."""
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        template = str(self.chat_template)
+        return {
+            "image_size": self.image_size,
+            "num_image_tokens": self.num_image_tokens,
+            "resize": "long side, bicubic, centred padding",
+            "padding_rgb": list(PADDING_RGB),
+            "pixel_mean": list(PIXEL_MEAN),
+            "pixel_std": list(PIXEL_STD),
+            "box_frame": "original image, xyxy, 0..1",
+            "box_format": self.box_format,
+            "num_bins": self.coordinates.num_bins,
+            "tokenizer": hashlib.sha256(vocabulary.encode()).hexdigest()[:16],
+            "chat_template": hashlib.sha256(template.encode()).hexdigest()[:16],
+        }
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat) -> None:
+    """Give a language model's tokenizer the placeholders and the location tokens.
+
+    Location tokens are ordinary tokens, so that decoding with `skip_special_tokens` keeps them.
+    """
+    from transformers import AddedToken
+
+    special = [IMAGE_TOKEN, REGION_TOKEN]
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in special], True)
+    location = [AddedToken(t, normalized=False, special=False) for t in box_format.tokens()]
+    tokenizer.add_tokens(location)
+    ids = token_ids(tokenizer, box_format.tokens())
+    if ids and ids != list(range(ids[0], ids[0] + len(ids))):
+        raise ValueError(
+            "the tokenizer already has some of the location tokens, but not all in a row; "
+            "use a tokenizer without <loc_*> tokens, or another num_bins"
+        )
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """Ids of tokens of the vocabulary."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[token] for token in tokens]
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, (str, Image.Image))
+
+
+def _load_images(rows: Sequence[Any]) -> list[Image.Image]:
+    """Each row's image out of whatever chats carry: an image, a path, or a list of one of them.
+
+    Rows that share an object get one object.
+    """
+    values = [row if _is_image(row) else _only(row, index) for index, row in enumerate(rows)]
+    loaded = {id(value): load_image(value) for value in {id(v): v for v in values}.values()}
+    return [loaded[id(value)] for value in values]
+
+
+def _only(row: Any, index: int) -> Any:
+    images = list(row) if isinstance(row, (list, tuple)) else [row]
+    if len(images) != 1 or not _is_image(images[0]):
+        found = ", ".join(type(image).__name__ for image in images) or "none"
+        raise ValueError(f"sample {index} needs one PIL image or path, got {found}")
+    return images[0]

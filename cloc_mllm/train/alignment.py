@@ -1,0 +1,132 @@
+"""Before stage 2: the projectors learn to write scenes in the language model's own embeddings.
+
+For each image token the target is the scene token (`mllm/scene_tokens.py`) of what the records say
+lies there: a dense answer for all tokens of an image, without running the language model. LLaVA
+aligns its projector first, too, with captions through the language model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cloc_mllm.config import OptimConfig, Stage2Config
+from cloc_mllm.data.records import Record
+from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
+from cloc_mllm.mllm.modeling import VisionInputs
+from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets
+from cloc_mllm.train.engine import StepFn
+from cloc_mllm.train.loop import Job, TrainResult, train
+
+_PROJECTORS = ("projector", "region_projector")
+_FILE = "projectors.safetensors"
+
+
+@dataclass
+class AlignmentBatch:
+    """`vision`: the processor's tensors for pictures with all their regions."""
+
+    vision: dict[str, Tensor]
+    scene: SceneTargets
+
+    def to(self, device: torch.device | str) -> AlignmentBatch:
+        vision = {name: value.to(device, non_blocking=True) for name, value in self.vision.items()}
+        return AlignmentBatch(vision, self.scene.to(device))
+
+
+class AlignmentCollator:
+    """`(sample_seed, Record)` items -> AlignmentBatch; nothing is random."""
+
+    def __init__(self, processor: ClocMllmProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, items: Sequence[tuple[int, Record]]) -> AlignmentBatch:
+        records = [record for _, record in items]
+        vision = self.processor.vision_inputs(
+            [record.load_image() for record in records],
+            [[region.box for region in record.regions] for record in records],
+        )
+        regions = [record.regions for record in records]
+        return AlignmentBatch(vision, scene_targets(self.processor, records, regions))
+
+
+def align_projectors(
+    model: ClocMllmForConditionalGeneration,
+    processor: ClocMllmProcessor,
+    dataset: Sequence[Record],
+    config: Stage2Config,
+) -> TrainResult | None:
+    """Trains `model`'s projectors in place, in `config.run.output_dir/alignment`, resumable.
+
+    Returns:
+        None where `config.alignment.steps` is 0 or an earlier run finished it.
+    """
+    if not config.alignment.steps:
+        return None
+    directory = Path(config.run.output_dir) / "alignment"
+    finished = directory / "model" / _FILE
+    result = None
+    if not finished.is_file():
+        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(tuple(f"{part}." for part in _PROJECTORS)))
+        job = Job(
+            model,
+            alignment_step(processor),
+            dataset,
+            AlignmentCollator(processor),
+            _save_projectors,
+            resolved_config=dataclasses.asdict(config),
+            fingerprint=processor.fingerprint,
+            num_workers=config.data.num_workers,
+            only_trainable=True,
+        )
+        run = dataclasses.replace(
+            config.run,
+            output_dir=str(directory),
+            steps=config.alignment.steps,
+            global_batch_size=config.alignment.global_batch_size,
+        )
+        result = train(job, run, OptimConfig(lr=config.alignment.lr, weight_decay=0.0))
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in trainable)
+    if finished.is_file():
+        model.load_state_dict(load_file(finished), strict=False)
+    return result
+
+
+def alignment_step(processor: ClocMllmProcessor) -> StepFn:
+    """Squared distance between what the projectors write and the scene tokens, in units of the
+    scene tokens' variance: 1 is as good as their mean."""
+    location_ids = torch.tensor(
+        processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
+    )
+
+    def step(model: nn.Module, batch: AlignmentBatch) -> dict[str, Tensor]:
+        assert isinstance(model, ClocMllmForConditionalGeneration)
+        with torch.no_grad():
+            cells, regions = embed_scene(batch.scene, model.get_input_embeddings(), location_ids)
+        inputs = VisionInputs(image_index=torch.arange(len(cells)), **batch.vision)
+        image_features, region_features = model.encode_vision(inputs)
+        variance = cells.var((0, 1)).mean()
+        cell_loss = (image_features - cells).square().mean() / variance
+        region_loss = (region_features - regions).square().mean() / variance
+        return {"loss": cell_loss + region_loss, "cells": cell_loss, "regions": region_loss}
+
+    return step
+
+
+def _save_projectors(model: nn.Module, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.startswith(tuple(f"{part}." for part in _PROJECTORS))
+    }
+    save_file(state, directory / _FILE)

@@ -1,0 +1,79 @@
+"""Which sample is seen when: a pure function of the seed, free of ranks, workers and history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+SampleKey = tuple[int, int]  # (epoch, index into the dataset)
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """One endless stream: a fresh permutation each epoch, cut into global batches.
+
+    A batch may span two epochs; within an epoch each sample comes exactly once. Step k is found
+    without walking through the steps before it.
+    """
+
+    num_samples: int
+    global_batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError("the training data is empty; it needs at least one record")
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[SampleKey]:
+        """This rank's contiguous part of the global batch of `step`."""
+        local_batch_size = self.global_batch_size // world_size
+        start = step * self.global_batch_size + rank * local_batch_size
+        return [self._key(position) for position in range(start, start + local_batch_size)]
+
+    def _key(self, position: int) -> SampleKey:
+        epoch, offset = divmod(position, self.num_samples)
+        return epoch, int(_permutation(self.seed, epoch, self.num_samples)[offset])
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+@dataclass(frozen=True)
+class RankBatches:
+    """The batch sampler of one rank: the keys of steps `start` to `stop`."""
+
+    order: DataOrder
+    start: int
+    stop: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for step in range(self.start, self.stop):
+            yield self.order.batch(step, self.rank, self.world_size)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class SeededDataset:
+    """Looks samples up by key and gives each its own seed, so that what the collator draws
+    (regions, flips) depends on (run seed, epoch, sample) only."""
+
+    dataset: Sequence[Any]
+    seed: int
+
+    def __getitem__(self, key: SampleKey) -> tuple[int, Any]:
+        epoch, index = key
+        sample_seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
+        return int(sample_seed), self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)

@@ -1,0 +1,31 @@
+"""DeepSpeed's dict, derived from our own configuration; there is no second JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cloc_mllm.config import OptimConfig, RunConfig
+
+
+def deepspeed_config(run: RunConfig, optim: OptimConfig, world_size: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets.
+
+    Weights, gradients and optimizer state stay float32: bf16 is `torch.autocast` around the
+    forward pass (DeepSpeed's own bf16 takes a phantom optimizer step at stage 0). The optimizer
+    is ours, so no optimizer section and no compiled kernel.
+
+    Raises:
+        ValueError: `global_batch_size` does not divide by the number of ranks.
+    """
+    if run.global_batch_size % world_size:
+        raise ValueError(
+            f"run.global_batch_size is {run.global_batch_size}, which {world_size} ranks cannot "
+            f"share evenly; use a multiple of {world_size}"
+        )
+    return {
+        "train_batch_size": run.global_batch_size,
+        "train_micro_batch_size_per_gpu": run.global_batch_size // world_size,
+        "gradient_accumulation_steps": 1,  # contrastive losses do not add up over micro-batches
+        "gradient_clipping": optim.grad_clip,
+        "zero_optimization": {"stage": run.zero_stage},
+    }

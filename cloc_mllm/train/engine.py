@@ -1,0 +1,231 @@
+"""The DeepSpeed engine: how it is started, asked for one step, and its optimizer state.
+
+Runs alike under plain `python`, `torchrun` and `deepspeed`, on CPU (gloo) and GPU (nccl), and
+needs neither MPI nor a compiler.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cloc_mllm.config import OptimConfig, Precision, RunConfig
+from cloc_mllm.distributed import all_reduce_sum, is_distributed, local_rank, world_size
+from cloc_mllm.train.checkpoint import Checkpoint
+from cloc_mllm.train.deepspeed_config import deepspeed_config
+from cloc_mllm.train.optim import build_optimizer
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 evaluates while the others wait
+
+StepFn = Callable[[nn.Module, Any], dict[str, Tensor]]
+
+
+class TrainStep(nn.Module):
+    """The module DeepSpeed sees: batch in, named losses out.
+
+    ZeRO's gradient hooks hang on the output of the engine's forward, so the loss is computed
+    inside it; autocast is inside too, because the engine switches off one that is around it.
+    """
+
+    def __init__(self, model: nn.Module, step_fn: StepFn, *, bf16: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.step_fn = step_fn
+        self.bf16 = bf16
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        device_type = next(self.model.parameters()).device.type
+        with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
+            losses = self.step_fn(self.model, batch)
+        return {**losses, "loss": _spoiled_unless_finite(losses["loss"])}
+
+
+def resolve_precision(precision: Precision) -> Precision:
+    """`auto` as `bf16` where the hardware multiplies bf16 matrices, else `fp32`."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # torch before 2.15 cannot say
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return "bf16" if native else "fp32"
+
+
+def start_processes() -> torch.device:
+    """Joins the process group (of one, if no launcher set RANK) and returns this rank's device."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it had to guess
+        _share_cores()
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    import deepspeed
+
+    # DeepSpeed compiles a shared-memory backend for CPUs and dies where there is no compiler.
+    # An empty table of operators keeps it from trying; training needs none of them.
+    deepspeed.ops.__compatible_ops__ = {}
+    if is_distributed():
+        return device
+    alone: dict[str, Any] = {}
+    if "RANK" not in os.environ:  # plain `python`; DeepSpeed would look for MPI
+        address = f"tcp://127.0.0.1:{_free_port()}"
+        alone = {"init_method": address, "rank": 0, "world_size": 1, "auto_mpi_discovery": False}
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo",
+        verbose=False,
+        timeout=_COLLECTIVE_TIMEOUT,
+        **alone,
+    )
+    return device
+
+
+def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: OptimConfig) -> Any:
+    """A DeepSpeed engine around `model` and a plain AdamW. Weights must be loaded before."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=TrainStep(model, step_fn, bf16=resolve_precision(run.precision) == "bf16"),
+        optimizer=build_optimizer(model, optim),
+        config=deepspeed_config(run, optim, world_size()),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def step_if_finite(engine: Any) -> float:
+    """The optimizer step, unless the gradient of any rank is not finite.
+
+    Gradients are already summed over ranks, so one number, their global norm, is the same on all
+    ranks and not finite if any rank's loss or gradient was not. Then weights and optimizer state
+    stay as they are on every rank.
+
+    Returns:
+        The gradient norm before clipping; `inf` or `nan` if the step was skipped.
+    """
+    if engine.zero_optimization():
+        engine.step()  # computes the norm of the partitioned gradient and checks it itself
+        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+    return norm
+
+
+def seed_everything(seed: int, step: int, rank: int) -> None:
+    """Makes all randomness inside a step (dropout) a function of these three numbers, so that a
+    resumed run draws what the unbroken one drew."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
+    random.seed(int(state))
+    np.random.seed(state)
+    torch.manual_seed(int(state))
+
+
+def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], int]:
+    """AdamW's moments, whole and by parameter name, on the CPU; and its number of steps.
+
+    A collective call under ZeRO-2, where each rank owns a part of each moment.
+    """
+    moments: dict[str, Tensor] = {}
+    num_steps = 0
+    for name, parameter in _trainable(model):
+        state, own, part = _locate(engine, parameter)
+        num_steps = max(num_steps, int(state["step"])) if state else num_steps
+        for moment in _MOMENTS:
+            whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
+            if state:
+                whole[own] = state[moment].flatten()[part]
+            if engine.zero_optimization():
+                whole = all_reduce_sum(whole)
+            moments[f"{moment}.{name}"] = whole.reshape(parameter.shape).cpu()
+    return moments, num_steps
+
+
+def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) -> None:
+    """The inverse of `optimizer_state`, on any number of ranks and any ZeRO stage.
+
+    Raises:
+        ValueError: a moment of a trainable parameter is missing.
+    """
+    num_steps, moments = checkpoint.state["optimizer_steps"], checkpoint.optimizer
+    if num_steps == 0:
+        return
+    for name, parameter in _trainable(model):
+        if f"{_MOMENTS[0]}.{name}" not in moments:
+            raise ValueError(f"the checkpoint has no optimizer state for {name}")
+        state, own, part = _locate(engine, parameter, create=True)
+        if state is None:  # no part of this parameter belongs to this rank
+            continue
+        state["step"].fill_(num_steps)
+        for moment in _MOMENTS:
+            saved = moments[f"{moment}.{name}"].to(parameter.device).flatten()
+            state[moment].view(-1)[part] = saved[own]
+
+
+def _locate(
+    engine: Any, parameter: nn.Parameter, *, create: bool = False
+) -> tuple[dict[str, Tensor] | None, slice, slice]:
+    """(AdamW's state that holds this parameter's moments, the slice of the flattened parameter
+    that this rank owns, the slice of the state where it lies); None for the state if this rank
+    owns nothing of it or AdamW has not stepped yet.
+
+    At stage 0 the state is the parameter's own. ZeRO-2 flattens a group of parameters into one
+    tensor a rank and records the addresses in `_hp_mapping`. (DeepSpeed's
+    `safe_get_full_optimizer_state` knows only the first parameter group in 0.19.8.)
+    """
+    if not engine.zero_optimization():
+        adamw, owner = engine.optimizer, parameter
+        own = part = slice(0, parameter.numel())
+    else:
+        adamw, mapping = engine.optimizer.optimizer, parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return None, slice(0, 0), slice(0, 0)
+        owner = adamw.param_groups[mapping.param_group_index]["params"][0]
+        own, part = _slice(mapping.lp_fragment_address), _slice(mapping.hp_fragment_address)
+    if create and owner not in adamw.state:
+        adamw.state[owner] = {"step": torch.tensor(0.0)}
+        adamw.state[owner] |= {moment: torch.zeros_like(owner) for moment in _MOMENTS}
+    return adamw.state.get(owner), own, part
+
+
+def _slice(address: Any) -> slice:
+    return slice(address.start, address.start + address.numel)
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def _spoiled_unless_finite(loss: Tensor) -> Tensor:
+    """The loss itself, or one whose gradient is NaN everywhere: a loss that is not finite because
+    of a constant term would otherwise leave finite gradients behind."""
+    return loss * torch.where(loss.isfinite(), 1.0, math.nan)
+
+
+def _share_cores() -> None:
+    """Ranks with more threads than cores wait for each other spinning, 10 to 30 times slower.
+    torchrun sets OMP_NUM_THREADS, the `deepspeed` launcher does not."""
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if num_local > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

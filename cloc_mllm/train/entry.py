@@ -1,0 +1,89 @@
+"""What the entry points of both stages share: the command line and `--dry_run`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import yaml
+from torch import nn
+
+from cloc_mllm.config import DataConfig, RunConfig
+
+Config = TypeVar("Config")
+
+
+def parse_job(
+    config_class: type[Config], argv: Sequence[str] | None, *, prog: str, description: str
+) -> tuple[Config, bool]:
+    """`--config x.yaml --optim.lr 1e-4 --print_config --dry_run` to (config, dry_run).
+
+    `--local_rank`, which the `deepspeed` launcher adds, is accepted and ignored. A wrong argument
+    prints what was expected and exits with status 2.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="YAML file; later arguments override it")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the resolved config, parameter counts and batch arithmetic, then stop",
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_class_arguments(config_class)
+    values = parser.instantiate(parser.parse_args(argv)).as_dict()
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return config_class(**{name: values[name] for name in names}), bool(values["dry_run"])
+
+
+def dry_run_report(
+    config: Any, model: nn.Module, run: RunConfig, data: DataConfig, num_samples: int
+) -> str:
+    """The resolved config, what trains and what is frozen, and how the batches add up."""
+    resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    return "\n".join(
+        [resolved, *_parameter_table(model), "", *_batch_arithmetic(run, data, num_samples)]
+    )
+
+
+def _parameter_table(model: nn.Module) -> list[str]:
+    counts: dict[str, list[int]] = {}  # part -> [trainable, frozen]
+    for name, parameter in model.named_parameters():
+        part = ".".join(name.split(".")[:2])
+        counts.setdefault(part, [0, 0])[not parameter.requires_grad] += parameter.numel()
+    width = max(len(part) for part in counts)
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    rows = [*counts.items(), ("all", total)]
+    return [
+        f"{'parameters':<{width}}  {'trainable':>13}  {'frozen':>13}",
+        *(f"{part:<{width}}  {train:>13,}  {frozen:>13,}" for part, (train, frozen) in rows),
+    ]
+
+
+def _batch_arithmetic(run: RunConfig, data: DataConfig, num_samples: int) -> list[str]:
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    images = run.steps * run.global_batch_size
+    return [
+        f"images a step:    {run.global_batch_size} = {num_ranks} rank(s) x "
+        f"{run.global_batch_size // num_ranks}",
+        f"images seen:      {images:,} = {run.steps:,} steps x {run.global_batch_size}",
+        f"epochs:           {images / num_samples:.2f} of {num_samples:,} images",
+        f"regions seen:     {_regions(data, images)}",
+    ]
+
+
+def _regions(data: DataConfig, images: int) -> str:
+    if data.regions_per_image == 0:
+        return "all of every image"
+    return f"at most {images * data.regions_per_image:,} = {data.regions_per_image} an image"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML can say."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,225 @@
+"""The training loop of both stages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from cloc_mllm.config import OptimConfig, RunConfig
+from cloc_mllm.distributed import (
+    all_reduce_flag,
+    barrier,
+    gather_objects,
+    is_main,
+    rank,
+    world_size,
+)
+from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
+from cloc_mllm.train.checkpoint import list_checkpoints
+from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset
+from cloc_mllm.train.engine import (
+    StepFn,
+    load_optimizer_state,
+    seed_everything,
+    start_engine,
+    start_processes,
+    step_if_finite,
+)
+from cloc_mllm.train.logging import Pace, TrainLog
+from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
+from cloc_mllm.train.resume import checkpoint_to_resume, load_weights, save_run
+from cloc_mllm.train.stopping import StopRequest, ignore_stop_signals
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+class DivergedError(ValueError):
+    """Loss or gradient was not finite for too many steps in a row."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage brings to the loop.
+
+    Attributes:
+        model: weights in float32, no 0-dim parameters, the same on every rank.
+        step_fn: `(model, batch)` to named scalars; `loss` is differentiated, and the mean over
+            ranks of each is its value on one process.
+        dataset: `dataset[i]` is one sample; its `id`, if it has one, names it in messages.
+        collate_fn: list of `(sample_seed, dataset[i])` to a batch with `.to(device)`; whatever is
+            random in it must come from the sample's seed.
+        save_model: writes the final model to a directory; called on the main rank.
+        resolved_config, fingerprint: stored in every checkpoint; a run resumes only from its own.
+        evaluate: called on the main rank, the model in `eval()` and without gradient.
+        num_workers: loader processes per rank.
+        only_trainable: leave frozen parameters out of checkpoints (they come with the model).
+    """
+
+    model: nn.Module
+    step_fn: StepFn
+    dataset: Sequence[Any]
+    collate_fn: Callable[[list[tuple[int, Any]]], Any]
+    save_model: Callable[[nn.Module, Path], None]
+    resolved_config: dict[str, Any]
+    fingerprint: dict[str, Any]
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    num_workers: int = 0
+    only_trainable: bool = False
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        step: steps done; below `run.steps` if it was stopped.
+        exit_code: 0, or 128 + the number of the signal that stopped it.
+        metrics: of the last evaluation.
+    """
+
+    step: int
+    exit_code: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
+    """Trains `job.model` in place and writes `config.output_dir`: `checkpoints/`, `log.jsonl`,
+    `tensorboard/` and, unless a signal stopped it, `model/`.
+
+    Raises:
+        ValueError: the configuration cannot work, there is no data, or the checkpoint in
+            `output_dir` is damaged or belongs to another run.
+        DivergedError: `MAX_SKIPPED_IN_A_ROW` steps in a row were not finite.
+    """
+    if config.keep_checkpoints < 2:  # the only one may be the one a kill leaves unfinished
+        raise ValueError(f"run.keep_checkpoints is {config.keep_checkpoints}; keep at least 2")
+    device = start_processes()
+    deadline = time.monotonic() + (config.max_seconds or math.inf)
+    model, output_dir = job.model, Path(config.output_dir)
+    checkpoints = output_dir / "checkpoints"
+    order = DataOrder(len(job.dataset), config.global_batch_size, config.seed)
+    identity = {
+        "num_samples": len(job.dataset),
+        "config": job.resolved_config,
+        "fingerprint": job.fingerprint,
+    }
+    freeze_by_lr(model, optim)
+
+    checkpoint = checkpoint_to_resume(checkpoints, identity, enabled=config.resume)
+    if checkpoint is not None:
+        load_weights(model, checkpoint.weights)
+    engine = start_engine(model, job.step_fn, config, optim)
+    if checkpoint is not None:
+        load_optimizer_state(engine, model, checkpoint)
+    done = first_step = checkpoint.state["step"] if checkpoint is not None else 0
+
+    num_skipped, exit_code, metrics = 0, 0, {}
+    log = TrainLog(output_dir, first_step, config.steps, enabled=is_main())
+    pace = Pace(config.global_batch_size, first_step)
+    _set_train_mode(model)
+    with StopRequest() as stop:
+        for step, batch in enumerate(_batches(job, order, first_step, config.steps), first_step):
+            factor = lr_factor(step, config.steps, optim.warmup_steps)
+            set_lr(engine.optimizer, factor)
+            seed_everything(config.seed, step, rank())
+            losses = engine(batch.to(device))
+            engine.backward(losses["loss"])
+            grad_norm = step_if_finite(engine)
+            done = step + 1
+            last = done == config.steps
+            stopping = all_reduce_flag(stop.requested or time.monotonic() > deadline, device)
+            log.advance()
+
+            numbers = {"lr": factor * optim.lr, "grad_norm": grad_norm}
+            if not math.isfinite(grad_norm):
+                num_skipped += 1
+                ids = {"sample_ids": _sample_ids(job, order, step)}
+                log.row(done, "skipped", _mean_over_ranks(losses) | numbers | ids)
+                _stop_if_diverged(num_skipped, done, checkpoints)
+            else:
+                num_skipped = 0
+            if _due(config.log_every, done, last or stopping):
+                log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
+            if job.evaluate is not None and not stopping and _due(config.eval_every, done, last):
+                metrics = _evaluate(model, job.evaluate)
+                log.row(done, "eval", metrics)
+            if _due(config.save_every, done, last or stopping):
+                state, keep = identity | {"step": done}, config.keep_checkpoints
+                save_run(
+                    engine, model, state, checkpoints, keep=keep, only_trainable=job.only_trainable
+                )
+            if stopping and not last:
+                exit_code = _agreed_exit_code(stop.signal_number)
+                log.message(f"stopped after step {done}; the same command continues from there")
+                break
+    log.close()
+    if exit_code == 0 and is_main():
+        job.save_model(model, output_dir / "model")
+    barrier()
+    return TrainResult(done, exit_code, metrics)
+
+
+def _due(every: int, done: int, last: bool) -> bool:
+    return last or (every > 0 and done % every == 0)
+
+
+def _batches(job: Job, order: DataOrder, first_step: int, num_steps: int) -> DataLoader[Any]:
+    return DataLoader(
+        SeededDataset(job.dataset, order.seed),  # type: ignore[arg-type]
+        batch_sampler=RankBatches(order, first_step, num_steps, rank(), world_size()),
+        collate_fn=job.collate_fn,
+        num_workers=job.num_workers,
+        worker_init_fn=ignore_stop_signals,
+    )
+
+
+def _set_train_mode(model: nn.Module) -> None:
+    model.train()
+    freeze_batch_norm_statistics(model)
+
+
+def _evaluate(
+    model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]
+) -> dict[str, float]:
+    model.eval()
+    metrics: dict[str, float] = {}
+    if is_main():
+        with torch.no_grad():
+            metrics = evaluate(model)
+    _set_train_mode(model)
+    return gather_objects(metrics)[0]
+
+
+def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
+    gathered = gather_objects({name: float(value.detach()) for name, value in losses.items()})
+    return {name: sum(values[name] for values in gathered) / len(gathered) for name in gathered[0]}
+
+
+def _sample_ids(job: Job, order: DataOrder, step: int) -> list[str]:
+    keys = order.batch(step)
+    return [str(getattr(job.dataset[index], "id", index)) for _, index in keys]
+
+
+def _stop_if_diverged(num_skipped: int, done: int, checkpoints: Path) -> None:
+    if num_skipped < MAX_SKIPPED_IN_A_ROW:
+        return
+    saved = list_checkpoints(checkpoints)
+    raise DivergedError(
+        f"loss or gradient was not finite in {num_skipped} steps in a row, up to step {done}; "
+        f"last good checkpoint: {saved[-1] if saved else 'none was written yet'}. Lower optim.lr, "
+        "or look at the samples named in the log"
+    )
+
+
+def _agreed_exit_code(signal_number: int) -> int:
+    """128 + the signal that any rank got, or 0 if the time was up."""
+    number = max(gather_objects(signal_number))
+    return 128 + number if number else 0

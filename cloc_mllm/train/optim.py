@@ -1,0 +1,80 @@
+"""AdamW, its parameter groups and the learning rate, a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from cloc_mllm.config import OptimConfig
+
+
+def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear warm-up, then cosine to zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_lr(optimizer: Any, factor: float) -> None:
+    """Sets every group to `factor` times its peak. `optimizer`: AdamW or DeepSpeed's wrapper."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+
+
+def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
+    """Freezes every parameter whose `layer_lr` is 0.
+
+    Raises:
+        ValueError: a prefix in `layer_lr` names no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in optim.layer_lr:
+        if not any(_has_prefix(name, prefix) for name in names):
+            known = sorted({name.split(".")[0] for name in names})
+            raise ValueError(
+                f"optim.layer_lr names {prefix!r}, but no parameter starts with it; "
+                f"the model's parts are {', '.join(known)}"
+            )
+    for name, parameter in model.named_parameters():
+        if _peak_lr(name, optim) == 0.0:
+            parameter.requires_grad_(False)
+
+
+def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Every trainable parameter in exactly one group of equal learning rate and weight decay.
+
+    Vectors and scalars (biases, norms, temperatures, gates) are not decayed.
+
+    Raises:
+        ValueError: nothing is trainable.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if parameter.ndim < 2 else optim.weight_decay
+            groups.setdefault((_peak_lr(name, optim), decay), []).append(parameter)
+    if not groups:
+        raise ValueError("no parameter is trainable; optim.layer_lr or a freeze option froze all")
+    return [
+        {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """A plain AdamW, which DeepSpeed takes at every stage without compiling anything."""
+    beta1, beta2 = optim.betas
+    return torch.optim.AdamW(param_groups(model, optim), lr=optim.lr, betas=(beta1, beta2))
+
+
+def _has_prefix(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _peak_lr(name: str, optim: OptimConfig) -> float:
+    matching = [prefix for prefix in optim.layer_lr if _has_prefix(name, prefix)]
+    return optim.layer_lr[max(matching, key=len)] if matching else optim.lr

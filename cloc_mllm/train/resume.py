@@ -1,0 +1,116 @@
+"""Between a checkpoint on disk and a run in memory, on every rank alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloc_mllm.distributed import barrier, gather_objects, is_main
+from cloc_mllm.train.checkpoint import (
+    Checkpoint,
+    check_same_run,
+    list_checkpoints,
+    load_checkpoint,
+    newest_whole_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from cloc_mllm.train.engine import optimizer_state
+
+
+def checkpoint_to_resume(
+    root: Path, identity: dict[str, Any], *, enabled: bool
+) -> Checkpoint | None:
+    """The newest whole checkpoint under `root`, the same on every rank; None to start afresh.
+
+    Raises:
+        ValueError: all checkpoints are damaged, the newest whole one belongs to another run, or
+            there are some but resuming is not enabled.
+    """
+    if not enabled and list_checkpoints(root):
+        raise ValueError(
+            f"{root} holds checkpoints, but run.resume is false; remove it or choose another "
+            "run.output_dir"
+        )
+    directory = _choose_on_main(root) if enabled else None
+    if directory is None:
+        return None
+    checkpoint = load_checkpoint(directory)
+    check_same_run(
+        checkpoint.state, identity["config"], identity["fingerprint"], identity["num_samples"]
+    )
+    if is_main():
+        print(f"resuming from {directory}", flush=True)
+    return checkpoint
+
+
+def save_run(
+    engine: Any,
+    model: nn.Module,
+    state: dict[str, Any],
+    root: Path,
+    *,
+    keep: int,
+    only_trainable: bool,
+) -> None:
+    """Writes a checkpoint from the main rank; every rank must call it. `state` holds `step`."""
+    moments, optimizer_steps = optimizer_state(engine, model)
+    if is_main():
+        weights = _weights(model, only_trainable)
+        state = state | {"optimizer_steps": optimizer_steps}
+        save_checkpoint(root, Checkpoint(weights, moments, state), keep)
+    barrier()
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copies saved parameters and buffers into the model.
+
+    Raises:
+        ValueError: a trainable parameter is missing, or the model has no such parameter.
+    """
+    targets = dict(model.named_parameters()) | dict(model.named_buffers())
+    unknown = sorted(weights.keys() - targets.keys())
+    missing = sorted(
+        name for name, p in model.named_parameters() if p.requires_grad and name not in weights
+    )
+    if unknown or missing:
+        raise ValueError(
+            f"the checkpoint does not fit the model: missing {missing[:3]}, unknown {unknown[:3]}"
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            targets[name].copy_(tensor)
+
+
+def _weights(model: nn.Module, only_trainable: bool) -> dict[str, Tensor]:
+    """Parameters (tied ones once) and the buffers that a state dict has, copied to the CPU."""
+    persistent = model.state_dict().keys()
+    parameters = {
+        name: p for name, p in model.named_parameters() if p.requires_grad or not only_trainable
+    }
+    buffers = {name: b for name, b in model.named_buffers() if name in persistent}
+    return {
+        name: tensor.detach().to("cpu", copy=True).contiguous()
+        for name, tensor in (parameters | buffers).items()
+    }
+
+
+def _choose_on_main(root: Path) -> Path | None:
+    """The main rank looks and hashes; all ranks get its answer, or its error."""
+    found: Path | None = None
+    error = ""
+    if is_main():
+        try:
+            remove_leftovers(root)
+            found, problems = newest_whole_checkpoint(root)
+            for problem in problems:
+                print(f"warning: {problem}; falling back to an older checkpoint", flush=True)
+        except ValueError as damaged:
+            error = str(damaged)
+    found, error = gather_objects((found, error))[0]
+    if error:
+        raise ValueError(error)
+    return found

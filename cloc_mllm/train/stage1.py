@@ -1,0 +1,118 @@
+"""Stage 1: CLOC pre-training (arXiv 2410.02746, equation 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cloc_mllm.config import Stage1Config
+from cloc_mllm.data.collate import ClocBatch, ClocCollator
+from cloc_mllm.data.parquet import load_records
+from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
+from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.losses.cloc_loss import cloc_loss
+from cloc_mllm.models.build import build_cloc, save_cloc
+from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.train.engine import StepFn, resolve_precision
+from cloc_mllm.train.entry import dry_run_report, parse_job
+from cloc_mllm.train.loop import Job, TrainResult, train
+from cloc_mllm.train.optim import freeze_by_lr
+
+_EVALUATION_RECORDS = 256  # of the validation set, in periodic evaluations
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`deepspeed training/stage1.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
+
+    Returns:
+        0, or 128 + the signal that stopped the run.
+    """
+    config, dry_run = parse_job(
+        Stage1Config, argv, prog="stage1", description="CLOC pre-training (stage 1)."
+    )
+    return run_stage1(config, dry_run=dry_run).exit_code
+
+
+def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
+    """Trains a CLOC and writes it to `config.run.output_dir/model`.
+
+    Raises:
+        ValueError, FileNotFoundError: the configuration or the data cannot be used.
+    """
+    if not config.data.train:
+        raise ValueError(
+            "data.train is empty; name a directory of records: "
+            "`cloc-mllm data build` makes one from built-in scenes"
+        )
+    precision = resolve_precision(config.run.precision)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision))
+    dataset = load_records(config.data.train)
+    tokenizer = load_text_tokenizer(config.model.tokenizer, config.model.context_length)
+    torch.manual_seed(config.run.seed)  # the initial weights
+    model = build_cloc(config.model, tokenizer)
+    freeze_by_lr(model, config.optim)
+    if dry_run:
+        print(dry_run_report(config, model, config.run, config.data, len(dataset)))
+        return TrainResult(step=0)
+    if config.run.gradient_checkpointing:
+        model.set_gradient_checkpointing(True)
+    collator = ClocCollator(
+        tokenizer, config.model.image_size, config.data.regions_per_image, config.data.flip
+    )
+
+    def save_model(trained: nn.Module, directory: Path) -> None:
+        assert isinstance(trained, Cloc)
+        save_cloc(trained, directory, config.model, tokenizer)
+
+    job = Job(
+        model,
+        stage1_step(config),
+        dataset,
+        collator,
+        save_model,
+        resolved_config=dataclasses.asdict(config),
+        fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
+        evaluate=_evaluation(config, tokenizer),
+        num_workers=config.data.num_workers,
+    )
+    return train(job, config.run, config.optim)
+
+
+def stage1_step(config: Stage1Config) -> StepFn:
+    """L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch."""
+
+    def step(model: nn.Module, batch: ClocBatch) -> dict[str, Tensor]:
+        outputs = model(batch)
+        # similarities times a scale of 100 would be off by up to 0.4 in bf16
+        with torch.autocast(batch.pixel_values.device.type, enabled=False):
+            return cloc_loss(
+                outputs,
+                batch,
+                model.logit_scale,  # type: ignore[arg-type]
+                getattr(model, "region_logit_scale", None),
+                config.loss,
+                config.model.prompter.box_head_loss,
+            )
+
+    return step
+
+
+def _evaluation(
+    config: Stage1Config, tokenizer: TextTokenizer
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    if not config.data.validation:
+        return None
+    validation = load_records(config.data.validation)
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        from cloc_mllm.evaluation.quick import quick_region_metrics
+
+        assert isinstance(model, Cloc)
+        records = validation[:_EVALUATION_RECORDS]
+        return quick_region_metrics(model, tokenizer, records, precision=config.run.precision)
+
+    return evaluate

@@ -1,0 +1,118 @@
+"""Stage 2: a CLOC encoder, projectors and a language model with LoRA learn to answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cloc_mllm.config import Stage2Config
+from cloc_mllm.data.parquet import RecordDataset, load_records
+from cloc_mllm.distributed import all_reduce_sum, world_size
+from cloc_mllm.mllm import (
+    ClocMllmForConditionalGeneration,
+    ClocMllmProcessor,
+    build_mllm,
+    merge_and_save,
+)
+from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
+from cloc_mllm.mllm.losses import IGNORE_INDEX
+from cloc_mllm.train.alignment import align_projectors
+from cloc_mllm.train.entry import dry_run_report, parse_job
+from cloc_mllm.train.loop import Job, TrainResult, train
+from cloc_mllm.train.optim import freeze_by_lr
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`deepspeed training/stage2.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
+
+    Returns:
+        0, or 128 + the signal that stopped the run.
+    """
+    config, dry_run = parse_job(
+        Stage2Config, argv, prog="stage2", description="Tuning of the multimodal LLM (stage 2)."
+    )
+    return run_stage2(config, dry_run=dry_run).exit_code
+
+
+def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
+    """Trains an MLLM and writes it, LoRA merged, to `config.run.output_dir/model`.
+
+    Raises:
+        ValueError, FileNotFoundError: the configuration or the data cannot be used.
+    """
+    _check(config)
+    dataset = load_records(config.data.train)
+    torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
+    model, processor = build_mllm(config.model)
+    collator = ConversationCollator(processor, config.conversations)
+    freeze_by_lr(model, config.optim)
+    if dry_run:
+        print(dry_run_report(config, model, config.run, config.data, len(dataset)))
+        print("\n" + show_sample(dataset, processor, collator, config.run.seed))
+        return TrainResult(step=0)
+    aligned = align_projectors(model, processor, dataset, config)
+    if aligned is not None and aligned.exit_code:
+        return aligned
+    if config.run.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+
+    def save_model(trained: nn.Module, directory: Path) -> None:
+        assert isinstance(trained, ClocMllmForConditionalGeneration)
+        merge_and_save(trained, processor, directory)
+
+    job = Job(
+        model,
+        answer_step,
+        dataset,
+        collator,
+        save_model,
+        resolved_config=dataclasses.asdict(config),
+        fingerprint=processor.fingerprint,
+        num_workers=config.data.num_workers,
+        only_trainable=True,
+    )
+    return train(job, config.run, config.optim)
+
+
+def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
+    """Cross-entropy of the answers; the mean over ranks is that of the whole global batch."""
+    num_labels = (batch.inputs["labels"] != IGNORE_INDEX).sum()
+    num_items = all_reduce_sum(num_labels.float()) / world_size()
+    outputs = model(**batch.inputs, num_items_in_batch=num_items)
+    dropped = outputs.loss.new_tensor(float(batch.num_dropped))
+    return {"loss": outputs.loss, "dropped_questions": dropped}
+
+
+def show_sample(
+    dataset: RecordDataset, processor: ClocMllmProcessor, collator: ConversationCollator, seed: int
+) -> str:
+    """The first record as the model is taught it; what it must learn to say stands in [[ ]]."""
+    batch = collator([(seed, dataset[0])])
+    ids, labels = batch.inputs["input_ids"][0].tolist(), batch.inputs["labels"][0].tolist()
+    pieces, learning = [f"one sample ({batch.ids[0]}), learnt parts in [[ ]]:\n"], False
+    for token, label in zip([*ids, None], [*labels, IGNORE_INDEX], strict=True):
+        if (label != IGNORE_INDEX) != learning:
+            learning = not learning
+            pieces.append("[[" if learning else "]]\n")
+        if token is not None:
+            pieces.append(processor.tokenizer.decode([token]))
+    image = processor.image_token
+    return "".join(pieces).replace(
+        image * processor.num_image_tokens, f"{image} x {processor.num_image_tokens} "
+    )
+
+
+def _check(config: Stage2Config) -> None:
+    if not config.data.train:
+        raise ValueError(
+            "data.train is empty; name a directory of records: "
+            "`cloc-mllm data build` makes one from built-in scenes"
+        )
+    for name, maker in (("cloc", "training/stage1.py"), ("language_model", "training/tiny_llm.py")):
+        if not getattr(config.model, name):
+            raise ValueError(f"model.{name} is empty; name one, such as {maker} writes")

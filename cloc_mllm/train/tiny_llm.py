@@ -1,0 +1,137 @@
+"""Pre-training of the small language model, on text alone: scenes in words, and questions.
+
+A document is a layout of the built-in scenes (never drawn): for each place of the picture the name
+of what lies there and its box as one scene token (`mllm/scene_tokens.py`), then the questions of
+stage 2 with their answers, in text. What it learns is to read such scenes: names, boxes, sizes,
+order, left and right. Stage 2 only has to teach the projectors to write them from a picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+
+from cloc_mllm.config import TinyLlmConfig
+from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.scenes import sample_layout, scene_rng
+from cloc_mllm.distributed import all_reduce_sum, world_size
+from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
+from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss
+from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.mllm.scene_tokens import embed_scene
+from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
+from cloc_mllm.train.engine import StepFn
+from cloc_mllm.train.entry import parse_job
+from cloc_mllm.train.loop import Job, TrainResult, train
+
+_PICTURE_PX = 600  # of a layout's longer side; nothing is drawn, only proportions count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python training/tiny_llm.py --config x.yaml [--run.steps 400] [--dry_run]`."""
+    config, dry_run = parse_job(
+        TinyLlmConfig, argv, prog="tiny_llm", description="The small language model."
+    )
+    return run_tiny_llm(config, dry_run=dry_run).exit_code
+
+
+def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult:
+    """Trains the model and writes a Hugging Face directory, `config.run.output_dir/model`."""
+    box_format = BoxFormat(config.box_format, config.num_bins)
+    tokenizer = build_tokenizer(box_format)
+    torch.manual_seed(config.run.seed)
+    model = build_language_model(config, tokenizer, box_format)
+    processor = ClocMllmProcessor(
+        tokenizer,
+        image_size=config.image_size,
+        num_image_tokens=config.num_image_tokens,
+        box_format=box_format.kind,
+        num_bins=box_format.num_bins,
+    )
+    if dry_run:
+        print(config)
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+        return TrainResult(step=0)
+
+    def save_model(trained: nn.Module, directory: Path) -> None:
+        assert isinstance(trained, LlamaForCausalLM)
+        trained.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+
+    job = Job(
+        model,
+        reading_step(processor, config),
+        Layouts(config.num_scenes, config.run.seed),
+        ConversationCollator(processor, config.conversations, pictures=False),
+        save_model,
+        resolved_config=dataclasses.asdict(config),
+        fingerprint=processor.fingerprint,
+        num_workers=1,
+    )
+    return train(job, config.run, config.optim)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layouts(Sequence[Record]):
+    """Scenes of the training split as records without a picture."""
+
+    num_scenes: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.num_scenes
+
+    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
+        layout = sample_layout(scene_rng(self.seed, "train", index))
+        return Record(
+            id=f"layout-{self.seed}-{index:06d}",
+            image=b"",
+            width=round(_PICTURE_PX * min(1.0, layout.aspect)),
+            height=round(_PICTURE_PX / max(1.0, layout.aspect)),
+            captions=list(layout.captions),
+            regions=[
+                Region(thing.box, thing.name, expressions=list(expressions))
+                for thing, expressions in zip(layout.things, layout.expressions, strict=True)
+            ],
+            source="layouts",
+        )
+
+
+def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
+    """Cross-entropy of the answers, scene tokens in the place of image and region tokens."""
+    location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
+    region_id = processor.tokenizer.convert_tokens_to_ids("<region>")
+
+    def step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
+        assert isinstance(model, LlamaForCausalLM) and batch.scene is not None
+        embeddings = model.get_input_embeddings()
+        cells, regions = embed_scene(
+            batch.scene, embeddings, torch.tensor(location, device=model.device)
+        )
+        inputs = dict(batch.inputs)
+        input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
+        embeds = embeddings(input_ids)
+        for token_id, tokens in ((processor.image_token_id, cells), (region_id, regions)):
+            scale = config.noise * tokens.detach().std() if tokens.numel() else 0.0
+            noisy = tokens + scale * torch.randn_like(tokens)
+            here = (input_ids == token_id)[..., None]
+            embeds = embeds.masked_scatter(here, noisy.to(embeds.dtype))
+        logits = model(inputs_embeds=embeds, **inputs).logits
+        total = answer_loss(
+            logits,
+            labels,
+            location_token_start=location[0],
+            num_bins=config.num_bins,
+            smoothing=config.coordinate_smoothing,
+        )
+        num_labels = (labels != IGNORE_INDEX).sum().float()
+        return {"loss": total / (all_reduce_sum(num_labels) / world_size())}
+
+    return step

@@ -1,0 +1,50 @@
+"""Fixtures of all tests. The environment is set before anything imports torch or the hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # each miss of an unreachable hub would cost 25 s
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+
+if TYPE_CHECKING:
+    from cloc_mllm.data.records import Record
+
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def project_root() -> Path:
+    return PROJECT_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photos and annotations beside the project."""
+    path = PROJECT_ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real data: {path} does not exist")
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of a Chromium-like browser."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("no browser: none of chromium, chromium-browser, google-chrome is on the PATH")
+
+
+@pytest.fixture(scope="session")
+def tiny_scenes() -> list[Record]:
+    """16 built-in training scenes, seed 0."""
+    from cloc_mllm.data.scenes import generate_scenes
+
+    return list(generate_scenes(16, split="train", seed=0))

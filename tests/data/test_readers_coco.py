@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cloc_mllm.data.readers.coco import read_coco
+from cloc_mllm.data.records import DropLog, Record
+
+
+def make_instances() -> dict[str, Any]:
+    return {
+        "images": [{"id": 5, "file_name": "train/5.jpg", "width": 100, "height": 50}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "traffic light"}],
+        "annotations": [
+            {"id": 10, "image_id": 5, "category_id": 2, "bbox": [10, 10, 20, 20], "iscrowd": 0},
+            {"id": 11, "image_id": 5, "category_id": 1, "bbox": [0, 0, 90, 50], "iscrowd": 1},
+        ],
+    }
+
+
+def read(
+    folder: Path, instances: Any, captions: Any = None, **options: Any
+) -> tuple[list[Record], DropLog]:
+    Image.new("RGB", (100, 50), "green").save(folder / "5.jpg")
+    (folder / "instances.json").write_text(json.dumps(instances))
+    if captions is not None:
+        (folder / "captions.json").write_text(json.dumps({"annotations": captions}))
+        options["captions"] = folder / "captions.json"
+    log = DropLog()
+    return list(read_coco(folder / "instances.json", folder, drop_log=log, **options)), log
+
+
+def test_one_image(tmp_path: Path) -> None:
+    captions = [{"id": 1, "image_id": 5, "caption": "A cat.\n"}]
+    (record,), log = read(tmp_path, make_instances(), captions)
+    assert (record.id, record.width, record.height) == ("5", 100, 50)
+    assert record.captions == ["A cat."]
+    (region,) = record.regions
+    assert region.box == pytest.approx((0.1, 0.2, 0.3, 0.6))
+    assert (region.phrase, region.category) == ("traffic light", "traffic light")
+    assert log.counts == {"region": {"crowd": 1}}
+
+
+def test_crowds_are_kept_when_asked_for(tmp_path: Path) -> None:
+    (record,), log = read(tmp_path, make_instances(), keep_crowd=True)
+    assert [region.phrase for region in record.regions] == ["traffic light", "cat"]
+    assert log.counts == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param({"bbox": [10, 10, 0, 20]}, "zero_area", id="zero_area"),
+        pytest.param({"bbox": [50, 10, -20, 20]}, "inverted", id="inverted"),
+        pytest.param({"bbox": [200, 10, 20, 20]}, "outside", id="outside"),
+        pytest.param({"bbox": [float("nan"), 10, 20, 20]}, "not_finite", id="nan"),
+        pytest.param({"bbox": [10, 10, float("inf"), 20]}, "not_finite", id="infinite"),
+        pytest.param({"bbox": None}, "not_finite", id="null"),
+        pytest.param({"category_id": 77}, "unknown_category", id="unknown_category"),
+        pytest.param({"category_id": [1]}, "unknown_category", id="category_no_number"),
+        pytest.param({"image_id": 6}, "unknown_image", id="unknown_image"),
+        pytest.param({"image_id": "5"}, "unknown_image", id="image_id_as_text"),
+    ],
+)
+def test_bad_annotation_is_dropped(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    instances = make_instances()
+    instances["annotations"][1] = {**instances["annotations"][0], "id": 12, **change}
+    (record,), log = read(tmp_path, instances)
+    assert len(record.regions) == 1
+    assert log.counts == {"region": {reason: 1}}
+
+
+def test_missing_file_drops_the_image_with_its_parts(tmp_path: Path) -> None:
+    instances = make_instances()
+    instances["images"][0]["file_name"] = "6.jpg"
+    captions = [{"image_id": 5, "caption": "A cat."}, {"image_id": 9, "caption": "A dog."}]
+    records, log = read(tmp_path, instances, captions)
+    assert records == []
+    assert log.counts == {
+        "record": {"missing_image": 1},
+        "region": {"crowd": 1, "missing_image": 1},
+        "caption": {"missing_image": 1, "unknown_image": 1},
+    }
+
+
+def test_image_listed_twice_is_delivered_once(tmp_path: Path) -> None:
+    instances = make_instances()
+    instances["images"] *= 2
+    (record,), log = read(tmp_path, instances)
+    assert len(record.regions) == 1
+    assert log.counts == {"region": {"crowd": 1}, "record": {"duplicate_id": 1}}
+
+
+@pytest.mark.parametrize("image_id", [None, ""])
+def test_image_without_id_is_dropped(tmp_path: Path, image_id: Any) -> None:
+    instances = {**make_instances(), "annotations": []}
+    instances["images"][0]["id"] = image_id
+    records, log = read(tmp_path, instances)
+    assert records == []
+    assert log.counts == {"record": {"missing_id": 1}}
+
+
+@pytest.mark.parametrize("table", [[], {"images": []}, {**make_instances(), "annotations": [3]}])
+def test_other_json_is_refused(tmp_path: Path, table: Any) -> None:
+    with pytest.raises(ValueError, match=r"instances.json: expected a COCO object"):
+        read(tmp_path, table)
+
+
+def test_real_photos(shared_data: Path) -> None:
+    folder = shared_data / "formats"
+    log = DropLog()
+    records = list(
+        read_coco(
+            folder / "coco_mini_instances_val2017.json",
+            folder / "coco_mini_images_val2017_24.tar",
+            captions=folder / "coco_mini_captions_val2017.json",
+            drop_log=log,
+        )
+    )
+    assert len(records) == 24
+    assert log.counts["record"] == {"missing_image": 55}
+    assert log.counts["region"]["crowd"] == 5
+    assert log.delivered["region"] + log.num_dropped("region") == 624
+    assert log.delivered["caption"] + log.num_dropped("caption") == 395

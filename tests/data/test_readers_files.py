@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from cloc_mllm.data.readers import boxes_from_xywh, boxes_from_xyxy
+from cloc_mllm.data.readers import files as files_module
+from cloc_mllm.data.readers.files import open_files, read_image, read_json
+
+CONTENT = {"a.jpg": b"first", "b.png": b"second"}
+
+
+def add_to_tar(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(params=["folder", "tar", "zip"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The files of CONTENT below `images/`, as each kind of source."""
+    if request.param == "folder":
+        (tmp_path / "images").mkdir()
+        for name, data in CONTENT.items():
+            (tmp_path / "images" / name).write_bytes(data)
+        return tmp_path
+    path = tmp_path / f"images.{request.param}"
+    if request.param == "tar":
+        with tarfile.open(path, "w") as tar:
+            for name, data in CONTENT.items():
+                add_to_tar(tar, f"images/{name}", data)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in CONTENT.items():
+                archive.writestr(f"images/{name}", data)
+    return path
+
+
+def test_files_are_found_by_name(source: Path) -> None:
+    with open_files(source, "images") as files:
+        assert sorted(files.names()) == ["a.jpg", "b.png"]
+        assert files.read("b.png") == b"second"
+        assert files.read("some/where/a.jpg") == b"first"
+        assert [read_image(files, name) for name in ("a", "b", "c")] == [b"first", b"second", b""]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "c.jpg", "x" * 5000, "a\0.jpg"])
+def test_absent_name_is_none(source: Path, name: str) -> None:
+    with open_files(source, "images") as files:
+        assert files.read(name) is None
+
+
+def test_large_file_counts_as_absent(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files_module, "MAX_FILE_BYTES", 5)
+    with open_files(source, "images") as files:
+        assert files.read("a.jpg") == b"first"
+        assert files.read("b.png") is None
+
+
+def test_links_and_devices_in_a_tar_are_not_files(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, kind in [("link.jpg", tarfile.SYMTYPE), ("device.jpg", tarfile.CHRTYPE)]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        add_to_tar(tar, "../../escape.jpg", b"data")
+        add_to_tar(tar, "._escape.jpg", b"what macOS adds")
+    with open_files(tmp_path / "x.tar") as files:
+        assert list(files.names()) == ["escape.jpg"]
+        assert files.read("escape.jpg") == b"data"
+    assert [path.name for path in tmp_path.rglob("*")] == ["x.tar"]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add_to_tar(tar, "train/a.jpg", b"1")
+        add_to_tar(tar, "val/a.jpg", b"2")
+    with (
+        pytest.raises(ValueError, match=r"two files named 'a.jpg'"),
+        open_files(tmp_path / "x.tar"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "kept_bytes",
+    [
+        pytest.param(700, id="in_the_data"),
+        pytest.param(1024, id="between_two_members"),
+        pytest.param(1200, id="in_a_header"),
+        pytest.param(2048, id="before_the_end_mark"),
+    ],
+)
+def test_cut_tar_is_refused(tmp_path: Path, kept_bytes: int) -> None:
+    path = write_two_member_tar(tmp_path)
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(ValueError, match=r"x.tar is a damaged tar"), open_files(path):
+        pass
+
+
+def test_flipped_bit_in_a_tar_header_is_found(tmp_path: Path) -> None:
+    path = write_two_member_tar(tmp_path)
+    data = bytearray(path.read_bytes())
+    data[1024] ^= 1  # the name of the second member
+    path.write_bytes(data)
+    with (
+        pytest.raises(ValueError, match=r"no header and no end mark at byte 1,024"),
+        open_files(path),
+    ):
+        pass
+
+
+def write_two_member_tar(folder: Path) -> Path:
+    with tarfile.open(folder / "x.tar", "w") as tar:
+        add_to_tar(tar, "a.jpg", b"1" * 500)
+        add_to_tar(tar, "b.jpg", b"2" * 500)
+    return folder / "x.tar"
+
+
+def test_flipped_bit_in_a_zip_is_found(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.jpg", b"content")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[data.index(b"content")] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    with (
+        open_files(tmp_path / "x.zip") as files,
+        pytest.raises(ValueError, match=r"x.zip is damaged at 'a.jpg'"),
+    ):
+        files.read("a.jpg")
+
+
+def test_missing_sources_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"), open_files(tmp_path / "nowhere"):
+        pass
+    with (
+        pytest.raises(FileNotFoundError, match="no folder 'Sentences'"),
+        open_files(tmp_path, "Sentences"),
+    ):
+        pass
+
+
+def test_other_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b rest")
+    with (
+        pytest.raises(ValueError, match="no folder, zip or uncompressed tar"),
+        open_files(tmp_path / "x.tar.gz"),
+    ):
+        pass
+
+
+def test_json_error_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_box_conventions() -> None:
+    expected = pytest.approx((0.1, 0.2, 0.3, 0.6))
+    assert boxes_from_xyxy([[10, 10, 30, 30]], 100, 50)[0] == expected
+    assert boxes_from_xywh([[10, 10, 20, 20]], "100", 50.0)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "row", [None, 7, "ab", [1, 2, 3], [1, 2, 3, 4, 5], [None] * 4, [1, 2, 3, {}]]
+)
+def test_row_that_is_no_box_becomes_nan(row: object) -> None:
+    good, bad = boxes_from_xyxy([[10, 10, 30, 30], row], 100, 50)
+    assert good == pytest.approx((0.1, 0.2, 0.3, 0.6))
+    assert all(value != value for value in bad)
+
+
+@pytest.mark.parametrize("width", [0, -5, None, "wide", float("nan")])
+def test_bad_image_size_becomes_nan(width: object) -> None:
+    (box,) = boxes_from_xyxy([[10, 10, 30, 30]], width, 50)
+    assert all(value != value for value in box)

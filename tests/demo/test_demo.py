@@ -1,0 +1,246 @@
+"""The page through its handlers, through gradio_client, and under abuse (CPU, tiny real models)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from cloc_mllm.demo import build_app, load_predictors, main
+from cloc_mllm.demo.engine import DemoEngine
+from cloc_mllm.demo.page import Handlers, serve
+from cloc_mllm.demo.pictures import example_pictures
+from cloc_mllm.inference.cloc_predictor import ClocPredictor
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def handlers(cloc_engine: DemoEngine) -> Handlers:
+    return Handlers(cloc_engine, example_pictures(2))
+
+
+def at(index: object) -> gr.SelectData:
+    return gr.SelectData(None, {"index": index, "value": None})
+
+
+def test_box_by_two_clicks_then_names(handlers: Handlers) -> None:
+    picture = handlers.examples[0]
+    assert "Click two" in handlers.name(picture, "")
+    picture, marked, hint, _ = handlers.click(picture, at([50, 60]))
+    assert "opposite corner" in hint and "opposite corner" in handlers.name(picture, "")
+    picture, boxed, _, tabs = handlers.click(picture, at([300, 200]))
+    assert tabs.selected == "name"
+    assert len({marked.tobytes(), boxed.tobytes(), picture.image.tobytes()}) == 3
+    assert "crab" in handlers.name(picture, "crab, boat")
+    picture, cleared, _, _ = handlers.clear_box(picture)
+    assert picture.box is None and cleared.tobytes() == picture.image.tobytes()
+
+
+def test_finding_draws_and_forgets_the_visitors_box(handlers: Handlers) -> None:
+    picture, _, _, _ = handlers.click(handlers.examples[0], at([50, 60]))
+    picture, drawn, html = handlers.find(picture, "the crab")
+    assert picture.corner is None
+    assert drawn.tobytes() != picture.image.tobytes()
+    assert "CLOC head" in html
+
+
+@pytest.mark.parametrize(
+    "index",
+    [None, 3, [1], ["a", "b"], [1, 2, 3], [float("nan"), 1], [1e308, 1], {"x": 1}, [[1], 2]],
+    ids=str,
+)
+def test_click_events_may_hold_anything(handlers: Handlers, index: object) -> None:
+    with pytest.raises(gr.Error, match="click"):
+        handlers.click(handlers.examples[0], at(index))
+
+
+@pytest.mark.parametrize("index", [1, 7, -1, None, [0, 1], "x"], ids=str)
+def test_example_events_may_hold_anything(handlers: Handlers, index: object) -> None:
+    assert handlers.choose_example(at(index))[0] in handlers.examples
+
+
+def test_a_lost_session_asks_for_a_picture(handlers: Handlers) -> None:
+    for ask in (handlers.find, handlers.name):
+        with pytest.raises(gr.Error, match="Choose a picture first"):
+            ask(None, "crab")
+
+
+def test_models_default_to_what_ships(cloc_dir: Path, mllm_dir: Path) -> None:
+    _, grounding = load_predictors(str(cloc_dir), "")
+    assert grounding is None
+    _, grounding = load_predictors(str(cloc_dir), str(mllm_dir))
+    assert grounding is not None
+
+
+def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--cloc DIR", "--mllm DIR", "--host", "--port", "--share"):
+        assert option in out
+
+
+@pytest.fixture(scope="module")
+def address(cloc_predictor: ClocPredictor, gradio_home: Path) -> Iterator[str]:
+    """The page over a tiny CLOC, served in this process."""
+    page = build_app(cloc_predictor)
+    yield serve(page, host="127.0.0.1", port=free_port(), block=False)
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def client(address: str) -> Client:
+    return Client(address, verbose=False)
+
+
+@pytest.fixture
+def picture_file(tmp_path: Path) -> Path:
+    Image.new("RGB", (90, 60), "teal").save(tmp_path / "teal.png")
+    return tmp_path / "teal.png"
+
+
+def test_round_trip(client: Client, picture_file: Path) -> None:
+    shown = client.predict(handle_file(picture_file), api_name="/set_picture")
+    with Image.open(shown[0]) as image:
+        assert image.size == (90, 60)
+    drawn, html = client.predict("the crab", api_name="/find")
+    with Image.open(drawn) as image:
+        assert image.size == (90, 60)
+    assert "CLOC head" in html
+
+
+def test_visitors_have_their_own_pictures(address: str, picture_file: Path) -> None:
+    first, second = Client(address, verbose=False), Client(address, verbose=False)
+    first.predict(handle_file(picture_file), api_name="/set_picture")
+    drawn, _ = second.predict("the crab", api_name="/find")
+    with Image.open(drawn) as image:
+        assert max(image.size) == 512  # the first example, not the other visitor's upload
+
+
+def test_messages_are_ours_or_none(
+    client: Client, picture_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AppError, match="Type what to look for"):
+        client.predict(" ", api_name="/find")
+    with pytest.raises(AppError, match="characters"):
+        client.predict("x" * 100_000, api_name="/find")
+    (tmp_path / "page.png").write_text("<html>")
+    with pytest.raises(AppError, match="not_an_image"):
+        client.predict(handle_file(tmp_path / "page.png"), api_name="/set_picture")
+
+    def fail(self: DemoEngine, *_: object) -> None:
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(DemoEngine, "find", fail)
+    with pytest.raises(AppError) as error:
+        client.predict("crab", api_name="/find")
+    assert "secret" not in str(error.value)
+    monkeypatch.undo()
+    client.predict("crab", api_name="/find")
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../etc/passwd", "/proc/self/environ", "http://127.0.0.1:1/"]
+)
+def test_no_file_of_this_machine_is_served(address: str, path: str) -> None:
+    response = httpx.get(f"{address}gradio_api/file={path}")
+    assert response.status_code in (403, 404)
+
+
+def join(address: str, data: list) -> httpx.Response:
+    config = httpx.get(f"{address}config").json()
+    index = next(d["id"] for d in config["dependencies"] if d["api_name"] == "set_picture")
+    body = {"data": data, "fn_index": index, "session_hash": "abuse"}
+    return httpx.post(f"{address}gradio_api/queue/join", content=json.dumps(body))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "169.254.169.254"])
+def test_addresses_are_not_fetched(address: str, host: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(0.2)
+        url = f"http://{host}:{listener.getsockname()[1]}/a.png"
+        file = {"path": url, "meta": {"_type": "gradio.FileData"}}
+        assert join(address, [file]).status_code == 400
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_files_that_were_not_uploaded_are_refused(client: Client) -> None:
+    with pytest.raises(AppError):
+        client.predict(
+            {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}}, api_name="/set_picture"
+        )
+
+
+def test_large_uploads_and_bodies_are_refused(address: str) -> None:
+    upload = httpx.post(f"{address}gradio_api/upload", files={"files": bytes(21_000_000)})
+    assert upload.status_code == 413
+    assert join(address, ["x" * 2_000_000]).status_code == 413
+
+
+def test_two_hundred_calls_at_once(address: str, client: Client) -> None:
+    config = httpx.get(f"{address}config").json()
+    index = next(d["id"] for d in config["dependencies"] if d["api_name"] == "find")
+
+    def ask(i: int) -> int:
+        body = {"data": [None, "crab"], "fn_index": index, "session_hash": f"s{i}"}
+        return httpx.post(f"{address}gradio_api/queue/join", json=body, timeout=60).status_code
+
+    with ThreadPoolExecutor(20) as pool:
+        codes = list(pool.map(ask, range(200)))
+    assert set(codes) <= {200, 503}
+    assert 503 in codes, "the queue has no end"
+    assert "CLOC head" in client.predict("crab", api_name="/find")[1]
+
+
+def test_a_taken_port_is_said(address: str, cloc_engine: DemoEngine) -> None:
+    port = httpx.URL(address).port
+    assert port is not None
+    with pytest.raises(ValueError, match="try another --port"):
+        serve(build_app(cloc_engine.cloc), host="127.0.0.1", port=port, block=False)
+
+
+def test_served_to_this_machine_only(address: str) -> None:
+    assert httpx.URL(address).host == "127.0.0.1"
+    config = httpx.get(f"{address}config").json()
+    assert config["analytics_enabled"] is False
+
+
+def test_command_cleans_up_after_ctrl_c(cloc_dir: Path, project_root: Path, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "demo/app.py", "--cloc", str(cloc_dir), "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=project_root, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if "127.0.0.1" in line)
+        assert str(port) in line
+        assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+    assert list(tmp_path.glob("cloc-mllm-demo-*")) == []

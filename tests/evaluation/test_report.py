@@ -1,0 +1,73 @@
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow
+from cloc_mllm.evaluation.report import choose_examples, write_report
+from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
+
+EVIL = '<script>alert("1")</script> & more'
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A report over hostile texts, an inverted box, and an answer that cannot be read."""
+    box, inverted = (0.1, 0.1, 0.5, 0.5), (0.5, 0.5, 0.1, 0.1)
+    rows = [
+        PredictionRow("1", "i1", "rec", EVIL, EVIL, boxes=[inverted]),
+        PredictionRow("2", "i2", "rec", "the crab", EVIL, failure=EVIL),
+        PredictionRow("3", '"><b>', "referring", EVIL, EVIL),
+        PredictionRow("4", "i1", "region_classification", "", labels=[EVIL], scores=[0.5]),
+    ]
+    references = [
+        ReferenceRow("1", "i1", "rec", boxes=[box], kind=EVIL),
+        ReferenceRow("2", "i2", "rec", boxes=[box]),
+        ReferenceRow("3", '"><b>', "referring", boxes=[box], labels=[EVIL]),
+        ReferenceRow(
+            "4", "i1", "region_classification", boxes=[box], labels=[EVIL], num_candidates=3
+        ),
+    ]
+    pairs = pairs_by_task(rows, references)
+    metrics = compute_metrics(pairs, samples=10)
+    metrics["about"] = {"config": {"cloc": EVIL}}
+    path = tmp_path / "report.html"
+    write_report(path, metrics, pairs, lambda image_id: Image.new("RGB", (40, 30), "gray"))
+    return path.read_text()
+
+
+def test_all_texts_are_escaped(page):
+    assert "<script" not in page and "<b>" not in page
+    assert page.count("&lt;script&gt;") >= 8
+
+
+def test_the_page_asks_nothing_of_the_network(page):
+    addresses = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import', page)
+    assert len(addresses) == 4
+    assert all(src.startswith("data:image/jpeg;base64,") for src, _ in addresses)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_it_is_one_well_formed_page(page):
+    for tag in ("section", "figure", "table", "tr", "td", "dl", "dd", "div"):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
+    assert '<meta name="viewport"' in page
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 30])
+def test_examples_are_best_worst_and_others_without_repetition(count):
+    scores = np.random.default_rng(0).permutation(np.linspace(0, 1, count))
+    groups = choose_examples(scores, 6, seed=0)
+    chosen = [index for group in groups.values() for index in group]
+    assert len(chosen) == len(set(chosen)) == min(count, 18)
+    if count == 30:
+        order = np.argsort(-scores)
+        assert groups["Best"] == order[:6].tolist()
+        assert groups["Worst"] == order[::-1][:6].tolist()
+        assert len(groups["Random others"]) == 6
+
+
+def test_a_task_with_one_score_shows_different_examples_by_seed():
+    scores = np.ones(50)
+    assert choose_examples(scores, 6, seed=0) != choose_examples(scores, 6, seed=1)

@@ -1,0 +1,125 @@
+"""The whole evaluation job with tiny random models."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cloc_mllm.config import EvalConfig
+from cloc_mllm.data.parquet import write_records
+from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.predictions import read_predictions, read_references
+from cloc_mllm.evaluation.queries import TASKS
+from cloc_mllm.evaluation.run import choose_device, evaluate, main
+from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
+
+__all__ = ["cloc_dir", "llm_dir", "mllm_dir"]
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """8 built-in test scenes as records on disk."""
+    directory = tmp_path_factory.mktemp("data") / "records"
+    write_records(generate_scenes(8, split="test", long_side=64), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run_dir(cloc_dir, mllm_dir, data_dir, tmp_path_factory):
+    """Output of all tasks, the CLOC model standing beside itself as the baseline."""
+    directory = tmp_path_factory.mktemp("eval")
+    config = directory / "config.yaml"
+    config.write_text(f"data: {data_dir}\nbootstrap_samples: 20\nnum_examples: 2\n")
+    models = [f"--{name}={cloc_dir}" for name in ("cloc", "baseline_cloc")]
+    models += [f"--mllm={mllm_dir}", "--device=cpu", f"--output_dir={directory}"]
+    assert main(["--config", str(config), *models]) == 0
+    return directory
+
+
+def test_the_job_writes_rows_numbers_and_a_report(run_dir, cloc_dir, mllm_dir):
+    references = read_references(run_dir / "references.jsonl")
+    predictions = read_predictions(run_dir / "predictions.jsonl")
+    assert {row.id for row in predictions} == {row.id for row in references}
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert list(metrics["tasks"]) == [task for tasks in TASKS.values() for task in tasks]
+    entry = metrics["tasks"]["region_classification"]["macro_acc"]
+    assert entry["ci_low"] <= entry["value"] <= entry["ci_high"]
+    assert entry["n_images"] == 8 and entry["n"] > 8
+    assert entry["difference"] == {
+        "value": 0.0,
+        "ci_low": 0.0,
+        "ci_high": 0.0,
+        "n": entry["n"],
+        "n_images": 8,
+    }
+    assert "baseline" not in metrics["tasks"]["rec"]["acc_at_0_5"]
+    assert metrics["about"]["config"]["mllm"] == str(mllm_dir)
+    assert metrics["about"]["versions"]["torch"]
+    page = (run_dir / "report.html").read_text()
+    assert page.count("<figure") >= 6 * 4
+
+
+def test_unreadable_answers_of_an_untrained_model_are_counted_as_wrong(run_dir):
+    predictions = read_predictions(run_dir / "predictions.jsonl")
+    rec = [row for row in predictions if row.task == "rec"]
+    failed = [row for row in rec if row.failure]
+    assert failed and all(not row.boxes for row in failed)
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    assert metrics["failures"]["rec"]["count"] == len(failed)
+    assert metrics["failures"]["rec"]["n"] == metrics["tasks"]["rec"]["mean_iou"]["n"] == len(rec)
+    referring = [row for row in predictions if row.task == "referring"]
+    assert all(row.failure is None and row.prompt.endswith("<region>?") for row in referring)
+
+
+def test_without_an_mllm_its_tasks_are_left_out(cloc_dir, data_dir, tmp_path):
+    config = EvalConfig(
+        cloc=str(cloc_dir), mllm="none", data=str(data_dir), limit=2, output_dir=str(tmp_path)
+    )
+    metrics = evaluate(config)
+    assert not {"rec", "referring"} & set(metrics["tasks"])
+    assert metrics["about"]["num_records"] == 2
+
+
+def test_photos_without_categories_skip_classification(cloc_dir, data_dir, tmp_path, capsys):
+    scene = next(iter(generate_scenes(1, split="test", long_side=64)))
+    photo = Record("p", scene.image, scene.width, scene.height, [], [], "photos")
+    photo.regions = [Region((0.1, 0.1, 0.8, 0.9), "a man")]
+    write_records([photo], tmp_path / "photos")
+    arguments = [f"--cloc={cloc_dir}", "--mllm=none", f"--data={tmp_path / 'photos'}"]
+    main([*arguments, f"--output_dir={tmp_path}", "--bootstrap_samples=5"])
+    printed = capsys.readouterr().out
+    assert "hold nothing for them: region_classification, image_to_text, text_to_image" in printed
+    assert "text_to_box" in printed and "report.html" in printed
+    only = EvalConfig(data=str(tmp_path / "photos"), tasks=["region_classification"])
+    with pytest.raises(ValueError, match="photos holds nothing to ask for region_classification"):
+        evaluate(only)
+
+
+def test_wrong_settings_are_refused_before_a_model_is_loaded(tmp_path, data_dir):
+    with pytest.raises(ValueError, match=r"unknown tasks \['vqa'\]; expected some of: region_cl"):
+        evaluate(EvalConfig(tasks=["rec", "vqa"]))
+    with pytest.raises(ValueError, match="unknown device 'gpu0'; expected auto, cpu"):
+        choose_device("gpu0")
+    missing = EvalConfig(cloc=str(tmp_path), data=str(data_dir), tasks=["text_to_box"])
+    with pytest.raises(FileNotFoundError, match="is no CLOC model directory"):
+        evaluate(missing)
+
+
+def test_the_tasks_are_listed(capsys):
+    assert main(["--list"]) == 0
+    assert capsys.readouterr().out.split() == list(TASKS)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert all(task in capsys.readouterr().out.replace("\n", " ") for task in ["rec"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "eval/configs").glob("*.yaml"))
+)
+def test_every_shipped_config_parses(path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", str(path), "--print_config"])
+    assert stopped.value.code == 0
+    assert "tasks:" in capsys.readouterr().out

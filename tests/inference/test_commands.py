@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cloc_mllm.cli import main
+from cloc_mllm.geometry import Boxes
+
+
+@pytest.fixture
+def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 48), "teal").save("picture.png")
+    return "picture.png"
+
+
+def test_ground_prints_pixel_boxes_and_draws_them(picture, mllm_dir, monkeypatch, capsys):
+    from cloc_mllm.inference.grounding_predictor import GroundedAnswer, GroundingPredictor
+
+    found = GroundedAnswer("...", Boxes.normalized([[0.25, 0.25, 0.5, 0.75]]), None, 0.875)
+    lost = GroundedAnswer("a boat", Boxes.normalized([]), "not_a_box", 0.5)
+    monkeypatch.setattr(GroundingPredictor, "ground", lambda *_: [found, lost])
+
+    status = main(["ground", picture, "the crab", "a boat", "--mllm", str(mllm_dir)])
+
+    out = capsys.readouterr().out.splitlines()
+    assert out == [
+        "the crab: 24 12 48 36  confidence 0.88",
+        "a boat: no box (not_a_box), the model wrote 'a boat'",
+        "drawn: ground.png",
+    ]
+    assert status == 1
+    with Image.open("ground.png") as drawn:
+        assert drawn.size == (640, 320)
+        colours = {drawn.getpixel((x, 160)) for x in range(150, 170)}
+    assert (214, 39, 40) in colours  # the left edge of the box, at 24 px of 96
+
+
+@pytest.mark.parametrize(
+    "box", [["24", "12", "48", "36"], ["0.25", "0.25", "0.5", "0.75", "--normalized"]], ids=len
+)
+def test_refer_takes_pixels_or_normalised_boxes(picture, mllm_dir, monkeypatch, capsys, box):
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+    seen = []
+    monkeypatch.setattr(
+        GroundingPredictor, "refer", lambda _, __, boxes: (seen.append(boxes), ["a crab"])[1]
+    )
+
+    status = main(["refer", picture, *box, "--mllm", str(mllm_dir), "--out", "out/box.png"])
+
+    assert capsys.readouterr().out == "24 12 48 36: a crab\ndrawn: out/box.png\n"
+    assert status == 0
+    assert seen[0].to_normalized().xyxy.tolist() == [[0.25, 0.25, 0.5, 0.75]]
+    assert Path("out/box.png").is_file()
+
+
+def test_a_real_model_answers_both(picture, mllm_dir, capsys):
+    assert main(["ground", picture, "the crab", "--mllm", str(mllm_dir)]) in (0, 1)
+    assert main(["refer", picture, "4", "4", "40", "30", "--mllm", str(mllm_dir)]) == 0
+    assert capsys.readouterr().out.count("drawn: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["ground", "missing.png", "crab"], "No such file or directory: missing.png"),
+        (["ground", "picture.png", "crab", "--mllm", "nowhere"], "nowhere is no MLLM directory"),
+        (["refer", "picture.png", "90", "4", "10", "30", "--mllm", "MLLM"], "inverted"),
+    ],
+)
+def test_wrong_input_is_one_line(picture, mllm_dir, capsys, argv, message):
+    status = main([str(mllm_dir) if argument == "MLLM" else argument for argument in argv])
+
+    err = capsys.readouterr().err.splitlines()
+    assert status == 2
+    assert message in err[-1] and err[-1].startswith("cloc-mllm: error: ")
+
+
+@pytest.mark.parametrize("command", ["ground", "refer"])
+def test_help_reads_well_and_loads_no_torch(command):
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cloc_mllm.cli", command, "--help"],
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert f"usage: cloc-mllm {command}" in result.stdout and "example: " in result.stdout
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "argparse" in imported and not imported & {"torch", "transformers"}

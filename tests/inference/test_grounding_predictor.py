@@ -1,0 +1,160 @@
+import functools
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cloc_mllm.data.images import ImageError
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference import ChatRequest, GroundingPredictor
+
+PICTURE = Image.new("RGB", (96, 48), "teal")
+
+
+@pytest.fixture(scope="module")
+def predictor(mllm_dir: Path) -> GroundingPredictor:
+    return GroundingPredictor.from_pretrained(mllm_dir, device="cpu")
+
+
+@pytest.fixture
+def always(predictor, monkeypatch):
+    """Make the model write given texts, one a row, whatever it is asked."""
+
+    def write(*texts: str) -> None:
+        eos = predictor.processor.tokenizer.eos_token_id
+        rows = [[*predictor.processor.tokenize(text), eos] for text in texts]
+        steps = itertools.count()
+
+        @functools.wraps(predictor.model.forward)  # generate() reads its signature
+        def forward(*args, **kwargs):
+            output = original(*args, **kwargs)
+            step = next(steps)
+            # log probability of the chosen token: log(9/10)
+            logits = torch.full_like(output.logits, -1e4)
+            for row, ids in enumerate(rows):
+                logits[row, -1, 0] = torch.log(torch.tensor(0.1))
+                logits[row, -1, ids[min(step, len(ids) - 1)]] = torch.log(torch.tensor(0.9))
+            output.logits = logits
+            return output
+
+        original = predictor.model.forward
+        monkeypatch.setattr(predictor.model, "forward", forward)
+
+    return write
+
+
+def test_a_box_answer_is_parsed_into_the_pictures_frame(predictor, always):
+    always("<loc_0><loc_5><loc_19><loc_10>")
+
+    (answer,) = predictor.ground(PICTURE, ["the crab"])
+
+    assert answer.raw_text == "<loc_0><loc_5><loc_19><loc_10>"
+    assert answer.failure is None
+    torch.testing.assert_close(
+        answer.boxes.to_pixels(96, 48).xyxy[0].tolist(), [0.0, 48 * 5 / 19, 96.0, 48 * 10 / 19]
+    )
+    assert answer.confidence == pytest.approx(0.9, abs=1e-4)
+
+
+def test_what_is_no_box_is_a_failure_and_not_an_empty_answer(predictor, always):
+    always("a crab", "<loc_9><loc_5><loc_3><loc_10>", "")
+
+    answers = predictor.ground(PICTURE, ["the crab", "the boat", "the clock"])
+
+    assert [answer.failure for answer in answers] == ["not_a_box", "inverted", "empty"]
+    assert [len(answer.boxes) for answer in answers] == [0, 0, 0]
+    assert [answer.raw_text for answer in answers][:2] == [
+        "a crab",
+        "<loc_9><loc_5><loc_3><loc_10>",
+    ]
+    assert answers[2].confidence is None
+
+
+def test_an_answer_to_where_is_no_longer_than_a_box(predictor, monkeypatch):
+    asked = []
+    generate = predictor.model.generate
+    monkeypatch.setattr(
+        predictor.model, "generate", lambda **kw: (asked.append(kw), generate(**kw))[1]
+    )
+
+    predictor.ground(PICTURE, ["the crab"])
+
+    assert asked[0]["max_new_tokens"] == 4 + 1
+
+
+def test_many_questions_equal_one_at_a_time(predictor, monkeypatch):
+    import cloc_mllm.inference.grounding_predictor as module
+
+    phrases = ["the crab", "the second boat from the left", "a clock"]
+    boxes = Boxes.pixels([[4, 4, 40, 30], [50, 10, 90, 44]], 96, 48)
+    together = predictor.ground(PICTURE, phrases), predictor.refer(PICTURE, boxes)
+    monkeypatch.setattr(module, "_BATCH_SIZE", 1)
+    apart = predictor.ground(PICTURE, phrases), predictor.refer(PICTURE, boxes)
+
+    assert [a.raw_text for a in together[0]] == [a.raw_text for a in apart[0]]
+    assert together[1] == apart[1]
+    for one, other in zip(together[0], apart[0], strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
+
+
+def test_one_picture_is_encoded_once_for_all_its_questions(predictor, monkeypatch):
+    seen = []
+    encode = predictor.model.vision.encode_image
+    monkeypatch.setattr(
+        predictor.model.vision, "encode_image", lambda x: (seen.append(len(x)), encode(x))[1]
+    )
+
+    predictor.ground(PICTURE, ["a crab", "a boat", "a clock"])
+
+    assert seen == [1]
+
+
+def test_files_captions_and_free_questions(predictor, tmp_path):
+    PICTURE.save(tmp_path / "picture.png")
+
+    assert predictor.caption(tmp_path / "picture.png") == predictor.caption(PICTURE)
+    assert isinstance(predictor.ask(str(tmp_path / "picture.png"), "How many?").raw_text, str)
+    assert predictor.answer([]) == []
+
+
+def test_boxes_are_clipped_and_unusable_ones_refused(predictor):
+    whole = predictor.refer(PICTURE, Boxes.normalized([[0, 0, 1, 1]]))
+
+    assert predictor.refer(PICTURE, Boxes.pixels([[-9, -9, 200, 200]], 96, 48)) == whole
+    with pytest.raises(ValueError, match=r"\[96\.0, 0\.0, 48\.0, 48\.0\] px .* inverted"):
+        predictor.refer(PICTURE, Boxes.normalized([[1, 0, 0.5, 1]]))
+    with pytest.raises(ValueError, match="outside"):
+        predictor.refer(PICTURE, Boxes.normalized([[2, 2, 3, 3]]))
+
+
+def test_other_unusable_input_is_refused(predictor, tmp_path):
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(ImageError, match="not_an_image"):
+        predictor.caption(tmp_path / "page.jpg")
+    with pytest.raises(ValueError, match="phrase 1 is blank"):
+        predictor.ground(PICTURE, ["crab", "  "])
+    with pytest.raises(ValueError, match="2 <image> placeholders"):
+        predictor.ground(PICTURE, ["an <image>"])
+    with pytest.raises(ValueError, match="1 <region> placeholders but 0 region boxes"):
+        predictor.answer([ChatRequest(PICTURE, "What is in <region>?")])
+
+
+def test_a_directory_without_a_model_says_what_was_expected(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no MLLM directory"):
+        GroundingPredictor.from_pretrained(tmp_path)
+    monkeypatch.setattr("cloc_mllm.shipped._ASSETS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no shipped mllm model"):
+        GroundingPredictor.from_pretrained()
+
+
+def test_a_processor_of_another_model_is_refused_by_name(predictor):
+    model = predictor.model
+    config = model.config
+    try:
+        config.fingerprint = {**config.fingerprint, "image_size": 448}
+        with pytest.raises(ValueError, match="image_size: the model has 448, now 64"):
+            GroundingPredictor(model, predictor.processor)
+    finally:
+        config.fingerprint = predictor.processor.fingerprint

@@ -1,0 +1,87 @@
+"""Batches of conversations: labels are exactly the answers, image tokens are never cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cloc_mllm.config import ConversationConfig, MllmConfig
+from cloc_mllm.data.conversations import build_turns
+from cloc_mllm.data.records import Record
+from cloc_mllm.mllm import ClocMllmProcessor, build_mllm
+from cloc_mllm.mllm.collate import ConversationCollator
+from cloc_mllm.mllm.losses import IGNORE_INDEX
+
+CONFIG = ConversationConfig(questions_per_image=4)
+
+
+@pytest.fixture
+def model_and_processor(mllm_config: MllmConfig):
+    return build_mllm(mllm_config)
+
+
+def answers_in(labels: torch.Tensor, processor: ClocMllmProcessor) -> list[str]:
+    """What the labels of one row say, cut at the end tokens, which must be labels too."""
+    learnt = labels[labels != IGNORE_INDEX].tolist()
+    text = processor.tokenizer.decode(learnt, skip_special_tokens=False)
+    assert text.endswith(processor.tokenizer.eos_token)
+    return [answer.strip() for answer in text.split(processor.tokenizer.eos_token)[:-1]]
+
+
+def test_labels_decode_to_exactly_the_answers(model_and_processor, tiny_scenes) -> None:
+    _, processor = model_and_processor
+    items = [(seed, record) for seed, record in enumerate(tiny_scenes[:4])]
+    batch = ConversationCollator(processor, CONFIG)(items)
+    for (seed, record), labels in zip(items, batch.inputs["labels"], strict=True):
+        turns = build_turns(record, CONFIG, processor.coordinates, np.random.default_rng(seed))
+        assert answers_in(labels, processor) == [turn.answer for turn in turns]
+    assert batch.num_dropped == 0
+    assert batch.ids == [record.id for _, record in items]
+
+
+def test_the_model_accepts_the_batch(model_and_processor, tiny_scenes) -> None:
+    model, processor = model_and_processor
+    batch = ConversationCollator(processor, CONFIG)([(0, tiny_scenes[0]), (1, tiny_scenes[1])])
+    loss = model(**batch.inputs).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert model.region_projector.output.weight.grad.abs().sum() > 0
+
+
+def test_packed_questions_have_the_loss_of_single_ones(model_and_processor, tiny_scenes) -> None:
+    model, processor = model_and_processor
+    model.eval()
+    record = tiny_scenes[0]
+    rng = np.random.default_rng(0)
+    turns = build_turns(record, CONFIG, processor.coordinates, rng)
+    packed = ConversationCollator(processor, CONFIG)([(0, record)])
+    actual = model(**packed.inputs, num_items_in_batch=1).loss
+    expected = torch.tensor(0.0)
+    for turn in turns:
+        single = ConversationCollator(processor, CONFIG)
+        single._turns = lambda record, rng, turn=turn: [turn]  # type: ignore[method-assign]
+        expected = expected + model(**single([(0, record)]).inputs, num_items_in_batch=1).loss
+    torch.testing.assert_close(actual, expected)
+
+
+def test_questions_that_do_not_fit_are_counted(model_and_processor, tiny_scenes) -> None:
+    _, processor = model_and_processor
+    whole = ConversationCollator(processor, CONFIG)([(0, tiny_scenes[0])])
+    length = whole.inputs["input_ids"].shape[1]
+    cut = ConversationCollator(processor, replace(CONFIG, max_length=length - 1))
+    batch = cut([(0, tiny_scenes[0])])
+    assert batch.num_dropped >= 1
+    is_image = batch.inputs["input_ids"] == processor.image_token_id
+    assert int(is_image.sum()) == processor.num_image_tokens
+    with pytest.raises(ValueError, match=r"raise conversations\.max_length"):
+        ConversationCollator(processor, replace(CONFIG, max_length=20))([(0, tiny_scenes[0])])
+
+
+def test_a_record_without_anything_to_learn_is_refused(model_and_processor, tiny_scenes) -> None:
+    _, processor = model_and_processor
+    empty: Record = replace(tiny_scenes[0], regions=[], captions=[])
+    with pytest.raises(ValueError, match=f"record {empty.id} gives nothing to learn"):
+        ConversationCollator(processor, CONFIG)([(0, empty)])

@@ -1,0 +1,13 @@
+"""CLOC pre-training. One process, two on a machine, or a hostfile:
+
+python training/stage1.py --config training/configs/stage1_openmoji.yaml --optim.lr 5e-4
+torchrun --nproc_per_node 2 training/stage1.py --config training/configs/stage1_openmoji.yaml
+deepspeed --num_gpus 2 training/stage1.py --config training/configs/stage1_openmoji.yaml
+"""
+
+import sys
+
+from cloc_mllm.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["stage1", *sys.argv[1:]]))

@@ -1,0 +1,11 @@
+"""Makes the small language model of the built-in data, from text alone:
+
+python training/tiny_llm.py --config training/configs/tiny_llm_openmoji.yaml
+"""
+
+import sys
+
+from cloc_mllm.train.tiny_llm import main
+
+if __name__ == "__main__":
+    sys.exit(main())
