@@ -35,6 +35,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "stage2": Subcommand(
         "cloc_mllm.train.stage2", "main", "plug a CLOC encoder into a language model"
     ),
+    "tiny-llm": Subcommand(
+        "cloc_mllm.train.tiny_llm", "main", "make the small language model of the built-in data"
+    ),
     "eval": Subcommand("cloc_mllm.evaluation.run", "main", "predict, score and write a report"),
     "quickstart": Subcommand(
         "cloc_mllm.quickstart", "main", "all of it on built-in data, in minutes on a CPU"

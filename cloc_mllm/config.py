@@ -246,7 +246,6 @@ class TinyLlmConfig:
     image_size: int = 128
     num_image_tokens: int = 64
     noise: float = 0.3
-    box_format: Literal["integers", "location_tokens"] = "location_tokens"
     num_bins: int = 100
     coordinate_smoothing: float = 1.5
     conversations: ConversationConfig = field(default_factory=ConversationConfig)

@@ -7,14 +7,18 @@ small language model beside them, tunes the MLLM, evaluates, and writes one repo
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from subprocess import STDOUT
+
+import yaml
 
 from cloc_mllm.cli import main as cloc_mllm
 from cloc_mllm.data.expressions import expression_kind
@@ -28,15 +32,10 @@ _STATUS_EVERY_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Command:
-    """One `cloc-mllm` command (or a script, when `script` is set) with its arguments."""
+    """One `cloc-mllm` command with its arguments."""
 
     title: str
     arguments: tuple[str, ...]
-    module: str = "cloc_mllm.cli"
-
-    @property
-    def argv(self) -> list[str]:
-        return [sys.executable, "-m", self.module, *self.arguments]
 
     @property
     def log_name(self) -> str:
@@ -48,7 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/quickstart"), help="directory to write"
     )
-    out = parser.parse_args(argv).out
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="share of the scenes and training steps; 0.02 is a rehearsal (default: 1.0)",
+    )
+    arguments = parser.parse_args(argv)
+    out, budget = arguments.out, arguments.budget
+    if not 0 < budget <= 1:
+        raise ValueError(f"--budget must lie in 0..1, got {budget}")
     if not (_CONFIGS / "stage1_openmoji.yaml").is_file():
         raise FileNotFoundError(
             f"the quickstart's configs are not in {_CONFIGS}; run it from a clone of the repository"
@@ -56,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     _show_shipped_model(out)
-    _train(out)
+    _train(out, budget)
     exit_code = cloc_mllm(_evaluation_arguments(out))
     minutes = (time.monotonic() - started) / 60
     print(
@@ -85,15 +94,11 @@ def _telling_example() -> tuple[Record, str]:
     raise AssertionError("200 scenes without two things of one kind")
 
 
-def _train(out: Path) -> None:
+def _train(out: Path, budget: float) -> None:
     data = str(out / "data")
-    _run_together(out, [[*_data_commands(data)]])
-    stage1: tuple[str, ...] = (
-        "--config",
-        str(_CONFIGS / "stage1_openmoji.yaml"),
-        "--data.train",
-        f"{data}/train",
-    )
+    _run_together(out, [_data_commands(data, budget)])
+    scenes = ("--data.train", f"{data}/train")
+    stage1 = (*_config("stage1_openmoji", budget), *scenes)
     stage1 += ("--data.validation", f"{data}/validation")
     cloc = Command("CLOC", ("stage1", *stage1, "--run.output_dir", str(out / "cloc")))
     clip = Command(
@@ -102,19 +107,13 @@ def _train(out: Path) -> None:
     )
     llm = Command(
         "small language model",
-        (
-            "--config",
-            str(_CONFIGS / "tiny_llm_openmoji.yaml"),
-            "--run.output_dir",
-            str(out / "llm"),
-        ),
-        module="cloc_mllm.train.tiny_llm",
+        ("tiny-llm", *_config("tiny_llm_openmoji", budget), "--run.output_dir", str(out / "llm")),
     )
     mllm = Command(
         "MLLM",
         (
-            "stage2", "--config", str(_CONFIGS / "stage2_openmoji.yaml"),
-            "--data.train", f"{data}/train", "--run.output_dir", str(out / "mllm"),
+            "stage2", *_config("stage2_openmoji", budget), *scenes,
+            "--run.output_dir", str(out / "mllm"),
             "--model.cloc", str(out / "cloc/model"),
             "--model.language_model", str(out / "llm/model"),
         ),
@@ -123,14 +122,26 @@ def _train(out: Path) -> None:
     _run_together(out, [[mllm]])
 
 
-def _data_commands(data: str) -> list[Command]:
+def _config(name: str, budget: float) -> tuple[str, ...]:
+    """`--config` and, below the full budget, fewer steps."""
+    path = _CONFIGS / f"{name}.yaml"
+    config = yaml.safe_load(path.read_text())
+    arguments = ["--config", str(path)]
+    for part in ("run", "alignment"):
+        if part in config:
+            arguments += [f"--{part}.steps", str(math.ceil(config[part]["steps"] * budget))]
+    return tuple(arguments)
+
+
+def _data_commands(data: str, budget: float) -> list[Command]:
     sizes = {"train": _TRAIN_SCENES, "validation": _VALIDATION_SCENES, "test": _TEST_SCENES}
     return [
         Command(
             f"{split} scenes",
             (
-                "data", "build", "scenes", "--split", split, "--num", str(number),
-                "--workers", str(os.cpu_count() or 1), "--out", f"{data}/{split}",
+                "data", "build", "scenes", "--split", split, "--num",
+                str(math.ceil(number * budget)), "--workers", str(os.cpu_count() or 1),
+                "--out", f"{data}/{split}",
             ),
         )
         for split, number in sizes.items()
@@ -148,67 +159,46 @@ def _evaluation_arguments(out: Path) -> list[str]:
 
 def _run_together(out: Path, lanes: list[list[Command]]) -> None:
     """Run the commands of each lane one after the other and the lanes side by side, each with its
-    share of the cores; output goes to `out/logs`, its last line is shown now and then.
+    share of the cores. Output goes to `out/logs`; the last lines are shown now and then.
 
     Raises:
         ValueError: a command failed; names its log.
     """
     threads = str(max(1, (os.cpu_count() or 1) // len(lanes)))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    waiting = [list(lane) for lane in lanes]
-    running: dict[int, tuple[Command, subprocess.Popen[bytes], float]] = {}
     (out / "logs").mkdir(exist_ok=True)
-    shown = time.monotonic()
-    try:
-        while running or any(waiting):
-            for lane, commands in enumerate(waiting):
-                if lane not in running and commands:
-                    command = commands.pop(0)
-                    print(f"> {command.title}: {' '.join(command.argv[2:])}", flush=True)
-                    with _log(out, command).open("wb") as log:
-                        running[lane] = (
-                            command,
-                            _start(command, log, environment),
-                            time.monotonic(),
-                        )
-            time.sleep(0.2)
-            for lane in [
-                lane for lane, (_, process, _) in running.items() if process.poll() is not None
-            ]:
-                _finish(out, *running.pop(lane))
-            if time.monotonic() - shown > _STATUS_EVERY_SECONDS:
-                shown = time.monotonic()
-                for command, _, _ in running.values():
-                    print(f"  {command.title}: {_last_line(_log(out, command))}", flush=True)
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        futures = [pool.submit(_run_lane, out, lane, environment) for lane in lanes]
+        for future in futures:
+            future.result()
 
 
-def _start(
-    command: Command, log: IO[bytes], environment: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command.argv, stdout=log, stderr=subprocess.STDOUT, env=environment)
+def _run_lane(out: Path, commands: list[Command], environment: dict[str, str]) -> None:
+    for command in commands:
+        started = time.monotonic()
+        log = out / "logs" / command.log_name
+        print(f"> {command.title}: cloc-mllm {' '.join(command.arguments)}", flush=True)
+        argv = [sys.executable, "-m", "cloc_mllm.cli", *command.arguments]
+        with log.open("wb") as output:
+            process = subprocess.Popen(argv, stdout=output, stderr=STDOUT, env=environment)
+            _wait_and_show(process, command, log)
+        if process.returncode:
+            raise ValueError(
+                f"{command.title} failed with status {process.returncode}; last line of {log}: "
+                f"{_last_line(log)}"
+            )
+        print(f"  {command.title}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _finish(out: Path, command: Command, process: subprocess.Popen[bytes], started: float) -> None:
-    if process.returncode:
-        log = _log(out, command)
-        raise ValueError(
-            f"{command.title} failed with status {process.returncode}; last line of {log}: "
-            f"{_last_line(log)}"
-        )
-    print(f"  {command.title}: done in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def _log(out: Path, command: Command) -> Path:
-    return out / "logs" / command.log_name
+def _wait_and_show(process: subprocess.Popen[bytes], command: Command, log: Path) -> None:
+    while True:
+        try:
+            process.wait(_STATUS_EVERY_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            print(f"  {command.title}: {_last_line(log)}", flush=True)
 
 
 def _last_line(log: Path) -> str:
     lines = log.read_bytes().decode(errors="replace").replace("\r", "\n").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "starting")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

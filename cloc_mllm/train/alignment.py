@@ -11,9 +11,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, Stage2Config
@@ -24,8 +24,7 @@ from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets
 from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.loop import Job, TrainResult, train
 
-_PROJECTORS = ("projector", "region_projector")
-_FILE = "projectors.safetensors"
+_PROJECTORS = ("projector.", "region_projector.")
 
 
 @dataclass
@@ -65,68 +64,66 @@ def align_projectors(
     """Trains `model`'s projectors in place, in `config.run.output_dir/alignment`, resumable.
 
     Returns:
-        None where `config.alignment.steps` is 0 or an earlier run finished it.
+        None where `config.alignment.steps` is 0.
+
+    Raises:
+        ValueError: boxes are not written as location tokens, which scene tokens are made of.
     """
     if not config.alignment.steps:
         return None
-    directory = Path(config.run.output_dir) / "alignment"
-    finished = directory / "model" / _FILE
-    result = None
-    if not finished.is_file():
-        trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(tuple(f"{part}." for part in _PROJECTORS)))
-        job = Job(
-            model,
-            alignment_step(processor),
-            dataset,
-            AlignmentCollator(processor),
-            _save_projectors,
-            resolved_config=dataclasses.asdict(config),
-            fingerprint=processor.fingerprint,
-            num_workers=config.data.num_workers,
-            only_trainable=True,
-        )
-        run = dataclasses.replace(
-            config.run,
-            output_dir=str(directory),
-            steps=config.alignment.steps,
-            global_batch_size=config.alignment.global_batch_size,
-        )
-        result = train(job, run, OptimConfig(lr=config.alignment.lr, weight_decay=0.0))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in trainable)
-    if finished.is_file():
-        model.load_state_dict(load_file(finished), strict=False)
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(_PROJECTORS))
+    job = Job(
+        model,
+        alignment_step(processor),
+        dataset,
+        AlignmentCollator(processor),
+        lambda trained, directory: None,  # a finished run resumes from its last checkpoint, too
+        resolved_config=dataclasses.asdict(config),
+        fingerprint=processor.fingerprint,
+        num_workers=config.data.num_workers,
+        only_trainable=True,
+    )
+    run = dataclasses.replace(
+        config.run,
+        output_dir=str(Path(config.run.output_dir) / "alignment"),
+        steps=config.alignment.steps,
+        global_batch_size=config.alignment.global_batch_size,
+        eval_every=0,
+    )
+    result = train(job, run, OptimConfig(lr=config.alignment.lr, weight_decay=0.0))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
     return result
 
 
 def alignment_step(processor: ClocMllmProcessor) -> StepFn:
     """Squared distance between what the projectors write and the scene tokens, in units of the
     scene tokens' variance: 1 is as good as their mean."""
-    location_ids = torch.tensor(
-        processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
-    )
+    location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
+    if not location:
+        raise ValueError(
+            "alignment needs location tokens; set model.box_format to location_tokens or "
+            "alignment.steps to 0"
+        )
 
     def step(model: nn.Module, batch: AlignmentBatch) -> dict[str, Tensor]:
         assert isinstance(model, ClocMllmForConditionalGeneration)
         with torch.no_grad():
+            location_ids = torch.tensor(location, device=model.device)
             cells, regions = embed_scene(batch.scene, model.get_input_embeddings(), location_ids)
-        inputs = VisionInputs(image_index=torch.arange(len(cells)), **batch.vision)
+        image_index = torch.arange(len(cells), device=model.device)
+        inputs = VisionInputs(image_index=image_index, **batch.vision)
         image_features, region_features = model.encode_vision(inputs)
         variance = cells.var((0, 1)).mean()
-        cell_loss = (image_features - cells).square().mean() / variance
-        region_loss = (region_features - regions).square().mean() / variance
+        cell_loss = _mean_square(image_features - cells) / variance
+        region_loss = _mean_square(region_features - regions) / variance
         return {"loss": cell_loss + region_loss, "cells": cell_loss, "regions": region_loss}
 
     return step
 
 
-def _save_projectors(model: nn.Module, directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    state = {
-        name: tensor.contiguous()
-        for name, tensor in model.state_dict().items()
-        if name.startswith(tuple(f"{part}." for part in _PROJECTORS))
-    }
-    save_file(state, directory / _FILE)
+def _mean_square(errors: Tensor) -> Tensor:
+    """0 where there is nothing (a batch without regions)."""
+    return errors.square().sum() / max(1, errors.numel())

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult:
     """Trains the model and writes a Hugging Face directory, `config.run.output_dir/model`."""
-    box_format = BoxFormat(config.box_format, config.num_bins)
+    box_format = BoxFormat("location_tokens", config.num_bins)  # scene tokens need them
     tokenizer = build_tokenizer(box_format)
     torch.manual_seed(config.run.seed)
     model = build_language_model(config, tokenizer, box_format)

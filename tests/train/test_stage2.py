@@ -1,0 +1,165 @@
+"""Stage 2 end to end on the smallest models: what trains, what is saved, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cloc_mllm.config import (
+    AlignmentConfig,
+    ConversationConfig,
+    DataConfig,
+    LoraConfig,
+    MllmConfig,
+    OptimConfig,
+    RunConfig,
+    Stage2Config,
+)
+from cloc_mllm.data.parquet import load_records, write_records
+from cloc_mllm.mllm import build_mllm
+from cloc_mllm.mllm.collate import ConversationCollator
+from cloc_mllm.train.alignment import AlignmentCollator, align_projectors, alignment_step
+from cloc_mllm.train.stage2 import answer_step, main, run_stage2
+from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
+
+__all__ = ["cloc_dir", "llm_dir", "mllm_config"]
+
+
+@pytest.fixture(scope="module")
+def records_dir(tiny_scenes, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("records") / "train"
+    write_records(tiny_scenes[:8], directory)
+    return directory
+
+
+@pytest.fixture
+def config(mllm_config: MllmConfig, records_dir: Path, tmp_path: Path) -> Stage2Config:
+    return Stage2Config(
+        model=dataclasses.replace(mllm_config, lora=LoraConfig(rank=2, alpha=4)),
+        data=DataConfig(train=str(records_dir), num_workers=0),
+        conversations=ConversationConfig(questions_per_image=3),
+        optim=OptimConfig(lr=1e-2, warmup_steps=0),
+        run=RunConfig(
+            output_dir=str(tmp_path / "run"), steps=3, global_batch_size=4, precision="fp32"
+        ),
+    )
+
+
+def arguments(config: Stage2Config) -> list[str]:
+    return [
+        *("--model.cloc", config.model.cloc),
+        *("--model.language_model", config.model.language_model),
+        *("--model.num_bins", "20", "--model.lora.rank", "2"),
+        *("--data.train", config.data.train),
+        *("--run.output_dir", config.run.output_dir),
+    ]
+
+
+def test_dry_run_shows_what_is_learnt_and_trains_nothing(config, capsys) -> None:
+    assert main([*arguments(config), "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    first = load_records(config.data.train)[0]
+    assert f"one sample ({first.id})" in shown
+    assert "<image> x 16" in shown
+    learnt = [piece.split("]]")[0] for piece in shown.split("[[")[2:]]
+    assert learnt and all(piece.endswith("</s>") for piece in learnt)
+    assert not Path(config.run.output_dir).exists()
+
+
+def test_it_trains_and_saves_a_plain_model(config) -> None:
+    torch.manual_seed(config.run.seed)
+    before, _ = build_mllm(config.model)
+    assert run_stage2(config).exit_code == 0
+
+    model = AutoModelForImageTextToText.from_pretrained(Path(config.run.output_dir) / "model")
+    processor = AutoProcessor.from_pretrained(Path(config.run.output_dir) / "model")
+    assert not any("lora" in name for name in model.state_dict())
+    for name, tensor in before.vision.state_dict().items():
+        assert torch.equal(model.vision.state_dict()[name], tensor), f"frozen {name} moved"
+    moved = dict(model.projector.named_parameters())
+    assert all(not torch.equal(moved[n], p) for n, p in before.projector.named_parameters())
+
+    record = load_records(config.data.train)[0]
+    question = [
+        {"type": "image", "image": record.load_image()},
+        {"type": "text", "text": "Describe the image."},
+    ]
+    chat = [{"role": "user", "content": question}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_each_trainable_parameter_gets_a_gradient(config) -> None:
+    model, processor = build_mllm(config.model)
+    records = load_records(config.data.train)
+    batch = ConversationCollator(processor, config.conversations)([(i, records[i]) for i in (0, 1)])
+    answer_step(model, batch)["loss"].backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            # LoRA's A starts with zero gradient because B is zero
+            assert "lora_A" in name or parameter.grad.abs().sum() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_alignment_moves_the_projectors_alone_and_resumes_finished(config) -> None:
+    config = dataclasses.replace(
+        config, alignment=AlignmentConfig(steps=4, global_batch_size=4, lr=1e-2)
+    )
+    records = load_records(config.data.train)
+    torch.manual_seed(0)
+    model, processor = build_mllm(config.model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    batch = AlignmentCollator(processor)([(i, records[i]) for i in range(8)])
+    step = alignment_step(processor)
+    first = step(model, batch)["loss"]
+
+    align_projectors(model, processor, records, config)
+    assert step(model, batch)["loss"] < first
+    for name, parameter in model.named_parameters():
+        is_projector = name.startswith(("projector.", "region_projector."))
+        assert torch.equal(parameter, before[name]) != is_projector, name
+
+    torch.manual_seed(1)
+    again, _ = build_mllm(config.model)
+    align_projectors(again, processor, records, config)
+    assert torch.equal(again.projector.output.weight, model.projector.output.weight)
+    assert [n for n, p in again.named_parameters() if p.requires_grad] == [
+        n for n, p in model.named_parameters() if p.requires_grad
+    ]
+
+
+def test_alignment_of_images_without_regions_is_finite(config) -> None:
+    model, processor = build_mllm(config.model)
+    record = dataclasses.replace(load_records(config.data.train)[0], regions=[])
+    losses = alignment_step(processor)(model, AlignmentCollator(processor)([(0, record)]))
+    assert losses["regions"] == 0 and torch.isfinite(losses["loss"])
+
+
+def test_alignment_needs_location_tokens(config) -> None:
+    config.model.box_format = "integers"
+    config.alignment.steps = 1
+    with pytest.raises(ValueError, match="alignment needs location tokens"):
+        run_stage2(config)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("data.train", "data.train is empty; name a directory"),
+        ("model.cloc", r"model\.cloc is empty.*training/stage1.py"),
+        ("model.language_model", r"model\.language_model is empty.*training/tiny_llm.py"),
+    ],
+)
+def test_what_is_missing_is_named(config, missing: str, message: str) -> None:
+    part, name = missing.split(".")
+    setattr(getattr(config, part), name, "")
+    with pytest.raises(ValueError, match=message):
+        run_stage2(config)
