@@ -7,7 +7,7 @@ from typing import Literal
 
 ModelKind = Literal["cloc", "mllm"]
 
-_ASSETS = Path(__file__).resolve().parent / "assets"
+ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 def shipped_directory(kind: ModelKind) -> Path:
@@ -16,7 +16,7 @@ def shipped_directory(kind: ModelKind) -> Path:
     Raises:
         FileNotFoundError: this installation carries no such weights; says what to do.
     """
-    directory = _ASSETS / kind
+    directory = ASSETS / kind
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(
             f"no shipped {kind} model in {directory}; run `make quickstart` to train one, "

@@ -116,15 +116,12 @@ class ClocVision(nn.Module):
         A token's own embedding, as a text prompt, gives the box; that box, as a box prompt, gives
         the embedding. Without a Prompter the box is the token's cell.
         """
-        num_images, num_tokens = image.tokens.shape[:2]
         if self.prompter is None or self.box_head is None:
             cells = token_cells(image.grid_hw, image.tokens.device)
-            return self.embed_tokens(image), cells.expand(num_images, -1, -1)
+            return self.embed_tokens(image), cells.expand(len(image.tokens), -1, -1)
         context = self.prompter.prepare(image)
         boxes = self.box_head(self.prompter.locate_tokens(image, context))
-        of_image = torch.arange(num_images, device=boxes.device).repeat_interleave(num_tokens)
-        z = self.prompter.embed_boxes(image, context, boxes.flatten(0, 1), of_image)
-        return z.unflatten(0, (num_images, num_tokens)), boxes
+        return self.prompter.embed_box_grid(image, context, boxes), boxes
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
         """The box each text points at: float[R, 4] canvas frame.

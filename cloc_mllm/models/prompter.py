@@ -29,6 +29,10 @@ class ImageContext(NamedTuple):
     keys: Tensor  # float[B, N, D]
     values: Tensor  # float[B, N, D]
 
+    def select(self, image_index: Tensor) -> ImageContext:
+        """The context of each packed prompt: `image_index: int64[R]` -> tensors float[R, N, D]."""
+        return ImageContext(*(tensor[image_index] for tensor in self))
+
 
 class Prompter(nn.Module):
     """Turns a prompt (box or text) and the image tokens into an embedding of CLIP's width.
@@ -86,43 +90,47 @@ class Prompter(nn.Module):
         self, image: ImageFeatures, context: ImageContext, boxes: Tensor, image_index: Tensor
     ) -> Tensor:
         """z of box prompts: `boxes: float[R, 4]` canvas frame -> float[R, E]."""
+        of_prompt = context.select(image_index)
+        return self.embed_box_grid(image, of_prompt, boxes.unsqueeze(1)).squeeze(1)
+
+    def embed_box_grid(self, image: ImageFeatures, context: ImageContext, boxes: Tensor) -> Tensor:
+        """z of Q box prompts for each image: float[B, Q, 4] canvas frame -> float[B, Q, E]."""
         prompts = self.corners(self._code(boxes)).unflatten(-1, (2, -1))
         bias = None
         if self.spatial_prior:
             cells = token_cells(image.grid_hw, boxes.device)
-            bias = self.box_gate * cell_coverage(boxes, cells)
-        return self._attend(prompts, context, image_index, bias)
+            coverage = cell_coverage(boxes.flatten(0, 1), cells)
+            bias = self.box_gate * coverage.unflatten(0, boxes.shape[:2])
+        return self._attend(prompts, context, bias)
 
     def embed_texts(
         self, context: ImageContext, text_features: Tensor, image_index: Tensor
     ) -> Tensor:
         """z of text prompts: `text_features: float[R, E]` -> float[R, E]."""
-        prompts = self.text_token(self.text_norm(text_features)).unsqueeze(1)
+        prompts = self.text_token(self.text_norm(text_features))[:, None, None]
         bias = None
         if self.spatial_prior:
             token_embeddings = F.normalize(self.embed_tokens(context), dim=-1)[image_index]
             text = F.normalize(text_features, dim=-1)
-            bias = self.text_gate * torch.einsum("rne,re->rn", token_embeddings, text)
-        return self._attend(prompts, context, image_index, bias)
+            similarity = torch.einsum("rne,re->rn", token_embeddings, text)
+            bias = (self.text_gate * similarity).unsqueeze(1)
+        return self._attend(prompts, context.select(image_index), bias).squeeze(1)
 
     def locate_tokens(self, image: ImageFeatures, context: ImageContext) -> Tensor:
         """z of every image token's own embedding, taken as a text prompt: float[B, N, E].
 
         Attention is held near the token, or two things of one kind would answer together.
         """
-        num_images, num_tokens = image.tokens.shape[:2]
         cells = token_cells(image.grid_hw, image.tokens.device)
         centres = (cells[:, :2] + cells[:, 2:]) / 2
         embeddings = self.embed_tokens(context)
-        bias = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
-        bias = bias.to(embeddings.dtype).expand(num_images, -1, -1)
+        near = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
+        bias = near.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         if self.spatial_prior:
             normed = F.normalize(embeddings, dim=-1)
             bias = bias + self.text_gate * normed @ normed.transpose(1, 2)
-        prompts = self.text_token(self.text_norm(embeddings)).flatten(0, 1).unsqueeze(1)
-        of_image = torch.arange(num_images, device=cells.device).repeat_interleave(num_tokens)
-        z = self._attend(prompts, context, of_image, bias.flatten(0, 1))
-        return z.unflatten(0, (num_images, num_tokens))
+        prompts = self.text_token(self.text_norm(embeddings)).unsqueeze(2)
+        return self._attend(prompts, context, bias)
 
     def embed_tokens(self, context: ImageContext) -> Tensor:
         """Every image token read out as if it were a region: float[B, N, E]."""
@@ -132,41 +140,49 @@ class Prompter(nn.Module):
     def _code(self, boxes: Tensor) -> Tensor:
         return sinusoidal_code(boxes, self.code_dim).to(self.position.weight.dtype)
 
-    def _attend(
-        self, prompts: Tensor, context: ImageContext, image_index: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        """One transformer layer over [prompt, image] tokens, pooled and projected.
+    def _attend(self, prompts: Tensor, context: ImageContext, bias: Tensor | None) -> Tensor:
+        """The layer over [prompt, image] tokens for each prompt, pooled and projected.
+
+        Letters: G images (repeated where prompts are packed), Q prompts of each.
 
         Args:
-            prompts: float[R, K, D].
-            image_index: int64[R], the image of each prompt.
-            bias: float[R, N] added to the attention of prompt tokens over image tokens.
+            prompts: float[G, Q, K, D].
+            context: of the G images.
+            bias: float[G, Q, N], added to the attention of prompt tokens over image tokens.
+
+        Returns:
+            float[G, Q, E].
         """
         normed = self.norm_attention(prompts)
-        keys = torch.cat([self.key(normed), context.keys[image_index]], 1)
-        values = torch.cat([self.value(normed), context.values[image_index]], 1)
-        if self.readout == "prompt":
-            outputs = self._layer(prompts, normed, keys, values, bias)
-        else:
-            # the image tokens see the prompt too, so the whole layer runs for every prompt
-            image_tokens = context.tokens[image_index]
-            outputs = torch.cat(
-                [
-                    self._layer(prompts, normed, keys, values, bias),
-                    self._layer(
-                        image_tokens, self.norm_attention(image_tokens), keys, values, None
-                    ),
-                ],
-                1,
-            )
-        return self.projection(outputs.mean(1))
-
-    def _layer(
-        self, tokens: Tensor, normed: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        logits = self.query(normed) @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
+        own_keys, own_values = self.key(normed), self.value(normed)
+        to_image = _shared_product(self.query(normed), context.keys.transpose(1, 2))
         if bias is not None:
-            num_prompt_tokens = keys.shape[1] - bias.shape[1]
-            logits = logits + F.pad(bias, (num_prompt_tokens, 0)).unsqueeze(1)
-        attended = tokens + self.output(logits.softmax(-1) @ values)
+            to_image = to_image + bias.unsqueeze(2) * math.sqrt(prompts.shape[-1])
+        to_own = self.query(normed) @ own_keys.transpose(2, 3)
+        outputs = self._block(prompts, to_own, to_image, own_values, context.values)
+        if self.readout == "mean":
+            # the image tokens see the prompt too, so the rest of the layer runs for every prompt
+            queries = self.query(self.norm_attention(context.tokens))
+            among = (queries @ context.keys.transpose(1, 2)).unsqueeze(1)
+            to_own = queries.unsqueeze(1) @ own_keys.transpose(2, 3)
+            to_image = among.expand(-1, to_own.shape[1], -1, -1)
+            image_tokens = context.tokens.unsqueeze(1)
+            of_image = self._block(image_tokens, to_own, to_image, own_values, context.values)
+            outputs = torch.cat([outputs, of_image], 2)
+        return self.projection(outputs.mean(2))
+
+    def _block(
+        self, tokens: Tensor, to_own: Tensor, to_image: Tensor, own_values: Tensor, values: Tensor
+    ) -> Tensor:
+        """Attention (given its unscaled logits) and MLP of the tokens of every prompt."""
+        num_own, width = to_own.shape[-1], own_values.shape[-1]
+        weights = (torch.cat([to_own, to_image], -1) / math.sqrt(width)).softmax(-1)
+        mixed = weights[..., :num_own] @ own_values
+        mixed = mixed + _shared_product(weights[..., num_own:], values)
+        attended = tokens + self.output(mixed)
         return attended + self.mlp(self.norm_mlp(attended))
+
+
+def _shared_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a: float[G, Q, K, X]` times `b: float[G, X, Y]`, b shared by the Q: float[G, Q, K, Y]."""
+    return (a.flatten(1, 2) @ b).unflatten(1, a.shape[1:3])

@@ -113,8 +113,7 @@ def alignment_step(processor: ClocMllmProcessor) -> StepFn:
         with torch.no_grad():
             location_ids = torch.tensor(location, device=model.device)
             cells, regions = embed_scene(batch.scene, model.get_input_embeddings(), location_ids)
-        image_index = torch.arange(len(cells), device=model.device)
-        inputs = VisionInputs(image_index=image_index, **batch.vision)
+        inputs = VisionInputs(**batch.vision)
         image_features, region_features = model.encode_vision(inputs)
         variance = cells.var((0, 1)).mean()
         cell_loss = _mean_square(image_features - cells) / variance

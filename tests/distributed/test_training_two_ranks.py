@@ -123,7 +123,8 @@ def curve(output_dir: Path) -> list[list[float]]:
 def test_loss_curve_equals_one_process(
     two_ranks: Path, inputs: Path, tmp_path: Path, zero_stage: int, name: str
 ) -> None:
-    """Measured over 6 steps: at most 7e-6 off (two images a step), 3e-6 (eight)."""
+    """Measured over 6 steps: at most 7e-6 off (two images a step), 3e-6 (eight). A gather that
+    loses its gradient: 0.16 off at the second step."""
     one = train_cloc if name == "cloc" else train_cloc_with_an_idle_rank
     one(inputs, tmp_path, zero_stage=0)
     actual = curve(two_ranks / f"zero{zero_stage}" / name)
@@ -170,7 +171,7 @@ def test_nan_on_one_rank_skips_the_step_on_both(two_ranks: Path, zero_stage: int
 def test_one_process_finishes_the_run_of_two(
     two_ranks: Path, tmp_path: Path, zero_stage: int
 ) -> None:
-    """Sums of gradients come in another order: losses agree to 1e-5 (measured: 4e-7)."""
+    """Sums of gradients come in another order (measured: losses differ by at most 5e-7)."""
     moving = two_ranks / f"zero{zero_stage}" / "moving"
     train_toy(run_config(moving), model=ToyModel(dropout=0.0))
     train_toy(run_config(tmp_path), model=ToyModel(dropout=0.0))

@@ -28,6 +28,7 @@ from tests.train.tiny_stage1 import tiny_config, write_tiny_inputs
 pytest.importorskip("deepspeed")
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 250  # a launch takes about 20 on a quiet machine
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_a_run_ended_from_outside_resumes_bit_equal(
     )
     wait_until_step(process, tmp_path / "broken" / "log.jsonl", 5)
     process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=PATIENCE_SECONDS)
     stopped_at = read_log(tmp_path / "broken" / "log.jsonl")[-1]["step"]
     assert stopped_at < 60, "the run was over before the signal came"
     if number == signal.SIGTERM:
@@ -156,7 +157,7 @@ def test_a_run_ended_from_outside_resumes_bit_equal(
 
 
 def wait_until_step(process: subprocess.Popen[str], log: Path, step: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if log.exists() and len(log.read_text().splitlines()) >= step:
             return
@@ -164,7 +165,7 @@ def wait_until_step(process: subprocess.Popen[str], log: Path, step: int) -> Non
             pytest.fail(f"training ended early: {process.communicate()[1]}")
         time.sleep(0.02)
     process.kill()
-    pytest.fail("training did not get going in 240 s")
+    pytest.fail(f"training did not get going in {PATIENCE_SECONDS} s")
 
 
 def last_checkpoint(output_dir: Path) -> Checkpoint:
@@ -175,16 +176,20 @@ def last_checkpoint(output_dir: Path) -> Checkpoint:
 def test_the_deepspeed_launcher_with_two_ranks_gives_the_curve_of_one(
     inputs: Path, tmp_path: Path
 ) -> None:
-    """Measured over 6 steps of 8 images: losses differ by at most 2e-6."""
+    """Measured over 6 steps of 8 images: losses differ by at most 3e-6."""
     launcher = Path(sys.executable).with_name("deepspeed")
     script = ["training/stage1.py", *arguments(inputs, tmp_path / "two", "--run.zero_stage=2")]
-    subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, launcher, "--num_gpus=2", f"--master_port={free_port()}", *script],
         cwd=PROJECT_ROOT,
         env=clean_environment() | {"PYTHONPATH": str(PROJECT_ROOT)},
-        check=True,
-        timeout=280,
+        start_new_session=True,
     )
+    try:
+        assert process.wait(PATIENCE_SECONDS) == 0
+    finally:
+        if process.poll() is None:  # the launcher leaves its ranks behind when it is killed
+            os.killpg(process.pid, signal.SIGKILL)
     assert stage1.main(arguments(inputs, tmp_path / "one")) == 0
     actual, expected = (
         [row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("two", "one")

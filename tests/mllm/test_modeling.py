@@ -65,6 +65,17 @@ def test_the_cache_changes_nothing(model, batch):
     assert torch.equal(cached, model.generate(**batch, max_new_tokens=5, use_cache=False))
 
 
+def test_vision_inputs_go_in_with_the_prompt_only(model, batch):
+    first, later = (
+        model.prepare_inputs_for_generation(**batch, is_first_iteration=first, use_cache=True)
+        for first in (True, False)
+    )
+
+    vision = {name for name in batch if name not in ("input_ids", "attention_mask")}
+    assert all(first[name] is batch[name] for name in vision)
+    assert all(later.get(name) is None for name in vision)
+
+
 def test_beams_repeat_rows_and_regions_but_no_image(model, batch):
     out = model.generate(**batch, max_new_tokens=4, num_beams=3, num_return_sequences=2)
     assert out.shape[0] == 6
