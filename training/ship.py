@@ -1,6 +1,6 @@
 """Put trained models into the package, in half precision: the default of demo, ground, refer, eval.
 
-python training/ship.py --cloc runs/stage1_openmoji_long/model --mllm runs/stage2_openmoji_long/model
+python training/ship.py --cloc runs/STAGE1/model --mllm runs/STAGE2/model
 """
 
 import argparse

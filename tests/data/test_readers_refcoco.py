@@ -63,6 +63,12 @@ def test_bad_row_is_dropped(tmp_path: Path, row: Any, reason: str) -> None:
     assert log.counts["expression"] == {reason: 1}
 
 
+def test_phrase_is_the_first_usable_expression(tmp_path: Path) -> None:
+    (record,), log = read(tmp_path, [make_row(sents=" "), make_row()])
+    assert [region.phrase for region in record.regions] == ["left cat"]
+    assert log.counts == {"expression": {"empty_text": 1}}
+
+
 def test_other_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows.json: expected a JSON list of rows with img_id"):
         read(tmp_path, {"rows": []})

@@ -111,8 +111,8 @@ def test_exif_orientation_is_undone(tag: int, turn: Image.Transpose | None) -> N
     assert decode_image(stored, "turned").tobytes() == upright.tobytes()
 
 
-@pytest.mark.parametrize("tag", [0, 9, "6"])
-def test_unknown_exif_orientation_is_ignored(tag: object) -> None:
+@pytest.mark.parametrize("tag", [0, 9])
+def test_unknown_exif_orientation_is_ignored(tag: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = tag
     assert decode_image(encode(Image.new("RGB", (4, 2)), exif=exif), "odd").size == (4, 2)

@@ -144,7 +144,7 @@ def test_other_unusable_input_is_refused(predictor, tmp_path):
 def test_a_directory_without_a_model_says_what_was_expected(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no MLLM directory"):
         GroundingPredictor.from_pretrained(tmp_path)
-    monkeypatch.setattr("cloc_mllm.shipped._ASSETS", tmp_path)
+    monkeypatch.setattr("cloc_mllm.shipped.ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError, match="no shipped mllm model"):
         GroundingPredictor.from_pretrained()
 

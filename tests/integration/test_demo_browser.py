@@ -32,6 +32,7 @@ BROWSER_FLAGS = [
 ]
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
+_PATIENCE_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def browser(chromium: str) -> Iterator:
 def page(request: pytest.FixtureRequest, browser, address: str) -> Iterator:
     """The open page. At the end: nothing was asked of any other host, no script failed."""
     page = browser.new_page(viewport=request.param)
+    page.set_default_timeout(_PATIENCE_MS)
     elsewhere: list[str] = []
     failures: list[str] = []
 

@@ -62,15 +62,15 @@ def test_the_later_of_two_things_is_on_top(processor) -> None:
     assert names_of(targets, processor, targets.cell_names[0])[:3] == ["crab", "crab", "wall"]
 
 
-def test_box_codes_can_be_read_back() -> None:
-    num_bins, width = 50, 64
-    location = sinusoidal_code(torch.linspace(0, 1, num_bins)[:, None], width)
-    boxes = torch.rand(40, 4)
-    code = embed_boxes(boxes, location)
-    read = [(code @ location.roll(k * width // 4, -1).T).argmax(1) for k in range(4)]
-    actual = torch.stack(read, 1) / (num_bins - 1)
-    # the four codes overlap a little: the worst of 400 such boxes was 2 bins off
-    torch.testing.assert_close(actual, boxes, atol=3.5 / num_bins, rtol=0)
+def test_box_codes_tell_boxes_and_coordinates_apart() -> None:
+    torch.manual_seed(0)
+    location = sinusoidal_code(torch.linspace(0, 1, 50)[:, None], 64)
+    boxes = torch.rand(300, 4)
+    near = (boxes + 0.01 * torch.randn_like(boxes)).clamp(0, 1)
+    swapped = boxes[:, [1, 0, 3, 2]]
+    candidates = embed_boxes(torch.cat([boxes, swapped]), location)
+    closest = torch.cdist(embed_boxes(near, location), candidates).argmin(1)
+    assert torch.equal(closest, torch.arange(300))
 
 
 def test_scene_tokens_are_names_plus_boxes(processor) -> None:
