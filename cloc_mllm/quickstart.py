@@ -20,10 +20,11 @@ from subprocess import STDOUT
 
 import yaml
 
-from cloc_mllm.cli import main as cloc_mllm
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.run import main as evaluate
+from cloc_mllm.inference.commands import main_ground
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"
 _TRAIN_SCENES, _VALIDATION_SCENES, _TEST_SCENES = 10_000, 200, 500
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     _show_shipped_model(out)
     _train(out, budget)
-    exit_code = cloc_mllm(_evaluation_arguments(out))
+    exit_code = evaluate(_evaluation_arguments(out))
     minutes = (time.monotonic() - started) / 60
     print(
         f"\nquickstart took {minutes:.1f} minutes; try: cloc-mllm demo --cloc {out}/cloc/model "
@@ -81,16 +82,16 @@ def _show_shipped_model(out: Path) -> None:
     picture = out / "example.jpg"
     picture.write_bytes(record.image)
     print(f'The model that ships, before any training: cloc-mllm ground {picture} "{expression}"')
-    cloc_mllm(["ground", str(picture), expression, "--out", str(out / "example_answer.png")])
+    main_ground([str(picture), expression, "--out", str(out / "example_answer.png")])
 
 
 def _telling_example() -> tuple[Record, str]:
     """A test scene with an expression that the name alone does not settle."""
     for record in generate_scenes(200, split="test", long_side=512):
-        for region in record.regions:
-            for expression in region.expressions:
-                if expression_kind(expression) == "size":
-                    return record, expression
+        texts = [text for region in record.regions for text in region.expressions]
+        of_size = [text for text in texts if expression_kind(text) == "size"]
+        if of_size:
+            return record, of_size[0]
     raise AssertionError("200 scenes without two things of one kind")
 
 
@@ -151,7 +152,7 @@ def _data_commands(data: str, budget: float) -> list[Command]:
 
 def _evaluation_arguments(out: Path) -> list[str]:
     return [
-        "eval", "--cloc", str(out / "cloc/model"), "--baseline_cloc", str(out / "clip/model"),
+        "--cloc", str(out / "cloc/model"), "--baseline_cloc", str(out / "clip/model"),
         "--mllm", str(out / "mllm/model"), "--data", str(out / "data/test"),
         "--output_dir", str(out),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ _PICTURE_PX = 600  # of a layout's longer side; nothing is drawn, only proportio
 def main(argv: Sequence[str] | None = None) -> int:
     """`python training/tiny_llm.py --config x.yaml [--run.steps 400] [--dry_run]`."""
     config, dry_run = parse_job(
-        TinyLlmConfig, argv, prog="tiny_llm", description="The small language model."
+        TinyLlmConfig, argv, prog="tiny-llm", description="The small language model."
     )
     return run_tiny_llm(config, dry_run=dry_run).exit_code
 
