@@ -24,7 +24,8 @@ class ClocBatch:
 
     Attributes:
         pixel_values: float[B, 3, S, S].
-        caption_input_ids: int64[B, T].
+        caption_input_ids: int64[C, T], one for each image that has any caption.
+        caption_image_index: int64[C].
         phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
         boxes: float[R, 4] xyxy, canvas frame.
         region_image_index, region_phrase_index: int64[R].
@@ -33,6 +34,7 @@ class ClocBatch:
 
     pixel_values: Tensor
     caption_input_ids: Tensor
+    caption_image_index: Tensor
     phrase_input_ids: Tensor
     boxes: Tensor
     region_image_index: Tensor
@@ -71,6 +73,7 @@ class ClocCollator:
     def __call__(self, items: Sequence[tuple[int, Record]]) -> ClocBatch:
         pixels: list[Tensor] = []
         captions: list[str] = []
+        caption_index: list[int] = []
         boxes: list[Tensor] = []
         image_index: list[int] = []
         phrases: dict[str, int] = {}
@@ -80,9 +83,9 @@ class ClocCollator:
             flip = self.flip and bool(rng.random() < 0.5)
             tensor, letterbox = preprocess(record.load_image(), self.image_size, flip)
             pixels.append(tensor)
-            captions.append(
-                record.captions[rng.integers(len(record.captions))] if record.captions else ""
-            )
+            if record.captions:
+                captions.append(record.captions[rng.integers(len(record.captions))])
+                caption_index.append(position)
             regions = self._draw(record.regions, rng)
             xyxy = [region.box for region in regions]
             boxes.append(letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
@@ -91,6 +94,7 @@ class ClocCollator:
         return ClocBatch(
             pixel_values=torch.stack(pixels),
             caption_input_ids=self.tokenizer(captions),
+            caption_image_index=torch.tensor(caption_index, dtype=torch.long),
             phrase_input_ids=self.tokenizer(list(phrases)),
             boxes=torch.cat(boxes),
             region_image_index=torch.tensor(image_index, dtype=torch.long),

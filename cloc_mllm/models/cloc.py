@@ -28,6 +28,7 @@ class ClocInputs(Protocol):
 
     pixel_values: Tensor
     caption_input_ids: Tensor
+    caption_image_index: Tensor
     phrase_input_ids: Tensor
     boxes: Tensor
     region_image_index: Tensor
@@ -38,7 +39,7 @@ class ClocOutputs(NamedTuple):
     """Everything the losses need.
 
     Attributes:
-        image_features, caption_features: float[B, E].
+        image_features, caption_features: float[C, E], of the images that have a caption.
         region_features: float[R, E], z of the box prompts; None for plain CLIP.
         region_text_features: float[R, E], f_T of each region's phrase; None for plain CLIP.
         located_boxes: float[R, 4] canvas frame, BoxHead's answer to each region's phrase; None
@@ -186,8 +187,9 @@ class Cloc(nn.Module):
     def forward(self, batch: ClocInputs) -> ClocOutputs:
         image = self.encode_image(batch.pixel_values)
         captions = self.encode_text(batch.caption_input_ids)
+        captioned = image.image_features[batch.caption_image_index]
         if self.vision.kind == "none":
-            return ClocOutputs(image.image_features, captions, None, None, None)
+            return ClocOutputs(captioned, captions, None, None, None)
         # a batch without regions still runs both branches (on nothing), so that every rank
         # touches every parameter
         phrases = self.encode_text(batch.phrase_input_ids)
@@ -195,7 +197,7 @@ class Cloc(nn.Module):
         z, located = self.vision.forward_regions(
             image, batch.boxes, region_text, batch.region_image_index
         )
-        return ClocOutputs(image.image_features, captions, z, region_text, located)
+        return ClocOutputs(captioned, captions, z, region_text, located)
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
         self.vision.encoder.visual.set_grad_checkpointing(enable)

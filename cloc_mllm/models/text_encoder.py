@@ -25,6 +25,8 @@ class TextEncoder(nn.Module):
         open_clip's native tower adds its full causal mask whatever T is, so the mask is cut to T
         for the call; at T = context length the call is open_clip's own, bit for bit.
         """
+        if not len(input_ids):  # not every tower takes an empty batch
+            return self(input_ids.new_ones(1, 1))[:0]
         full_mask = getattr(self.text, "attn_mask", None)
         length = input_ids.shape[1]
         if full_mask is None or length == full_mask.shape[0]:

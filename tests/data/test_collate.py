@@ -52,7 +52,7 @@ def test_images_without_regions_or_captions(
     bare = dataclasses.replace(tiny_scenes[0], regions=[], captions=[])
     batch = collator([(0, bare)])
     assert batch.boxes.shape == (0, 4) and batch.phrase_input_ids.shape[0] == 0
-    assert batch.caption_input_ids.shape[0] == 1
+    assert batch.caption_input_ids.shape[0] == 0 and batch.caption_image_index.tolist() == []
 
 
 def test_flip_moves_pixels_and_boxes_together(tiny_scenes: list[Record]) -> None:

@@ -35,6 +35,7 @@ def _part(batch: ClocBatch, first: int, last: int) -> ClocBatch:
         batch,
         pixel_values=batch.pixel_values[first:last],
         caption_input_ids=batch.caption_input_ids[first:last],
+        caption_image_index=torch.arange(last - first),
         phrase_input_ids=batch.phrase_input_ids[keep],
         boxes=batch.boxes[keep],
         region_image_index=batch.region_image_index[keep] - first,

@@ -20,6 +20,7 @@ def random_batch(
     return ClocBatch(
         pixel_values=torch.randn(num_images, 3, size, size, generator=generator),
         caption_input_ids=torch.randint(1, 200, (num_images, 6), generator=generator),
+        caption_image_index=torch.arange(num_images),
         phrase_input_ids=torch.randint(1, 200, (num_regions, 3), generator=generator),
         boxes=torch.cat([corner, corner + extent], 1),
         region_image_index=torch.repeat_interleave(
