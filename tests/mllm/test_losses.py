@@ -29,7 +29,7 @@ def naive(logits, labels, start, num_bins, smoothing):
 def test_value_and_gradient_equal_a_double_loop(smoothing):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 6, 12, generator=generator, requires_grad=True)
-    labels = torch.tensor([[1, 2, 3, -100, 7, 8], [-100, -100, 5, 9, 6, -100], [-100] * 6])
+    labels = torch.tensor([[1, 2, 3, -100, 7, 10], [-100, -100, 5, 9, 6, -100], [-100] * 6])
     kwargs = {"location_token_start": 5, "num_bins": 5, "smoothing": smoothing}
 
     actual = answer_loss(logits, labels, **kwargs)

@@ -139,6 +139,7 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path)
         assert directory is not None
         assert directory.name in ("step_00000010", "step_00000015")
         assert problems == []
+        assert all(find_problem(path) is None for path in list_checkpoints(root))
         save_checkpoint(root, checkpoint_of(20), keep=2)  # and the next save cleans up
         assert not [path for path in root.iterdir() if path.name.startswith(".")]
         fatal_call += 1
