@@ -6,6 +6,7 @@ page is built.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from cloc_mllm.demo.page import serve
 
-    with uploads:
+    # Ctrl-C is how it is meant to end, also while it is still starting
+    with uploads, contextlib.suppress(KeyboardInterrupt):
         app = build_app(*load_predictors(arguments.cloc, arguments.mllm))
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 

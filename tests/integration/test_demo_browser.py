@@ -126,12 +126,14 @@ def test_type_a_phrase_and_see_the_box(page) -> None:
 
 
 def test_a_suggestion_is_one_click(page) -> None:
+    suggestions = page.locator("#suggestions button")
+    before = suggestions.all_inner_texts()
     page.locator("#examples button").nth(1).click()
-    page.locator("#suggestions button").first.wait_for()
-    page.wait_for_timeout(500)  # the suggestions of the first picture give way
-    page.locator("#suggestions button").first.click()
+    sync_api.expect(suggestions).not_to_have_text(before, timeout=_PATIENCE_MS)
+    wanted = suggestions.first.inner_text()
+    suggestions.first.click()
     page.wait_for_selector("#found .answer")
-    assert page.locator("#phrase").get_by_role("textbox").input_value().startswith("the ")
+    assert page.locator("#phrase").get_by_role("textbox").input_value() == wanted
 
 
 def test_two_clicks_name_what_is_in_the_box(page) -> None:
