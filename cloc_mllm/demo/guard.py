@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import unquote
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,7 +36,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = unquote(scope["path"])
+        path: str = scope["path"]
         if any(route in path for route in _ROUTES_TO_ELSEWHERE):
             await _refuse(send, 403, "this server fetches nothing from elsewhere")
             return
