@@ -59,20 +59,20 @@ def found_outlines(found: Found) -> list[Outline]:
 
 
 def found_html(found: Found) -> str:
-    cards = [_found_card("CLOC head", found.cloc_head)]
+    cards = [_found_card("CLOC head", found.cloc_head, "similarity")]
     if found.language_model is not None:
-        cards.insert(0, _found_card("Language model", found.language_model))
+        cards.insert(0, _found_card("Language model", found.language_model, "confidence"))
     return "".join(cards) + _timing(found.encode_ms)
 
 
-def _found_card(name: str, answer: FoundBox) -> str:
+def _found_card(name: str, answer: FoundBox, confidence_name: str) -> str:
     if answer.box is None:
         said = f"<span class='failed'>no box: {escape(answer.failure or '')}</span>"
     else:
         said = "[" + ", ".join(f"{value:.2f}" for value in answer.box) + "]"
     facts = [f"{answer.milliseconds:.0f} ms"]
     if answer.confidence is not None:
-        facts.insert(0, f"confidence {answer.confidence:.2f}")
+        facts.insert(0, f"{confidence_name} {answer.confidence:.2f}")
     if answer.text:
         facts.append(f"wrote: <code>{escape(answer.text)}</code>")
     return _card(name, said, " · ".join(facts))

@@ -34,7 +34,8 @@ class FoundBox:
     Args:
         box: None when the answer held no usable box; `failure` then says why.
         text: the language model's raw answer; "" for CLOC's head, which answers with numbers.
-        confidence: the model's own, in its own scale; None when it gives none.
+        confidence: mean probability of the language model's tokens, or for CLOC's head the cosine
+            similarity of the box's embedding and the text's; None when there is none.
     """
 
     box: Box | None

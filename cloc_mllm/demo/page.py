@@ -77,7 +77,15 @@ def build_page(engine: DemoEngine) -> gr.Blocks:
         ask = {"fn": handlers.name, "inputs": [picture, names]}
         ask |= {"outputs": named, "concurrency_id": "model", "api_visibility": "private"}
         drawn = [picture, canvas, named, tabs]
-        canvas.select(handlers.click, picture, drawn, api_visibility="private").success(**ask)
+        # by default a click is lost while the one before it is still answered
+        canvas.select(
+            handlers.click,
+            picture,
+            drawn,
+            trigger_mode="multiple",
+            show_progress="hidden",
+            api_visibility="private",
+        ).success(**ask, trigger_mode="multiple")
         names.submit(**ask)
         clear_button.click(handlers.clear_box, picture, drawn, api_visibility="private")
     page.queue(max_size=_MAX_WAITING, api_open=False, default_concurrency_limit=1)
@@ -195,9 +203,9 @@ class Handlers:
         index = event.index if isinstance(event.index, int) else 0
         return _show(self.examples[index % len(self.examples)])
 
-    def find(self, picture: Picture | None, phrase: str) -> tuple[Picture, Image.Image, str]:
+    def find(self, picture: Picture | None, phrase: str | None) -> tuple[Picture, Image.Image, str]:
         with visitor_errors():
-            found = self.engine.find(_required(picture), phrase)
+            found = self.engine.find(_required(picture), phrase or "")
         picture = clear_box(_required(picture))
         return picture, draw(picture, answers.found_outlines(found)), answers.found_html(found)
 
@@ -210,14 +218,14 @@ class Handlers:
         hint = answers.SECOND_CLICK_HINT if picture.corner else "<p class='hint'>Looking…</p>"
         return picture, draw(picture), hint, gr.Tabs(selected="name")
 
-    def name(self, picture: Picture | None, names: str) -> str:
+    def name(self, picture: Picture | None, names: str | None) -> str:
         with visitor_errors():
             picture = _required(picture)
             if picture.corner is not None:
                 return answers.SECOND_CLICK_HINT
             if picture.box is None:
                 return answers.NAME_HINT
-            return answers.named_html(self.engine.name(picture, parse_names(names)))
+            return answers.named_html(self.engine.name(picture, parse_names(names or "")))
 
     def clear_box(self, picture: Picture | None) -> tuple[Picture, Image.Image, str, gr.Tabs]:
         with visitor_errors():

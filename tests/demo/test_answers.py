@@ -27,6 +27,11 @@ def test_both_answers_are_drawn_and_told_apart() -> None:
     assert [outline.tag for outline in outlines] == ["CLOC head", "Language model"]
 
 
+def test_confidences_are_named_for_what_they_are() -> None:
+    html = found_html(Found(answer(), answer(), 3.0))
+    assert "confidence 0.50" in html and "similarity 0.50" in html
+
+
 def test_an_answer_without_a_box_is_said_not_drawn() -> None:
     found = Found(answer(), answer(None, "a crab", failure="no box in the answer"), 3.0)
     assert [outline.tag for outline in found_outlines(found)] == ["CLOC head"]

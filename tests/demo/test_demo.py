@@ -51,6 +51,7 @@ def test_box_by_two_clicks_then_names(handlers: Handlers) -> None:
     assert tabs.selected == "name"
     assert len({marked.tobytes(), boxed.tobytes(), picture.image.tobytes()}) == 3
     assert "crab" in handlers.name(picture, "crab, boat")
+    assert "score" in handlers.name(picture, None)  # a field that the browser has not shown yet
     picture, cleared, _, _ = handlers.clear_box(picture)
     assert picture.box is None and cleared.tobytes() == picture.image.tobytes()
 
@@ -101,11 +102,29 @@ def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def address(cloc_predictor: ClocPredictor, gradio_home: Path) -> Iterator[str]:
-    """The page over a tiny CLOC, served in this process."""
+def contacted() -> list[str]:
+    """Hosts that this process looks up or connects to, from now on."""
+    hosts: list[str] = []
+
+    def note(event: str, arguments: tuple) -> None:
+        if event == "socket.getaddrinfo":
+            hosts.append(str(arguments[0]))
+        elif event == "socket.connect" and isinstance(arguments[1], tuple):
+            hosts.append(str(arguments[1][0]))
+
+    sys.addaudithook(note)
+    return hosts
+
+
+@pytest.fixture(scope="module")
+def address(
+    cloc_predictor: ClocPredictor, gradio_home: Path, contacted: list[str]
+) -> Iterator[str]:
+    """The page over a tiny CLOC, served in this process. Serving it asks nobody anything."""
     page = build_app(cloc_predictor)
     yield serve(page, host="127.0.0.1", port=free_port(), block=False)
     page.close(verbose=False)
+    assert set(contacted) <= {"127.0.0.1", "localhost"}
 
 
 @pytest.fixture
@@ -147,8 +166,9 @@ def test_visitors_have_their_own_pictures(address: str, picture_file: Path) -> N
 def test_messages_are_ours_or_none(
     client: Client, picture_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(AppError, match="Type what to look for"):
-        client.predict(" ", api_name="/find")
+    for blank in (" ", None):
+        with pytest.raises(AppError, match="Type what to look for"):
+            client.predict(blank, api_name="/find")
     with pytest.raises(AppError, match="characters"):
         client.predict("x" * 100_000, api_name="/find")
     (tmp_path / "page.png").write_text("<html>")

@@ -150,6 +150,15 @@ def test_two_clicks_name_what_is_in_the_box(page) -> None:
     page.get_by_text("Click two opposite corners").wait_for()
 
 
+def test_the_second_click_may_follow_at_once(page) -> None:
+    image = page.locator("#picture img")
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    for share in (0.2, 0.7):
+        page.mouse.click(box["x"] + share * box["width"], box["y"] + share * box["height"])
+    page.wait_for_selector("#named .closest")
+
+
 @pytest.mark.parametrize(
     "size", [(1600, 400), (300, 900), (160, 120)], ids=["wide", "tall", "small"]
 )
