@@ -3,7 +3,8 @@
 A checkpoint is a directory `step_00000100/` of three files and a manifest:
 
     weights.safetensors     parameters and buffers by name
-    optimizer.safetensors   AdamW's moments by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME`
+    optimizer.safetensors   moments by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW) or
+                            `momentum.NAME` (Muon)
     state.json              step, optimizer step, seed, data size, resolved config, fingerprint
     manifest.json           sha256 and size of the others, written last
 

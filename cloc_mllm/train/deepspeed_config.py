@@ -15,8 +15,14 @@ def deepspeed_config(run: RunConfig, optim: OptimConfig, world_size: int) -> dic
     is ours, so no optimizer section and no compiled kernel.
 
     Raises:
-        ValueError: `global_batch_size` does not divide by the number of ranks.
+        ValueError: `global_batch_size` does not divide by the number of ranks; or ZeRO would cut
+            matrices that Muon needs whole.
     """
+    if optim.optimizer == "muon" and run.zero_stage:
+        raise ValueError(
+            f"optim.optimizer is muon, which needs whole matrices, but run.zero_stage "
+            f"{run.zero_stage} cuts them; use zero_stage 0 or adamw"
+        )
     if run.global_batch_size % world_size:
         raise ValueError(
             f"run.global_batch_size is {run.global_batch_size}, which {world_size} ranks cannot "

@@ -10,7 +10,7 @@ import math
 import os
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from cloc_mllm.train.checkpoint import Checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
 from cloc_mllm.train.optim import build_optimizer
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum",)
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 evaluates while the others wait
 
 StepFn = Callable[[nn.Module, Any], dict[str, Tensor]]
@@ -93,12 +93,15 @@ def start_processes() -> torch.device:
 
 
 def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: OptimConfig) -> Any:
-    """A DeepSpeed engine around `model` and a plain AdamW. Weights must be loaded before."""
+    """A DeepSpeed engine around `model` and our optimizer. Weights must be loaded before."""
     import deepspeed
 
+    bf16 = resolve_precision(run.precision) == "bf16"
     engine, *_ = deepspeed.initialize(
-        model=TrainStep(model, step_fn, bf16=resolve_precision(run.precision) == "bf16"),
-        optimizer=build_optimizer(model, optim),
+        model=TrainStep(model, step_fn, bf16=bf16),
+        optimizer=build_optimizer(
+            model, optim, muon_dtype=torch.bfloat16 if bf16 else torch.float32
+        ),
         config=deepspeed_config(run, optim, world_size()),
         dist_init_required=False,
     )
@@ -137,16 +140,16 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 
 def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """AdamW's moments, whole and by parameter name, on the CPU; and its number of steps.
+    """The optimizer's moments, whole and by parameter name, on the CPU; and AdamW's step count.
 
     A collective call under ZeRO-2, where each rank owns a part of each moment.
     """
     moments: dict[str, Tensor] = {}
     num_steps = 0
-    for name, parameter in _trainable(model):
+    for name, parameter, names in _trainable(engine, model):
         state, own, part = _locate(engine, parameter)
-        num_steps = max(num_steps, int(state["step"])) if state else num_steps
-        for moment in _MOMENTS:
+        num_steps = max(num_steps, int(state.get("step", 0))) if state else num_steps
+        for moment in names:
             whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
             if state:
                 whole[own] = state[moment].flatten()[part]
@@ -162,53 +165,59 @@ def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) 
     Raises:
         ValueError: a moment of a trainable parameter is missing.
     """
-    num_steps, moments = checkpoint.state["optimizer_steps"], checkpoint.optimizer
-    if num_steps == 0:
-        return
-    for name, parameter in _trainable(model):
-        if f"{_MOMENTS[0]}.{name}" not in moments:
+    for name, parameter, names in _trainable(engine, model):
+        if f"{names[0]}.{name}" not in checkpoint.optimizer:
             raise ValueError(f"the checkpoint has no optimizer state for {name}")
-        state, own, part = _locate(engine, parameter, create=True)
+        state, own, part = _locate(engine, parameter, create=names)
         if state is None:  # no part of this parameter belongs to this rank
             continue
-        state["step"].fill_(num_steps)
-        for moment in _MOMENTS:
-            saved = moments[f"{moment}.{name}"].to(parameter.device).flatten()
+        if "step" in state:
+            state["step"].fill_(checkpoint.state["optimizer_steps"])
+        for moment in names:
+            saved = checkpoint.optimizer[f"{moment}.{name}"].to(parameter.device).flatten()
             state[moment].view(-1)[part] = saved[own]
 
 
 def _locate(
-    engine: Any, parameter: nn.Parameter, *, create: bool = False
+    engine: Any, parameter: nn.Parameter, *, create: Sequence[str] = ()
 ) -> tuple[dict[str, Tensor] | None, slice, slice]:
-    """(AdamW's state that holds this parameter's moments, the slice of the flattened parameter
-    that this rank owns, the slice of the state where it lies); None for the state if this rank
-    owns nothing of it or AdamW has not stepped yet.
+    """(the optimizer's state that holds this parameter's moments, the slice of the flattened
+    parameter that this rank owns, the slice of the state where it lies); None for the state if this
+    rank owns nothing of it or the optimizer has not stepped yet and `create` names no moments.
 
     At stage 0 the state is the parameter's own. ZeRO-2 flattens a group of parameters into one
     tensor a rank and records the addresses in `_hp_mapping`. (DeepSpeed's
     `safe_get_full_optimizer_state` knows only the first parameter group in 0.19.8.)
     """
     if not engine.zero_optimization():
-        adamw, owner = engine.optimizer, parameter
+        optimizer, owner = engine.optimizer, parameter
         own = part = slice(0, parameter.numel())
     else:
-        adamw, mapping = engine.optimizer.optimizer, parameter._hp_mapping  # type: ignore[attr-defined]
+        optimizer, mapping = engine.optimizer.optimizer, parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             return None, slice(0, 0), slice(0, 0)
-        owner = adamw.param_groups[mapping.param_group_index]["params"][0]
+        owner = optimizer.param_groups[mapping.param_group_index]["params"][0]
         own, part = _slice(mapping.lp_fragment_address), _slice(mapping.hp_fragment_address)
-    if create and owner not in adamw.state:
-        adamw.state[owner] = {"step": torch.tensor(0.0)}
-        adamw.state[owner] |= {moment: torch.zeros_like(owner) for moment in _MOMENTS}
-    return adamw.state.get(owner), own, part
+    if create and owner not in optimizer.state:
+        optimizer.state[owner] = {moment: torch.zeros_like(owner) for moment in create}
+        if create == _ADAMW_MOMENTS:
+            optimizer.state[owner]["step"] = torch.tensor(0.0)
+    return optimizer.state.get(owner), own, part
 
 
 def _slice(address: Any) -> slice:
     return slice(address.start, address.start + address.numel)
 
 
-def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+def _trainable(
+    engine: Any, model: nn.Module
+) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
+    """Name, parameter and the names of its moments."""
+    groups = engine.optimizer.param_groups
+    by_muon = {id(p) for group in groups if group["muon"] for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter, _MUON_MOMENTS if id(parameter) in by_muon else _ADAMW_MOMENTS
 
 
 def _spoiled_unless_finite(loss: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups and the learning rate, a pure function of the step."""
+"""The optimizer, its parameter groups and the learning rate, a pure function of the step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from cloc_mllm.config import OptimConfig
+from cloc_mllm.train.muon import Muon
+
+_EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables, one row a token or a place
 
 
 def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
@@ -20,7 +23,7 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def set_lr(optimizer: Any, factor: float) -> None:
-    """Sets every group to `factor` times its peak. `optimizer`: AdamW or DeepSpeed's wrapper."""
+    """Sets every group to `factor` times its peak. `optimizer`: ours or DeepSpeed's wrapper."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
 
@@ -45,30 +48,41 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
 
 
 def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group of equal learning rate and weight decay.
+    """Every trainable parameter in exactly one group of equal rule, learning rate and weight decay.
 
     Vectors and scalars (biases, norms, temperatures, gates) are not decayed.
 
     Raises:
         ValueError: nothing is trainable.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            muon = optim.optimizer == "muon" and _is_hidden_matrix(name, parameter)
+            lr = _peak_lr(name, optim) * (optim.muon_lr / optim.lr if muon else 1.0)
             decay = 0.0 if parameter.ndim < 2 else optim.weight_decay
-            groups.setdefault((_peak_lr(name, optim), decay), []).append(parameter)
+            groups.setdefault((muon, lr, decay), []).append(parameter)
     if not groups:
         raise ValueError("no parameter is trainable; optim.layer_lr or a freeze option froze all")
     return [
-        {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay}
-        for (lr, decay), parameters in groups.items()
+        {"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay, "muon": muon}
+        for (muon, lr, decay), parameters in groups.items()
     ]
 
 
-def build_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """A plain AdamW, which DeepSpeed takes at every stage without compiling anything."""
+def build_optimizer(
+    model: nn.Module, optim: OptimConfig, *, muon_dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """AdamW or Muon. A plain one, which DeepSpeed takes without compiling anything."""
     beta1, beta2 = optim.betas
-    return torch.optim.AdamW(param_groups(model, optim), lr=optim.lr, betas=(beta1, beta2))
+    groups = param_groups(model, optim)
+    if optim.optimizer == "muon":
+        return Muon(groups, betas=(beta1, beta2), dtype=muon_dtype)
+    return torch.optim.AdamW(groups, betas=(beta1, beta2))
+
+
+def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim == 2 and not any(table in name for table in _EMBEDDINGS)
 
 
 def _has_prefix(name: str, prefix: str) -> bool:

@@ -22,3 +22,8 @@ def test_batch_is_shared_evenly(world_size: int, per_rank: int) -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"global_batch_size is 10.*4 ranks.*multiple of 4"):
         deepspeed_config(RunConfig(global_batch_size=10), OptimConfig(), world_size=4)
+
+
+def test_muon_refuses_the_stage_that_cuts_its_matrices() -> None:
+    with pytest.raises(ValueError, match=r"muon, which needs whole matrices.*zero_stage 2"):
+        deepspeed_config(RunConfig(zero_stage=2), OptimConfig(optimizer="muon"), world_size=1)

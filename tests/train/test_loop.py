@@ -93,15 +93,21 @@ def test_training_learns_and_writes_everything(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000040"]
 
 
-@STAGES
-def test_resume_is_bit_equal_to_the_unbroken_run(tmp_path: Path, zero_stage: int) -> None:
+@pytest.mark.parametrize(
+    ("zero_stage", "optim"),
+    [(0, None), (2, None), (0, OptimConfig(optimizer="muon", warmup_steps=2))],
+    ids=["zero-0", "zero-2", "muon"],
+)
+def test_resume_is_bit_equal_to_the_unbroken_run(
+    tmp_path: Path, zero_stage: int, optim: OptimConfig | None
+) -> None:
     unbroken, broken = (
         run_config(tmp_path / name, zero_stage=zero_stage) for name in ("unbroken", "broken")
     )
-    train_toy(unbroken)
+    train_toy(unbroken, optim=optim)
     stop = at_step(5, lambda: signal.raise_signal(signal.SIGTERM))
-    train_toy(broken, step_fn=stop)
-    _, result = train_toy(broken)
+    train_toy(broken, step_fn=stop, optim=optim)
+    _, result = train_toy(broken, optim=optim)
     assert result.step == 10
     assert_same_checkpoint(
         last_checkpoint(tmp_path / "broken"), last_checkpoint(tmp_path / "unbroken")

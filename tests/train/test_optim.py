@@ -75,3 +75,23 @@ def test_set_lr_scales_each_group_from_its_own_peak() -> None:
     set_lr(optimizer, 0.5)  # does not compound
     assert {group["lr"] for group in optimizer.param_groups} == {0.5, 0.05}
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_muon_takes_the_matrices_but_not_the_tables() -> None:
+    model = nn.ModuleDict(
+        {"embed_tokens": nn.Embedding(5, 4), "layer": nn.Linear(4, 4), "conv": nn.Conv2d(3, 4, 2)}
+    )
+    optim = OptimConfig(optimizer="muon", lr=1e-3, muon_lr=0.02, layer_lr={"layer": 5e-4})
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {
+        names[id(p)]: (group["muon"], group["peak_lr"])
+        for group in param_groups(model, optim)
+        for p in group["params"]
+    }
+    assert rates == {
+        "embed_tokens.weight": (False, 1e-3),
+        "layer.weight": (True, 0.01),  # half the rate, as layer_lr says
+        "layer.bias": (False, 5e-4),
+        "conv.weight": (False, 1e-3),
+        "conv.bias": (False, 1e-3),
+    }
