@@ -173,6 +173,8 @@ class MllmConfig:
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
         vision_features: `encoder` gives the LLM the tower's tokens f_I'(x); `encoder+prompter`
             appends each token's region embedding (the Prompter's readout) to it.
+        projector_width: hidden width of the projectors; 0 takes the language model's. A small
+            language model wants it wider (docs/results.md).
         freeze_vision_encoder: train only projector and LoRA when true.
         box_format: how boxes are written, see `mllm/coordinates.py`.
         num_bins: number of location tokens; integers always use 1000.
@@ -184,6 +186,7 @@ class MllmConfig:
     cloc: str = ""
     language_model: str = ""
     vision_features: Literal["encoder", "encoder+prompter"] = "encoder+prompter"
+    projector_width: int = 0
     freeze_vision_encoder: bool = True
     box_format: Literal["integers", "location_tokens"] = "location_tokens"
     num_bins: int = 100

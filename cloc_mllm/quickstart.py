@@ -1,7 +1,7 @@
 """`cloc-mllm quickstart`: the whole road on built-in data, on a laptop's CPU.
 
-Shows the shipped model first, then makes data, trains CLOC and plain CLIP at equal budget and a
-small language model beside them, tunes the MLLM, evaluates, and writes one report.
+Shows the shipped model first, then makes data, trains CLOC beside a small language model, tunes the
+MLLM of both beside plain CLIP at CLOC's budget, evaluates, and writes one report.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def _train(out: Path, budget: float) -> None:
             "--model.language_model", str(out / "llm/model"),
         ),
     )  # fmt: skip
-    _run_together(out, [[cloc], [clip, llm]])
-    _run_together(out, [[mllm]])
+    _run_together(out, [[cloc], [llm]])
+    _run_together(out, [[mllm], [clip]])
 
 
 def _config(name: str, budget: float) -> tuple[str, ...]:

@@ -69,11 +69,19 @@ def llm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def _tiny_config(cloc_dir: Path, llm_dir: Path) -> MllmConfig:
+    return MllmConfig(
+        cloc=str(cloc_dir),
+        language_model=str(llm_dir),
+        projector_width=24,
+        num_bins=20,
+        lora=LoraConfig(rank=0),
+    )
+
+
 @pytest.fixture
 def mllm_config(cloc_dir: Path, llm_dir: Path) -> MllmConfig:
-    return MllmConfig(
-        cloc=str(cloc_dir), language_model=str(llm_dir), num_bins=20, lora=LoraConfig(rank=0)
-    )
+    return _tiny_config(cloc_dir, llm_dir)
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +90,7 @@ def mllm_dir(cloc_dir: Path, llm_dir: Path, tmp_path_factory: pytest.TempPathFac
     from cloc_mllm.mllm import build_mllm, merge_and_save
 
     torch.manual_seed(0)
-    config = MllmConfig(
-        cloc=str(cloc_dir), language_model=str(llm_dir), num_bins=20, lora=LoraConfig(rank=0)
-    )
+    config = _tiny_config(cloc_dir, llm_dir)
     directory = tmp_path_factory.mktemp("mllm")
     merge_and_save(*build_mllm(config), directory)
     return directory

@@ -140,15 +140,24 @@ def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list
     return peft.get_peft_model(language_model, config)
 
 
+def attention_for_training() -> str:
+    """On a CPU the fused kernel's backward in bf16 costs more than all else of a small model."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
 def _load_language_model(name: str, *, load_in_4bit: bool) -> PreTrainedModel:
+    attention = attention_for_training()
     if not load_in_4bit:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, attn_implementation=attention
+        )
     import bitsandbytes
     from transformers import BitsAndBytesConfig
 
     language_model = AutoModelForCausalLM.from_pretrained(
         name,
         dtype=torch.float32,
+        attn_implementation=attention,
         quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
     )
     for module in language_model.modules():
@@ -190,6 +199,7 @@ def _model_config(
         region_token_id=region_token_id,
         location_token_start=location[0] if location else None,
         vision_features=config.vision_features,
+        projector_width=config.projector_width,
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
         coordinate_smoothing=config.coordinate_smoothing,

@@ -19,6 +19,7 @@ class ClocMllmConfig(PreTrainedConfig):
         image_token_id, region_token_id: placeholders that image and region features replace.
         location_token_start: id of `<loc_0>`, the others follow; None when boxes are integers.
         vision_features: `encoder`, or `encoder+prompter` to append each token's region embedding.
+        projector_width: hidden width of the projectors; 0 takes the language model's.
         box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
         coordinate_smoothing: standard deviation in bins of the target around a location token.
         fingerprint: the processor's, see `ClocMllmProcessor`; a model and a processor that
@@ -36,6 +37,7 @@ class ClocMllmConfig(PreTrainedConfig):
         region_token_id: int = 1,
         location_token_start: int | None = None,
         vision_features: str = "encoder+prompter",
+        projector_width: int = 0,
         box_format: str = "location_tokens",
         num_bins: int = 100,
         coordinate_smoothing: float = 0.0,
@@ -56,6 +58,7 @@ class ClocMllmConfig(PreTrainedConfig):
         self.region_token_id = region_token_id
         self.location_token_start = location_token_start
         self.vision_features = vision_features
+        self.projector_width = projector_width
         self.box_format = box_format
         self.num_bins = num_bins
         self.coordinate_smoothing = coordinate_smoothing

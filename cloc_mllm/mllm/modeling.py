@@ -81,8 +81,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_boxes = len(feature_dims)
         width = config.text_config.hidden_size
         word_std = getattr(config.text_config, "initializer_range", 0.02)
-        self.projector = Projector(feature_dims, width, word_std, num_boxes)
-        self.region_projector = Projector([self.vision.embed_dim], width, word_std)
+        hidden = config.projector_width
+        self.projector = Projector(feature_dims, width, word_std, num_boxes, hidden)
+        self.region_projector = Projector(
+            [self.vision.embed_dim], width, word_std, hidden_dim=hidden
+        )
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 

@@ -32,11 +32,14 @@ class Projector(nn.Module):
         output_dim: int,
         output_std: float = 0.02,
         num_boxes: int = 1,
+        hidden_dim: int = 0,
     ) -> None:
+        """`hidden_dim` 0 takes `output_dim`."""
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in feature_dims)
-        self.hidden = nn.Linear(sum(feature_dims) + num_boxes * _CODE_DIM, output_dim)
-        self.output = nn.Linear(output_dim, output_dim)
+        hidden_dim = hidden_dim or output_dim
+        self.hidden = nn.Linear(sum(feature_dims) + num_boxes * _CODE_DIM, hidden_dim)
+        self.output = nn.Linear(hidden_dim, output_dim)
         self.reset(output_std)
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from cloc_mllm.config import TinyLlmConfig
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.distributed import all_reduce_sum, world_size
+from cloc_mllm.mllm.build import attention_for_training
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss
@@ -48,6 +49,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
     tokenizer = build_tokenizer(box_format)
     torch.manual_seed(config.run.seed)
     model = build_language_model(config, tokenizer, box_format)
+    model.set_attn_implementation(attention_for_training())
     processor = ClocMllmProcessor(
         tokenizer,
         image_size=config.image_size,

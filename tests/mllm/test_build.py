@@ -7,6 +7,7 @@ from PIL import Image
 
 from cloc_mllm.config import LoraConfig
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
+from cloc_mllm.mllm.build import attention_for_training
 from cloc_mllm.models.build import load_cloc
 
 
@@ -38,7 +39,9 @@ def test_the_vision_encoder_is_stage_1s(mllm_config):
 def test_the_language_model_keeps_its_weights_and_answers(mllm_config):
     from transformers import AutoModelForCausalLM
 
-    original = AutoModelForCausalLM.from_pretrained(mllm_config.language_model)
+    original = AutoModelForCausalLM.from_pretrained(
+        mllm_config.language_model, attn_implementation=attention_for_training()
+    )
     model, processor = build_mllm(mllm_config)
     ids = torch.tensor([processor.tokenize("Where is the crab?")])
 

@@ -244,7 +244,7 @@ def test_padding_is_told_apart_by_position():
 
 def test_projector_outputs_have_the_asked_scale():
     torch.manual_seed(0)
-    projector = Projector([64, 32], 256, 0.05)
+    projector = Projector([64, 32], 256, 0.05, hidden_dim=512)
 
     out = projector([torch.randn(500, 64), torch.randn(500, 32)], [torch.rand(500, 4)])
 
