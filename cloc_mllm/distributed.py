@@ -54,6 +54,15 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     return values
 
 
+def all_reduce_logsumexp(values: Tensor) -> Tensor:
+    """`log sum_ranks exp(values)`, elementwise, without gradient."""
+    if not is_distributed() or world_size() == 1:
+        return values
+    gathered = values.new_empty(world_size(), *values.shape)
+    dist.all_gather(list(gathered.unbind(0)), values.contiguous())
+    return gathered.logsumexp(0)
+
+
 def gather_objects(value: T) -> list[T]:
     """The value of every rank, in rank order, on every rank."""
     if not is_distributed():

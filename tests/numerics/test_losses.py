@@ -35,8 +35,9 @@ def naive_contrastive(
     return (total / (2 * len(z))).squeeze()
 
 
+@pytest.mark.parametrize("tile_rows", [1, 3, 64], ids="tile {}".format)
 @pytest.mark.parametrize("threshold", [1.0, 0.9, 0.0])
-def test_contrastive_loss_equals_the_double_loop(threshold: float) -> None:
+def test_contrastive_loss_equals_the_double_loop(threshold: float, tile_rows: int) -> None:
     torch.manual_seed(0)
     z = torch.randn(7, 5, requires_grad=True)
     base = torch.randn(7, 5)
@@ -44,7 +45,7 @@ def test_contrastive_loss_equals_the_double_loop(threshold: float) -> None:
     texts = base.requires_grad_()
     scale = torch.tensor([math.log(5.0)], requires_grad=True)
     expected = naive_contrastive(z, texts, scale, threshold)
-    actual = contrastive_loss(z, texts, scale, threshold)
+    actual = contrastive_loss(z, texts, scale, threshold, tile_rows=tile_rows)
     torch.testing.assert_close(actual, expected)
     for tensor in (z, texts, scale):
         got, wanted = (
