@@ -39,6 +39,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "cloc_mllm.train.tiny_llm", "main", "make the small language model of the built-in data"
     ),
     "eval": Subcommand("cloc_mllm.evaluation.run", "main", "predict, score and write a report"),
+    "export": Subcommand(
+        "cloc_mllm.models.export", "main", "write the image tower for open_clip or Transformers"
+    ),
     "quickstart": Subcommand(
         "cloc_mllm.quickstart", "main", "all of it on built-in data, in minutes on a CPU"
     ),

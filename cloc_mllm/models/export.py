@@ -1,0 +1,161 @@
+"""A CLOC's towers for other code: `cloc-mllm export --cloc DIR --to open_clip --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.models.build import load_cloc
+from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.vision_encoder import VisionEncoder
+from cloc_mllm.shipped import shipped_directory
+
+TARGETS = ("open_clip", "hf-clip")
+
+_HF_LAYER = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm export`: the image tower as a drop-in replacement for CLIP's."""
+    parser = argparse.ArgumentParser(
+        prog="cloc-mllm export",
+        description="Write the towers of a CLOC so that other code loads them as a CLIP.",
+        epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:OUT'). "
+        "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('OUT'); "
+        "pad pictures to a square with the mean colour first, as LLaVA does.",
+    )
+    parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")
+    parser.add_argument("--to", choices=TARGETS, required=True, help="whose layout to write")
+    parser.add_argument("--out", type=Path, required=True, help="directory to make; must be new")
+    arguments = parser.parse_args(argv)
+    directory = arguments.cloc or shipped_directory("cloc")
+    export = export_open_clip if arguments.to == "open_clip" else export_hf_clip
+    export(directory, arguments.out)
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def export_open_clip(directory: str | Path, out: Path) -> None:
+    """Write what open_clip loads as `local-dir:OUT`; features stay equal bit for bit.
+
+    open_clip's own tokenizer is its default; any other is saved beside the configuration, as is
+    the configuration of a Hugging Face text tower (by its absolute path: such a directory stays).
+
+    Raises:
+        FileExistsError: `out` exists.
+    """
+    cloc, tokenizer, config = load_cloc(directory)
+    clip_config = {**config.clip_config, "custom_text": True}
+    text = clip_config["text_cfg"] = dict(clip_config["text_cfg"])
+    out.mkdir(parents=True)
+    if tokenizer.save(out) == "tokenizer":  # open_clip looks beside its configuration
+        for path in (out / "tokenizer").iterdir():
+            path.rename(out / path.name)
+        (out / "tokenizer").rmdir()
+        text["hf_tokenizer_name"] = out.name
+    if text.get("hf_model_name"):
+        cloc.text.text.config.save_pretrained(out / "text_tower")
+        text["hf_model_name"] = str((out / "text_tower").resolve())
+    preprocess = {
+        "mean": PIXEL_MEAN,
+        "std": PIXEL_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "longest",
+        "fill_color": PADDING_RGB,
+    }
+    contents = {"model_cfg": clip_config, "preprocess_cfg": preprocess}
+    (out / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
+    state = {f"visual.{k}": v for k, v in cloc.vision.encoder.visual.state_dict().items()}
+    state |= {f"text.{k}": v for k, v in cloc.text.text.state_dict().items()}
+    state["logit_scale"] = cloc.logit_scale.detach().reshape(())
+    save_file(_contiguous(state), out / "open_clip_model.safetensors")
+
+
+def export_hf_clip(directory: str | Path, out: Path) -> None:
+    """Write a Transformers `CLIPVisionModelWithProjection` with its image processor.
+
+    Raises:
+        ValueError: the image tower is not a plain CLIP ViT, which is all that class can hold.
+        FileExistsError: `out` exists.
+    """
+    from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+    cloc, _, config = load_cloc(directory)
+    model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
+    model.load_state_dict(_hf_state(cloc.vision.encoder))
+    out.mkdir(parents=True)
+    model.save_pretrained(out)
+    size = config.image_size
+    CLIPImageProcessor(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(PIXEL_MEAN),
+        image_std=list(PIXEL_STD),
+    ).save_pretrained(out)
+
+
+def _hf_config(cloc: Cloc, clip_config: dict[str, Any]) -> Any:
+    from transformers import CLIPVisionConfig
+
+    encoder = cloc.vision.encoder
+    vision = clip_config["vision_cfg"]
+    if encoder.is_timm or encoder.visual.attn_pool is not None or encoder.visual.proj is None:
+        raise ValueError(
+            "Transformers' CLIP vision model is a ViT with a class token and a projection; this "
+            "image tower is another one. Export it with --to open_clip"
+        )
+    width = int(vision["width"])
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=round(width * vision.get("mlp_ratio", 4.0)),
+        num_hidden_layers=int(vision["layers"]),
+        num_attention_heads=width // int(vision.get("head_width", 64)),
+        image_size=encoder.image_size,
+        patch_size=int(vision["patch_size"]),
+        projection_dim=cloc.vision.embed_dim,
+        hidden_act="quick_gelu" if clip_config.get("quick_gelu") else "gelu",
+        layer_norm_eps=encoder.visual.ln_post.eps,
+    )
+
+
+def _hf_state(encoder: VisionEncoder) -> dict[str, Tensor]:
+    """open_clip's names and shapes of a ViT's weights to Transformers'."""
+    ours = encoder.visual.state_dict()
+    embeddings = "vision_model.embeddings."
+    state = {
+        f"{embeddings}class_embedding": ours["class_embedding"],
+        f"{embeddings}position_embedding.weight": ours["positional_embedding"],
+        f"{embeddings}patch_embedding.weight": ours["conv1.weight"],
+        "visual_projection.weight": ours["proj"].T.contiguous(),
+    }
+    for end in ("weight", "bias"):
+        state[f"vision_model.pre_layrnorm.{end}"] = ours[f"ln_pre.{end}"]
+        state[f"vision_model.post_layernorm.{end}"] = ours[f"ln_post.{end}"]
+        for layer in range(len(encoder.visual.transformer.resblocks)):
+            source, target = (
+                f"transformer.resblocks.{layer}.",
+                f"vision_model.encoder.layers.{layer}.",
+            )
+            for name, theirs in _HF_LAYER.items():
+                state[f"{target}{theirs}.{end}"] = ours[f"{source}{name}.{end}"]
+            parts = ours[f"{source}attn.in_proj_{end}"].chunk(3)
+            for name, part in zip("qkv", parts, strict=True):
+                state[f"{target}self_attn.{name}_proj.{end}"] = part
+    return state
+
+
+def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}

@@ -1,0 +1,80 @@
+"""What `cloc-mllm export` writes, loaded by the code it is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from cloc_mllm.cli import main
+from cloc_mllm.data.tokenizer import load_text_tokenizer
+from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.models.build import build_cloc, load_cloc, save_cloc
+from cloc_mllm.models.cloc import Cloc
+from tests.models.tiny import tiny_cloc, tiny_config
+
+
+@pytest.fixture
+def cloc_directory(tmp_path: Path) -> Path:
+    tokenizer = load_text_tokenizer("builtin", 24)
+    save_cloc(tiny_cloc(), tmp_path / "cloc", tiny_config(), tokenizer)
+    return tmp_path / "cloc"
+
+
+def export(source: Path, target: str) -> Path:
+    out = source.parent / target
+    assert main(["export", "--cloc", str(source), "--to", target, "--out", str(out)]) == 0
+    return out
+
+
+def test_open_clip_loads_it_and_gives_the_same_features(cloc_directory: Path) -> None:
+    out = export(cloc_directory, "open_clip")
+    theirs, transform = open_clip.create_model_from_pretrained(f"local-dir:{out}")
+    theirs.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{out}")
+    cloc, own_tokenizer, _ = load_cloc(cloc_directory)
+    picture = Image.fromarray(
+        np.arange(90 * 50 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 50, 3)
+    )
+    pixels = transform(picture)[None]
+    torch.testing.assert_close(pixels[0], preprocess(picture, 64)[0], atol=0.05, rtol=0)
+    ids = own_tokenizer(["two crabs left of the clock"])
+    assert tokenizer(["two crabs left of the clock"])[0, : ids.shape[1]].tolist() == ids[0].tolist()
+    padded = torch.nn.functional.pad(ids, (0, 24 - ids.shape[1]))
+    with torch.no_grad():
+        assert torch.equal(theirs.encode_image(pixels), cloc.encode_image(pixels).image_features)
+        assert torch.equal(theirs.encode_text(padded), cloc.encode_text(padded))
+        assert theirs.logit_scale == cloc.logit_scale
+
+
+def test_transformers_loads_it_as_a_clip_vision_model(cloc_directory: Path) -> None:
+    out = export(cloc_directory, "hf-clip")
+    theirs = CLIPVisionModelWithProjection.from_pretrained(out).eval()
+    square = Image.new("RGB", (64, 64), "teal")
+    pixels = CLIPImageProcessor.from_pretrained(out)(square, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels[0], preprocess(square, 64)[0])
+    cloc: Cloc = load_cloc(cloc_directory)[0]
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        actual, expected = theirs(pixels), cloc.encode_image(pixels)
+        torch.testing.assert_close(actual.image_embeds, expected.image_features, atol=1e-5, rtol=0)
+        tokens = theirs.vision_model.post_layernorm(actual.last_hidden_state[:, 1:])
+        torch.testing.assert_close(tokens, expected.tokens, atol=1e-5, rtol=0)
+
+
+def test_a_tower_that_transformers_cannot_hold_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config()
+    config.clip_config["vision_cfg"] = {"timm_model_name": "resnet10t", "timm_pool": "avg"}
+    tokenizer = load_text_tokenizer("builtin", 24)
+    save_cloc(build_cloc(config, tokenizer), tmp_path / "cloc", config, tokenizer)
+    arguments = ["--cloc", str(tmp_path / "cloc"), "--to", "hf-clip", "--out", str(tmp_path / "x")]
+    assert main(["export", *arguments]) == 2
+    assert "Export it with --to open_clip" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
