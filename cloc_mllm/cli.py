@@ -61,6 +61,7 @@ EXTRA_OF_PACKAGE = {
 
 USER_ERRORS = (
     ValueError,
+    FileExistsError,
     FileNotFoundError,
     IsADirectoryError,
     NotADirectoryError,

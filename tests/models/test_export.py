@@ -32,6 +32,14 @@ def export(source: Path, target: str) -> Path:
     return out
 
 
+def test_nothing_is_overwritten(cloc_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(cloc_directory, "hf-clip")
+    taken = cloc_directory.parent / "hf-clip"
+    again = ["export", "--cloc", str(cloc_directory), "--to", "hf-clip", "--out", str(taken)]
+    assert main(again) == 2
+    assert f"File exists: {taken}" in capsys.readouterr().err
+
+
 def test_open_clip_loads_it_and_gives_the_same_features(cloc_directory: Path) -> None:
     out = export(cloc_directory, "open_clip")
     theirs, transform = open_clip.create_model_from_pretrained(f"local-dir:{out}")
