@@ -1,7 +1,7 @@
 """`cloc-mllm quickstart`: the whole road on built-in data, on a laptop's CPU.
 
-Shows the shipped model first, then makes data, trains CLOC beside a small language model, tunes the
-MLLM of both beside plain CLIP at CLOC's budget, evaluates, and writes one report.
+Shows the shipped model first, then makes data, trains CLOC, a small language model, the MLLM of
+both, and plain CLIP at CLOC's budget, two at a time; evaluates, and writes one report.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _telling_example() -> tuple[Record, str]:
 
 def _train(out: Path, budget: float) -> None:
     data = str(out / "data")
-    _run_together(out, [_data_commands(data, budget)])
+    for command in _data_commands(data, budget):
+        _run(out, command)
     scenes = ("--data.train", f"{data}/train")
     stage1 = (*_config("stage1_openmoji", budget), *scenes)
     stage1 += ("--data.validation", f"{data}/validation")
@@ -119,8 +120,13 @@ def _train(out: Path, budget: float) -> None:
             "--model.language_model", str(out / "llm/model"),
         ),
     )  # fmt: skip
-    _run_together(out, [[cloc], [llm]])
-    _run_together(out, [[mllm], [clip]])
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(_run, out, command, 0.5) for command in (cloc, llm, clip)]
+        for needed in jobs[:2]:
+            needed.result()
+        jobs.append(pool.submit(_run, out, mllm, 0.5))
+        for job in jobs:
+            job.result()
 
 
 def _config(name: str, budget: float) -> tuple[str, ...]:
@@ -158,37 +164,29 @@ def _evaluation_arguments(out: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _run_together(out: Path, lanes: list[list[Command]]) -> None:
-    """Run the commands of each lane one after the other and the lanes side by side, each with its
-    share of the cores. Output goes to `out/logs`; the last lines are shown now and then.
+def _run(out: Path, command: Command, share: float = 1.0) -> None:
+    """Run a command on its share of the cores. Output goes to `out/logs`; the last line is shown
+    now and then.
 
     Raises:
-        ValueError: a command failed; names its log.
+        ValueError: the command failed; names its log.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // len(lanes)))
+    threads = str(max(1, int((os.cpu_count() or 1) * share)))
     environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    (out / "logs").mkdir(exist_ok=True)
-    with ThreadPoolExecutor(len(lanes)) as pool:
-        futures = [pool.submit(_run_lane, out, lane, environment) for lane in lanes]
-        for future in futures:
-            future.result()
-
-
-def _run_lane(out: Path, commands: list[Command], environment: dict[str, str]) -> None:
-    for command in commands:
-        started = time.monotonic()
-        log = out / "logs" / command.log_name
-        print(f"> {command.title}: cloc-mllm {' '.join(command.arguments)}", flush=True)
-        argv = [sys.executable, "-m", "cloc_mllm.cli", *command.arguments]
-        with log.open("wb") as output:
-            process = subprocess.Popen(argv, stdout=output, stderr=STDOUT, env=environment)
-            _wait_and_show(process, command, log)
-        if process.returncode:
-            raise ValueError(
-                f"{command.title} failed with status {process.returncode}; last line of {log}: "
-                f"{_last_line(log)}"
-            )
-        print(f"  {command.title}: done in {time.monotonic() - started:.0f} s", flush=True)
+    log = out / "logs" / command.log_name
+    log.parent.mkdir(exist_ok=True)
+    started = time.monotonic()
+    print(f"> {command.title}: cloc-mllm {' '.join(command.arguments)}", flush=True)
+    argv = [sys.executable, "-m", "cloc_mllm.cli", *command.arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=STDOUT, env=environment)
+        _wait_and_show(process, command, log)
+    if process.returncode:
+        raise ValueError(
+            f"{command.title} failed with status {process.returncode}; last line of {log}: "
+            f"{_last_line(log)}"
+        )
+    print(f"  {command.title}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _wait_and_show(process: subprocess.Popen[bytes], command: Command, log: Path) -> None:

@@ -145,10 +145,8 @@ def _hf_state(encoder: VisionEncoder) -> dict[str, Tensor]:
         state[f"vision_model.pre_layrnorm.{end}"] = ours[f"ln_pre.{end}"]
         state[f"vision_model.post_layernorm.{end}"] = ours[f"ln_post.{end}"]
         for layer in range(len(encoder.visual.transformer.resblocks)):
-            source, target = (
-                f"transformer.resblocks.{layer}.",
-                f"vision_model.encoder.layers.{layer}.",
-            )
+            source = f"transformer.resblocks.{layer}."
+            target = f"vision_model.encoder.layers.{layer}."
             for name, theirs in _HF_LAYER.items():
                 state[f"{target}{theirs}.{end}"] = ours[f"{source}{name}.{end}"]
             parts = ours[f"{source}attn.in_proj_{end}"].chunk(3)
