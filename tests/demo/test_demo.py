@@ -252,7 +252,13 @@ def test_command_cleans_up_after_ctrl_c(cloc_dir: Path, project_root: Path, tmp_
     command = [sys.executable, "demo/app.py", "--cloc", str(cloc_dir), "--port", str(port)]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        command, cwd=project_root, env=environment, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=project_root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # jobs that a script puts into the background inherit a SIGINT that is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
