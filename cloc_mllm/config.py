@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 RegionEncoder = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
+SpatialPrior = Literal["both", "box", "text", "none"]
 
 
 @dataclass
@@ -18,15 +19,16 @@ class PrompterConfig:
             box, no region loss) are its ablations.
         width: of the Prompter's layer; 0 takes the tower's token width, as in the paper.
         readout: `mean` pools all output tokens as in the paper; `prompt` pools only the prompt's.
-        spatial_prior: add a learnable gate times the token's overlap with the box (box prompts)
-            or its similarity to the text (text prompts) to the attention logits.
+        spatial_prior: of which prompts a learnable gate times the token's overlap with the box
+            (box prompts) or its similarity to the text (text prompts) is added to the attention
+            logits.
         box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
     """
 
     kind: RegionEncoder = "prompter"
     width: int = 0
     readout: Literal["mean", "prompt"] = "prompt"
-    spatial_prior: bool = True
+    spatial_prior: SpatialPrior = "both"
     box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cloc_mllm.config import SpatialPrior
 from cloc_mllm.models.position import cell_coverage, sinusoidal_code, token_cells
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
@@ -41,8 +42,9 @@ class Prompter(nn.Module):
         width: D of the layer; tokens of another width are normalised and projected to it first.
         readout: `mean` averages all output tokens (the paper); `prompt` averages the prompt's
             own output tokens, so only those are computed and keys and values are shared.
-        spatial_prior: adds a learnable gate times the overlap of token and box (box prompts) or
-            the cosine of text and token embedding (text prompts) to the prompt's attention.
+        spatial_prior: of which prompts a learnable gate times the overlap of token and box (box
+            prompts) or the cosine of text and token embedding (text prompts) is added to the
+            prompt's attention.
     """
 
     def __init__(
@@ -52,11 +54,10 @@ class Prompter(nn.Module):
         *,
         width: int,
         readout: Literal["mean", "prompt"] = "mean",
-        spatial_prior: bool = True,
+        spatial_prior: SpatialPrior = "both",
     ) -> None:
         super().__init__()
         self.readout = readout
-        self.spatial_prior = spatial_prior
         self.code_dim = 8 * max(1, width // 8)
         self.adapt: nn.Module = nn.Identity()
         if width != token_dim:
@@ -75,8 +76,11 @@ class Prompter(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
         self.projection = nn.Linear(width, embed_dim, bias=False)
-        if spatial_prior:
+        self.box_gate: nn.Parameter | None = None
+        self.text_gate: nn.Parameter | None = None
+        if spatial_prior in ("both", "box"):
             self.box_gate = nn.Parameter(torch.tensor([_BOX_GATE_START]))
+        if spatial_prior in ("both", "text"):
             self.text_gate = nn.Parameter(torch.tensor([_TEXT_GATE_START]))
 
     def prepare(self, image: ImageFeatures) -> ImageContext:
@@ -97,7 +101,7 @@ class Prompter(nn.Module):
         """z of Q box prompts for each image: float[B, Q, 4] canvas frame -> float[B, Q, E]."""
         prompts = self.corners(self._code(boxes)).unflatten(-1, (2, -1))
         bias = None
-        if self.spatial_prior:
+        if self.box_gate is not None:
             cells = token_cells(image.grid_hw, boxes.device)
             coverage = cell_coverage(boxes.flatten(0, 1), cells)
             bias = self.box_gate * coverage.unflatten(0, boxes.shape[:2])
@@ -109,7 +113,7 @@ class Prompter(nn.Module):
         """z of text prompts: `text_features: float[R, E]` -> float[R, E]."""
         prompts = self.text_token(self.text_norm(text_features))[:, None, None]
         bias = None
-        if self.spatial_prior:
+        if self.text_gate is not None:
             token_embeddings = F.normalize(self.embed_tokens(context), dim=-1)[image_index]
             text = F.normalize(text_features, dim=-1)
             similarity = torch.einsum("rne,re->rn", token_embeddings, text)
@@ -126,7 +130,7 @@ class Prompter(nn.Module):
         embeddings = self.embed_tokens(context)
         near = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
         bias = near.to(embeddings.dtype).expand(len(embeddings), -1, -1)
-        if self.spatial_prior:
+        if self.text_gate is not None:
             normed = F.normalize(embeddings, dim=-1)
             bias = bias + self.text_gate * normed @ normed.transpose(1, 2)
         prompts = self.text_token(self.text_norm(embeddings)).unsqueeze(2)

@@ -17,10 +17,10 @@ from cloc_mllm.models.cloc import Cloc
 from tests.models.tiny import tiny_cloc, tiny_config
 
 KINDS = [
-    {"kind": "prompter", "readout": "prompt", "spatial_prior": True},
-    {"kind": "prompter", "readout": "prompt", "spatial_prior": False},
-    {"kind": "prompter", "readout": "mean", "spatial_prior": True},
-    {"kind": "prompter", "readout": "mean", "spatial_prior": False},
+    {"kind": "prompter", "readout": "prompt", "spatial_prior": "both"},
+    {"kind": "prompter", "readout": "prompt", "spatial_prior": "text"},
+    {"kind": "prompter", "readout": "mean", "spatial_prior": "box"},
+    {"kind": "prompter", "readout": "mean", "spatial_prior": "none"},
     {"kind": "roi_align"},
     {"kind": "none"},
 ]
@@ -86,7 +86,7 @@ def test_no_regions_at_all(kind: dict[str, object]) -> None:
 
 def test_prompter_equals_a_plain_transformer_layer() -> None:
     """The shared keys and values against the whole layer written out, `mean` readout, no prior."""
-    cloc = tiny_cloc(kind="prompter", readout="mean", spatial_prior=False)
+    cloc = tiny_cloc(kind="prompter", readout="mean", spatial_prior="none")
     prompter = cloc.vision.prompter
     assert prompter is not None
     image = cloc.encode_image(torch.randn(1, 3, 64, 64))
@@ -107,7 +107,7 @@ def test_prompter_equals_a_plain_transformer_layer() -> None:
 
 def test_spatial_prior_attends_to_the_box() -> None:
     """With a large gate the attention of a box prompt stays on the tokens under the box."""
-    cloc = tiny_cloc(kind="prompter", spatial_prior=True)
+    cloc = tiny_cloc(kind="prompter", spatial_prior="both")
     prompter = cloc.vision.prompter
     assert prompter is not None
     torch.nn.init.constant_(prompter.box_gate, 1e4)
