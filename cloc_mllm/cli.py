@@ -39,6 +39,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "cloc_mllm.train.tiny_llm", "main", "make the small language model of the built-in data"
     ),
     "eval": Subcommand("cloc_mllm.evaluation.run", "main", "predict, score and write a report"),
+    "ablate": Subcommand(
+        "cloc_mllm.ablation", "main", "the paper's ablations: train and score arms over seeds"
+    ),
     "export": Subcommand(
         "cloc_mllm.models.export", "main", "write the image tower for open_clip or Transformers"
     ),

@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "losses", "data"},
     {"mllm", "vesl"},
     {"train", "evaluation", "inference"},
-    {"demo", "quickstart"},
+    {"ablation", "bench", "demo", "quickstart"},
     {"cli"},
 ]
 LAYER_OF = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
+from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import load_records
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
 from cloc_mllm.losses.cloc_loss import cloc_loss
@@ -50,7 +52,9 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         )
     precision = resolve_precision(config.run.precision)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision))
-    dataset = load_records(config.data.train)
+    dataset: Sequence[Record] = load_records(config.data.train)
+    if config.data.label_noise:
+        dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
     tokenizer = load_text_tokenizer(config.model.tokenizer, config.model.context_length)
     torch.manual_seed(config.run.seed)  # the initial weights
     model = build_cloc(config.model, tokenizer)

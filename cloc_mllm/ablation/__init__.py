@@ -1,0 +1,79 @@
+"""`cloc-mllm ablate`: the paper's ablation table in miniature, one cell (arm, seed) at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, run_cell
+from cloc_mllm.ablation.figure import draw_figure
+from cloc_mllm.ablation.summary import summarize, write_summary
+from cloc_mllm.config import AblationConfig
+from cloc_mllm.data.parquet import load_records
+from cloc_mllm.data.records import Record
+from cloc_mllm.data.scenes import generate_scenes
+
+_NUM_TEST_SCENES = 500
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train and score every cell that is not done yet, then write the table and the plot."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="cloc-mllm ablate",
+        description="Train and evaluate arms of stage 1 at equal budget, over several seeds. Cells "
+        "that are done are kept: the same command goes on after an interruption.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_argument("--list", action="store_true", help="print the cells and their state")
+    parser.add_class_arguments(AblationConfig)
+    values = parser.instantiate(parser.parse_args(argv)).as_dict()
+    list_only = values.pop("list")
+    values.pop("config", None)
+    return run_ablation(AblationConfig(**values), list_only=list_only)
+
+
+def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
+    """Writes into `config.output_dir`, see `AblationConfig`.
+
+    Raises:
+        ValueError: an arm is named twice or compared with one that does not exist, the base
+            configuration lacks a setting, or a cell's training failed.
+    """
+    train = config.train or str(Path(config.output_dir) / "train")
+    cells = build_cells(config, train)
+    if list_only:
+        for cell in cells:
+            print(f"{cell.name}: {'done' if cell.is_done() else 'to do'}")
+        return 0
+    if not config.train:
+        prepare_training_data(Path(train))
+    chosen = [cell for cell in cells if not config.only or cell.arm in config.only]
+    test = _test_records(config)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        jobs = [pool.submit(_run_and_tell, cell, test, config.jobs) for cell in chosen]
+        for job in jobs:
+            job.result()
+    rows = summarize(config, cells)
+    directory = Path(config.output_dir)
+    write_summary(rows, config, directory)
+    draw_figure(rows, directory / "ablation.png")
+    print((directory / "ablation.md").read_text())
+    return 0
+
+
+def _run_and_tell(cell: Cell, test: Sequence[Record], jobs: int) -> None:
+    if cell.is_done():
+        print(f"{cell.name}: done before", flush=True)
+        return
+    result = run_cell(cell, test, share=1 / jobs)
+    numbers = "  ".join(f"{task} {100 * value:.1f}" for task, value in result["means"].items())
+    print(f"{cell.name}: {result['seconds']:.0f} s  {numbers}", flush=True)
+
+
+def _test_records(config: AblationConfig) -> Sequence[Record]:
+    if config.test:
+        return load_records(config.test)
+    return list(generate_scenes(_NUM_TEST_SCENES, split="test"))

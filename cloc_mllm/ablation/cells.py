@@ -1,0 +1,181 @@
+"""One cell: an arm trained with one seed in a process of its own, then scored.
+
+`cells/ARM-seedN/` holds `model/`, `train.log`, `scores.npz` (every query's score) and, once the
+cell is done, `result.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloc_mllm.config import AblationConfig
+from cloc_mllm.data.records import Record
+from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
+from cloc_mllm.evaluation.queries import build_benchmark
+from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
+from cloc_mllm.evaluation.statistics import QueryScores
+from cloc_mllm.models.build import load_cloc
+
+# row task -> the metric that stands for it
+METRICS = {
+    "image_to_text": "r_at_1",
+    "text_to_image": "r_at_1",
+    "region_to_text": "r_at_10",
+    "text_to_region": "r_at_10",
+    "region_classification": "macro_acc",
+    "text_to_box": "acc_at_0_5",
+}
+_TASKS = ["region_classification", "region_text_retrieval", "image_text_retrieval", "text_to_box"]
+_TRAIN_SCENES = 10_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`arguments` are those of `cloc-mllm stage1`, all but the output directory."""
+
+    arm: str
+    seed: int
+    directory: Path
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}, seed {self.seed}"
+
+    def is_done(self) -> bool:
+        """Whether it was trained and scored with these very arguments."""
+        path = self.directory / "result.json"
+        return path.is_file() and json.loads(path.read_text())["arguments"] == list(self.arguments)
+
+
+def build_cells(config: AblationConfig, train: str) -> list[Cell]:
+    """Seed by seed, so that a table of one seed is there early.
+
+    Raises:
+        ValueError: no arm, one name twice, or an arm that is compared with an unknown one.
+    """
+    names = [arm.name for arm in config.arms]
+    wrong = {arm.against for arm in config.arms} - {*names, ""} | set(config.only) - {*names}
+    if not names or len({*names}) < len(names) or wrong:
+        raise ValueError(
+            f"an ablation needs arms of different names, compared with each other; got {names}"
+            + (f", and not among them: {sorted(wrong)}" if wrong else "")
+        )
+    cells = []
+    for seed in config.seeds:
+        for arm in config.arms:
+            settings = {**config.settings, **arm.settings, "data.train": train, "run.seed": seed}
+            pairs = ((f"--{key}", _as_argument(value)) for key, value in settings.items())
+            arguments = ("--config", config.base, *(part for pair in pairs for part in pair))
+            slug = re.sub(r"[^a-z0-9]+", "_", arm.name.lower()).strip("_")
+            directory = Path(config.output_dir) / "cells" / f"{slug}-seed{seed}"
+            cells.append(Cell(arm.name, seed, directory, arguments))
+    return cells
+
+
+def _as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def prepare_training_data(directory: Path) -> None:
+    """10,000 built-in scenes, unless they are there."""
+    if not directory.exists():
+        arguments = ("--num", str(_TRAIN_SCENES), "--workers", str(os.cpu_count() or 1))
+        _cloc_mllm(("data", "build", "scenes", *arguments, "--out", str(directory)))
+
+
+def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[str, Any]:
+    """Trains (from the cell's last checkpoint, if it has one) and scores; returns what
+    `result.json` holds: `arguments`, `seconds` of this call and the `means` by task."""
+    started = time.monotonic()
+    _clear_if_other(cell)
+    output = ("--run.output_dir", str(cell.directory))
+    log = cell.directory / "train.log"
+    _cloc_mllm(("stage1", *cell.arguments, *output), log=log, share=share)
+    scores = _score(cell.directory / "model", test)
+    _save_scores(scores, cell.directory / "scores.npz")
+    shutil.rmtree(cell.directory / "checkpoints")
+    result = {
+        "arguments": list(cell.arguments),
+        "seconds": round(time.monotonic() - started, 1),
+        "means": {task: values.mean() for task, values in scores.items()},
+    }
+    partial = cell.directory / "result.json.partial"
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.rename(cell.directory / "result.json")
+    return result
+
+
+def read_scores(cell: Cell) -> dict[str, QueryScores]:
+    """What `run_cell` measured, by task."""
+    with np.load(cell.directory / "scores.npz", allow_pickle=False) as arrays:
+        return {
+            task: QueryScores(
+                arrays[f"{task}/values"],
+                arrays[f"{task}/image_ids"].tolist(),
+                arrays[f"{task}/groups"].tolist() if f"{task}/groups" in arrays else None,
+            )
+            for task in METRICS
+            if f"{task}/values" in arrays
+        }
+
+
+def _clear_if_other(cell: Cell) -> None:
+    """Removes what other settings left in the cell's directory."""
+    path = cell.directory / "arguments.json"
+    arguments = list(cell.arguments)
+    if path.is_file() and json.loads(path.read_text()) != arguments:
+        print(f"{cell.name}: its settings changed, it is trained anew", flush=True)
+        shutil.rmtree(cell.directory)
+    cell.directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(arguments))
+
+
+def _score(model_directory: Path, test: Sequence[Record]) -> dict[str, QueryScores]:
+    model, tokenizer, _ = load_cloc(model_directory)
+    bench = build_benchmark(test, _TASKS)
+    predictions = predict_cloc(model, tokenizer, test, bench, Settings())
+    pairs = pairs_by_task(predictions, bench.references)
+    return {
+        task: SCORERS[task].score(pairs[task])[metric]
+        for task, metric in METRICS.items()
+        if task in pairs
+    }
+
+
+def _save_scores(scores: dict[str, QueryScores], path: Path) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    for task, values in scores.items():
+        arrays[f"{task}/values"] = values.values.astype(np.float32)
+        arrays[f"{task}/image_ids"] = np.array(values.image_ids)
+        if values.groups is not None:
+            arrays[f"{task}/groups"] = np.array(values.groups)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def _cloc_mllm(arguments: Sequence[str], *, log: Path | None = None, share: float = 1.0) -> None:
+    """Runs a command in a process of its own, on its share of the cores.
+
+    Raises:
+        ValueError: it failed; says where its output lies.
+    """
+    threads = str(max(1, int((os.cpu_count() or 1) * share)))
+    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", **os.environ}
+    argv = [sys.executable, "-m", "cloc_mllm.cli", *arguments]
+    with open(log or os.devnull, "ab") as output:
+        status = subprocess.run(argv, stdout=output, stderr=output, env=environment).returncode
+    if status:
+        where = f"; see {log}" if log else ""
+        raise ValueError(f"cloc-mllm {arguments[0]} failed with status {status}{where}")
