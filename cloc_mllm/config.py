@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 RegionEncoder = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
+RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 
 
@@ -22,6 +23,8 @@ class PrompterConfig:
         spatial_prior: of which prompts a learnable gate times the token's overlap with the box
             (box prompts) or its similarity to the text (text prompts) is added to the attention
             logits.
+        free_form: learn points, scribbles, masks and sets of boxes as prompts too; needs
+            `data.free_form_share`.
         box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
     """
 
@@ -29,6 +32,7 @@ class PrompterConfig:
     width: int = 0
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: SpatialPrior = "both"
+    free_form: bool = False
     box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
 
 
@@ -68,6 +72,8 @@ class DataConfig:
         num_workers: loader processes per rank.
         regions_per_image: M of equation 2, drawn at random each time an image is seen.
         flip: mirror half of the images (leave off when phrases name left and right).
+        free_form_share: share of regions that are prompted not by their box but by a point, a
+            scribble or a rough mask drawn in it, or, if one phrase names several, by all boxes.
         label_noise: spoil the training labels as a detector might: standard deviation of each box
             corner in sides of its box, and share of regions that get a wrong phrase.
     """
@@ -77,6 +83,7 @@ class DataConfig:
     num_workers: int = 1
     regions_per_image: int = 4
     flip: bool = False
+    free_form_share: float = 0.0
     label_noise: float = 0.0
 
 
@@ -281,6 +288,8 @@ class EvalConfig:
         limit: at most this many records; 0 is all.
         batch_size: images, or questions to the MLLM, at a time.
         precision: of the CLOC model; `bf16` is several times faster where `auto` chooses it.
+        region_prompt: how CLOC is told of a true region: its `box`, or a `point`, `scribble` or
+            rough `mask` drawn in it.
         device: `auto` takes a GPU if there is one.
         bootstrap_samples: resamples of the images behind each interval.
         num_examples: best, worst and other examples of each task in the report; 0 leaves them out.
@@ -305,6 +314,7 @@ class EvalConfig:
     limit: int = 0
     batch_size: int = 64
     precision: Precision = "fp32"
+    region_prompt: RegionPrompt = "box"
     device: str = "auto"
     bootstrap_samples: int = 1000
     num_examples: int = 6

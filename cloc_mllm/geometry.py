@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -160,6 +161,17 @@ class Letterbox:
         if self.flip:
             xyxy = _mirror(xyxy)
         return Boxes(xyxy * scale + offset, CANVAS)
+
+    def mask_to_canvas(self, mask: Tensor) -> Tensor:
+        """Mask over the original image, at any resolution -> float[size, size] over the canvas.
+
+        `mask: float[H, W]`. The largest value in each pixel is kept, so a point is never lost.
+        """
+        (width, height), (left, top) = self.resized_wh, self.offset_xy
+        resized = F.adaptive_max_pool2d(mask.float()[None], (height, width))[0]
+        canvas = resized.new_zeros(self.size, self.size)
+        canvas[top : top + height, left : left + width] = resized.flip(1) if self.flip else resized
+        return canvas
 
     def to_original(self, boxes: Boxes) -> Boxes:
         """Canvas boxes -> normalised boxes of the original image (not clipped)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cloc_mllm.config import EvalConfig, Stage1Config, Stage2Config, TinyLlmConfig
+from cloc_mllm.config import AblationConfig, EvalConfig, Stage1Config, Stage2Config, TinyLlmConfig
 from cloc_mllm.train.entry import parse_job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,7 +264,8 @@ CONFIG_CLASSES = {
     "training/configs/stage1_*.yaml": Stage1Config,
     "training/configs/stage2_*.yaml": Stage2Config,
     "training/configs/tiny_llm_*.yaml": TinyLlmConfig,
-    "eval/configs/*.yaml": EvalConfig,
+    "eval/configs/ablation*.yaml": AblationConfig,
+    "eval/configs/[!a]*.yaml": EvalConfig,
 }
 CONFIGS = [(path, job) for glob, job in CONFIG_CLASSES.items() for path in sorted(ROOT.glob(glob))]
 

@@ -6,16 +6,17 @@ Letters: B images, S canvas side, R regions of the batch, P distinct phrases, T 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.shapes import SHAPE_KINDS, boxes_mask, sample_shape
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
-from cloc_mllm.geometry import Boxes
+from cloc_mllm.geometry import Boxes, Letterbox
 
 
 @dataclass
@@ -30,6 +31,8 @@ class ClocBatch:
         boxes: float[R, 4] xyxy, canvas frame.
         region_image_index, region_phrase_index: int64[R].
         ids: the records' ids, in order.
+        region_masks: float[F, H, W], masks (canvas frame) that prompt instead of a box.
+        masked_regions: int64[F], the regions they stand for.
     """
 
     pixel_values: Tensor
@@ -40,12 +43,14 @@ class ClocBatch:
     region_image_index: Tensor
     region_phrase_index: Tensor
     ids: list[str]
+    region_masks: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1))
+    masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def to(self, device: torch.device | str) -> ClocBatch:
         moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=True)
-            for field in fields(self)
-            if field.name != "ids"
+            item.name: getattr(self, item.name).to(device, non_blocking=True)
+            for item in fields(self)
+            if item.name != "ids"
         }
         return replace(self, **moved)
 
@@ -56,6 +61,7 @@ class ClocCollator:
     Args:
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
         flip: mirror half of the images.
+        free_form_share: share of regions that get a mask (see `DataConfig`).
     """
 
     def __init__(
@@ -64,11 +70,13 @@ class ClocCollator:
         image_size: int,
         regions_per_image: int = 4,
         flip: bool = False,
+        free_form_share: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.regions_per_image = regions_per_image
         self.flip = flip
+        self.free_form_share = free_form_share
 
     def __call__(self, items: Sequence[tuple[int, Record]]) -> ClocBatch:
         pixels: list[Tensor] = []
@@ -78,6 +86,7 @@ class ClocCollator:
         image_index: list[int] = []
         phrases: dict[str, int] = {}
         phrase_index: list[int] = []
+        masks: dict[int, Tensor] = {}
         for position, (seed, record) in enumerate(items):
             rng = np.random.default_rng(seed)
             flip = self.flip and bool(rng.random() < 0.5)
@@ -87,6 +96,9 @@ class ClocCollator:
                 captions.append(record.captions[rng.integers(len(record.captions))])
                 caption_index.append(position)
             regions = self._draw(record.regions, rng)
+            for i, region in enumerate(regions):
+                if self.free_form_share and rng.random() < self.free_form_share:
+                    masks[len(image_index) + i] = _mask(region, record, letterbox, rng)
             xyxy = [region.box for region in regions]
             boxes.append(letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
             image_index += [position] * len(regions)
@@ -100,6 +112,7 @@ class ClocCollator:
             region_image_index=torch.tensor(image_index, dtype=torch.long),
             region_phrase_index=torch.tensor(phrase_index, dtype=torch.long),
             ids=[record.id for _, record in items],
+            **_packed_masks(masks),
         )
 
     def _draw(self, regions: list[Region], rng: np.random.Generator) -> list[Region]:
@@ -107,3 +120,22 @@ class ClocCollator:
             return regions
         chosen = rng.choice(len(regions), self.regions_per_image, replace=False)
         return [regions[i] for i in chosen]
+
+
+def _mask(region: Region, record: Record, letterbox: Letterbox, rng: np.random.Generator) -> Tensor:
+    """A shape drawn in the region's box, or all boxes that its phrase names together."""
+    group = [r.box for r in record.regions if region.group and r.group == region.group]
+    canvas = letterbox.to_canvas(Boxes.normalized(group or [region.box])).xyxy.tolist()
+    if len(canvas) > 1:
+        return boxes_mask(canvas)
+    return sample_shape(SHAPE_KINDS[rng.integers(len(SHAPE_KINDS))], canvas[0], rng)
+
+
+def _packed_masks(masks: dict[int, Tensor]) -> dict[str, Tensor]:
+    """Masks by the region they stand for, as the batch's two tensors."""
+    if not masks:
+        return {}
+    return {
+        "region_masks": torch.stack(list(masks.values())),
+        "masked_regions": torch.tensor(list(masks), dtype=torch.long),
+    }

@@ -10,13 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cloc_mllm.config import Precision
+from cloc_mllm.config import Precision, RegionPrompt
 from cloc_mllm.data.records import Record
+from cloc_mllm.data.shapes import sample_shape
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.predictions import Box, PredictionRow
@@ -39,12 +41,15 @@ class Settings:
         name: of the model, for the rows.
         precision: of autocast; `fp32` is exact.
         progress: show a progress bar.
+        region_prompt: how CLOC is told of a region: its `box`, or a `point`, `scribble` or `mask`
+            drawn in it (always the same for the same box).
     """
 
     name: str = ""
     batch_size: int = 64
     precision: Precision = "fp32"
     progress: bool = False
+    region_prompt: RegionPrompt = "box"
 
 
 @dataclass
@@ -85,7 +90,11 @@ def predict_cloc(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with _inference(model), autocast:
         encoded = _encode(model, tokenizer, records, bench, settings)
-    row_settings = {"image_size": model.vision.encoder.image_size, "precision": precision}
+    row_settings = {
+        "image_size": model.vision.encoder.image_size,
+        "precision": precision,
+        "region_prompt": settings.region_prompt,
+    }
     answers = [*_rankings(encoded, bench), *_boxes(encoded, bench)]
     return [replace(row, model=settings.name, settings=row_settings) for row in answers]
 
@@ -122,7 +131,7 @@ def _encode(
         image, letterboxes = _encode_images(model, batch)
         images.append(image.image_features)
         boxes = [[item.box for item in regions_of.get(record.id, [])] for record in batch]
-        regions.append(_embed_regions(model, image, letterboxes, boxes))
+        regions.append(_embed_regions(model, image, letterboxes, boxes, settings.region_prompt))
         queries = [queries_of.get(record.id, []) for record in batch]
         if any(queries):
             asked = texts.of([query.text for items in queries for query in items])
@@ -159,6 +168,7 @@ def _embed_regions(
     image: ImageFeatures,
     letterboxes: Sequence[Letterbox],
     boxes: Sequence[Sequence[Box]],
+    prompt: RegionPrompt,
 ) -> Tensor:
     """z of each image's boxes (normalised), packed: float[R, E]."""
     canvas = torch.cat(
@@ -168,7 +178,15 @@ def _embed_regions(
         ]
     )
     device = image.tokens.device
-    return model.embed_boxes(image, canvas.to(device), _image_index(boxes, device))
+    image_index = _image_index(boxes, device)
+    if prompt == "box" or not len(canvas):
+        return model.embed_boxes(image, canvas.to(device), image_index)
+    shapes = [sample_shape(prompt, box, _rng_of(box)) for box in canvas.tolist()]
+    return model.vision.embed_masks(image, torch.stack(shapes).to(device), image_index)
+
+
+def _rng_of(box: Sequence[float]) -> np.random.Generator:
+    return np.random.default_rng([int(1e6 * value) for value in box])
 
 
 def _located_boxes(

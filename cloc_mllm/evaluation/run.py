@@ -129,7 +129,11 @@ def _predict_cloc(
 ) -> list[PredictionRow]:
     model, tokenizer, _ = load_cloc(directory or shipped_directory("cloc"), device)
     settings = Settings(
-        directory or "shipped cloc", config.batch_size, config.precision, progress=True
+        directory or "shipped cloc",
+        config.batch_size,
+        config.precision,
+        progress=True,
+        region_prompt=config.region_prompt,
     )
     return predict_cloc(model, tokenizer, records, bench, settings)
 

@@ -82,6 +82,24 @@ class ClocPredictor:
         return self._embed_canvas(image, letterbox.to_canvas(boxes).xyxy)
 
     @torch.inference_mode()
+    def embed_shapes(self, masks: Sequence[Tensor]) -> Tensor:
+        """Embeddings of unit length of what points, scribbles or masks mark: float[R, E].
+
+        Args:
+            masks: one float[H, W] in 0..1 a region, in the picture's own frame, at any resolution;
+                a point is a mask with one pixel on.
+
+        Raises:
+            ValueError: a mask is empty.
+        """
+        image, letterbox = self._current()
+        if empty := [i for i, mask in enumerate(masks) if not mask.any()]:
+            raise ValueError(f"masks {empty} are empty; a mask must mark at least one pixel")
+        canvas = torch.stack([letterbox.mask_to_canvas(mask) for mask in masks]).to(self.device)
+        z = self.model.vision.embed_masks(image, canvas, self._all_first(len(canvas)))
+        return F.normalize(z, dim=-1)
+
+    @torch.inference_mode()
     def classify(self, boxes: Boxes, names: Sequence[str]) -> Tensor:
         """Probability of each name for each box: float[R, C], rows add up to one."""
         if not names:

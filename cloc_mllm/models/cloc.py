@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import PrompterConfig
 from cloc_mllm.models.box_head import BoxHead
-from cloc_mllm.models.position import token_cells
+from cloc_mllm.models.position import mask_boxes, token_cells
 from cloc_mllm.models.prompter import Prompter
 from cloc_mllm.models.region_pooling import RoIAlignEncoder, box_of_similarity, pool_under_boxes
 from cloc_mllm.models.text_encoder import TextEncoder
@@ -33,6 +33,8 @@ class ClocInputs(Protocol):
     boxes: Tensor
     region_image_index: Tensor
     region_phrase_index: Tensor
+    region_masks: Tensor
+    masked_regions: Tensor
 
 
 class ClocOutputs(NamedTuple):
@@ -71,6 +73,7 @@ class ClocVision(nn.Module):
                 width=config.width or encoder.token_dim,
                 readout=config.readout,
                 spatial_prior=config.spatial_prior,
+                free_form=config.free_form,
             )
             self.box_head = BoxHead(embed_dim)
         elif config.kind == "roi_align":
@@ -101,6 +104,16 @@ class ClocVision(nn.Module):
         if self.roi_align is not None:
             return self.roi_align.embed_boxes(image, boxes, image_index)
         return pool_under_boxes(self.embed_tokens(image), image, boxes, image_index)
+
+    def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
+        """Region embeddings of points, scribbles, masks or sets of boxes, drawn as masks:
+        `masks: float[R, H, W]` in 0..1 over the canvas, any H and W -> float[R, E], unnormalised.
+
+        Without a Prompter a mask is its bounding box.
+        """
+        if self.prompter is None:
+            return self.embed_boxes(image, mask_boxes(masks), image_index)
+        return self.prompter.embed_masks(image, self.prompter.prepare(image), masks, image_index)
 
     def embed_tokens(self, image: ImageFeatures) -> Tensor:
         """Every image token read out as if it were a region: float[B, N, E], unnormalised."""
@@ -136,12 +149,22 @@ class ClocVision(nn.Module):
         return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
 
     def forward_regions(
-        self, image: ImageFeatures, boxes: Tensor, text_features: Tensor, image_index: Tensor
+        self, image: ImageFeatures, batch: ClocInputs, text_features: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Training's `(embed_boxes, locate)` with the shared work done once."""
+        """Training's `(region embeddings, located boxes)` with the shared work done once.
+
+        `text_features: float[R, E]`. Regions in `batch.masked_regions` are prompted by their mask.
+        """
+        boxes, image_index = batch.boxes, batch.region_image_index
         if self.prompter is not None and self.box_head is not None:
             context = self.prompter.prepare(image)
             z = self.prompter.embed_boxes(image, context, boxes, image_index)
+            if self.prompter.mask is not None:
+                masked = batch.masked_regions
+                of_masks = self.prompter.embed_masks(
+                    image, context, batch.region_masks, image_index[masked]
+                )
+                z = z.index_copy(0, masked, of_masks)
             text_z = self.prompter.embed_texts(context, text_features, image_index)
             return z, self.box_head(text_z)
         if self.roi_align is not None:
@@ -194,9 +217,7 @@ class Cloc(nn.Module):
         # touches every parameter
         phrases = self.encode_text(batch.phrase_input_ids)
         region_text = phrases[batch.region_phrase_index]
-        z, located = self.vision.forward_regions(
-            image, batch.boxes, region_text, batch.region_image_index
-        )
+        z, located = self.vision.forward_regions(image, batch, region_text)
         return ClocOutputs(captioned, captions, z, region_text, located)
 
     def set_gradient_checkpointing(self, enable: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -50,3 +51,25 @@ def cell_coverage(boxes: Tensor, cells: Tensor) -> Tensor:
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     areas = (cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])
     return sides.clamp(min=0).prod(-1) / areas.to(boxes)
+
+
+def mask_coverage(masks: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Share of each token's cell that each mask covers, the largest scaled to 1 (a point or a
+    scribble covers little of any cell): float[R, H, W] in 0..1 -> float[R, N]."""
+    share = F.adaptive_avg_pool2d(at_least_float32(masks), grid_hw).flatten(1)
+    return share / share.amax(1, keepdim=True).clamp(min=1e-6)
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Bounding boxes of what is more than 0: float[R, H, W] -> float[R, 4] xyxy, canvas frame."""
+    on = masks > 0
+    (left, right), (top, bottom) = _ends(on.any(1)), _ends(on.any(2))
+    return torch.stack([left, top, right, bottom], 1)
+
+
+def _ends(on: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last edge of what is on: bool[R, X] -> float[R] each, in shares of X."""
+    place, size = torch.arange(on.shape[1], device=on.device), on.shape[1]
+    first = torch.where(on, place, size).amin(1)
+    last = torch.where(on, place + 1, 0).amax(1)
+    return first / size, last / size

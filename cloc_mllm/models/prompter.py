@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cloc_mllm.config import SpatialPrior
-from cloc_mllm.models.position import cell_coverage, sinusoidal_code, token_cells
+from cloc_mllm.models.position import (
+    cell_coverage,
+    mask_boxes,
+    mask_coverage,
+    sinusoidal_code,
+    token_cells,
+)
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BOX_GATE_START = 4.0
@@ -36,7 +42,7 @@ class ImageContext(NamedTuple):
 
 
 class Prompter(nn.Module):
-    """Turns a prompt (box or text) and the image tokens into an embedding of CLIP's width.
+    """Turns a prompt (box, mask or text) and the image tokens into an embedding of CLIP's width.
 
     Args:
         width: D of the layer; tokens of another width are normalised and projected to it first.
@@ -45,6 +51,8 @@ class Prompter(nn.Module):
         spatial_prior: of which prompts a learnable gate times the overlap of token and box (box
             prompts) or the cosine of text and token embedding (text prompts) is added to the
             prompt's attention.
+        free_form: has what points, scribbles, masks and sets of boxes need to be learnt; without
+            it `embed_masks` only knows the mask's bounding box and its prior.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Prompter(nn.Module):
         width: int,
         readout: Literal["mean", "prompt"] = "mean",
         spatial_prior: SpatialPrior = "both",
+        free_form: bool = False,
     ) -> None:
         super().__init__()
         self.readout = readout
@@ -82,6 +91,7 @@ class Prompter(nn.Module):
             self.box_gate = nn.Parameter(torch.tensor([_BOX_GATE_START]))
         if spatial_prior in ("both", "text"):
             self.text_gate = nn.Parameter(torch.tensor([_TEXT_GATE_START]))
+        self.mask: nn.Linear | None = nn.Linear(self.code_dim, 2 * width) if free_form else None
 
     def prepare(self, image: ImageFeatures) -> ImageContext:
         """Add positions and compute keys and values, once per image."""
@@ -106,6 +116,26 @@ class Prompter(nn.Module):
             coverage = cell_coverage(boxes.flatten(0, 1), cells)
             bias = self.box_gate * coverage.unflatten(0, boxes.shape[:2])
         return self._attend(prompts, context, bias)
+
+    def embed_masks(
+        self, image: ImageFeatures, context: ImageContext, masks: Tensor, image_index: Tensor
+    ) -> Tensor:
+        """z of points, scribbles, masks and sets of boxes: float[R, H, W] in 0..1 over the canvas
+        -> float[R, E].
+
+        Prompt tokens are those of the mask's bounding box, plus a map of the mean position code of
+        what it covers: the code that stands for a box by its corners, taken over an area.
+        """
+        cells = token_cells(image.grid_hw, masks.device)
+        coverage = mask_coverage(masks, image.grid_hw)
+        prompts = self.corners(self._code(mask_boxes(masks)))
+        if self.mask is not None:
+            share = coverage / coverage.sum(1, keepdim=True).clamp(min=1e-6)
+            code = self._code(cells)
+            prompts = prompts + self.mask(share.to(code.dtype) @ code)
+        bias = None if self.box_gate is None else (self.box_gate * coverage).unsqueeze(1)
+        prompts = prompts.unflatten(-1, (2, -1)).unsqueeze(1)
+        return self._attend(prompts, context.select(image_index), bias).squeeze(1)
 
     def embed_texts(
         self, context: ImageContext, text_features: Tensor, image_index: Tensor

@@ -50,6 +50,11 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
             "data.train is empty; name a directory of records: "
             "`cloc-mllm data build` makes one from built-in scenes"
         )
+    if bool(config.data.free_form_share) != config.model.prompter.free_form:
+        raise ValueError(
+            "model.prompter.free_form and data.free_form_share go together: got "
+            f"{config.model.prompter.free_form} and {config.data.free_form_share}"
+        )
     precision = resolve_precision(config.run.precision)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision))
     dataset: Sequence[Record] = load_records(config.data.train)
@@ -65,7 +70,11 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
     collator = ClocCollator(
-        tokenizer, config.model.image_size, config.data.regions_per_image, config.data.flip
+        tokenizer,
+        config.model.image_size,
+        config.data.regions_per_image,
+        config.data.flip,
+        config.data.free_form_share,
     )
 
     def save_model(trained: nn.Module, directory: Path) -> None:

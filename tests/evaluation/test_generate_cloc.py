@@ -39,7 +39,7 @@ def similarities(queries, candidates):
 def test_every_query_is_answered_once(rows, bench):
     assert sorted(row.id for row in rows) == sorted(query.id for query in bench.queries)
     assert {row.model for row in rows} == {"tiny"}
-    assert rows[0].settings == {"image_size": 64, "precision": "fp32"}
+    assert rows[0].settings == {"image_size": 64, "precision": "fp32", "region_prompt": "box"}
 
 
 @torch.no_grad()
@@ -152,3 +152,15 @@ def test_quick_metrics_leave_the_model_as_it_was(tiny_cloc, character_tokenizer,
 def test_records_without_any_region_or_text(tiny_cloc, character_tokenizer, test_scenes):
     bare = Record("bare", test_scenes[0].image, 64, 64, [], [], "photos")
     assert quick_region_metrics(tiny_cloc, character_tokenizer, [bare]) == {}
+
+
+def test_regions_can_be_prompted_by_a_shape_drawn_in_them(
+    tiny_cloc, character_tokenizer, test_scenes, bench, rows
+):
+    def answers(prompt):
+        settings = Settings("tiny", region_prompt=prompt)
+        made = predict_cloc(tiny_cloc, character_tokenizer, test_scenes, bench, settings)
+        return [row.scores for row in rows_of(made, "region_classification").values()]
+
+    boxes = [row.scores for row in rows_of(rows, "region_classification").values()]
+    assert answers("point") == answers("point") != boxes

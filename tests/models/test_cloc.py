@@ -14,6 +14,7 @@ from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.models.build import build_cloc, build_cloc_vision, load_cloc, save_cloc
 from cloc_mllm.models.cloc import Cloc
+from tests.models.batches import random_batch
 from tests.models.tiny import tiny_cloc, tiny_config
 
 KINDS = [
@@ -201,3 +202,47 @@ def test_each_token_is_read_as_the_region_it_points_at(kind: dict[str, object]) 
         index = torch.tensor([1])
         expected = cloc.embed_boxes(image, boxes[1, 7:8], index)
         torch.testing.assert_close(embeddings[1, 7:8], expected)
+
+
+def test_a_mask_prompts_what_it_covers() -> None:
+    """Tokens outside the mask do not matter to a sharp prior, whatever shape the mask has."""
+    cloc = tiny_cloc(kind="prompter", free_form=True)
+    prompter = cloc.vision.prompter
+    assert prompter is not None and prompter.box_gate is not None
+    torch.nn.init.constant_(prompter.box_gate, 1e4)
+    image = cloc.encode_image(torch.randn(1, 3, 64, 64))
+    masks, index = torch.zeros(1, 8, 8), torch.zeros(1, dtype=torch.long)
+    masks[0, :2, :2] = masks[0, 6:, 6:] = 1  # the first and the last token of the 4 x 4
+    before = cloc.vision.embed_masks(image, masks, index)
+    tokens = image.tokens.clone()
+    tokens[:, 1:-1] += torch.randn_like(tokens[:, 1:-1])
+    after = cloc.vision.embed_masks(image._replace(tokens=tokens), masks, index)
+    torch.testing.assert_close(before, after)
+    tokens[:, 0] += torch.randn_like(tokens[:, 0])
+    moved = cloc.vision.embed_masks(image._replace(tokens=tokens), masks, index)
+    assert (moved - before).abs().max() > 1e-2
+
+
+def test_a_mask_of_the_box_is_the_box_to_a_prompter_that_knows_no_masks() -> None:
+    cloc = tiny_cloc(kind="prompter")
+    image = cloc.encode_image(torch.randn(1, 3, 64, 64))
+    masks, index = torch.zeros(1, 16, 16), torch.zeros(1, dtype=torch.long)
+    masks[0, 4:12, 4:16] = 1
+    box = torch.tensor([[0.25, 0.25, 1.0, 0.75]])
+    torch.testing.assert_close(
+        cloc.vision.embed_masks(image, masks, index), cloc.embed_boxes(image, box, index)
+    )
+
+
+def test_masked_regions_train_what_masks_need_and_others_stay() -> None:
+    cloc = tiny_cloc(kind="prompter", free_form=True)
+    prompter = cloc.vision.prompter
+    assert prompter is not None and prompter.mask is not None
+    batch = random_batch(cloc)
+    plain = cloc(batch).region_features
+    cloc(batch).region_features.sum().backward()
+    assert prompter.mask.weight.grad is not None  # every rank touches every parameter
+    batch.region_masks, batch.masked_regions = torch.ones(1, 8, 8), torch.tensor([3])
+    masked = cloc(batch).region_features
+    assert not torch.equal(plain[3], masked[3])
+    torch.testing.assert_close(plain[[0, 1, 2, 4]], masked[[0, 1, 2, 4]])
