@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cloc_mllm.config import SpatialPrior
+from cloc_mllm.models.mean_readout import ImageOutputs, MlpStart, summed_hidden
 from cloc_mllm.models.position import (
     cell_coverage,
     mask_boxes,
@@ -30,15 +31,13 @@ _NEARNESS = 0.15  # standard deviation, in canvas sides, of "near the token" (`l
 
 
 class ImageContext(NamedTuple):
-    """What all prompts of an image share: tokens with position, their keys and values."""
+    """What all prompts of an image share: tokens with position, their keys and values, and for
+    the `mean` readout what the layer makes of them."""
 
     tokens: Tensor  # float[B, N, D]
     keys: Tensor  # float[B, N, D]
     values: Tensor  # float[B, N, D]
-
-    def select(self, image_index: Tensor) -> ImageContext:
-        """The context of each packed prompt: `image_index: int64[R]` -> tensors float[R, N, D]."""
-        return ImageContext(*(tensor[image_index] for tensor in self))
+    outputs: ImageOutputs | None = None
 
 
 class Prompter(nn.Module):
@@ -47,7 +46,8 @@ class Prompter(nn.Module):
     Args:
         width: D of the layer; tokens of another width are normalised and projected to it first.
         readout: `mean` averages all output tokens (the paper); `prompt` averages the prompt's
-            own output tokens, so only those are computed and keys and values are shared.
+            own output tokens, so only those are computed. Either way what prompts of an image have
+            in common is computed once.
         spatial_prior: of which prompts a learnable gate times the overlap of token and box (box
             prompts) or the cosine of text and token embedding (text prompts) is added to the
             prompt's attention.
@@ -98,14 +98,27 @@ class Prompter(nn.Module):
         cells = token_cells(image.grid_hw, image.tokens.device)
         tokens = self.adapt(image.tokens) + self.position(self._code(cells))
         normed = self.norm_attention(tokens)
-        return ImageContext(tokens, self.key(normed), self.value(normed))
+        keys, values = self.key(normed), self.value(normed)
+        if self.readout == "prompt":
+            return ImageContext(tokens, keys, values)
+        queries = self.query(normed)
+        logits = queries @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
+        attended = self.output(logits.softmax(-1) @ values)
+        outputs = ImageOutputs.of(tokens, logits, queries, attended, self._mlp_start)
+        return ImageContext(tokens, keys, values, outputs)
+
+    @property
+    def _mlp_start(self) -> MlpStart:
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return MlpStart(self.norm_mlp, first)
 
     def embed_boxes(
         self, image: ImageFeatures, context: ImageContext, boxes: Tensor, image_index: Tensor
     ) -> Tensor:
         """z of box prompts: `boxes: float[R, 4]` canvas frame -> float[R, E]."""
-        of_prompt = context.select(image_index)
-        return self.embed_box_grid(image, of_prompt, boxes.unsqueeze(1)).squeeze(1)
+        grid = _PromptGrid.of(image_index, len(context.tokens))
+        return grid.pack(self.embed_box_grid(image, context, grid.spread(boxes)))
 
     def embed_box_grid(self, image: ImageFeatures, context: ImageContext, boxes: Tensor) -> Tensor:
         """z of Q box prompts for each image: float[B, Q, 4] canvas frame -> float[B, Q, E]."""
@@ -133,22 +146,23 @@ class Prompter(nn.Module):
             share = coverage / coverage.sum(1, keepdim=True).clamp(min=1e-6)
             code = self._code(cells)
             prompts = prompts + self.mask(share.to(code.dtype) @ code)
-        bias = None if self.box_gate is None else (self.box_gate * coverage).unsqueeze(1)
-        prompts = prompts.unflatten(-1, (2, -1)).unsqueeze(1)
-        return self._attend(prompts, context.select(image_index), bias).squeeze(1)
+        grid = _PromptGrid.of(image_index, len(context.tokens))
+        bias = None if self.box_gate is None else self.box_gate * grid.spread(coverage)
+        return grid.pack(self._attend(grid.spread(prompts).unflatten(-1, (2, -1)), context, bias))
 
     def embed_texts(
         self, context: ImageContext, text_features: Tensor, image_index: Tensor
     ) -> Tensor:
         """z of text prompts: `text_features: float[R, E]` -> float[R, E]."""
-        prompts = self.text_token(self.text_norm(text_features))[:, None, None]
+        grid = _PromptGrid.of(image_index, len(context.tokens))
+        texts = grid.spread(text_features)
+        prompts = self.text_token(self.text_norm(texts)).unsqueeze(2)
         bias = None
         if self.text_gate is not None:
-            token_embeddings = F.normalize(self.embed_tokens(context), dim=-1)[image_index]
-            text = F.normalize(text_features, dim=-1)
-            similarity = torch.einsum("rne,re->rn", token_embeddings, text)
-            bias = (self.text_gate * similarity).unsqueeze(1)
-        return self._attend(prompts, context.select(image_index), bias).squeeze(1)
+            token_embeddings = F.normalize(self.embed_tokens(context), dim=-1)
+            similarity = F.normalize(texts, dim=-1) @ token_embeddings.transpose(1, 2)
+            bias = self.text_gate * similarity
+        return grid.pack(self._attend(prompts, context, bias))
 
     def locate_tokens(self, image: ImageFeatures, context: ImageContext) -> Tensor:
         """z of every image token's own embedding, taken as a text prompt: float[B, N, E].
@@ -177,46 +191,83 @@ class Prompter(nn.Module):
     def _attend(self, prompts: Tensor, context: ImageContext, bias: Tensor | None) -> Tensor:
         """The layer over [prompt, image] tokens for each prompt, pooled and projected.
 
-        Letters: G images (repeated where prompts are packed), Q prompts of each.
+        Letters: Q prompts of each image.
 
         Args:
-            prompts: float[G, Q, K, D].
-            context: of the G images.
-            bias: float[G, Q, N], added to the attention of prompt tokens over image tokens.
+            prompts: float[B, Q, K, D].
+            bias: float[B, Q, N], added to the attention of prompt tokens over image tokens.
 
         Returns:
-            float[G, Q, E].
+            float[B, Q, E].
         """
+        num_own, width = prompts.shape[-2:]
         normed = self.norm_attention(prompts)
-        own_keys, own_values = self.key(normed), self.value(normed)
-        to_image = _shared_product(self.query(normed), context.keys.transpose(1, 2))
+        queries, own_keys, own_values = self.query(normed), self.key(normed), self.value(normed)
+        to_image = _shared_product(queries, context.keys.transpose(1, 2)) / math.sqrt(width)
         if bias is not None:
-            to_image = to_image + bias.unsqueeze(2) * math.sqrt(prompts.shape[-1])
-        to_own = self.query(normed) @ own_keys.transpose(2, 3)
-        outputs = self._block(prompts, to_own, to_image, own_values, context.values)
-        if self.readout == "mean":
-            # the image tokens see the prompt too, so the rest of the layer runs for every prompt
-            queries = self.query(self.norm_attention(context.tokens))
-            among = (queries @ context.keys.transpose(1, 2)).unsqueeze(1)
-            to_own = queries.unsqueeze(1) @ own_keys.transpose(2, 3)
-            to_image = among.expand(-1, to_own.shape[1], -1, -1)
-            image_tokens = context.tokens.unsqueeze(1)
-            of_image = self._block(image_tokens, to_own, to_image, own_values, context.values)
-            outputs = torch.cat([outputs, of_image], 2)
-        return self.projection(outputs.mean(2))
-
-    def _block(
-        self, tokens: Tensor, to_own: Tensor, to_image: Tensor, own_values: Tensor, values: Tensor
-    ) -> Tensor:
-        """Attention (given its unscaled logits) and MLP of the tokens of every prompt."""
-        num_own, width = to_own.shape[-1], own_values.shape[-1]
-        weights = (torch.cat([to_own, to_image], -1) / math.sqrt(width)).softmax(-1)
+            to_image = to_image + bias.unsqueeze(2)
+        to_own = queries @ own_keys.transpose(2, 3) / math.sqrt(width)
+        weights = torch.cat([to_own, to_image], -1).softmax(-1)
         mixed = weights[..., :num_own] @ own_values
-        mixed = mixed + _shared_product(weights[..., num_own:], values)
-        attended = tokens + self.output(mixed)
-        return attended + self.mlp(self.norm_mlp(attended))
+        mixed = mixed + _shared_product(weights[..., num_own:], context.values)
+        attended = prompts + self.output(mixed)
+        outputs = (attended + self.mlp(self.norm_mlp(attended))).sum(2)
+        num_tokens = num_own
+        if context.outputs is not None:
+            outputs = outputs + self._sum_image_tokens(context, own_keys, own_values)
+            num_tokens += context.tokens.shape[1]
+        return self.projection(outputs / num_tokens)
+
+    def _sum_image_tokens(
+        self, context: ImageContext, own_keys: Tensor, own_values: Tensor
+    ) -> Tensor:
+        """The layer's outputs at the image tokens, which see the prompt too, summed.
+
+        `own_keys, own_values: float[B, Q, K, D]` -> float[B, Q, D]; see `mean_readout`.
+        """
+        image = context.outputs
+        assert image is not None
+        num_tokens, width = context.tokens.shape[1:]
+        to_own = image.queries @ own_keys.flatten(1, 2).transpose(1, 2) / math.sqrt(width)
+        to_own = to_own.unflatten(-1, own_keys.shape[1:3]).transpose(1, 2)
+        to_image = image.log_sums[:, None, :, None].expand_as(to_own[..., :1])
+        weights = torch.cat([to_own, to_image], -1).softmax(-1)
+        own = self.output(own_values)
+        attended = weights[..., -1] @ image.attended
+        attended = attended + (weights[..., :-1].sum(2).unsqueeze(2) @ own).squeeze(2)
+        hidden = summed_hidden(image, own, weights, self.norm_mlp.eps)
+        summed = context.tokens.sum(1, keepdim=True) + attended
+        return summed + num_tokens * self.mlp[2](hidden / num_tokens)
+
+
+class _PromptGrid(NamedTuple):
+    """Where packed prompts stand when each image has a row of places, as many as any has prompts.
+
+    So an image's tokens, keys and values serve its prompts without a copy for each.
+    """
+
+    image_index: Tensor  # int64[R]
+    place: Tensor  # int64[R]
+    shape: tuple[int, int]  # B, Q
+
+    @classmethod
+    def of(cls, image_index: Tensor, num_images: int) -> _PromptGrid:
+        counts = image_index.bincount(minlength=num_images)
+        order = image_index.argsort(stable=True)
+        first = (counts.cumsum(0) - counts)[image_index]
+        place = order.argsort() - first
+        return cls(image_index, place, (num_images, int(counts.max())))
+
+    def spread(self, packed: Tensor) -> Tensor:
+        """float[R, X] -> float[B, Q, X], zeros at empty places."""
+        grid = packed.new_zeros(*self.shape, packed.shape[1])
+        return grid.index_put((self.image_index, self.place), packed)
+
+    def pack(self, grid: Tensor) -> Tensor:
+        """float[B, Q, X] -> float[R, X]."""
+        return grid[self.image_index, self.place]
 
 
 def _shared_product(a: Tensor, b: Tensor) -> Tensor:
-    """`a: float[G, Q, K, X]` times `b: float[G, X, Y]`, b shared by the Q: float[G, Q, K, Y]."""
+    """`a: float[B, Q, K, X]` times `b: float[B, X, Y]`, b shared by the Q: float[B, Q, K, Y]."""
     return (a.flatten(1, 2) @ b).unflatten(1, a.shape[1:3])

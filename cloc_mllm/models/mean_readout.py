@@ -1,0 +1,166 @@
+"""The `mean` readout: what the layer does to all image tokens, summed, for every prompt.
+
+A prompt's K tokens change the attention of image token n only by the weight they take:
+`h_n = x_n + w_n o_n + sum_k p_nk u_k`, with x the tokens, o their attention output among
+themselves, u the output of the prompt's values, and (p_n, w_n) the softmax of n's logits to the
+prompt tokens and the logsumexp of its logits to the image tokens. LayerNorm scales that mixture by
+the root of a quadratic form of the weights, so the MLP's first product, too, is a mixture of
+products of x, o and u, and its second one commutes with the sum. Exact: matrix products are made
+once an image (8 N D^2), and a prompt costs only the GELU of N mixtures, not 10 N D^2 of its own.
+
+Letters: B images, N image tokens, D the layer's width, H = 4 D hidden width of the MLP, Q prompts
+of an image, K tokens of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cloc_mllm.models.position import at_least_float32
+
+_TILE_PROMPTS = 8  # of one image, whose mixtures exist at a time
+
+
+class ImageOutputs(NamedTuple):
+    """The layer at the image tokens, as far as no prompt changes it.
+
+    Attributes:
+        queries: float[B, N, D].
+        log_sums: float[B, N], logsumexp of each token's logits over the image tokens.
+        attended: float[B, N, D], o.
+        centred: float[2, B, N, D], x and o less their mean over D, as LayerNorm wants them.
+        hidden: float[2, B, N, H], `weight` times `centred`.
+        weight, bias: float[H, D] and [H] of the MLP's first product, LayerNorm's own in them.
+    """
+
+    queries: Tensor
+    log_sums: Tensor
+    attended: Tensor
+    centred: Tensor
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(
+        cls, tokens: Tensor, logits: Tensor, queries: Tensor, attended: Tensor, layers: MlpStart
+    ) -> ImageOutputs:
+        """`logits: float[B, N, N]`, of the image tokens among themselves."""
+        centred = _centred(torch.stack([tokens, attended.to(tokens.dtype)]))
+        weight = layers.linear.weight * layers.norm.weight
+        bias = F.linear(layers.norm.bias, layers.linear.weight, layers.linear.bias)
+        hidden = F.linear(centred, weight)
+        log_sums = at_least_float32(logits).logsumexp(-1)
+        return cls(queries, log_sums, attended, centred, hidden, weight, bias)
+
+
+class MlpStart(NamedTuple):
+    """LayerNorm and first linear layer of the MLP."""
+
+    norm: nn.LayerNorm
+    linear: nn.Linear
+
+
+def summed_hidden(image: ImageOutputs, own: Tensor, weights: Tensor, eps: float) -> Tensor:
+    """sum_n GELU(linear(norm(h_n))) of every prompt: float[B, Q, H], at least float32.
+
+    Args:
+        own: float[B, Q, K, D], u.
+        weights: float[B, Q, N, K + 1], (p, w).
+        eps: LayerNorm's.
+    """
+    own = _centred(own)
+    products = F.linear(own, image.weight)
+    weights = at_least_float32(weights)
+    to_own, to_image = weights[..., :-1], weights[..., -1]
+    with torch.autocast(own.device.type, enabled=False):
+        scale = _inverse_deviation(image.centred, own, to_own, to_image, eps)
+        # the bias is one more vector, of weight 1
+        vectors = torch.cat([products, image.bias.expand_as(products[:, :, :1])], 2)
+        of_own = torch.cat([scale.unsqueeze(-1) * to_own, torch.ones_like(to_own[..., :1])], -1)
+        return _SummedGelu.apply(
+            image.hidden.to(scale.dtype),
+            torch.stack([scale, scale * to_image]),
+            vectors.to(scale.dtype),
+            of_own,
+        )
+
+
+def _centred(x: Tensor) -> Tensor:
+    x = at_least_float32(x)
+    return x - x.mean(-1, keepdim=True)
+
+
+def _inverse_deviation(
+    centred: Tensor, own: Tensor, to_own: Tensor, to_image: Tensor, eps: float
+) -> Tensor:
+    """1 / sqrt(var(h_n) + eps), from the scalar products of x, o and u: float[B, Q, N]."""
+    x, o = centred
+    flat = own.flatten(1, 2).transpose(1, 2)
+    x_u, o_u = ((v @ flat).unflatten(-1, own.shape[1:3]).transpose(1, 2) for v in (x, o))
+    x_x, x_o, o_o = ((a * b).sum(-1).unsqueeze(1) for a, b in ((x, x), (x, o), (o, o)))
+    among_own = to_own @ (own @ own.transpose(2, 3))
+    with_own = to_own * (2 * (x_u + to_image.unsqueeze(-1) * o_u) + among_own)
+    squared = x_x + to_image * (2 * x_o + to_image * o_o) + with_own.sum(-1)
+    return (squared.clamp(min=0) / own.shape[-1] + eps).rsqrt()
+
+
+class _SummedGelu(torch.autograd.Function):
+    """sum_n GELU(sum_j shared_weights_jqn shared_jn + sum_k own_weights_qnk own_qk).
+
+    A few prompts at a time, and again for the gradient, so float[B, Q, N, H] never exists.
+
+    Args:
+        shared: float[2, B, N, H]; shared_weights: float[2, B, Q, N].
+        own: float[B, Q, K, H]; own_weights: float[B, Q, N, K].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, shared: Tensor, shared_weights: Tensor, own: Tensor, own_weights: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(shared, shared_weights, own, own_weights)
+        summed = own.new_empty(own.shape[0], own.shape[1], own.shape[3])
+        for image, prompts, mixtures in _tiles(shared, shared_weights, own, own_weights):
+            summed[image, prompts] = F.gelu(mixtures).sum(1)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        inputs = ctx.saved_tensors
+        grads = tuple(torch.zeros_like(tensor) for tensor in inputs)
+        to_shared, to_shared_weights, to_own, to_own_weights = grads
+        shared, shared_weights, own, own_weights = inputs
+        with torch.autocast(grad.device.type, enabled=False):
+            for image, prompts, mixtures in _tiles(*inputs):
+                at = image, prompts
+                # contiguous: on an expanded gradient the CPU's kernel is 8 times slower
+                error = grad[at].unsqueeze(1).expand_as(mixtures).contiguous()
+                error = torch.ops.aten.gelu_backward(error, mixtures)
+                for j in range(2):
+                    weighted = error * shared_weights[j][at].unsqueeze(-1)
+                    to_shared[j, image] += weighted.sum(0)
+                    to_shared_weights[j][at] = (error * shared[j, image]).sum(-1)
+                to_own[at] = own_weights[at].transpose(1, 2) @ error
+                to_own_weights[at] = error @ own[at].transpose(1, 2)
+        return grads
+
+
+def _tiles(
+    shared: Tensor, shared_weights: Tensor, own: Tensor, own_weights: Tensor
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """What GELU is applied to: (image, some of its prompts, float[those, N, H])."""
+    num_images, num_prompts, num_own, _ = own.shape
+    for image, first in product(range(num_images), range(0, num_prompts, _TILE_PROMPTS)):
+        at = image, slice(first, first + _TILE_PROMPTS)
+        mixed = shared[0, image] * shared_weights[0][at].unsqueeze(-1)
+        mixed.addcmul_(shared[1, image], shared_weights[1][at].unsqueeze(-1))
+        for k in range(num_own):
+            mixed.addcmul_(own[at][:, None, k], own_weights[at][:, :, k, None])
+        yield *at, mixed
