@@ -208,14 +208,15 @@ class Cloc(nn.Module):
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:
+        is_clip = self.vision.kind == "none"
+        phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
+        captions, phrases = self.text.encode_groups(batch.caption_input_ids, phrase_input_ids)
         image = self.encode_image(batch.pixel_values)
-        captions = self.encode_text(batch.caption_input_ids)
         captioned = image.image_features[batch.caption_image_index]
-        if self.vision.kind == "none":
+        if is_clip:
             return ClocOutputs(captioned, captions, None, None, None)
         # a batch without regions still runs both branches (on nothing), so that every rank
         # touches every parameter
-        phrases = self.encode_text(batch.phrase_input_ids)
         region_text = phrases[batch.region_phrase_index]
         z, located = self.vision.forward_regions(image, batch, region_text)
         return ClocOutputs(captioned, captions, z, region_text, located)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cloc_mllm.models.attention import fast_attention
+
 
 class ImageFeatures(NamedTuple):
     """An encoded batch of images, reused by every prompt.
@@ -61,8 +63,18 @@ class VisionEncoder(nn.Module):
                 f"expected pixel_values[B, {', '.join(map(str, expected))}], "
                 f"got {tuple(pixel_values.shape)}"
             )
+        with fast_attention(self.visual, pixel_values):
+            if self.is_timm:
+                return self._forward_timm(pixel_values)
+            return self._forward_native(pixel_values)
+
+    def project_tokens(self, tokens: Tensor) -> Tensor:
+        """CLIP's own projection of every token: float[B, N, D] -> float[B, N, E]."""
         if self.is_timm:
-            return self._forward_timm(pixel_values)
+            return self.visual.head(tokens)
+        return tokens if self.visual.proj is None else tokens @ self.visual.proj
+
+    def _forward_native(self, pixel_values: Tensor) -> ImageFeatures:
         out = self.visual.forward_intermediates(
             pixel_values,
             indices=1,
@@ -70,12 +82,6 @@ class VisionEncoder(nn.Module):
             output_fmt="NLC",
         )
         return ImageFeatures(out["image_features"], out["image_intermediates"][-1], self.grid_hw)
-
-    def project_tokens(self, tokens: Tensor) -> Tensor:
-        """CLIP's own projection of every token: float[B, N, D] -> float[B, N, E]."""
-        if self.is_timm:
-            return self.visual.head(tokens)
-        return tokens if self.visual.proj is None else tokens @ self.visual.proj
 
     def _forward_timm(self, pixel_values: Tensor) -> ImageFeatures:
         # fp32 convolutions run twice as fast in this layout on a CPU. The weights stay as they are:

@@ -1,0 +1,45 @@
+"""The attention kernel that a tower trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def fast_attention(tower: nn.Module, inputs: Tensor) -> Iterator[None]:
+    """Plain matrix products while `tower` trains in bf16 on a CPU; torch's own choice otherwise.
+
+    There the backward pass of torch's fused kernel is 2-6 times slower than plain products, which
+    round as much as the rest of a bf16 step. Not under gradient checkpointing, whose second
+    forward pass comes in backward, outside of this context, and must be like the first.
+    """
+    if not (
+        inputs.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and not any(_is_checkpointed(module) for module in tower.modules())
+    ):
+        yield
+        return
+    # named for CUDA, but read by the plain path on every device, which else computes in float32
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def _is_checkpointed(module: nn.Module) -> bool:
+    """open_clip's and timm's transformers, Hugging Face's layers."""
+    return any(
+        getattr(module, name, False) is True
+        for name in ("grad_checkpointing", "gradient_checkpointing")
+    )
