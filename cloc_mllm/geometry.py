@@ -137,15 +137,17 @@ class Letterbox:
     def apply(
         self, image: Image.Image, fill: tuple[int, int, int] = (124, 116, 104)
     ) -> Image.Image:
-        """RGB image of the original size -> RGB canvas `size` x `size`."""
-        if image.size != (self.original_width, self.original_height):
-            raise ValueError(
-                f"letterbox was made for {self.original_width} x {self.original_height}, "
-                f"got an image of {image.width} x {image.height}"
-            )
+        """RGB image -> RGB canvas `size` x `size`.
+
+        The image has the original size, or 1/2, 1/4 or 1/8 of it, rounded up, as a JPEG decoder
+        gives it; what it shows lies at the same place of the canvas either way.
+        """
+        width, height = self._size_in(image)
         resized = image
-        if image.size != self.resized_wh:
-            resized = image.resize(self.resized_wh, Image.Resampling.BICUBIC)
+        if (width, height) != self.resized_wh:
+            resized = image.resize(
+                self.resized_wh, Image.Resampling.BICUBIC, box=(0, 0, width, height)
+            )
         if self.flip:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if resized.size == (self.size, self.size):
@@ -179,6 +181,17 @@ class Letterbox:
         scale, offset = self._affine(boxes.xyxy)
         xyxy = (boxes.xyxy - offset) / scale
         return Boxes(_mirror(xyxy) if self.flip else xyxy, NORMALIZED)
+
+    def _size_in(self, image: Image.Image) -> tuple[float, float]:
+        """Width and height of the original in this image's pixels (the last may be part of one)."""
+        for reduction in (1, 2, 4, 8):
+            width, height = self.original_width / reduction, self.original_height / reduction
+            if image.size == (math.ceil(width), math.ceil(height)):
+                return width, height
+        raise ValueError(
+            f"letterbox was made for {self.original_width} x {self.original_height}, "
+            f"got an image of {image.width} x {image.height}"
+        )
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         (width, height), (left, top) = self.resized_wh, self.offset_xy

@@ -5,8 +5,9 @@ Letters: B images, S canvas side, R regions of the batch, P distinct phrases, T 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.shapes import SHAPE_KINDS, boxes_mask, sample_shape
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.data.transforms import PADDING_RGB, image_to_pixels, normalize_pixels
 from cloc_mllm.geometry import Boxes, Letterbox
 
 
@@ -24,7 +25,8 @@ class ClocBatch:
     """One rank's batch; regions are packed, never padded (contract C4).
 
     Attributes:
-        pixel_values: float[B, 3, S, S].
+        pixel_values: uint8[B, 3, S, S] from the collator, a quarter of the bytes to hand from
+            process to process; `to` makes them the model's normalised float32.
         caption_input_ids: int64[C, T], one for each image that has any caption.
         caption_image_index: int64[C].
         phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
@@ -47,12 +49,19 @@ class ClocBatch:
     masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     def to(self, device: torch.device | str) -> ClocBatch:
-        moved = {
-            item.name: getattr(self, item.name).to(device, non_blocking=True)
-            for item in fields(self)
-            if item.name != "ids"
-        }
-        return replace(self, **moved)
+        batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        if batch.pixel_values.dtype == torch.uint8:
+            batch.pixel_values = normalize_pixels(batch.pixel_values)
+        return batch
+
+    def pin_memory(self) -> ClocBatch:
+        """For `DataLoader(pin_memory=True)`, which looks for this method."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> ClocBatch:
+        names = [item.name for item in fields(self) if item.name != "ids"]
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 class ClocCollator:
@@ -90,8 +99,9 @@ class ClocCollator:
         for position, (seed, record) in enumerate(items):
             rng = np.random.default_rng(seed)
             flip = self.flip and bool(rng.random() < 0.5)
-            tensor, letterbox = preprocess(record.load_image(), self.image_size, flip)
-            pixels.append(tensor)
+            letterbox = Letterbox(record.width, record.height, self.image_size, flip)
+            image = record.load_image(wanted_side=self.image_size)
+            pixels.append(image_to_pixels(letterbox.apply(image, PADDING_RGB)))
             if record.captions:
                 captions.append(record.captions[rng.integers(len(record.captions))])
                 caption_index.append(position)

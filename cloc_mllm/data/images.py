@@ -10,6 +10,9 @@ from PIL import Image, UnidentifiedImageError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_PIXELS = 64_000_000  # checked in the header, before any pixel is decoded
+# At this ratio a resized draft differs from a resized full decode by as much (1.3 grey levels) as
+# a bilinear from a bicubic resize; at 1.1 by 1.7, at 2 by 0.6 (640 px photos, mean over pixels).
+DRAFT_MARGIN = 1.25
 
 _ORIENTATION_TAG = 0x0112
 _UNDO_ORIENTATION = {
@@ -34,12 +37,15 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, wanted_side: int | None = None) -> Image.Image:
     """Encoded file -> RGB image, upright by its EXIF tag, transparency on white.
 
     Args:
         data: a whole JPEG, PNG or WebP file; of an animation the first frame is taken.
         name: what an error calls the image: a record id or a path.
+        wanted_side: length in pixels that the long side will be resized to. A JPEG may then come
+            at 1/2, 1/4 or 1/8 of its size (each side rounded up), which `Letterbox.apply` takes
+            as well as the full image: about half the time for a slightly softer picture.
 
     Raises:
         ImageError: reason `missing_image` (no bytes), `not_an_image` (another format, an HTML
@@ -51,6 +57,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         num_pixels = image.width * image.height
         if num_pixels <= MAX_IMAGE_PIXELS:
+            if wanted_side is not None:
+                _draft(image, wanted_side)
             image.load()
             return _as_rgb(_upright(image))
     except UnidentifiedImageError as error:
@@ -65,13 +73,27 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     )
 
 
+def _draft(image: Image.Image, wanted_side: int) -> None:
+    """Lets a JPEG be decoded smaller; does nothing to other formats."""
+    for reduction in (8, 4, 2):
+        # the decoder fills up the last column and row, and a turn would bring them to the front
+        movable = _turn(image) is None or not any(side % reduction for side in image.size)
+        if movable and max(image.size) >= reduction * DRAFT_MARGIN * wanted_side:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+            return
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    turn = _turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DECODE_ERRORS:  # an unreadable EXIF block states no orientation; the pixels are whole
-        return image
-    undo = _UNDO_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
-    return image if undo is None else image.transpose(undo)
+        return None
+    return _UNDO_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -57,9 +57,12 @@ class Record:
     regions: list[Region]
     source: str
 
-    def load_image(self) -> Image.Image:
-        """The image as RGB, upright; `ImageError` (a ValueError) names this record's id."""
-        return decode_image(self.image, self.id)
+    def load_image(self, wanted_side: int | None = None) -> Image.Image:
+        """The image as RGB, upright; `ImageError` (a ValueError) names this record's id.
+
+        With `wanted_side` perhaps smaller than `width` x `height`, see `decode_image`.
+        """
+        return decode_image(self.image, self.id, wanted_side)
 
 
 def validate_record(record: Record, drop_log: DropLog) -> Record | None:

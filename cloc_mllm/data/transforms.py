@@ -18,12 +18,21 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PADDING_RGB = (124, 116, 104)  # the mean colour, as 8-bit
 
 
+def image_to_pixels(canvas: Image.Image) -> Tensor:
+    """RGB canvas S x S -> uint8[3, S, S]."""
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1)))
+
+
+def normalize_pixels(pixels: Tensor) -> Tensor:
+    """uint8[..., 3, S, S] -> float32, less the mean and over the standard deviation."""
+    mean = torch.tensor(PIXEL_MEAN, device=pixels.device)[:, None, None]
+    std = torch.tensor(PIXEL_STD, device=pixels.device)[:, None, None]
+    return pixels.float().div_(255).sub_(mean).div_(std)
+
+
 def image_to_tensor(canvas: Image.Image) -> Tensor:
     """RGB canvas S x S -> normalised float32[3, S, S]."""
-    pixels = torch.from_numpy(np.asarray(canvas, dtype=np.uint8).copy()).permute(2, 0, 1)
-    mean = torch.tensor(PIXEL_MEAN)[:, None, None]
-    std = torch.tensor(PIXEL_STD)[:, None, None]
-    return (pixels.float() / 255 - mean) / std
+    return normalize_pixels(image_to_pixels(canvas))
 
 
 def preprocess(image: Image.Image, size: int, flip: bool = False) -> tuple[Tensor, Letterbox]:
@@ -33,7 +42,11 @@ def preprocess(image: Image.Image, size: int, flip: bool = False) -> tuple[Tenso
 
 
 def preprocessing_fingerprint(image_size: int, tokenizer: Any) -> dict[str, str | int]:
-    """What must be equal between training and use (contract C7)."""
+    """What must be equal between training and use (contract C7).
+
+    That stage 1 decodes large JPEGs at a reduced scale is not: it moves no box, and pixels by less
+    than JPEG itself does. Whatever uses a model decodes in full.
+    """
     probe = tokenizer(["a small probe of the tokenizer: 3 cats, 0-999!"]).tolist()
     return {
         "image_size": image_size,

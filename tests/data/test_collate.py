@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cloc_mllm.data.collate import ClocCollator
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import load_text_tokenizer
-from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.geometry import Letterbox
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +70,48 @@ def test_flip_moves_pixels_and_boxes_together(tiny_scenes: list[Record]) -> None
 
 
 def test_pixels_are_normalised_as_clip_does(collator: ClocCollator) -> None:
-    import io
-
-    from PIL import Image
-
     encoded = io.BytesIO()
     Image.new("RGB", (64, 64), (255, 0, 51)).save(encoded, "PNG")
     record = Record("p", encoded.getvalue(), 64, 64, ["a wall"], [], "test")
-    pixel = collator([(0, record)]).pixel_values[0, :, 0, 0]
+    pixel = collator([(0, record)]).to("cpu").pixel_values[0, :, 0, 0]
     expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
     torch.testing.assert_close(pixel, expected)
+
+
+def test_training_sees_the_pixels_of_evaluation(
+    collator: ClocCollator, tiny_scenes: list[Record]
+) -> None:
+    batch = collator(_items(tiny_scenes))
+    assert batch.pixel_values.dtype == torch.uint8
+    actual = batch.to("cpu").to("cpu")  # moving a batch again normalises nothing twice
+    expected = torch.stack([preprocess(r.load_image(), 64)[0] for r in tiny_scenes])
+    assert torch.equal(actual.pixel_values, expected)
+
+
+@pytest.mark.parametrize("tag", [1, 3, 6, 8], ids=["upright", "180", "90", "270"])
+@pytest.mark.parametrize("wh", [(640, 480), (643, 477)], ids=["even", "odd"])
+def test_boxes_stay_exact_where_a_jpeg_is_decoded_smaller(wh: tuple[int, int], tag: int) -> None:
+    """A white rectangle on black: its edges lie where the full decode has them, and
+    `test_geometry` finds the box there. Measured: 0.03 canvas pixels apart; 0.2 where the column
+    or row that the decoder fills up counts as whole."""
+    upright = Image.new("RGB", wh)
+    upright.paste("white", (401, 303, *wh))
+    turn = {1: None, 3: "ROTATE_180", 6: "ROTATE_90", 8: "ROTATE_270"}[tag]
+    stored = upright.transpose(Image.Transpose[turn]) if turn else upright
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    file = io.BytesIO()
+    stored.save(file, "JPEG", quality=95, exif=exif)
+    record = Record("r", file.getvalue(), *wh, [], [], "test")
+    actual, expected = (
+        Letterbox(*wh, 64).apply(record.load_image(wanted_side=side)) for side in (64, None)
+    )
+    for axis in (0, 1):  # how much white lies in the row and in the column through (56, 48)
+        widths = [
+            np.asarray(canvas)[..., 0].take((48, 56)[axis], axis).sum() / 255
+            for canvas in (actual, expected)
+        ]
+        assert widths[0] == pytest.approx(widths[1], abs=0.06)
 
 
 @pytest.mark.parametrize("spec", ["builtin", "open_clip:ViT-B-16"])

@@ -134,6 +134,48 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert decode_image(encode(Image.new(mode, (5, 3)), image_format), mode).mode == "RGB"
 
 
+# JPEGs decoded smaller
+
+
+@pytest.mark.parametrize(
+    ("wh", "wanted", "expected"),
+    [
+        pytest.param((640, 427), 224, (320, 214), id="half_rounded_up"),
+        pytest.param((640, 480), 128, (160, 120), id="quarter"),
+        pytest.param((1001, 801), 64, (126, 101), id="eighth_at_most"),
+        pytest.param((500, 375), 224, (500, 375), id="half_is_too_near"),
+        pytest.param((224, 224), 224, (224, 224), id="small_already"),
+    ],
+)
+def test_jpeg_is_decoded_no_larger_than_needed(
+    wh: tuple[int, int], wanted: int, expected: tuple[int, int]
+) -> None:
+    photo = Image.new("RGB", wh, "green")
+    assert decode_image(encode(photo, "JPEG"), "photo", wanted).size == expected
+    assert decode_image(encode(photo, "JPEG"), "photo").size == wh
+    assert decode_image(encode(photo, "PNG"), "drawing", wanted).size == wh
+
+
+def test_a_turned_jpeg_is_decoded_smaller_only_where_no_pixel_is_filled_up() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for wh, expected in (((640, 480), (240, 320)), ((640, 427), (427, 640))):
+        stored = encode(Image.new("RGB", wh), "JPEG", exif=exif)
+        assert decode_image(stored, "turned", 224).size == expected
+
+
+@pytest.mark.parametrize("percent", range(0, 100, 10))
+def test_a_cut_jpeg_is_refused_at_a_smaller_size_too(percent: int) -> None:
+    with pytest.raises(ImageError):
+        decode_image(NOISE_JPEG[: len(NOISE_JPEG) * percent // 100], "cut", 8)
+
+
+def test_the_pixel_limit_is_that_of_the_whole_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
+    with pytest.raises(ImageError, match="image_too_large"):
+        decode_image(NOISE_JPEG, "large", 8)
+
+
 # boxes
 
 
