@@ -41,25 +41,36 @@ class ModelConfig:
     """The towers and what CLOC adds to them.
 
     Args:
-        architecture: an open_clip model name (`ViT-B-16`), or "" when `clip_config` is given.
+        architecture: an open_clip model name (`ViT-B-16`), or "" when `clip_config` or a model
+            directory in `init` says it.
         clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
-        pretrained: an open_clip tag or file for `architecture`; "" starts from scratch.
-        pretrained_image, pretrained_text: safetensors of one tower alone, for `clip_config`.
-        image_size: side of the square canvas in pixels.
+        init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
+            dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory that stage 1
+            wrote (towers and temperature; the region parts too if `prompter` is the same there).
+            "" starts from scratch.
+        pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
+        image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the
-            built-in scenes' text), or a directory with `tokenizer.json`.
-        context_length: longest text in tokens; longer texts are cut.
+            built-in scenes' text), or a directory with `tokenizer.json`; "" takes the
+            architecture's, or `init`'s.
+        context_length: longest text in tokens (longer texts are cut); 0 takes the architecture's.
     """
 
     architecture: str = ""
     clip_config: dict[str, Any] = field(default_factory=dict)
-    pretrained: str = ""
+    init: str = ""
     pretrained_image: str = ""
     pretrained_text: str = ""
-    image_size: int = 128
-    tokenizer: str = "open_clip:ViT-B-16"
-    context_length: int = 77
+    image_size: int = 0
+    tokenizer: str = ""
+    context_length: int = 0
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of `dataclasses.asdict`, also of what earlier versions wrote."""
+        values = {name: value for name, value in values.items() if name != "pretrained"}
+        return cls(**values | {"prompter": PrompterConfig(**values.get("prompter", {}))})
 
 
 @dataclass

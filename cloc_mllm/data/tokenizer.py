@@ -4,6 +4,7 @@ byte-level BPE made from the built-in scenes' own text. Texts are lower-cased, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +17,12 @@ PAD, EOS = "<pad>", "</s>"
 
 
 class TextTokenizer(Protocol):
-    """`tokenizer(texts) -> int64[P, T]`, T the longest real length, padded on the right."""
+    """`tokenizer(texts) -> int64[P, T]`, padded on the right with `pad_id`; T is the longest real
+    length, or always the context length."""
 
     vocab_size: int
     context_length: int
+    pad_id: int
 
     def __call__(self, texts: Sequence[str]) -> Tensor: ...
 
@@ -28,46 +31,71 @@ class TextTokenizer(Protocol):
         ...
 
 
-def load_text_tokenizer(spec: str, context_length: int = 77) -> TextTokenizer:
+def load_text_tokenizer(
+    spec: str, context_length: int = 77, *, full_length: bool = False
+) -> TextTokenizer:
     """Load a tokenizer by its spec.
 
     Args:
         spec: `open_clip:NAME`, `huggingface:NAME_OR_DIRECTORY`, `builtin` (trained on the built-in
             scenes' text, in about a second, always the same), or a directory with
             `tokenizer.json`.
+        full_length: pad every text to the context length.
     """
     kind, _, name = spec.partition(":")
     if kind == "open_clip" and name:
-        return OpenClipTokenizer(name, context_length)
+        return OpenClipTokenizer(name, context_length, full_length)
     if kind == "huggingface" and name:
         from transformers import AutoTokenizer
 
-        return HuggingFaceTokenizer(AutoTokenizer.from_pretrained(name), context_length)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return HuggingFaceTokenizer(tokenizer, context_length, full_length)
     if spec == "builtin":
-        return HuggingFaceTokenizer(train_byte_level_bpe(_builtin_texts()), context_length)
+        return HuggingFaceTokenizer(_builtin_bpe(), context_length, full_length)
     if (Path(spec) / "tokenizer.json").is_file():
-        return load_text_tokenizer(f"huggingface:{spec}", context_length)
+        return load_text_tokenizer(f"huggingface:{spec}", context_length, full_length=full_length)
     raise ValueError(
         f"unknown tokenizer {spec!r}; expected open_clip:NAME, huggingface:NAME_OR_DIRECTORY, "
         "builtin, or a directory that holds tokenizer.json"
     )
 
 
-class OpenClipTokenizer:
-    """open_clip's own BPE, cut to the longest real length of a batch."""
+def end_token_id(tokenizer: TextTokenizer) -> int:
+    """The id that ends every text.
 
-    def __init__(self, name: str, context_length: int) -> None:
+    Raises:
+        ValueError: texts end with no token of its own, so there is nothing to pool at.
+    """
+    probes = [tokenizer([text])[0].tolist() for text in ("a", "two red crabs")]
+    end = probes[0][-1]
+    if probes[1][-1] != end or any(end in ids[:-1] for ids in probes):
+        raise ValueError(
+            "the tokenizer puts no end token after a text, where the text tower would pool; use "
+            "one that does (T5's </s>, CLIP's <end_of_text>), or add a post-processor to it"
+        )
+    return int(end)
+
+
+class OpenClipTokenizer:
+    """open_clip's tokenizer of an architecture, cut to the longest real length of a batch."""
+
+    def __init__(self, name: str, context_length: int, full_length: bool = False) -> None:
         import open_clip
 
         self.name = name
         self.tokenizer = open_clip.get_tokenizer(name, context_length=context_length)
-        self.vocab_size = self.tokenizer.vocab_size
+        inner = getattr(self.tokenizer, "tokenizer", None)  # of Transformers
+        self.vocab_size = self.tokenizer.vocab_size if inner is None else len(inner)
+        self.pad_id = 0 if inner is None else inner.pad_token_id
         self.context_length = context_length
+        self.full_length = full_length
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
+        if not texts:
+            return torch.zeros(0, self.context_length if self.full_length else 1, dtype=torch.long)
         ids = self.tokenizer([text.lower() for text in texts])
-        longest = int((ids != 0).sum(1).max()) if len(texts) else 1
-        return ids[:, :longest]
+        longest = int((ids != self.pad_id).sum(1).max())
+        return ids if self.full_length else ids[:, :longest]
 
     def save(self, directory: Path) -> str:
         return f"open_clip:{self.name}"
@@ -76,19 +104,21 @@ class OpenClipTokenizer:
 class HuggingFaceTokenizer:
     """Any Transformers tokenizer; needs a padding token (the end token serves if it has none)."""
 
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
+    def __init__(self, tokenizer: Any, context_length: int, full_length: bool = False) -> None:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
+        self.pad_id = int(tokenizer.pad_token_id)
         self.context_length = context_length
+        self.full_length = full_length
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         if not texts:
-            return torch.zeros(0, 1, dtype=torch.long)
+            return torch.zeros(0, self.context_length if self.full_length else 1, dtype=torch.long)
         encoded = self.tokenizer(
             [text.lower() for text in texts],
-            padding=True,
+            padding="max_length" if self.full_length else "longest",
             truncation=True,
             max_length=self.context_length,
             padding_side="right",
@@ -130,6 +160,11 @@ def train_byte_level_bpe(
         single=f"$A {EOS}", special_tokens=[(EOS, eos_id)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS)
+
+
+@cache
+def _builtin_bpe() -> Any:
+    return train_byte_level_bpe(_builtin_texts())
 
 
 def _builtin_texts() -> Iterable[str]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.config import ModelConfig
 from cloc_mllm.mllm.coordinates import BoxFormat
 
 
@@ -68,9 +68,7 @@ class ClocMllmConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def cloc_model_config(self) -> ModelConfig:
-        values = dict(self.cloc_config)
-        prompter = PrompterConfig(**values.pop("prompter", {}))
-        return ModelConfig(prompter=prompter, **values)
+        return ModelConfig.from_dict(self.cloc_config)
 
     def coordinates(self) -> BoxFormat:
         return BoxFormat(self.box_format, self.num_bins)  # type: ignore[arg-type]

@@ -14,10 +14,11 @@ from cloc_mllm.data.collate import ClocBatch, ClocCollator
 from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
+from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
 from cloc_mllm.losses.cloc_loss import cloc_loss
-from cloc_mllm.models.build import build_cloc, save_cloc
+from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
+from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.engine import StepFn, resolve_precision
 from cloc_mllm.train.entry import dry_run_report, parse_job
@@ -56,11 +57,12 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
             f"{config.model.prompter.free_form} and {config.data.free_form_share}"
         )
     precision = resolve_precision(config.run.precision)
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision))
+    run = dataclasses.replace(config.run, precision=precision)
+    config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
     dataset: Sequence[Record] = load_records(config.data.train)
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
-    tokenizer = load_text_tokenizer(config.model.tokenizer, config.model.context_length)
+    tokenizer = load_tokenizer(config.model)
     torch.manual_seed(config.run.seed)  # the initial weights
     model = build_cloc(config.model, tokenizer)
     freeze_by_lr(model, config.optim)

@@ -1,0 +1,140 @@
+"""open_clip's model config, completed by CLOC's settings, by `init` and by the tokenizer."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from cloc_mllm.config import ModelConfig
+from cloc_mllm.data.tokenizer import TextTokenizer, end_token_id
+
+CONFIG_FILE = "config.json"
+_DEFAULT_ARCHITECTURE = "ViT-B-16"  # whose BPE is every native text tower's
+
+
+def resolve_model(config: ModelConfig) -> ModelConfig:
+    """Spells out every setting that was left to follow `architecture`, `clip_config` or `init`.
+
+    Raises:
+        ValueError: the architecture is unknown, or nothing names one.
+        FileNotFoundError: `init` is a directory, but not one that stage 1 wrote.
+    """
+    start = read_cloc_config(config.init) if Path(config.init or "missing").is_dir() else None
+    if start is not None and not (config.architecture or config.clip_config):
+        config = dataclasses.replace(config, clip_config=start.clip_config)
+    base = _base(config)
+    if "multimodal_cfg" in base:
+        raise ValueError(f"{config.architecture} is a CoCa, which is no pair of towers; use a CLIP")
+    image_size = start.image_size if start else base["vision_cfg"].get("image_size", 224)
+    context_length = start.context_length if start else base["text_cfg"].get("context_length", 77)
+    tokenizer = start.tokenizer if start else _tokenizer_of(config, base["text_cfg"])
+    return dataclasses.replace(
+        config,
+        image_size=config.image_size or image_size,
+        context_length=config.context_length or context_length,
+        tokenizer=config.tokenizer or tokenizer,
+    )
+
+
+def read_cloc_config(directory: str | Path) -> ModelConfig:
+    """The ModelConfig of a model directory, its local paths made absolute."""
+    directory = Path(directory)
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} is no CLOC model directory ({CONFIG_FILE} is missing); expected what "
+            "stage 1 writes to OUTPUT_DIR/model"
+        )
+    contents = json.loads(path.read_text())
+    if "model" not in contents or "fingerprint" not in contents:
+        raise ValueError(
+            f"{path} was not written by save_cloc: 'model' or 'fingerprint' is missing"
+        )
+    config = ModelConfig.from_dict(contents["model"])
+    if config.tokenizer == "tokenizer":
+        config.tokenizer = str(directory / "tokenizer")
+    text = config.clip_config.get("text_cfg", {})
+    if text.get("hf_model_name") == "text_tower":
+        text["hf_model_name"] = str(directory / "text_tower")
+    return config
+
+
+def full_clip_config(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> dict[str, Any]:
+    """open_clip's model config of a resolved `config`, its text tower made for the tokenizer."""
+    base = copy.deepcopy(_base(config))
+    vision, text = base["vision_cfg"], base["text_cfg"]
+    vision["image_size"] = config.image_size
+    if config.init:  # whose weights make others superfluous
+        vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
+    if not text.get("hf_model_name"):
+        text["context_length"] = config.context_length
+        if tokenizer is not None:
+            text |= _text_changes(text, tokenizer, has_weights=bool(config.init))
+    return base
+
+
+def reads_padding(text_cfg: dict[str, Any]) -> bool:
+    """Whether a native text tower's features depend on the padding (SigLIP's, CLIPA's,
+    MobileCLIP's), so that every text must be padded to the context length, as in its training."""
+    native = not text_cfg.get("hf_model_name")
+    causal = not text_cfg.get("no_causal_mask")
+    return native and not (causal and text_cfg.get("pool_type") in (None, "argmax", "eos"))
+
+
+def _base(config: ModelConfig) -> dict[str, Any]:
+    import open_clip
+
+    if config.clip_config:
+        return config.clip_config
+    if not config.architecture:
+        raise ValueError(
+            "the model config needs `architecture` or `clip_config`, or `init` with the directory "
+            "of a model"
+        )
+    base = open_clip.get_model_config(config.architecture)
+    if base is None:
+        raise ValueError(
+            f"open_clip knows no architecture {config.architecture!r}; "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
+    return dict(base)
+
+
+def _tokenizer_of(config: ModelConfig, text_cfg: dict[str, Any]) -> str:
+    named = text_cfg.get("hf_tokenizer_name") or text_cfg.get("hf_model_name")
+    if named and not config.architecture:
+        return f"huggingface:{named}"
+    return f"open_clip:{config.architecture or _DEFAULT_ARCHITECTURE}"
+
+
+def _text_changes(
+    text_cfg: dict[str, Any], tokenizer: TextTokenizer, *, has_weights: bool
+) -> dict[str, Any]:
+    """What a native text tower takes from its tokenizer: the number of tokens and where to pool.
+
+    open_clip pools at the highest id of a text, which is right only where the end token is the
+    highest of all.
+
+    Raises:
+        ValueError: the tower would pool at a wrong token.
+    """
+    changes: dict[str, Any] = {} if has_weights else {"vocab_size": tokenizer.vocab_size}
+    if reads_padding(text_cfg):
+        return changes
+    end, pool_type = end_token_id(tokenizer), text_cfg.get("pool_type")
+    is_highest = end == tokenizer.vocab_size - 1
+    if pool_type == "argmax" and not is_highest:
+        raise ValueError(
+            f"text_cfg.pool_type is argmax, which pools at the highest id, but the tokenizer's end "
+            f"token is {end} of {tokenizer.vocab_size}; leave pool_type out, or make it eos"
+        )
+    if pool_type == "eos" and text_cfg.setdefault("eos_id", end) != end:
+        raise ValueError(
+            f"text_cfg.eos_id is {text_cfg['eos_id']}, but the tokenizer ends texts with {end}"
+        )
+    if pool_type is None and not is_highest:
+        changes |= {"pool_type": "eos", "eos_id": end}
+    return changes

@@ -1,0 +1,223 @@
+"""Starting from a CLIP: features equal open_clip's own, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP, CustomTextCLIP, resize_pos_embed
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.data.tokenizer import load_text_tokenizer, train_byte_level_bpe
+from cloc_mllm.models.build import build_cloc, load_cloc, load_tokenizer, save_cloc
+from cloc_mllm.models.cloc import Cloc
+from tests.models.tiny import tiny_cloc, tiny_config
+
+VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64}
+TEXT = {"layers": 1, "width": 16, "heads": 2, "context_length": 16, "vocab_size": 49408}
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": 224}
+TIMM |= {"timm_proj": "linear"}
+IDS = open_clip.get_tokenizer("ViT-B-32", context_length=16)(["a red crab", "two boats, left"])
+
+
+def clip_config(**changes: Any) -> dict[str, Any]:
+    return {"embed_dim": 24, "vision_cfg": dict(VIT), "text_cfg": dict(TEXT)} | changes
+
+
+def random_clip(kind: type, config: dict[str, Any]) -> Any:
+    torch.manual_seed(1)
+    return kind(**json.loads(json.dumps(config))).eval()
+
+
+def assert_same_features(cloc: Cloc, theirs: Any, ids: Tensor = IDS, size: int = 64) -> None:
+    cloc.eval()
+    pixels = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(cloc.encode_image(pixels).image_features, theirs.encode_image(pixels))
+        assert torch.equal(cloc.encode_text(ids), theirs.encode_text(ids))
+    assert cloc.logit_scale.item() == theirs.logit_scale.item()
+
+
+def write(state: dict[str, Tensor], path: Path, kind: str) -> Path:
+    if kind == "safetensors":
+        save_file(state, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors")
+    if kind == "training checkpoint":
+        wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+        torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {}}, path.with_suffix(".pt"))
+        return path.with_suffix(".pt")
+    if kind == "half precision":
+        state = {name: tensor.half() for name, tensor in state.items()}
+    torch.save(state, path.with_suffix(".bin"))
+    return path.with_suffix(".bin")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "training checkpoint", "state dict"])
+@pytest.mark.parametrize("quick_gelu", [False, True], ids=["gelu", "quick_gelu"])
+def test_a_file_of_open_clip_gives_open_clips_features(
+    tmp_path: Path, kind: str, quick_gelu: bool
+) -> None:
+    """In the names of OpenAI's CLIP (no `text.`), through a registered architecture."""
+    contents = clip_config(quick_gelu=quick_gelu)
+    name = f"tiny-{tmp_path.name}"
+    (tmp_path / f"{name}.json").write_text(json.dumps(contents))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    theirs = random_clip(CLIP, contents)
+    theirs.logit_scale.data.fill_(3.0)
+    path = write(theirs.state_dict(), tmp_path / "clip", kind)
+    cloc = build_cloc(ModelConfig(architecture=name, init=str(path)))
+    assert_same_features(cloc, theirs)
+    assert cloc.vision.encoder.image_size == 64
+
+
+def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
+    theirs = random_clip(CLIP, clip_config())
+    path = write(theirs.state_dict(), tmp_path / "clip", "half precision")
+    cloc = build_cloc(ModelConfig(clip_config=clip_config(), init=str(path)))
+    assert_same_features(cloc, theirs.half().float())
+
+
+def test_a_timm_tower_at_its_own_and_at_another_size(tmp_path: Path) -> None:
+    contents = clip_config(vision_cfg=TIMM)
+    theirs = random_clip(CustomTextCLIP, contents)
+    path = write(theirs.state_dict(), tmp_path / "clip", "state dict")
+    config = ModelConfig(clip_config=contents, init=str(path))
+    cloc = build_cloc(config).eval()
+    pixels = torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(cloc.encode_image(pixels).image_features, theirs.encode_image(pixels))
+
+    theirs.visual.set_input_size(96)
+    other = dataclasses.replace(config, image_size=96)
+    cloc, tokenizer = build_cloc(other).eval(), load_tokenizer(config)
+    pixels = torch.randn(1, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    expected = theirs.encode_image(pixels)
+    assert torch.equal(cloc.encode_image(pixels).image_features, expected)
+    save_cloc(cloc, tmp_path / "model", other, tokenizer)
+    loaded = load_cloc(tmp_path / "model")[0]
+    assert torch.equal(loaded.encode_image(pixels).image_features, expected)
+    again = ModelConfig(init=str(tmp_path / "model"), image_size=64)
+    assert build_cloc(again).vision.encoder.grid_hw == (4, 4)
+
+
+def test_a_hugging_face_text_tower(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    tokenizer = train_byte_level_bpe(["two red crabs"] * 9, 300)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(tmp_path / "bert")
+    text = {"hf_model_name": str(tmp_path / "bert"), "hf_model_pretrained": False}
+    contents = clip_config(text_cfg=text | {"hf_pooler_type": "mean_pooler"})
+    theirs = random_clip(CustomTextCLIP, contents)
+    path = write(theirs.state_dict(), tmp_path / "clip", "safetensors")
+    config = ModelConfig(clip_config=contents, init=str(path), context_length=16)
+    ids = load_tokenizer(config)(["two red crabs", "red"])
+    assert_same_features(build_cloc(config), theirs, ids)
+
+    saved = (tmp_path / "bert" / "config.json").read_text()
+    (tmp_path / "bert" / "config.json").write_text(
+        saved.replace('"pad_token_id": 0', '"pad_token_id": 7')
+    )
+    with pytest.raises(ValueError, match="pads with 0, but the text tower takes 7"):
+        build_cloc(config)
+
+
+def test_another_grid_is_interpolated_as_open_clip_does(tmp_path: Path) -> None:
+    theirs = random_clip(CustomTextCLIP, clip_config())
+    path = write(theirs.state_dict(), tmp_path / "clip", "safetensors")
+    config = ModelConfig(clip_config=clip_config(), init=str(path), image_size=96)
+    larger = random_clip(CustomTextCLIP, clip_config(vision_cfg=VIT | {"image_size": 96}))
+    state = theirs.state_dict()
+    resize_pos_embed(state, larger)
+    larger.load_state_dict(state)
+    assert_same_features(build_cloc(config), larger, size=96)
+
+
+@pytest.mark.parametrize("context_length", [10, 30])
+def test_texts_that_fit_another_context_keep_their_features(
+    tmp_path: Path, context_length: int
+) -> None:
+    theirs = random_clip(CustomTextCLIP, clip_config())
+    path = write(theirs.state_dict(), tmp_path / "clip", "safetensors")
+    config = ModelConfig(clip_config=clip_config(), init=str(path), context_length=context_length)
+    cloc, tokenizer = build_cloc(config).eval(), load_tokenizer(config)
+    with torch.no_grad():
+        actual = cloc.encode_text(tokenizer(["a red crab", "two boats, left"]))
+        # another length of padding: another kernel, another order of sums
+        torch.testing.assert_close(actual, theirs.encode_text(IDS))
+        assert cloc.encode_text(tokenizer(["boat " * 40])).isfinite().all()
+
+
+def saved_model(directory: Path, **prompter: Any) -> Cloc:
+    cloc = tiny_cloc(seed=5, **prompter)
+    with torch.no_grad():
+        cloc.logit_scale.fill_(3.0)
+    save_cloc(cloc, directory, tiny_config(**prompter), load_text_tokenizer("builtin", 24))
+    return cloc
+
+
+def test_cloc_continues_a_plain_clip_of_ours(tmp_path: Path) -> None:
+    clip = saved_model(tmp_path / "clip", kind="none")
+    config = ModelConfig(init=str(tmp_path / "clip"), prompter=PrompterConfig())
+    cloc = build_cloc(config)
+    state = cloc.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in clip.state_dict().items())
+    assert state.keys() - clip.state_dict().keys() >= {"region_logit_scale"}
+    tokenizer = load_tokenizer(config)
+    assert tokenizer(["a crab"]).tolist() == load_text_tokenizer("builtin")(["a crab"]).tolist()
+    save_cloc(cloc, tmp_path / "cloc", config, tokenizer)  # stands on its own
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    loaded = load_cloc(tmp_path / "cloc")[0].state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_the_same_prompter_is_continued_too(tmp_path: Path) -> None:
+    before = saved_model(tmp_path / "cloc").state_dict()
+    same = build_cloc(ModelConfig(init=str(tmp_path / "cloc"))).state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in before.items())
+    torch.manual_seed(6)
+    config = ModelConfig(init=str(tmp_path / "cloc"), prompter=PrompterConfig(width=16))
+    other = build_cloc(config)
+    assert other.vision.prompter.key.weight.shape == (16, 16)
+    assert torch.equal(other.logit_scale, before["logit_scale"])
+
+
+def test_what_cannot_be_a_start_is_refused_with_what_was_expected(tmp_path: Path) -> None:
+    state = random_clip(CustomTextCLIP, clip_config()).state_dict()
+    path = write(state, tmp_path / "clip", "safetensors")
+
+    def build(init: Path | str, **changes: Any) -> Cloc:
+        contents = changes.pop("clip_config", clip_config())
+        return build_cloc(ModelConfig(clip_config=contents, init=str(init), **changes))
+
+    with pytest.raises(ValueError, match=r"'absent.pt'; expected an existing file \(.safetensors"):
+        build("absent.pt")
+    with pytest.raises(ValueError, match=r"tag of model.architecture 'ViT-B-32'.*openai"):
+        build_cloc(ModelConfig(architecture="ViT-B-32", init="open-ai"))
+    with pytest.raises(ValueError, match="use the architecture ViT-B-32-quickgelu"):
+        build_cloc(ModelConfig(architecture="ViT-B-32", init="openai"))
+    with pytest.raises(ValueError, match=r"missing, first visual.transformer.resblocks.2"):
+        build(path, clip_config=clip_config(vision_cfg=VIT | {"layers": 3}))
+    with pytest.raises(ValueError, match=r"of another shape, first visual.*instead of"):
+        build(path, clip_config=clip_config(vision_cfg=VIT | {"width": 48}))
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+        build(tmp_path)
+    with pytest.raises(ValueError, match=r"\d+ tokens, but the text tower embeds only 200"):
+        small = clip_config(text_cfg=TEXT | {"vocab_size": 200})
+        build(path, clip_config=small, tokenizer="builtin")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "archive.pt")
+    with pytest.raises(ValueError, match=r"archive.pt holds no plain state dict"):
+        build(tmp_path / "archive.pt")
