@@ -9,6 +9,7 @@ RegionEncoder = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
 RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
+TextPrior = Literal["region", "linear"]
 
 
 @dataclass
@@ -25,6 +26,9 @@ class PrompterConfig:
             logits.
         free_form: learn points, scribbles, masks and sets of boxes as prompts too; needs
             `data.free_form_share`.
+        text_prior: what a text is compared with at each image token: `region` is the token read
+            out as if it were a region, `linear` leaves the readout's MLP out, which is most of
+            what the Prompter costs.
         box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
     """
 
@@ -33,6 +37,7 @@ class PrompterConfig:
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: SpatialPrior = "both"
     free_form: bool = False
+    text_prior: TextPrior = "region"
     box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
 
 

@@ -37,6 +37,22 @@ class ClocInputs(Protocol):
     masked_regions: Tensor
 
 
+class RegionPrompts(NamedTuple):
+    """Where the regions of a batch are, packed.
+
+    Attributes:
+        boxes: float[R, 4] xyxy, canvas frame.
+        image_index: int64[R].
+        masks: float[F, H, W] over the canvas; they prompt instead of the box.
+        masked_regions: int64[F], the regions they stand for.
+    """
+
+    boxes: Tensor
+    image_index: Tensor
+    masks: Tensor
+    masked_regions: Tensor
+
+
 class ClocOutputs(NamedTuple):
     """Everything the losses need.
 
@@ -67,14 +83,7 @@ class ClocVision(nn.Module):
         self.roi_align: RoIAlignEncoder | None = None
         self.box_head: BoxHead | None = None
         if config.kind == "prompter":
-            self.prompter = Prompter(
-                encoder.token_dim,
-                embed_dim,
-                width=config.width or encoder.token_dim,
-                readout=config.readout,
-                spatial_prior=config.spatial_prior,
-                free_form=config.free_form,
-            )
+            self.prompter = Prompter(encoder.token_dim, embed_dim, config)
             self.box_head = BoxHead(embed_dim)
         elif config.kind == "roi_align":
             self.roi_align = RoIAlignEncoder(encoder.token_dim, embed_dim)
@@ -149,21 +158,18 @@ class ClocVision(nn.Module):
         return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
 
     def forward_regions(
-        self, image: ImageFeatures, batch: ClocInputs, text_features: Tensor
+        self, image: ImageFeatures, regions: RegionPrompts, text_features: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
         """Training's `(region embeddings, located boxes)` with the shared work done once.
 
-        `text_features: float[R, E]`. Regions in `batch.masked_regions` are prompted by their mask.
+        `text_features: float[R, E]`.
         """
-        boxes, image_index = batch.boxes, batch.region_image_index
+        boxes, image_index, masks, masked = regions
         if self.prompter is not None and self.box_head is not None:
             context = self.prompter.prepare(image)
             z = self.prompter.embed_boxes(image, context, boxes, image_index)
             if self.prompter.mask is not None:
-                masked = batch.masked_regions
-                of_masks = self.prompter.embed_masks(
-                    image, context, batch.region_masks, image_index[masked]
-                )
+                of_masks = self.prompter.embed_masks(image, context, masks, image_index[masked])
                 z = z.index_copy(0, masked, of_masks)
             text_z = self.prompter.embed_texts(context, text_features, image_index)
             return z, self.box_head(text_z)
@@ -218,7 +224,10 @@ class Cloc(nn.Module):
         # a batch without regions still runs both branches (on nothing), so that every rank
         # touches every parameter
         region_text = phrases[batch.region_phrase_index]
-        z, located = self.vision.forward_regions(image, batch, region_text)
+        regions = RegionPrompts(
+            batch.boxes, batch.region_image_index, batch.region_masks, batch.masked_regions
+        )
+        z, located = self.vision.forward_regions(image, regions, region_text)
         return ClocOutputs(captioned, captions, z, region_text, located)
 
     def set_gradient_checkpointing(self, enable: bool) -> None:

@@ -8,13 +8,13 @@ spatial prior and the `prompt` readout are ours.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cloc_mllm.config import SpatialPrior
+from cloc_mllm.config import PrompterConfig
 from cloc_mllm.models.mean_readout import ImageOutputs, MlpStart, summed_hidden
 from cloc_mllm.models.position import (
     cell_coverage,
@@ -43,30 +43,16 @@ class ImageContext(NamedTuple):
 class Prompter(nn.Module):
     """Turns a prompt (box, mask or text) and the image tokens into an embedding of CLIP's width.
 
-    Args:
-        width: D of the layer; tokens of another width are normalised and projected to it first.
-        readout: `mean` averages all output tokens (the paper); `prompt` averages the prompt's
-            own output tokens, so only those are computed. Either way what prompts of an image have
-            in common is computed once.
-        spatial_prior: of which prompts a learnable gate times the overlap of token and box (box
-            prompts) or the cosine of text and token embedding (text prompts) is added to the
-            prompt's attention.
-        free_form: has what points, scribbles, masks and sets of boxes need to be learnt; without
-            it `embed_masks` only knows the mask's bounding box and its prior.
+    What the settings do: `PrompterConfig`. Tokens of another width than the layer are normalised
+    and projected to it first. With either readout, what prompts of an image have in common is
+    computed once. Without `free_form`, `embed_masks` knows a mask's bounding box and its prior only.
     """
 
-    def __init__(
-        self,
-        token_dim: int,
-        embed_dim: int,
-        *,
-        width: int,
-        readout: Literal["mean", "prompt"] = "mean",
-        spatial_prior: SpatialPrior = "both",
-        free_form: bool = False,
-    ) -> None:
+    def __init__(self, token_dim: int, embed_dim: int, config: PrompterConfig) -> None:
         super().__init__()
-        self.readout = readout
+        width = config.width or token_dim
+        self.readout = config.readout
+        self.text_prior = config.text_prior
         self.code_dim = 8 * max(1, width // 8)
         self.adapt: nn.Module = nn.Identity()
         if width != token_dim:
@@ -87,11 +73,13 @@ class Prompter(nn.Module):
         self.projection = nn.Linear(width, embed_dim, bias=False)
         self.box_gate: nn.Parameter | None = None
         self.text_gate: nn.Parameter | None = None
-        if spatial_prior in ("both", "box"):
+        if config.spatial_prior in ("both", "box"):
             self.box_gate = nn.Parameter(torch.tensor([_BOX_GATE_START]))
-        if spatial_prior in ("both", "text"):
+        if config.spatial_prior in ("both", "text"):
             self.text_gate = nn.Parameter(torch.tensor([_TEXT_GATE_START]))
-        self.mask: nn.Linear | None = nn.Linear(self.code_dim, 2 * width) if free_form else None
+        self.mask: nn.Linear | None = None
+        if config.free_form:
+            self.mask = nn.Linear(self.code_dim, 2 * width)
 
     def prepare(self, image: ImageFeatures) -> ImageContext:
         """Add positions and compute keys and values, once per image."""
@@ -159,9 +147,7 @@ class Prompter(nn.Module):
         prompts = self.text_token(self.text_norm(texts)).unsqueeze(2)
         bias = None
         if self.text_gate is not None:
-            token_embeddings = F.normalize(self.embed_tokens(context), dim=-1)
-            similarity = F.normalize(texts, dim=-1) @ token_embeddings.transpose(1, 2)
-            bias = self.text_gate * similarity
+            bias = self.text_gate * self._similarity(texts, context)
         return grid.pack(self._attend(prompts, context, bias))
 
     def locate_tokens(self, image: ImageFeatures, context: ImageContext) -> Tensor:
@@ -175,8 +161,7 @@ class Prompter(nn.Module):
         near = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
         bias = near.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         if self.text_gate is not None:
-            normed = F.normalize(embeddings, dim=-1)
-            bias = bias + self.text_gate * normed @ normed.transpose(1, 2)
+            bias = bias + self.text_gate * self._similarity(embeddings, context, embeddings)
         prompts = self.text_token(self.text_norm(embeddings)).unsqueeze(2)
         return self._attend(prompts, context, bias)
 
@@ -184,6 +169,19 @@ class Prompter(nn.Module):
         """Every image token read out as if it were a region: float[B, N, E]."""
         attended = self.output(context.values)
         return self.projection(attended + self.mlp(self.norm_mlp(attended)))
+
+    def _similarity(
+        self, texts: Tensor, context: ImageContext, embeddings: Tensor | None = None
+    ) -> Tensor:
+        """Cosine of `texts: float[B, Q, E]` and the image tokens: float[B, Q, N].
+
+        `embeddings`: `embed_tokens` of the context where the caller has it.
+        """
+        if self.text_prior == "linear":
+            tokens = self.projection(self.output(context.values))
+        else:
+            tokens = self.embed_tokens(context) if embeddings is None else embeddings
+        return F.normalize(texts, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)
 
     def _code(self, boxes: Tensor) -> Tensor:
         return sinusoidal_code(boxes, self.code_dim).to(self.position.weight.dtype)

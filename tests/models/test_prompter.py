@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cloc_mllm.config import PrompterConfig
 from cloc_mllm.models.position import cell_coverage, token_cells
 from cloc_mllm.models.prompter import Prompter
 from cloc_mllm.models.vision_encoder import ImageFeatures
@@ -69,7 +70,8 @@ def inputs(dtype: torch.dtype) -> tuple[ImageFeatures, Tensor, Tensor]:
 
 def make_prompter(readout: str, prior: str, width: int, dtype: torch.dtype) -> Prompter:
     torch.manual_seed(0)
-    prompter = Prompter(TOKEN_DIM, EMBED_DIM, width=width, readout=readout, spatial_prior=prior)
+    config = PrompterConfig(width=width, readout=readout, spatial_prior=prior)  # type: ignore[arg-type]
+    prompter = Prompter(TOKEN_DIM, EMBED_DIM, config)
     for norm in (prompter.norm_attention, prompter.norm_mlp, prompter.text_norm):
         torch.nn.init.normal_(norm.weight, 1.0, 0.3)  # ones and zeros would hide a mistake
         torch.nn.init.normal_(norm.bias, 0.0, 0.3)
@@ -129,6 +131,20 @@ def test_bf16_autocast_is_close(readout: str) -> None:
         torch.testing.assert_close(
             actual, expected, rtol=0, atol=0.08 * expected.detach().std().item()
         )
+
+
+def test_linear_text_prior_compares_texts_with_what_attention_to_a_token_adds() -> None:
+    prompter = make_prompter("prompt", "both", 16, torch.float32)
+    prompter.text_prior = "linear"
+    image, _, texts = inputs(torch.float32)
+    context = prompter.prepare(image)
+    actual = prompter._similarity(texts.expand(4, -1, -1), context)
+    added = prompter.projection(prompter.output(context.values)).unsqueeze(1)
+    expected = torch.cosine_similarity(added, texts[None, :, None], dim=-1)
+    torch.testing.assert_close(actual, expected)
+    z = prompter.embed_texts(context, texts, IMAGE_INDEX)
+    prompter.text_prior = "region"
+    assert not torch.allclose(z, prompter.embed_texts(context, texts, IMAGE_INDEX))
 
 
 @pytest.mark.parametrize("readout", ["mean", "prompt"])

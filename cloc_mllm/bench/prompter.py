@@ -1,0 +1,71 @@
+"""What the Prompter costs next to the image tower it sits on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.data.tokenizer import load_text_tokenizer
+from cloc_mllm.models.build import build_cloc
+from cloc_mllm.models.cloc import ClocVision, RegionPrompts
+
+PROMPTS = 4  # boxes, and texts, of each image
+FORMS = {
+    "prompt readout, box prior": PrompterConfig(spatial_prior="box"),
+    "prompt readout, box and text prior (default)": PrompterConfig(),
+    "prompt readout, both priors, text prior linear": PrompterConfig(text_prior="linear"),
+    "prompt readout, both priors, width 256": PrompterConfig(width=256),
+    "mean readout, no prior (paper)": PrompterConfig(readout="mean", spatial_prior="none"),
+    "mean readout, both priors": PrompterConfig(readout="mean"),
+}
+
+
+def build_vision(architecture: str, form: str) -> ClocVision:
+    torch.manual_seed(0)
+    config = ModelConfig(architecture, image_size=224, prompter=FORMS[form])
+    return build_cloc(config, load_text_tokenizer(f"open_clip:{architecture}")).vision
+
+
+def make_inputs(vision: ClocVision, num_images: int) -> dict[str, Tensor]:
+    """Random pixels, boxes and text features with `PROMPTS` of each an image."""
+    generator = torch.Generator().manual_seed(0)
+    num_prompts, side = num_images * PROMPTS, vision.encoder.image_size
+    corner, extent = torch.rand(2, num_prompts, 2, generator=generator) / 2
+    return {
+        "pixel_values": torch.randn(num_images, 3, side, side, generator=generator),
+        "boxes": torch.cat([corner, corner + extent], 1),
+        "texts": torch.randn(num_prompts, vision.embed_dim, generator=generator),
+        "image_index": torch.arange(num_images).repeat_interleave(PROMPTS),
+    }
+
+
+def prompter_and_tower(
+    vision: ClocVision, inputs: dict[str, Tensor], *, bf16: bool, backward: bool
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """(the region side on given tokens, the image tower alone), forward or with backward."""
+    with torch.no_grad():
+        image = vision.encode_image(inputs["pixel_values"])
+    image = image._replace(tokens=image.tokens.requires_grad_())
+
+    no_masks, none_masked = torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.long)
+    prompts = RegionPrompts(inputs["boxes"], inputs["image_index"], no_masks, none_masked)
+
+    def regions() -> Tensor:
+        z, located = vision.forward_regions(image, prompts, inputs["texts"])
+        assert z is not None and located is not None
+        return z.sum() + located.sum()
+
+    def run(call: Callable[[], Tensor]) -> None:
+        with (
+            torch.set_grad_enabled(backward),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
+            result = call()
+        if backward:
+            result.float().backward()
+
+    visual = vision.encoder.visual
+    return lambda: run(regions), lambda: run(lambda: visual(inputs["pixel_values"]).sum())
