@@ -45,7 +45,7 @@ class Prompter(nn.Module):
 
     What the settings do: `PrompterConfig`. Tokens of another width than the layer are normalised
     and projected to it first. With either readout, what prompts of an image have in common is
-    computed once. Without `free_form`, `embed_masks` knows a mask's bounding box and its prior only.
+    computed once. Without `free_form`, `embed_masks` knows only a mask's bounding box and prior.
     """
 
     def __init__(self, token_dim: int, embed_dim: int, config: PrompterConfig) -> None:
