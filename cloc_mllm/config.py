@@ -83,8 +83,10 @@ class DataConfig:
     """Where records come from and how a batch is cut from them.
 
     Args:
-        train: directory (or file) of Parquet records.
+        train: directory (or file) of Parquet records, or its URL (`s3://bucket/set`).
         validation: the same for the periodic evaluation; "" skips it.
+        cache_dir: keeps the shards of a URL on this disk, each fetched when first needed; "" reads
+            them in place, a few requests a record.
         num_workers: loader processes per rank.
         regions_per_image: M of equation 2, drawn at random each time an image is seen.
         flip: mirror half of the images (leave off when phrases name left and right).
@@ -96,6 +98,7 @@ class DataConfig:
 
     train: str = ""
     validation: str = ""
+    cache_dir: str = ""
     num_workers: int = 1
     regions_per_image: int = 4
     flip: bool = False

@@ -58,11 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_refcoco(sources)
 
     stats = commands.add_parser("stats", help="print counts and distributions")
-    stats.add_argument("data", type=Path, help="a directory that `build` made")
+    stats.add_argument("data", help="a directory that `build` made, or its URL")
     stats.set_defaults(run=_run_stats)
 
     inspect = commands.add_parser("inspect", help="draw a sheet of images with boxes and phrases")
-    inspect.add_argument("data", type=Path, help="a directory that `build` made")
+    inspect.add_argument("data", help="a directory that `build` made, or its URL")
     inspect.add_argument(
         "--out", metavar="PNG", type=Path, default=Path("sheet.png"), help="default: %(default)s"
     )
@@ -251,7 +251,7 @@ def _validated(batches: Iterator[list[Record]], drop_log: DropLog) -> Iterator[R
 def _run_stats(args: argparse.Namespace) -> None:
     records = load_records(args.data, verify=True)
     print(describe_records(tqdm(records, desc="reading", unit=" records", leave=False)))
-    if args.data.is_dir():
+    if not args.data.endswith(".parquet"):
         manifest = read_manifest(args.data)
         for kind, reasons in manifest["dropped"].items():
             listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())

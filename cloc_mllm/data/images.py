@@ -30,10 +30,14 @@ _BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageError(ValueError):
-    """An image that cannot be used. `reason` is the key it is counted under."""
+    """An image that cannot be used. `reason` is the key it is counted under.
 
-    def __init__(self, name: str, reason: str, detail: str) -> None:
-        super().__init__(f"image of {name!r} cannot be used ({reason}): {detail}")
+    With one argument it takes a ready message: so a `DataLoader` raises a worker's error again.
+    """
+
+    def __init__(self, name: str, reason: str = "", detail: str = "") -> None:
+        message = f"image of {name!r} cannot be used ({reason}): {detail}" if reason else name
+        super().__init__(message)
         self.reason = reason
 
 

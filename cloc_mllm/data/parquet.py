@@ -8,13 +8,13 @@ shards; `datasets.load_dataset("parquet", data_files=...)` decodes the images as
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,19 @@ import pyarrow.parquet as pq
 from cloc_mllm import __version__
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.records import SCHEMA_VERSION, Record, Region
+from cloc_mllm.data.storage import Place, cached, is_url, join, open_binary, sha256_of
 
 if TYPE_CHECKING:
     from datasets import Features
 
 MANIFEST_NAME = "manifest.json"
 DROPS_NAME = "drops.jsonl"
-ROW_GROUP_ROWS = 16  # what one random access reads; small, as an image set wants it
+# What one random access reads. Of half the rows the footers, which each open shard keeps in
+# memory, take twice the room.
+ROW_GROUP_ROWS = 8
 CACHE_BYTES = 256 << 20  # row groups that one process keeps, so a small set is read once
+MAX_OPEN_SHARDS = 256  # for one process; each is an open file and its footer
+_REBUILD = "the data set is damaged: build it again with `cloc-mllm data build`"
 _VERSION_KEY = b"cloc_mllm.schema_version"
 
 
@@ -153,7 +158,7 @@ def _write_shards(
                 "name": path.name,
                 "rows": rows,
                 "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": sha256_of(path),
             }
         )
     return files
@@ -165,7 +170,12 @@ def _write_shard(records: Iterator[Record], path: Path, schema: pa.Schema) -> in
     columns = [name for name in schema.names if name != "image"]
     compression = {"image.bytes": "none", **dict.fromkeys(columns, "zstd")}
     with pq.ParquetWriter(
-        path, schema, compression=compression, use_dictionary=False, write_page_checksum=True
+        path,
+        schema,
+        compression=compression,
+        use_dictionary=False,
+        write_statistics=False,  # a third of the footer, and nobody filters by them
+        write_page_checksum=True,
     ) as writer:
         while group := list(itertools.islice(records, ROW_GROUP_ROWS)):
             table = pa.Table.from_pylist([_to_row(record) for record in group], schema=schema)
@@ -189,17 +199,16 @@ def _from_row(row: dict[str, Any]) -> Record:
 class RecordDataset(Sequence[Record]):
     """Records of Parquet shards by index.
 
-    Shards are memory-mapped and read a row group (16 records) at a time, so a set may be larger
-    than the memory. Images stay encoded. It pickles as its list of files: a loader's workers
-    open their own.
+    Shards on a disk are memory-mapped, shards behind a URL are read by range requests, both a row
+    group at a time, so a set may be larger than the memory. Images stay encoded. It pickles as its
+    list of files, and after a fork starts afresh: a loader's workers open their own.
     """
 
-    def __init__(self, paths: Sequence[Path], num_rows: Sequence[int]) -> None:
-        self.paths = list(paths)
-        self._ends = list(itertools.accumulate(num_rows))
-        self._files: dict[int, pq.ParquetFile] = {}
-        self._groups: dict[tuple[int, int], pa.Table] = {}
+    def __init__(self, shards: Sequence[_Shard]) -> None:
+        self.shards = list(shards)
+        self._ends = list(itertools.accumulate(shard.num_rows for shard in shards))
         self._cached_bytes = 0
+        self._forget()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -210,105 +219,157 @@ class RecordDataset(Sequence[Record]):
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"record {index} of {len(self)}")
+        if self._process != os.getpid():
+            self._forget()
         shard = bisect.bisect_right(self._ends, position)
         row = position - (self._ends[shard - 1] if shard else 0)
-        table = self._read_group(shard, row // ROW_GROUP_ROWS)
-        return _from_row(table.slice(row % ROW_GROUP_ROWS, 1).to_pylist()[0])
+        if shard not in self._group_rows:
+            self._open(shard)
+        group, row_in_group = divmod(row, self._group_rows[shard])
+        table = self._read_group(shard, group)
+        return _from_row(table.slice(row_in_group, 1).to_pylist()[0])
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         if (shard, group) not in self._groups:
-            if shard not in self._files:
-                self._files[shard] = _open_shard(self.paths[shard])
-            table = self._files[shard].read_row_group(group, use_threads=False)
+            file = self._open(shard)
+            try:
+                table = file.read_row_group(group, use_threads=False)
+            except OSError as error:
+                place = self.shards[shard].place
+                raise OSError(f"{place}, row group {group}, cannot be read: {error}") from error
             if self._cached_bytes + table.nbytes > CACHE_BYTES:
-                self._groups, self._cached_bytes = {}, 0
+                self._groups.clear()
+                self._cached_bytes = 0
             self._groups[shard, group] = table
             self._cached_bytes += table.nbytes
         return self._groups[shard, group]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_files": {}, "_groups": {}, "_cached_bytes": 0}
+    def _open(self, shard: int) -> pq.ParquetFile:
+        if shard not in self._files:
+            if len(self._files) >= MAX_OPEN_SHARDS:
+                del self._files[next(iter(self._files))]  # the one opened first
+            self._files[shard] = self.shards[shard].open()
+            self._group_rows[shard] = self._files[shard].metadata.row_group(0).num_rows
+        return self._files[shard]
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._group_rows: dict[int, int] = {}
+        self._groups: dict[tuple[int, int], pa.Table] = {}
+        self._cached_bytes = 0
+
+    def __getstate__(self) -> list[_Shard]:
+        return self.shards
+
+    def __setstate__(self, shards: list[_Shard]) -> None:
+        self.__init__(shards)  # type: ignore[misc]
 
 
-def load_records(path: str | Path, *, verify: bool = False) -> RecordDataset:
+@dataclass(frozen=True)
+class _Shard:
+    """A file of the manifest. `cache_dir` "" reads a URL in place."""
+
+    place: Place
+    num_rows: int
+    sha256: str = ""
+    cache_dir: str = ""
+
+    def open(self) -> pq.ParquetFile:
+        place = self.place
+        if self.cache_dir and is_url(place):
+            place = cached(place, self.sha256, self.cache_dir)
+        file = _open_parquet(place)
+        if file.metadata.num_rows != self.num_rows:
+            raise ValueError(
+                f"{self.place} has {file.metadata.num_rows:,} rows, its manifest says "
+                f"{self.num_rows:,}; {_REBUILD}"
+            )
+        return file
+
+
+def load_records(
+    path: str | Path, *, verify: bool = False, cache_dir: str | Path = ""
+) -> RecordDataset:
     """Open a directory that `write_records` made, or one of its Parquet files.
 
     Args:
+        path: a path, or a URL as text (`s3://bucket/set`) of which nothing but the manifest is
+            read until a record is asked for.
         verify: also compare every file's sha256 with the manifest (reads everything once).
+        cache_dir: keeps whole shards of a URL here, each fetched and verified when first needed.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: no manifest, a missing, cut or changed file, or another schema version.
+        OSError: the URL does not answer.
+        ValueError: no manifest, a missing, cut or changed file, another schema version, or a kind
+            of URL that needs another package.
     """
-    path = Path(path)
-    if path.is_file():
-        return RecordDataset([path], [_open_shard(path).metadata.num_rows])
-    manifest = read_manifest(path)
-    paths = [path / file["name"] for file in manifest["files"]]
-    for file, shard in zip(manifest["files"], paths, strict=True):
-        fault = _shard_fault(shard, file, verify)
+    place: Place = path if is_url(path) else Path(path)
+    if str(place).endswith(".parquet") and (is_url(place) or Path(place).is_file()):
+        return RecordDataset([_Shard(place, _open_parquet(place).metadata.num_rows)])
+    shards = []
+    for file in read_manifest(place)["files"]:
+        shard = _Shard(join(place, file["name"]), file["rows"], file["sha256"], str(cache_dir))
+        fault = _shard_fault(shard.place, file, verify)
         if fault:
-            raise ValueError(
-                f"{shard} {fault}; the data set is damaged: build it again with "
-                "`cloc-mllm data build`"
-            )
-    return RecordDataset(paths, [file["rows"] for file in manifest["files"]])
+            raise ValueError(f"{shard.place} {fault}; {_REBUILD}")
+        shards.append(shard)
+    return RecordDataset(shards)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of a data set, its schema version checked."""
-    path = Path(directory) / MANIFEST_NAME
-    if not path.parent.is_dir():
+    if not is_url(directory) and not Path(directory).is_dir():
         raise FileNotFoundError(f"no records at {directory}; make some with `cloc-mllm data build`")
-    if not path.is_file():
+    place = join(directory, MANIFEST_NAME)
+    try:
+        with open_binary(place) as file:
+            manifest = json.load(file)
+    except FileNotFoundError as error:
         raise ValueError(
             f"{directory} has no {MANIFEST_NAME}: not a directory that `cloc-mllm data build` "
             "finished"
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); build the data again") from error
-    _require_version(manifest.get("schema_version"), path)
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not valid JSON ({error}); build the data again") from error
+    _require_version(manifest.get("schema_version"), place)
     return manifest
 
 
-def _shard_fault(path: Path, expected: dict[str, Any], verify: bool) -> str | None:
-    if not path.is_file():
-        return "is missing"
-    size = path.stat().st_size
-    if size != expected["bytes"]:
-        return f"has {size:,} bytes, its manifest says {expected['bytes']:,}"
-    if verify and _sha256(path) != expected["sha256"]:
+def _shard_fault(place: Place, expected: dict[str, Any], verify: bool) -> str | None:
+    if isinstance(place, Path):  # asking a store about each of many shards would take minutes
+        if not place.is_file():
+            return "is missing"
+        size = place.stat().st_size
+        if size != expected["bytes"]:
+            return f"has {size:,} bytes, its manifest says {expected['bytes']:,}"
+    if verify and sha256_of(place) != expected["sha256"]:
         return "differs from its manifest (sha256)"
     return None
 
 
-def _open_shard(path: Path) -> pq.ParquetFile:
+def _open_parquet(place: Place) -> pq.ParquetFile:
+    remote = is_url(place)
+    source = open_binary(place) if remote else place
     try:
-        file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        file = pq.ParquetFile(  # pre_buffer: one request for a row group, not one for a column
+            source, memory_map=not remote, pre_buffer=remote, page_checksum_verification=True
+        )
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+        raise ValueError(f"{place} is not a whole Parquet file: {error}") from error
     version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY)
-    _require_version(int(version) if version else None, path)
+    _require_version(int(version) if version else None, place)
     return file
 
 
-def _require_version(version: Any, path: Path) -> None:
+def _require_version(version: Any, path: Place) -> None:
     if version != SCHEMA_VERSION:
         found = "no schema version" if version is None else f"schema version {version}"
         raise ValueError(
             f"{path} has {found}, this release reads version {SCHEMA_VERSION}; "
             "build the records again with `cloc-mllm data build`"
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

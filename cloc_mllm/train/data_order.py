@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from cloc_mllm.train.stopping import ignore_stop_signals
+
+_PREFETCH_BATCHES = 4  # ready for each worker, so that a slow image or a slow step stalls nobody
 
 SampleKey = tuple[int, int]  # (epoch, index into the dataset)
 
@@ -77,3 +83,25 @@ class SeededDataset:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+def batch_loader(
+    dataset: Sequence[Any],
+    keys: RankBatches,
+    collate_fn: Callable[[list[tuple[int, Any]]], Any],
+    num_workers: int,
+) -> DataLoader[Any]:
+    """The batches of `keys` in their order, the same for any number of worker processes.
+
+    It is iterated once, so its workers live as long as the run. Each has one thread (torch sees
+    to that), opens its own files and leaves it to the main process to answer Ctrl-C.
+    """
+    return DataLoader(
+        SeededDataset(dataset, keys.order.seed),  # type: ignore[arg-type]
+        batch_sampler=keys,
+        collate_fn=collate_fn,
+        num_workers=num_workers,
+        prefetch_factor=_PREFETCH_BATCHES if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_stop_signals,
+    )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.distributed import (
@@ -24,7 +23,7 @@ from cloc_mllm.distributed import (
 )
 from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
 from cloc_mllm.train.checkpoint import list_checkpoints
-from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset
+from cloc_mllm.train.data_order import DataOrder, RankBatches, batch_loader
 from cloc_mllm.train.engine import (
     StepFn,
     load_optimizer_state,
@@ -36,7 +35,7 @@ from cloc_mllm.train.engine import (
 from cloc_mllm.train.logging import Pace, TrainLog
 from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
 from cloc_mllm.train.resume import checkpoint_to_resume, load_weights, save_run
-from cloc_mllm.train.stopping import StopRequest, ignore_stop_signals
+from cloc_mllm.train.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -54,8 +53,9 @@ class Job:
         step_fn: `(model, batch)` to named scalars; `loss` is differentiated, and the mean over
             ranks of each is its value on one process.
         dataset: `dataset[i]` is one sample; its `id`, if it has one, names it in messages.
-        collate_fn: list of `(sample_seed, dataset[i])` to a batch with `.to(device)`; whatever is
-            random in it must come from the sample's seed.
+        collate_fn: list of `(sample_seed, dataset[i])` to a batch with `.to(device)` and, to be
+            copied to a GPU in the background, `.pin_memory()`; whatever is random in it must come
+            from the sample's seed.
         save_model: writes the final model to a directory; called on the main rank.
         resolved_config, fingerprint: stored in every checkpoint; a run resumes only from its own.
         evaluate: called on the main rank, the model in `eval()` and without gradient.
@@ -124,9 +124,11 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     num_skipped, exit_code, metrics = 0, 0, {}
     log = TrainLog(output_dir, first_step, config.steps, enabled=is_main())
     pace = Pace(config.global_batch_size, first_step)
+    keys = RankBatches(order, first_step, config.steps, rank(), world_size())
+    batches = batch_loader(job.dataset, keys, job.collate_fn, job.num_workers)
     _set_train_mode(model)
     with StopRequest() as stop:
-        for step, batch in enumerate(_batches(job, order, first_step, config.steps), first_step):
+        for step, batch in enumerate(batches, first_step):
             factor = lr_factor(step, config.steps, optim.warmup_steps)
             set_lr(engine.optimizer, factor)
             seed_everything(config.seed, step, rank())
@@ -169,16 +171,6 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
 
 def _due(every: int, done: int, last: bool) -> bool:
     return last or (every > 0 and done % every == 0)
-
-
-def _batches(job: Job, order: DataOrder, first_step: int, num_steps: int) -> DataLoader[Any]:
-    return DataLoader(
-        SeededDataset(job.dataset, order.seed),  # type: ignore[arg-type]
-        batch_sampler=RankBatches(order, first_step, num_steps, rank(), world_size()),
-        collate_fn=job.collate_fn,
-        num_workers=job.num_workers,
-        worker_init_fn=ignore_stop_signals,
-    )
 
 
 def _set_train_mode(model: nn.Module) -> None:

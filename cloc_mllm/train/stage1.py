@@ -59,7 +59,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     precision = resolve_precision(config.run.precision)
     run = dataclasses.replace(config.run, precision=precision)
     config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
-    dataset: Sequence[Record] = load_records(config.data.train)
+    dataset: Sequence[Record] = load_records(config.data.train, cache_dir=config.data.cache_dir)
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
     tokenizer = load_tokenizer(config.model)
@@ -121,7 +121,7 @@ def _evaluation(
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     if not config.data.validation:
         return None
-    validation = load_records(config.data.validation)
+    validation = load_records(config.data.validation, cache_dir=config.data.cache_dir)
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         from cloc_mllm.evaluation.quick import quick_region_metrics

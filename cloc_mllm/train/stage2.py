@@ -45,7 +45,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    dataset = load_records(config.data.train)
+    dataset = load_records(config.data.train, cache_dir=config.data.cache_dir)
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
     model, processor = build_mllm(config.model)
     collator = ConversationCollator(processor, config.conversations)

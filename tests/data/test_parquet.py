@@ -54,6 +54,23 @@ def test_small_cache_reads_the_same(built: Path, monkeypatch: pytest.MonkeyPatch
     assert list(load_records(built)) == make_records(50)
 
 
+def test_few_open_shards_read_the_same(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 1)
+    expected, actual = make_records(50), load_records(built)
+    assert [actual[i] for i in (49, 0, 48, 25, 1)] == [expected[i] for i in (49, 0, 48, 25, 1)]
+
+
+def test_row_groups_of_another_size_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets of older releases have 16 rows a group."""
+    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 16)
+    write_records(make_records(50), tmp_path / "data")
+    monkeypatch.undo()
+    assert list(load_records(tmp_path / "data")) == make_records(50)
+
+
 def test_manifest_tells_what_was_made(built: Path) -> None:
     manifest = read_manifest(built)
     assert manifest["num_records"] == 50
@@ -153,6 +170,14 @@ def test_missing_shard_is_refused(built: Path) -> None:
         load_records(built)
 
 
+def test_shard_of_another_build_is_refused(built: Path) -> None:
+    manifest = json.loads((built / "manifest.json").read_text())
+    manifest["files"][2]["rows"] = 11
+    (built / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="has 10 rows, its manifest says 11"):
+        load_records(built)[45]
+
+
 def test_cut_shard_is_refused(built: Path) -> None:
     shard = built / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-10])
@@ -169,7 +194,8 @@ def test_flipped_bit_is_found(built: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(ValueError, match=r"sha256"):
         load_records(built, verify=True)
-    with pytest.raises(OSError, match=r"(?i)crc"):  # each page also carries its checksum
+    # each page also carries its checksum
+    with pytest.raises(OSError, match=r"shard-00000.parquet, row group 0, .*(?i:crc)"):
         load_records(built)[5]
 
 

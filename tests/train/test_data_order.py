@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset
+from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset, batch_loader
 
 
 @settings(max_examples=50, deadline=None)
@@ -56,3 +57,16 @@ def test_sample_seeds_follow_run_seed_epoch_and_sample_only() -> None:
 def test_empty_data_is_refused() -> None:
     with pytest.raises(ValueError, match="training data is empty"):
         DataOrder(num_samples=0, global_batch_size=4, seed=0)
+
+
+def with_num_threads(items: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
+    return items, torch.get_num_threads()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+def test_workers_keep_the_order_and_have_one_thread_each(num_workers: int) -> None:
+    keys = RankBatches(DataOrder(50, 4, seed=0), 3, 40, rank=1, world_size=2)
+    samples = SeededDataset(range(100, 150), seed=0)
+    batches = list(batch_loader(range(100, 150), keys, with_num_threads, num_workers))
+    assert [items for items, _ in batches] == [[samples[key] for key in batch] for batch in keys]
+    assert num_workers == 0 or {num_threads for _, num_threads in batches} == {1}
