@@ -115,20 +115,27 @@ class OptimConfig:
             convolutions stay with AdamW). From scratch Muon learns about three times as fast
             (docs/results.md); it needs whole matrices, so `run.zero_stage` 0.
         lr: peak learning rate of AdamW.
+        new_lr: of what CLOC adds to CLIP (Prompter, BoxHead, RoI head, temperature of regions),
+            which starts new when `model.init` brings the towers; 0 is `lr`. Stage 1 only.
         muon_lr: peak learning rate of Muon, for parameters whose AdamW rate would be `lr`.
-        layer_lr: overrides by parameter-name prefix, e.g. `{"clip.visual.trunk": 1e-4}`; the
-            longest matching prefix wins and 0 freezes.
+        layer_lr: overrides by parameter-name prefix, e.g. `{"vision.encoder.visual": 1e-4}`; the
+            longest matching prefix wins and 0 freezes. A tower frozen whole keeps no activations.
+        layer_decay: multiplies the rate of a tower's layer by layer_decay ** (depth - layer), also
+            one from `layer_lr`: 0 are the embeddings, then the blocks, then at full rate what
+            follows them. 1 is off; 0.65 to 0.9 keeps the early layers of a finished CLIP.
         grad_clip: largest global gradient norm; 0 turns clipping off.
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
+    new_lr: float = 0.0
     muon_lr: float = 0.02
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 50
     grad_clip: float = 1.0
     layer_lr: dict[str, float] = field(default_factory=dict)
+    layer_decay: float = 1.0
 
 
 @dataclass
@@ -141,6 +148,8 @@ class RunConfig:
         global_batch_size: images a step over all ranks; must divide by the number of ranks.
         precision: of autocast; weights stay float32. `auto` is bf16 where the hardware multiplies
             bf16 matrices natively (on other CPUs bf16 is 30 times slower than fp32).
+        zero_stage: what the ranks share out: 1 the optimizer state, 2 also the gradients, 3 also
+            the weights (docs/scale.md). A run may resume at another stage.
         gradient_checkpointing: recompute activations of the towers in backward.
         save_every, eval_every, log_every: in steps; 0 means only at the end.
         keep_checkpoints: how many of the latest checkpoints stay on disk (at least 2).
@@ -153,7 +162,7 @@ class RunConfig:
     global_batch_size: int = 128
     seed: int = 0
     precision: Precision = "auto"
-    zero_stage: Literal[0, 2] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 0
     gradient_checkpointing: bool = False
     save_every: int = 100
     eval_every: int = 0

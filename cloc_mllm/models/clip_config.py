@@ -26,8 +26,11 @@ def resolve_model(config: ModelConfig) -> ModelConfig:
     if start is not None and not (config.architecture or config.clip_config):
         config = dataclasses.replace(config, clip_config=start.clip_config)
     base = _base(config)
-    if "multimodal_cfg" in base:
-        raise ValueError(f"{config.architecture} is a CoCa, which is no pair of towers; use a CLIP")
+    if "multimodal_cfg" in base or base["text_cfg"].get("embed_cls"):
+        raise ValueError(
+            f"{config.architecture or 'clip_config'} is a CoCa, which is no pair of towers; "
+            "use a CLIP"
+        )
     image_size = start.image_size if start else base["vision_cfg"].get("image_size", 224)
     context_length = start.context_length if start else base["text_cfg"].get("context_length", 77)
     tokenizer = start.tokenizer if start else _tokenizer_of(config, base["text_cfg"])

@@ -37,7 +37,8 @@ class TextEncoder(nn.Module):
         for the call; at T = context length the call is open_clip's own, bit for bit.
         """
         if not len(input_ids):  # not every tower takes an empty batch
-            return self(input_ids.new_ones(1, 1))[:0]
+            # not self(...): ZeRO-3 wants the same calls of modules on every rank
+            return self.forward(input_ids.new_ones(1, 1))[:0]
         with fast_attention(self.text, input_ids):
             return self._forward_any_length(input_ids)
 
@@ -49,7 +50,7 @@ class TextEncoder(nn.Module):
         rounding: matrix products of other sizes sum in another order.
         """
         pad_id = self._pad_id
-        if pad_id is None or not sum(map(len, groups)):
+        if pad_id is None or self._is_partitioned or not sum(map(len, groups)):
             return [self(group) for group in groups]
         longest = max(group.shape[1] for group in groups)
         input_ids = torch.cat(
@@ -64,6 +65,11 @@ class TextEncoder(nn.Module):
             shorter = bound
         in_order = torch.cat(features)[torch.cat(rows).argsort()]
         return list(in_order.split([len(group) for group in groups]))
+
+    @property
+    def _is_partitioned(self) -> bool:
+        """Under ZeRO-3, where every rank must call the tower equally often."""
+        return hasattr(next(self.parameters()), "ds_id")
 
     @property
     def _pad_id(self) -> int | None:

@@ -6,11 +6,13 @@ needs neither MPI nor a compiler.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, Precision, RunConfig
-from cloc_mllm.distributed import all_reduce_sum, is_distributed, local_rank, world_size
+from cloc_mllm.distributed import (
+    all_reduce_sum,
+    is_distributed,
+    is_main,
+    local_rank,
+    rank,
+    world_size,
+)
+from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.train.checkpoint import Checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
 from cloc_mllm.train.optim import build_optimizer
@@ -97,6 +107,10 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
     import deepspeed
 
     bf16 = resolve_precision(run.precision) == "bf16"
+    whole = model
+    if run.zero_stage == 3:
+        whole = copy.deepcopy(model) if is_main() else model
+        _prepare_for_partitioning(model)
     engine, *_ = deepspeed.initialize(
         model=TrainStep(model, step_fn, bf16=bf16),
         optimizer=build_optimizer(
@@ -105,7 +119,51 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
         config=deepspeed_config(run, optim, world_size()),
         dist_init_required=False,
     )
+    engine.whole = whole
     return engine
+
+
+def whole_model(engine: Any, model: nn.Module) -> nn.Module:
+    """`model` with all its weights on the main rank, free of collective calls. Every rank calls it.
+
+    At ZeRO stage 3 a rank holds a part of each weight and gathers the others as the forward pass
+    goes, which hangs on one rank alone; so the main rank keeps a second, plain model and fills it.
+    """
+    if engine.zero_optimization_stage() < 3:
+        return model
+    targets = dict(engine.whole.named_parameters()) | dict(engine.whole.named_buffers())
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            with gathered(tensor):
+                if is_main():
+                    targets[name].copy_(tensor)
+    return engine.whole.to(engine.device) if is_main() else model
+
+
+def gathered(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A parameter is whole inside, also at ZeRO stage 3. Every rank enters it."""
+    if not hasattr(tensor, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([tensor])
+
+
+def _prepare_for_partitioning(model: nn.Module) -> None:
+    """Tells ZeRO-3 whose weights are read outside of their own module's `forward`, where it would
+    find them cut: torch's attention and open_clip's image towers. (Marking whole layers as leaves
+    fails where a tower runs twice in a step, as the text tower does.)"""
+    import deepspeed
+
+    for module in model.modules():
+        read: list[nn.Parameter] = []
+        if isinstance(module, nn.MultiheadAttention):
+            read = list(module.out_proj.parameters())
+        elif isinstance(module, VisionEncoder):
+            tower = getattr(module.visual, "trunk", module.visual)
+            read = list(tower.parameters(recurse=False))
+        for parameter in read:
+            deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def step_if_finite(engine: Any) -> float:
@@ -142,7 +200,7 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], int]:
     """The optimizer's moments, whole and by parameter name, on the CPU; and AdamW's step count.
 
-    A collective call under ZeRO-2, where each rank owns a part of each moment.
+    A collective call under ZeRO, where each rank owns a part of each moment.
     """
     moments: dict[str, Tensor] = {}
     num_steps = 0
@@ -150,12 +208,13 @@ def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], i
         state, own, part = _locate(engine, parameter)
         num_steps = max(num_steps, int(state.get("step", 0))) if state else num_steps
         for moment in names:
-            whole = torch.zeros_like(parameter, dtype=torch.float32).flatten()
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            whole = torch.zeros(shape, device=parameter.device).flatten()
             if state:
                 whole[own] = state[moment].flatten()[part]
             if engine.zero_optimization():
                 whole = all_reduce_sum(whole)
-            moments[f"{moment}.{name}"] = whole.reshape(parameter.shape).cpu()
+            moments[f"{moment}.{name}"] = whole.reshape(shape).cpu()
     return moments, num_steps
 
 
@@ -185,13 +244,21 @@ def _locate(
     parameter that this rank owns, the slice of the state where it lies); None for the state if this
     rank owns nothing of it or the optimizer has not stepped yet and `create` names no moments.
 
-    At stage 0 the state is the parameter's own. ZeRO-2 flattens a group of parameters into one
-    tensor a rank and records the addresses in `_hp_mapping`. (DeepSpeed's
-    `safe_get_full_optimizer_state` knows only the first parameter group in 0.19.8.)
+    At stage 0 the state is the parameter's own. ZeRO 1 and 2 flatten a group of parameters into one
+    tensor a rank and record the addresses in `_hp_mapping`; ZeRO-3 cuts every parameter into equal
+    parts, the last one padded. (DeepSpeed's `safe_get_full_optimizer_state` knows only the first
+    parameter group in 0.19.8, and no state before the first step.)
     """
     if not engine.zero_optimization():
         optimizer, owner = engine.optimizer, parameter
         own = part = slice(0, parameter.numel())
+    elif engine.zero_optimization_stage() == 3:
+        zero: Any = engine.optimizer
+        group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
+        optimizer, owner = zero.optimizer, zero.fp32_partitioned_groups_flat[group]
+        total = parameter.ds_numel  # type: ignore[attr-defined]
+        own = slice(min(total, rank() * length), min(total, (rank() + 1) * length))
+        part = slice(offset, offset + own.stop - own.start)
     else:
         optimizer, mapping = engine.optimizer.optimizer, parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:

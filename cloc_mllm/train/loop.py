@@ -31,6 +31,7 @@ from cloc_mllm.train.engine import (
     start_engine,
     start_processes,
     step_if_finite,
+    whole_model,
 )
 from cloc_mllm.train.logging import Pace, TrainLog
 from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
@@ -151,7 +152,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
             if _due(config.log_every, done, last or stopping):
                 log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
             if job.evaluate is not None and not stopping and _due(config.eval_every, done, last):
-                metrics = _evaluate(model, job.evaluate)
+                metrics = _evaluate(whole_model(engine, model), job.evaluate)
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
                 state, keep = identity | {"step": done}, config.keep_checkpoints
@@ -163,8 +164,9 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
                 log.message(f"stopped after step {done}; the same command continues from there")
                 break
     log.close()
-    if exit_code == 0 and is_main():
-        job.save_model(model, output_dir / "model")
+    final = whole_model(engine, model) if exit_code == 0 else None
+    if final is not None and is_main():
+        job.save_model(final, output_dir / "model")
     barrier()
     return TrainResult(done, exit_code, metrics)
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from cloc_mllm.config import OptimConfig
+from cloc_mllm.train.layer_decay import lr_scales
 from cloc_mllm.train.muon import Muon
 
+NEW_PARTS = ("vision.prompter", "vision.roi_align", "vision.box_head", "region_logit_scale")
 _EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables, one row a token or a place
 
 
@@ -53,13 +55,20 @@ def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     Vectors and scalars (biases, norms, temperatures, gates) are not decayed.
 
     Raises:
-        ValueError: nothing is trainable.
+        ValueError: nothing is trainable; Muon's rates, which are relative to `lr`, have no `lr`.
     """
+    if optim.optimizer == "muon" and not optim.lr > 0:
+        raise ValueError(
+            f"optim.lr is {optim.lr}; muon needs it above 0, because muon_lr is the rate of "
+            "matrices whose AdamW rate would be lr. To freeze parts, use layer_lr"
+        )
+    scales = lr_scales(model, optim.layer_decay)
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             muon = optim.optimizer == "muon" and _is_hidden_matrix(name, parameter)
-            lr = _peak_lr(name, optim) * (optim.muon_lr / optim.lr if muon else 1.0)
+            lr = _peak_lr(name, optim) * scales.get(name, 1.0)
+            lr *= optim.muon_lr / optim.lr if muon else 1.0
             decay = 0.0 if parameter.ndim < 2 else optim.weight_decay
             groups.setdefault((muon, lr, decay), []).append(parameter)
     if not groups:
@@ -90,5 +99,8 @@ def _has_prefix(name: str, prefix: str) -> bool:
 
 
 def _peak_lr(name: str, optim: OptimConfig) -> float:
-    matching = [prefix for prefix in optim.layer_lr if _has_prefix(name, prefix)]
-    return optim.layer_lr[max(matching, key=len)] if matching else optim.lr
+    """A function of the name and the settings alone, so that a resumed run has the same."""
+    rates = dict.fromkeys(NEW_PARTS, optim.new_lr) if optim.new_lr else {}
+    rates |= optim.layer_lr
+    matching = [prefix for prefix in rates if _has_prefix(name, prefix)]
+    return rates[max(matching, key=len)] if matching else optim.lr

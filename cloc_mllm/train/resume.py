@@ -18,7 +18,7 @@ from cloc_mllm.train.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from cloc_mllm.train.engine import optimizer_state
+from cloc_mllm.train.engine import gathered, optimizer_state
 
 
 def checkpoint_to_resume(
@@ -58,8 +58,8 @@ def save_run(
 ) -> None:
     """Writes a checkpoint from the main rank; every rank must call it. `state` holds `step`."""
     moments, optimizer_steps = optimizer_state(engine, model)
+    weights = _weights(model, only_trainable)
     if is_main():
-        weights = _weights(model, only_trainable)
         state = state | {"optimizer_steps": optimizer_steps}
         save_checkpoint(root, Checkpoint(weights, moments, state), keep)
     barrier()
@@ -86,16 +86,19 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _weights(model: nn.Module, only_trainable: bool) -> dict[str, Tensor]:
-    """Parameters (tied ones once) and the buffers that a state dict has, copied to the CPU."""
+    """Parameters (tied ones once) and the buffers that a state dict has, whole, copied to the CPU
+    of the main rank. Every rank calls it."""
     persistent = model.state_dict().keys()
     parameters = {
         name: p for name, p in model.named_parameters() if p.requires_grad or not only_trainable
     }
     buffers = {name: b for name, b in model.named_buffers() if name in persistent}
-    return {
-        name: tensor.detach().to("cpu", copy=True).contiguous()
-        for name, tensor in (parameters | buffers).items()
-    }
+    weights = {}
+    for name, tensor in (parameters | buffers).items():
+        with gathered(tensor):
+            if is_main():
+                weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return weights
 
 
 def _choose_on_main(root: Path) -> Path | None:
