@@ -59,6 +59,8 @@ class ModelConfig:
             built-in scenes' text), or a directory with `tokenizer.json`; "" takes the
             architecture's, or `init`'s.
         context_length: longest text in tokens (longer texts are cut); 0 takes the architecture's.
+        contrastive_loss: of L_CLIP and L_CLOC: `softmax` is CLIP's and the paper's; `sigmoid` is
+            SigLIP's, with a learnable bias for each of the two.
     """
 
     architecture: str = ""
@@ -69,6 +71,7 @@ class ModelConfig:
     image_size: int = 0
     tokenizer: str = ""
     context_length: int = 0
+    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
 
     @classmethod
@@ -151,6 +154,8 @@ class RunConfig:
         zero_stage: what the ranks share out: 1 the optimizer state, 2 also the gradients, 3 also
             the weights (docs/scale.md). A run may resume at another stage.
         gradient_checkpointing: recompute activations of the towers in backward.
+        micro_batch_size: stage 1 only: images (then texts) that a rank holds the activations of
+            at a time, each forwarded once more in backward; the loss sees the whole batch. 0: all.
         save_every, eval_every, log_every: in steps; 0 means only at the end.
         keep_checkpoints: how many of the latest checkpoints stay on disk (at least 2).
         resume: continue from the newest whole checkpoint in `output_dir`.
@@ -164,6 +169,7 @@ class RunConfig:
     precision: Precision = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
     gradient_checkpointing: bool = False
+    micro_batch_size: int = 0
     save_every: int = 100
     eval_every: int = 0
     log_every: int = 10

@@ -17,8 +17,6 @@ from cloc_mllm.models.cloc import ClocInputs, ClocOutputs
 def cloc_loss(
     outputs: ClocOutputs,
     batch: ClocInputs,
-    logit_scale: Tensor,
-    region_logit_scale: Tensor | None,
     config: LossConfig,
     box_loss: Literal["mse", "l1_giou"] = "mse",
 ) -> dict[str, Tensor]:
@@ -27,11 +25,16 @@ def cloc_loss(
 
     lambda = `config.region_weight` * (images with regions) / (images), over all ranks.
     """
-    clip = contrastive_loss(outputs.image_features, outputs.caption_features, logit_scale)
+    clip = contrastive_loss(
+        outputs.image_features,
+        outputs.caption_features,
+        outputs.temperature.logit_scale,
+        logit_bias=outputs.temperature.logit_bias,
+    )
     terms = {"loss": clip, "clip": clip.detach()}
-    if outputs.region_features is None or region_logit_scale is None:
+    if outputs.region_features is None:
         return terms
-    assert outputs.region_text_features is not None
+    assert outputs.region_text_features is not None and outputs.region_temperature is not None
     index = batch.region_image_index
     counts = torch.tensor(
         [len(index.unique()), len(batch.pixel_values), len(index)],
@@ -43,8 +46,9 @@ def cloc_loss(
     region = contrastive_loss(
         outputs.region_features,
         outputs.region_text_features,
-        region_logit_scale,
+        outputs.region_temperature.logit_scale,
         config.same_text_threshold,
+        logit_bias=outputs.region_temperature.logit_bias,
     )
     terms |= {"loss": terms["loss"] + weight * region, "cloc": region.detach()}
     if outputs.located_boxes is not None and config.grounding_weight > 0:

@@ -1,4 +1,5 @@
-"""Symmetric InfoNCE over the global batch (equations 1 and 2), with same-text filtering.
+"""Contrastive losses over the global batch, with same-text filtering: the softmax of CLIP
+(equations 1 and 2) and the sigmoid of SigLIP (arXiv 2303.15343).
 
 Letters: R rows of this rank, G rows of all ranks, E embedding width, W ranks.
 """
@@ -16,6 +17,7 @@ from cloc_mllm.distributed import all_gather_with_grad, all_reduce_logsumexp, wo
 from cloc_mllm.models.position import at_least_float32
 
 TILE_ROWS = 256  # rows of logits that exist at a time
+_FLAGS = 8  # in a byte
 
 
 def contrastive_loss(
@@ -24,16 +26,19 @@ def contrastive_loss(
     logit_scale: Tensor,
     same_text_threshold: float = 1.0,
     *,
+    logit_bias: Tensor | None = None,
     tile_rows: int = TILE_ROWS,
 ) -> Tensor:
-    """Mean over the global batch of the two cross-entropies features->texts and texts->features.
+    """Mean over the global batch of the two cross-entropies features->texts and texts->features,
+    or, with a `logit_bias`, of the binary cross-entropies of a row with all texts.
 
-    `L = 1/(2 G) sum_i [ -log softmax_j(s f_i . t_j)_i - log softmax_j(s t_i . f_j)_i ]`, where a
-    pair (i, j != i) is left out of both denominators when `cos(t_i, t_j) > same_text_threshold`
-    (section 3.3, text filtering; computed without gradient).
+    softmax: `L = 1/(2 G) sum_i [ -log softmax_j(s f_i . t_j)_i - log softmax_j(s t_i . f_j)_i ]`,
+    sigmoid: `L = -1/G sum_i sum_j log sigmoid(y_ij (s f_i . t_j + b))`, y_ij = 1 if i = j, else -1;
+    a pair (i, j != i) is left out of denominators and sums when
+    `cos(t_i, t_j) > same_text_threshold` (section 3.3, text filtering; computed without gradient).
 
     The G x G logits never exist: each rank walks through its own rows, `tile_rows` at a time, and
-    does so again for the gradient, so memory grows with G, not with its square.
+    does so again for the gradient. Only the filter's verdict stays, one bit a pair.
 
     The value on a rank is W times its own rows' share of the sum over the global batch, and its
     gradient is W times what its own rows add: the mean over ranks of both, which data parallelism
@@ -44,6 +49,7 @@ def contrastive_loss(
         features, text_features: float[R, E], paired row by row, not normalised.
         logit_scale: float[1], logarithm of the inverse temperature; at most 100 is used.
         same_text_threshold: 1.0 or more turns the filter off.
+        logit_bias: float[1], added to the logits of the sigmoid loss; None is the softmax loss.
 
     Returns:
         scalar, at least float32; 0 (with a gradient of 0) when the global batch has no rows.
@@ -54,16 +60,24 @@ def contrastive_loss(
     scale = logit_scale.exp().clamp(max=100.0)
     num_global = all_texts.shape[0]
     if num_global == 0:
-        return (features.sum() + all_texts.sum() + scale.sum()) * 0.0
-    how = _Tiling(start, same_text_threshold, tile_rows)
-    summed = _TiledInfoNCE.apply(features, all_texts, scale, how)
-    return summed * (world_size() / (2 * num_global))
+        bias_sum = 0.0 if logit_bias is None else logit_bias.sum()
+        return (features.sum() + all_texts.sum() + scale.sum() + bias_sum) * 0.0
+    same_text = None
+    if same_text_threshold < 1.0:
+        own = range(start, start + len(features))
+        same_text = _same_text_bits(all_texts.detach(), own, same_text_threshold, tile_rows)
+    how = _Tiling(start, tile_rows, same_text)
+    if logit_bias is None:
+        summed = _TiledInfoNCE.apply(features, all_texts, scale, how)
+        return summed * (world_size() / (2 * num_global))
+    summed = _TiledSigmoid.apply(features, all_texts, scale, logit_bias.to(scale), how)
+    return summed * (world_size() / num_global)
 
 
 class _Tiling(NamedTuple):
     start: int  # of this rank's rows in the global batch
-    same_text_threshold: float
     tile_rows: int
+    same_text: Tensor | None  # of `_same_text_bits`
 
 
 class _TiledInfoNCE(torch.autograd.Function):
@@ -88,32 +102,96 @@ class _TiledInfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, all_texts, scale, to_texts, to_features = ctx.saved_tensors
-        grad_features, grad_texts = torch.empty_like(features), torch.zeros_like(all_texts)
+        gradients = _Gradients(features, all_texts)
         for rows, logits in _tiles(features, all_texts, scale, ctx.how):
             # d/d logits: both softmaxes, less one each at the true pair
-            errors = (logits - to_texts[rows, None]).exp_() + (logits - to_features).exp_()
+            errors = (logits - to_texts[rows, None]).exp_()
+            errors.add_(logits.sub_(to_features).exp_())
             _true_pairs(errors, rows, ctx.how).sub_(2.0)
-            errors.mul_(grad)
-            grad_features[rows] = errors @ all_texts
-            grad_texts.addmm_(errors.T, features[rows])
-        grad_scale = (grad_features * features).sum().reshape(scale.shape)
-        return grad_features * scale, grad_texts * scale, grad_scale, None
+            gradients.add(rows, errors.mul_(grad))
+        return *gradients.of_inputs(scale), None
+
+
+class _TiledSigmoid(torch.autograd.Function):
+    """Sum of the binary cross-entropies of this rank's rows; see `contrastive_loss`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, all_texts: Tensor, scale: Tensor, bias: Tensor, how: _Tiling
+    ) -> Tensor:
+        summed = features.new_zeros(())
+        for rows, logits in _tiles(features, all_texts, scale, how, bias):
+            summed -= _true_pairs(logits, rows, how).sum()  # -log sigmoid(x) = -log sigmoid(-x) - x
+            summed -= F.logsigmoid(logits.neg_()).sum()
+        ctx.save_for_backward(features, all_texts, scale, bias)
+        ctx.how = how
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        features, all_texts, scale, bias = ctx.saved_tensors
+        gradients, grad_bias = _Gradients(features, all_texts), torch.zeros_like(bias)
+        for rows, logits in _tiles(features, all_texts, scale, ctx.how, bias):
+            errors = logits.sigmoid_()
+            _true_pairs(errors, rows, ctx.how).sub_(1.0)
+            grad_bias += errors.mul_(grad).sum()
+            gradients.add(rows, errors)
+        return *gradients.of_inputs(scale), grad_bias, None
+
+
+class _Gradients:
+    """Of features, texts and scale, from those of the logits, one tile at a time."""
+
+    def __init__(self, features: Tensor, all_texts: Tensor) -> None:
+        self.features, self.all_texts = features, all_texts
+        self.of_features, self.of_texts = torch.empty_like(features), torch.zeros_like(all_texts)
+
+    def add(self, rows: slice, of_logits: Tensor) -> None:
+        torch.mm(of_logits, self.all_texts, out=self.of_features[rows])
+        self.of_texts.addmm_(of_logits.T, self.features[rows])
+
+    def of_inputs(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        of_scale = (self.of_features * self.features).sum().reshape(scale.shape)
+        return self.of_features.mul_(scale), self.of_texts.mul_(scale), of_scale
 
 
 def _tiles(
-    features: Tensor, all_texts: Tensor, scale: Tensor, how: _Tiling
+    features: Tensor, all_texts: Tensor, scale: Tensor, how: _Tiling, bias: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """This rank's rows against all texts, a few at a time: (rows, logits float[tile, G]), `-inf`
-    where the filter leaves a pair out."""
-    for first in range(0, len(features), how.tile_rows):
-        rows = slice(first, min(first + how.tile_rows, len(features)))
-        logits = scale * features[rows] @ all_texts.T
-        if how.same_text_threshold < 1.0:
-            texts = all_texts[how.start + rows.start : how.start + rows.stop]
-            same_text = texts @ all_texts.T > how.same_text_threshold
-            _true_pairs(same_text, rows, how).fill_(False)
-            logits.masked_fill_(same_text, float("-inf"))
+    where the filter leaves a pair out. Every tile lies in the same memory."""
+    buffer = features.new_empty(min(how.tile_rows, len(features)), len(all_texts))
+    for rows in _slices(len(features), how.tile_rows):
+        logits = buffer[: rows.stop - rows.start]
+        torch.mm(scale * features[rows], all_texts.T, out=logits)
+        if bias is not None:
+            logits.add_(bias)
+        if how.same_text is not None:
+            bits = how.same_text[rows]
+            for bit, part in enumerate(logits.split(bits.shape[1], 1)):
+                same_text = (bits[:, : part.shape[1]] & (1 << bit)).bool()
+                part.masked_fill_(same_text, float("-inf"))
         yield rows, logits
+
+
+def _same_text_bits(all_texts: Tensor, own: range, threshold: float, tile_rows: int) -> Tensor:
+    """Which texts equal a row's own, other than the row's: uint8[R, ceil(G / 8)]; bit k of column c
+    stands for text k * ceil(G / 8) + c. One bit a pair, so that both passes share the product."""
+    parts = all_texts.chunk(_FLAGS)
+    bits = torch.zeros(len(own), len(parts[0]), dtype=torch.uint8, device=all_texts.device)
+    for rows in _slices(len(own), tile_rows):
+        first = own.start + rows.start
+        texts = all_texts[first : own.start + rows.stop]
+        for bit, part in enumerate(parts):
+            same_text = texts @ part.T > threshold
+            same_text.diagonal(first - bit * len(parts[0])).fill_(False)
+            bits[rows, : len(part)] |= same_text.to(torch.uint8) << bit
+    return bits
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for first in range(0, length, size):
+        yield slice(first, min(first + size, length))
 
 
 def _true_pairs(tile: Tensor, rows: slice, how: _Tiling) -> Tensor:

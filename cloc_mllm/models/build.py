@@ -47,10 +47,15 @@ def build_cloc(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> C
     tokenizer = tokenizer or load_tokenizer(config)
     clip = _build_clip(config, tokenizer)
     encoder = VisionEncoder(clip.visual, config.image_size)
-    vision = ClocVision(encoder, int(full_clip_config(config)["embed_dim"]), config.prompter)
-    cloc = Cloc(vision, TextEncoder(clip.text))
+    embed_dim = int(full_clip_config(config)["embed_dim"])
+    vision = ClocVision(encoder, embed_dim, config.prompter)
+    cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
     with torch.no_grad():
-        cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
+        if cloc.logit_bias is None:
+            cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
+        elif clip.logit_bias is not None:  # a temperature learned without a bias says nothing here
+            cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
+            cloc.logit_bias.copy_(clip.logit_bias.reshape(1))
     load_region_parts(cloc, config)
     return cloc
 

@@ -7,10 +7,11 @@ Letters: B images, N image tokens, D token width, E embedding width, R regions o
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cloc_mllm.config import PrompterConfig
 from cloc_mllm.models.box_head import BoxHead
@@ -21,6 +22,9 @@ from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 
 _INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+# of the sigmoid loss: nearly all pairs are negatives, so all start as "no" (SigLIP, section 3.2)
+_INITIAL_SIGMOID_SCALE = math.log(10.0)
+_INITIAL_SIGMOID_BIAS = -10.0
 
 
 class ClocInputs(Protocol):
@@ -52,11 +56,33 @@ class RegionPrompts(NamedTuple):
     masks: Tensor
     masked_regions: Tensor
 
+    def of_images(self, first: int, stop: int) -> tuple[RegionPrompts, Tensor]:
+        """Those of images `first` .. `stop` alone, and which regions they are: int64[R']."""
+        own = ((self.image_index >= first) & (self.image_index < stop)).nonzero()[:, 0]
+        place = torch.full_like(self.image_index, -1)
+        place[own] = torch.arange(len(own), device=own.device)
+        masked = place[self.masked_regions]
+        part = RegionPrompts(
+            self.boxes[own],
+            self.image_index[own] - first,
+            self.masks[masked >= 0],
+            masked[masked >= 0],
+        )
+        return part, own
+
+
+class Temperature(NamedTuple):
+    """Cosine to logit: `exp(logit_scale) * cosine`, `+ logit_bias` where the loss is sigmoid."""
+
+    logit_scale: Tensor  # float[1]
+    logit_bias: Tensor | None  # float[1]
+
 
 class ClocOutputs(NamedTuple):
     """Everything the losses need.
 
     Attributes:
+        temperature, region_temperature: of L_CLIP and of L_CLOC (None for plain CLIP).
         image_features, caption_features: float[C, E], of the images that have a caption.
         region_features: float[R, E], z of the box prompts; None for plain CLIP.
         region_text_features: float[R, E], f_T of each region's phrase; None for plain CLIP.
@@ -64,11 +90,13 @@ class ClocOutputs(NamedTuple):
             without a Prompter.
     """
 
+    temperature: Temperature
     image_features: Tensor
     caption_features: Tensor
-    region_features: Tensor | None
-    region_text_features: Tensor | None
-    located_boxes: Tensor | None
+    region_temperature: Temperature | None = None
+    region_features: Tensor | None = None
+    region_text_features: Tensor | None = None
+    located_boxes: Tensor | None = None
 
 
 class ClocVision(nn.Module):
@@ -157,6 +185,15 @@ class ClocVision(nn.Module):
         context = self.prompter.prepare(image)
         return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
 
+    def forward_images(
+        self, pixel_values: Tensor, regions: RegionPrompts, text_features: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Training's `(image_features, region embeddings, located boxes)`, all in one."""
+        image = self.encode_image(pixel_values)
+        if text_features is None:
+            return image.image_features, None, None
+        return image.image_features, *self.forward_regions(image, regions, text_features)
+
     def forward_regions(
         self, image: ImageFeatures, regions: RegionPrompts, text_features: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -182,16 +219,26 @@ class Cloc(nn.Module):
     """The two towers, the region encoder and the temperatures.
 
     `encode_image` and `encode_text` equal the underlying open_clip model's, bit for bit.
+
+    Attributes:
+        micro_batch_size: if not 0, training's forward takes this many images (then texts) at a
+            time and keeps their outputs only; each such part runs again in backward. That is
+            GradCache (arXiv 2101.06983) in one backward: same loss, activations of one part.
     """
 
-    def __init__(self, vision: ClocVision, text: TextEncoder) -> None:
+    def __init__(
+        self,
+        vision: ClocVision,
+        text: TextEncoder,
+        contrastive_loss: Literal["softmax", "sigmoid"] = "softmax",
+    ) -> None:
         super().__init__()
         self.vision = vision
         self.text = text
-        # one-element, not 0-dim: DeepSpeed cannot initialise 0-dim parameters
-        self.logit_scale = nn.Parameter(torch.tensor([_INITIAL_LOGIT_SCALE]))
+        self.micro_batch_size = 0
+        self.logit_scale, self.logit_bias = _initial_temperature(contrastive_loss)
         if vision.kind != "none":
-            self.region_logit_scale = nn.Parameter(torch.tensor([_INITIAL_LOGIT_SCALE]))
+            self.region_logit_scale, self.region_logit_bias = _initial_temperature(contrastive_loss)
 
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
         """`pixel_values: float[B, 3, S, S]` -> pooled features and tokens."""
@@ -214,22 +261,75 @@ class Cloc(nn.Module):
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:
+        temperature = Temperature(self.logit_scale, self.logit_bias)
         is_clip = self.vision.kind == "none"
         phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
-        captions, phrases = self.text.encode_groups(batch.caption_input_ids, phrase_input_ids)
-        image = self.encode_image(batch.pixel_values)
-        captioned = image.image_features[batch.caption_image_index]
-        if is_clip:
-            return ClocOutputs(captioned, captions, None, None, None)
-        # a batch without regions still runs both branches (on nothing), so that every rank
-        # touches every parameter
-        region_text = phrases[batch.region_phrase_index]
+        captions, phrases = self._encode_texts(batch.caption_input_ids, phrase_input_ids)
         regions = RegionPrompts(
             batch.boxes, batch.region_image_index, batch.region_masks, batch.masked_regions
         )
-        z, located = self.vision.forward_regions(image, regions, region_text)
-        return ClocOutputs(captioned, captions, z, region_text, located)
+        if is_clip:
+            image_features, *_ = self._encode_images(batch.pixel_values, regions, None)
+            return ClocOutputs(temperature, image_features[batch.caption_image_index], captions)
+        # a batch without regions still runs both branches (on nothing), so that every rank
+        # touches every parameter
+        region_text = phrases[batch.region_phrase_index]
+        image_features, z, located = self._encode_images(batch.pixel_values, regions, region_text)
+        return ClocOutputs(
+            temperature,
+            image_features[batch.caption_image_index],
+            captions,
+            Temperature(self.region_logit_scale, self.region_logit_bias),
+            z,
+            region_text,
+            located,
+        )
+
+    def _encode_texts(self, *groups: Tensor) -> list[Tensor]:
+        """int64[P, T] of each group -> float[P, E]."""
+        size = self.micro_batch_size
+        if not 0 < size < max(map(len, groups)):
+            return self.text.encode_groups(*groups)
+        return [
+            torch.cat(
+                [checkpoint(self.text, part, use_reentrant=False) for part in ids.split(size)]
+            )
+            for ids in groups
+        ]
+
+    def _encode_images(
+        self, pixel_values: Tensor, regions: RegionPrompts, region_text: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """See `ClocVision.forward_images`; micro-batches take the regions of their images along."""
+        size, num_images = self.micro_batch_size, len(pixel_values)
+        forward = self.vision.forward_images
+        if not 0 < size < num_images:
+            return forward(pixel_values, regions, region_text)
+        parts, owned = [], []
+        for first in range(0, num_images, size):
+            of_part, own = regions.of_images(first, first + size)
+            text = None if region_text is None else region_text[own]
+            inputs = (pixel_values[first : first + size], of_part, text)
+            parts.append(checkpoint(forward, *inputs, use_reentrant=False))
+            owned.append(own)
+        image_features, z, located = zip(*parts, strict=True)
+        in_order = torch.cat(owned).argsort()
+        return (
+            torch.cat(image_features),
+            None if z[0] is None else torch.cat(z)[in_order],
+            None if located[0] is None else torch.cat(located)[in_order],
+        )
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
         self.vision.encoder.visual.set_grad_checkpointing(enable)
         self.text.text.set_grad_checkpointing(enable)
+
+
+def _initial_temperature(
+    contrastive_loss: Literal["softmax", "sigmoid"],
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Logarithmic scale and bias; one-element, as DeepSpeed cannot initialise 0-dim parameters."""
+    if contrastive_loss == "softmax":
+        return nn.Parameter(torch.tensor([_INITIAL_LOGIT_SCALE])), None
+    scale = nn.Parameter(torch.tensor([_INITIAL_SIGMOID_SCALE]))
+    return scale, nn.Parameter(torch.tensor([_INITIAL_SIGMOID_BIAS]))

@@ -42,6 +42,7 @@ FREE_KEYS = frozenset(
         "run.keep_checkpoints",
         "run.log_every",
         "run.max_seconds",
+        "run.micro_batch_size",
         "run.output_dir",
         "run.resume",
         "run.save_every",

@@ -46,16 +46,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     Raises:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
-    if not config.data.train:
-        raise ValueError(
-            "data.train is empty; name a directory of records: "
-            "`cloc-mllm data build` makes one from built-in scenes"
-        )
-    if bool(config.data.free_form_share) != config.model.prompter.free_form:
-        raise ValueError(
-            "model.prompter.free_form and data.free_form_share go together: got "
-            f"{config.model.prompter.free_form} and {config.data.free_form_share}"
-        )
+    _check(config)
     precision = resolve_precision(config.run.precision)
     run = dataclasses.replace(config.run, precision=precision)
     config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
@@ -71,6 +62,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         return TrainResult(step=0)
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
+    model.micro_batch_size = config.run.micro_batch_size
     collator = ClocCollator(
         tokenizer,
         config.model.image_size,
@@ -97,6 +89,29 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     return train(job, config.run, config.optim)
 
 
+def _check(config: Stage1Config) -> None:
+    if not config.data.train:
+        raise ValueError(
+            "data.train is empty; name a directory of records: "
+            "`cloc-mllm data build` makes one from built-in scenes"
+        )
+    if bool(config.data.free_form_share) != config.model.prompter.free_form:
+        raise ValueError(
+            "model.prompter.free_form and data.free_form_share go together: got "
+            f"{config.model.prompter.free_form} and {config.data.free_form_share}"
+        )
+    if config.run.micro_batch_size < 0:
+        raise ValueError(
+            f"run.micro_batch_size is {config.run.micro_batch_size}; give the images a rank may "
+            "hold activations of at a time, or 0 for all"
+        )
+    if config.run.micro_batch_size and config.run.zero_stage == 3:
+        raise ValueError(
+            "run.micro_batch_size does not go with run.zero_stage 3, which wants the same calls on "
+            "every rank, while ranks have different numbers of phrases; use zero_stage 2"
+        )
+
+
 def stage1_step(config: Stage1Config) -> StepFn:
     """L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch."""
 
@@ -104,14 +119,7 @@ def stage1_step(config: Stage1Config) -> StepFn:
         outputs = model(batch)
         # similarities times a scale of 100 would be off by up to 0.4 in bf16
         with torch.autocast(batch.pixel_values.device.type, enabled=False):
-            return cloc_loss(
-                outputs,
-                batch,
-                model.logit_scale,  # type: ignore[arg-type]
-                getattr(model, "region_logit_scale", None),
-                config.loss,
-                config.model.prompter.box_head_loss,
-            )
+            return cloc_loss(outputs, batch, config.loss, config.model.prompter.box_head_loss)
 
     return step
 

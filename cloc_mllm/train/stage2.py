@@ -113,6 +113,8 @@ def _check(config: Stage2Config) -> None:
             "data.train is empty; name a directory of records: "
             "`cloc-mllm data build` makes one from built-in scenes"
         )
+    if config.run.micro_batch_size:
+        raise ValueError("run.micro_batch_size is for stage 1, whose loss compares images; leave 0")
     for name, maker in (("cloc", "training/stage1.py"), ("language_model", "training/tiny_llm.py")):
         if not getattr(config.model, name):
             raise ValueError(f"model.{name} is empty; name one, such as {maker} writes")

@@ -186,7 +186,7 @@ def test_gradients_reach_every_parameter() -> None:
 
     cloc: Cloc = tiny_cloc().train()
     out = cloc(random_batch(cloc))
-    total = sum(t.float().square().sum() for t in out if t is not None)
+    total = sum(t.float().square().sum() for t in out if isinstance(t, torch.Tensor))
     (total + cloc.logit_scale.sum() + cloc.region_logit_scale.sum()).backward()
     without = [name for name, p in cloc.named_parameters() if p.grad is None]
     assert without == []
@@ -246,3 +246,18 @@ def test_masked_regions_train_what_masks_need_and_others_stay() -> None:
     masked = cloc(batch).region_features
     assert not torch.equal(plain[3], masked[3])
     torch.testing.assert_close(plain[[0, 1, 2, 4]], masked[[0, 1, 2, 4]])
+
+
+def test_a_sigmoid_model_starts_as_siglip_does_and_loads_again(tmp_path: Path) -> None:
+    model = tiny_cloc(contrastive_loss="sigmoid")
+    for temperature in ("", "region_"):
+        scale, bias = (getattr(model, f"{temperature}logit_{name}") for name in ("scale", "bias"))
+        assert scale.exp().item() == pytest.approx(10) and bias.tolist() == [-10.0]
+    config = tiny_config("sigmoid")
+    with torch.no_grad():
+        model.region_logit_bias.fill_(-7.5)  # type: ignore[union-attr]
+    save_cloc(model, tmp_path, config, load_text_tokenizer(config.tokenizer, config.context_length))
+    loaded, _, loaded_config = load_cloc(tmp_path)
+    assert loaded_config.contrastive_loss == "sigmoid"
+    assert loaded.region_logit_bias is not None and loaded.region_logit_bias.item() == -7.5
+    assert tiny_cloc().logit_bias is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from cloc_mllm.config import ModelConfig, PrompterConfig
@@ -9,7 +11,9 @@ from cloc_mllm.models.build import build_cloc
 from cloc_mllm.models.cloc import Cloc
 
 
-def tiny_config(**prompter: object) -> ModelConfig:
+def tiny_config(
+    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax", **prompter: object
+) -> ModelConfig:
     return ModelConfig(
         clip_config={
             "embed_dim": 24,
@@ -19,10 +23,15 @@ def tiny_config(**prompter: object) -> ModelConfig:
         image_size=64,
         tokenizer="builtin",
         context_length=24,
+        contrastive_loss=contrastive_loss,
         prompter=PrompterConfig(**prompter),  # type: ignore[arg-type]
     )
 
 
-def tiny_cloc(seed: int = 0, **prompter: object) -> Cloc:
+def tiny_cloc(
+    seed: int = 0,
+    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax",
+    **prompter: object,
+) -> Cloc:
     torch.manual_seed(seed)
-    return build_cloc(tiny_config(**prompter)).eval()
+    return build_cloc(tiny_config(contrastive_loss, **prompter)).eval()

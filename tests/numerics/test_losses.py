@@ -35,19 +35,45 @@ def naive_contrastive(
     return (total / (2 * len(z))).squeeze()
 
 
+def naive_sigmoid(
+    z: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, threshold: float, bias: torch.Tensor
+) -> torch.Tensor:
+    """Equation 1 of SigLIP with the filter, one pair at a time."""
+    z, texts, scale = F.normalize(z, dim=1), F.normalize(texts, dim=1), scale.exp()
+    total = torch.zeros((), dtype=z.dtype)
+    for i in range(len(z)):
+        for j in range(len(z)):
+            if j != i and float(texts[i].detach() @ texts[j].detach()) > threshold:
+                continue
+            sign = 1 if i == j else -1
+            total = total + (1 + (-sign * (scale * z[i] @ texts[j] + bias)).exp()).log()
+    return (total / len(z)).squeeze()
+
+
 @pytest.mark.parametrize("tile_rows", [1, 3, 64], ids="tile {}".format)
 @pytest.mark.parametrize("threshold", [1.0, 0.9, 0.0])
-def test_contrastive_loss_equals_the_double_loop(threshold: float, tile_rows: int) -> None:
+@pytest.mark.parametrize("rows", [7, 17])  # fewer than the eight flags of a byte, and more
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_contrastive_loss_equals_the_double_loop(
+    kind: str, rows: int, threshold: float, tile_rows: int
+) -> None:
     torch.manual_seed(0)
-    z = torch.randn(7, 5, requires_grad=True)
-    base = torch.randn(7, 5)
+    z = torch.randn(rows, 5, requires_grad=True)
+    base = torch.randn(rows, 5)
     base[3], base[5] = base[1] * 2, base[1] + 0.01  # the same text, nearly the same text
     texts = base.requires_grad_()
     scale = torch.tensor([math.log(5.0)], requires_grad=True)
-    expected = naive_contrastive(z, texts, scale, threshold)
-    actual = contrastive_loss(z, texts, scale, threshold, tile_rows=tile_rows)
+    bias = torch.tensor([-2.0], requires_grad=True)
+    if kind == "softmax":
+        inputs = (z, texts, scale)
+        expected = naive_contrastive(*inputs, threshold)
+        actual = contrastive_loss(*inputs, threshold, tile_rows=tile_rows)
+    else:
+        inputs = (z, texts, scale, bias)
+        expected = naive_sigmoid(z, texts, scale, threshold, bias)
+        actual = contrastive_loss(z, texts, scale, threshold, logit_bias=bias, tile_rows=tile_rows)
     torch.testing.assert_close(actual, expected)
-    for tensor in (z, texts, scale):
+    for tensor in inputs:
         got, wanted = (
             torch.autograd.grad(loss, tensor, retain_graph=True)[0] for loss in (actual, expected)
         )
@@ -68,6 +94,16 @@ def test_order_does_not_matter() -> None:
     torch.testing.assert_close(
         contrastive_loss(z, texts, scale, 0.5), contrastive_loss(z[order], texts[order], scale, 0.5)
     )
+
+
+def test_a_confident_sigmoid_stays_finite() -> None:
+    """Logits of 100 and -200: the logarithm of a sigmoid computed as such would be -inf."""
+    z = torch.eye(4)[[0, 1]].requires_grad_()
+    texts, bias = torch.eye(4)[[1, 0]], torch.tensor([-100.0])
+    loss = contrastive_loss(z, texts, torch.tensor([math.log(100.0)]), logit_bias=bias)
+    loss.backward()
+    assert loss.item() == pytest.approx(100 + math.log(2), abs=1e-4)
+    assert z.grad is not None and z.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -98,16 +134,17 @@ def test_lambda_is_the_share_of_images_with_regions() -> None:
     cloc = tiny_cloc()
     batch = random_batch(cloc, (2, 0, 3, 0))
     outputs = cloc(batch)
-    terms = cloc_loss(outputs, batch, cloc.logit_scale, cloc.region_logit_scale, LossConfig())
+    terms = cloc_loss(outputs, batch, LossConfig())
     expected = terms["clip"] + 0.5 * (terms["cloc"] + terms["grounding"])
     torch.testing.assert_close(terms["loss"].detach(), expected)
 
 
 @pytest.mark.parametrize("regions", [(0, 0), (1, 0)], ids=["no region", "one region"])
-def test_few_regions_train_clip_and_stay_finite(regions: tuple[int, ...]) -> None:
-    cloc = tiny_cloc().train()
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_few_regions_train_clip_and_stay_finite(kind: str, regions: tuple[int, ...]) -> None:
+    cloc = tiny_cloc(contrastive_loss=kind).train()  # type: ignore[arg-type]
     batch = random_batch(cloc, regions)
-    terms = cloc_loss(cloc(batch), batch, cloc.logit_scale, cloc.region_logit_scale, LossConfig())
+    terms = cloc_loss(cloc(batch), batch, LossConfig())
     terms["loss"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in cloc.parameters())
 
@@ -115,5 +152,5 @@ def test_few_regions_train_clip_and_stay_finite(regions: tuple[int, ...]) -> Non
 def test_plain_clip_has_only_the_clip_term() -> None:
     cloc = tiny_cloc(kind="none")
     batch = random_batch(cloc)
-    terms = cloc_loss(cloc(batch), batch, cloc.logit_scale, None, LossConfig())
+    terms = cloc_loss(cloc(batch), batch, LossConfig())
     assert set(terms) == {"loss", "clip"}
