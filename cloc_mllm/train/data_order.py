@@ -85,18 +85,18 @@ class SeededDataset:
         return len(self.dataset)
 
 
-def batch_loader(
+def load_batches(
     dataset: Sequence[Any],
     keys: RankBatches,
     collate_fn: Callable[[list[tuple[int, Any]]], Any],
     num_workers: int,
-) -> DataLoader[Any]:
+) -> Iterator[Any]:
     """The batches of `keys` in their order, the same for any number of worker processes.
 
-    It is iterated once, so its workers live as long as the run. Each has one thread (torch sees
-    to that), opens its own files and leaves it to the main process to answer Ctrl-C.
+    Workers live as long as the iterator. Each has one thread (torch sees to that), opens its own
+    files and leaves it to the main process to answer Ctrl-C.
     """
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         SeededDataset(dataset, keys.order.seed),  # type: ignore[arg-type]
         batch_sampler=keys,
         collate_fn=collate_fn,
@@ -105,3 +105,10 @@ def batch_loader(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_stop_signals,
     )
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        # an error's traceback keeps `batches`, and Python would wait for its workers at exit
+        if num_workers:
+            batches._shutdown_workers()  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from cloc_mllm.distributed import (
 )
 from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
 from cloc_mllm.train.checkpoint import list_checkpoints
-from cloc_mllm.train.data_order import DataOrder, RankBatches, batch_loader
+from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
 from cloc_mllm.train.engine import (
     StepFn,
     load_optimizer_state,
@@ -126,7 +126,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     log = TrainLog(output_dir, first_step, config.steps, enabled=is_main())
     pace = Pace(config.global_batch_size, first_step)
     keys = RankBatches(order, first_step, config.steps, rank(), world_size())
-    batches = batch_loader(job.dataset, keys, job.collate_fn, job.num_workers)
+    batches = load_batches(job.dataset, keys, job.collate_fn, job.num_workers)
     _set_train_mode(model)
     with StopRequest() as stop:
         for step, batch in enumerate(batches, first_step):

@@ -21,13 +21,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cloc_mllm.data.parquet import load_records
-from cloc_mllm.distributed import rank
+from cloc_mllm.distributed import rank, world_size
 from cloc_mllm.train import engine, stage1
 from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
 from cloc_mllm.train.logging import read_log
 from tests.train.tiny_stage1 import tiny_config, without_regions, write_tiny_inputs
-from tests.train.toy import Batch, ToyModel, run_config, step_fn, train_toy
+from tests.train.toy import (
+    Batch,
+    ToyModel,
+    run_config,
+    sample_indices,
+    step_fn,
+    train_toy,
+)
 
 pytest.importorskip("deepspeed")
 
@@ -48,15 +55,15 @@ def train_cloc_with_an_idle_rank(inputs: Path, output_dir: Path, zero_stage: int
         stage1.run_stage1(config)
 
 
-def on_rank_1_at(step: int, signal_number: int = 0) -> Any:
-    """`step_fn` whose `step`-th call (from 1) on rank 1 raises a signal, or else has a NaN loss."""
+def on_rank_at(acting_rank: int, step: int, signal_number: int = 0) -> Any:
+    """`step_fn` whose `step`-th call (from 1) on a rank raises a signal, or else has a NaN loss."""
     num_calls = 0
 
     def acting(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         nonlocal num_calls
         num_calls += 1
         losses = step_fn(model, batch)
-        if rank() != 1 or num_calls != step:
+        if rank() != acting_rank or num_calls != step:
             return losses
         if signal_number:
             signal.raise_signal(signal.Signals(signal_number))
@@ -69,14 +76,14 @@ def on_rank_1_at(step: int, signal_number: int = 0) -> Any:
 def stop_and_resume(root: Path, zero_stage: int) -> dict[str, Any]:
     train_toy(run_config(root / "unbroken", zero_stage=zero_stage))
     config = run_config(root / "broken", zero_stage=zero_stage, save_every=0)
-    _, stopped = train_toy(config, step_fn=on_rank_1_at(5, signal.SIGTERM))
+    _, stopped = train_toy(config, step_fn=on_rank_at(1, 5, signal.SIGTERM))
     _, finished = train_toy(config)
     return {"stopped": [stopped.step, stopped.exit_code], "finished": finished.step}
 
 
 def skip_last_step(root: Path, zero_stage: int) -> None:
     config = run_config(root / "nan", zero_stage=zero_stage, steps=3, save_every=1)
-    train_toy(config, step_fn=on_rank_1_at(3), evaluate=sum_of_weights)
+    train_toy(config, step_fn=on_rank_at(1, 3), evaluate=sum_of_weights)
 
 
 def sum_of_weights(model: nn.Module) -> dict[str, float]:
@@ -93,10 +100,20 @@ def cut_everything(*arguments: Any) -> dict[str, Any]:
     return config
 
 
-def stop_without_dropout(root: Path, zero_stage: int) -> None:
-    """Half a run, for one process to finish."""
-    config = run_config(root / "moving", zero_stage=zero_stage)
-    train_toy(config, model=ToyModel(dropout=0.0), step_fn=on_rank_1_at(5, signal.SIGTERM))
+def train_moving(root: Path, zero_stage: int, stop_at: int = 0) -> None:
+    """Part of a run that moves from one rank to two and back; `stop_at` counts from here. Each
+    rank adds a line a step to `samples_RANK.jsonl`."""
+    directory = root / "moving"
+    directory.mkdir(parents=True, exist_ok=True)
+    last_rank_stops = on_rank_at(world_size() - 1, stop_at, signal.SIGTERM)
+
+    def step(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with open(directory / f"samples_{rank()}.jsonl", "a") as file:
+            file.write(json.dumps(sample_indices(batch)) + "\n")
+        return last_rank_stops(model, batch)
+
+    config = run_config(directory, zero_stage=zero_stage)
+    train_toy(config, model=ToyModel(dropout=0.0), step_fn=step)
 
 
 def _scenarios(rank: int, port: int, inputs: Path, root: Path) -> None:
@@ -112,7 +129,7 @@ def _scenarios(rank: int, port: int, inputs: Path, root: Path) -> None:
         seen = stop_and_resume(here, zero_stage)
         (here / f"rank{rank}.json").write_text(json.dumps(seen))
         skip_last_step(here, zero_stage)
-        stop_without_dropout(here, zero_stage)
+        train_moving(here, zero_stage, stop_at=3)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +142,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two_ranks")
+    for zero_stage in (0, 2):
+        train_moving(root / f"zero{zero_stage}", zero_stage, stop_at=2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -199,13 +218,21 @@ def test_evaluation_and_the_saved_model_have_all_weights(two_ranks: Path, zero_s
 
 
 @STAGES
-def test_one_process_finishes_the_run_of_two(
+def test_a_run_moves_from_one_rank_to_two_and_back(
     two_ranks: Path, tmp_path: Path, zero_stage: int
 ) -> None:
-    """Sums of gradients come in another order (measured: losses differ by at most 5e-7)."""
-    moving = two_ranks / f"zero{zero_stage}" / "moving"
-    train_toy(run_config(moving), model=ToyModel(dropout=0.0))
-    train_toy(run_config(tmp_path), model=ToyModel(dropout=0.0))
+    """Two steps on one rank, three on two, five on one: the samples of each step are those of the
+    unbroken run. Sums of gradients come in another order (measured: losses differ by at most
+    5e-7)."""
+    train_moving(two_ranks / f"zero{zero_stage}", zero_stage)
+    train_moving(tmp_path, 0)
+    moving, tmp_path = two_ranks / f"zero{zero_stage}" / "moving", tmp_path / "moving"
+    first, second, unbroken = (
+        [json.loads(line) for line in (directory / f"samples_{number}.jsonl").open()]
+        for directory, number in ((moving, 0), (moving, 1), (tmp_path, 0))
+    )
+    parts = [[], [], *second, *[[]] * 5]
+    assert [[*a, *b] for a, b in zip(first, parts, strict=True)] == unbroken
     actual, expected = (
         [(row["step"], row["loss"]) for row in read_log(directory / "log.jsonl")]
         for directory in (moving, tmp_path)

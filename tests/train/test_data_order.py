@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset, batch_loader
+from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset, load_batches
 
 
 @settings(max_examples=50, deadline=None)
@@ -67,6 +67,6 @@ def with_num_threads(items: list[tuple[int, int]]) -> tuple[list[tuple[int, int]
 def test_workers_keep_the_order_and_have_one_thread_each(num_workers: int) -> None:
     keys = RankBatches(DataOrder(50, 4, seed=0), 3, 40, rank=1, world_size=2)
     samples = SeededDataset(range(100, 150), seed=0)
-    batches = list(batch_loader(range(100, 150), keys, with_num_threads, num_workers))
+    batches = list(load_batches(range(100, 150), keys, with_num_threads, num_workers))
     assert [items for items, _ in batches] == [[samples[key] for key in batch] for batch in keys]
     assert num_workers == 0 or {num_threads for _, num_threads in batches} == {1}

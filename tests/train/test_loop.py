@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -14,11 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig
+from cloc_mllm.data.images import ImageError, decode_image
 from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
+from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import resolve_precision
 from cloc_mllm.train.logging import read_log
 from cloc_mllm.train.loop import MAX_SKIPPED_IN_A_ROW, DivergedError, Job, train
-from tests.train.toy import Batch, ToyModel, run_config, step_fn, toy_job, train_toy
+from tests.train.toy import (
+    Batch,
+    ToyModel,
+    collate,
+    dataset,
+    run_config,
+    sample_indices,
+    step_fn,
+    toy_job,
+    train_toy,
+)
 
 pytest.importorskip("deepspeed")
 
@@ -51,6 +65,20 @@ def at_step(step: int, action: Callable[[], None]) -> Callable[[nn.Module, Batch
         return step_fn(model, batch)
 
     return acting
+
+
+def noting(
+    seen: list[list[int]], signal_number: int = 0, at: int | None = None
+) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
+    """`step_fn` that appends each step's samples, and raises a signal when it has seen `at`."""
+
+    def step(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        seen.append(sample_indices(batch))
+        if len(seen) == at:
+            signal.raise_signal(signal.Signals(signal_number))
+        return step_fn(model, batch)
+
+    return step
 
 
 def poisoned(steps: set[int], poison: Callable[[nn.Module, Batch], dict[str, Tensor]]) -> Any:
@@ -117,6 +145,32 @@ def test_resume_is_bit_equal_to_the_unbroken_run(
         for path in (tmp_path / "broken" / "log.jsonl", tmp_path / "unbroken" / "log.jsonl")
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """A run's last checkpoint, and which samples each step had."""
+    directory, seen = tmp_path_factory.mktemp("unbroken"), []
+    train_toy(run_config(directory), step_fn=noting(seen))
+    return last_checkpoint(directory), seen
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+@pytest.mark.parametrize("stops", [(1,), (4,), (9,), (3, 7)], ids=str)
+def test_a_run_may_be_stopped_at_any_step(
+    tmp_path: Path,
+    unbroken: tuple[Path, list[list[int]]],
+    stops: tuple[int, ...],
+    num_workers: int,
+) -> None:
+    """Step 3 is the first that spans two epochs; batches prefetched before a stop are not lost."""
+    seen: list[list[int]] = []
+    for stop in (*stops, None):
+        step = noting(seen, signal.SIGTERM if stop else 0, at=stop)
+        _, result = train_toy(run_config(tmp_path), step_fn=step, num_workers=num_workers)
+        assert result.step == (stop or 10)
+    assert seen == unbroken[1]
+    assert_same_checkpoint(last_checkpoint(tmp_path), unbroken[0])
 
 
 def test_a_run_may_resume_at_another_zero_stage(tmp_path: Path) -> None:
@@ -283,12 +337,33 @@ def test_workers_do_not_change_the_run(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_a_sample_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
-    def broken(items: list[Any]) -> Batch:
-        raise ValueError("image of record 000123 is cut")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sample_that_cannot_be_read_stops_the_run(tmp_path: Path, num_workers: int) -> None:
+    """An image decoded when the records were built, so it is damaged now. The run says which, and
+    goes on from its checkpoint, without a sample lost, when the file is whole again."""
 
-    with pytest.raises(ValueError, match="record 000123"):
-        train_toy(run_config(tmp_path), collate_fn=broken)
+    def broken(items: list[Any]) -> Batch:
+        if any(torch.equal(y, dataset()[5][1]) for _, (_, y) in items):
+            decode_image(b"", "000123")
+        return collate(items)
+
+    def train_with(collate_fn: Any, seen: list[list[int]]) -> None:
+        train_toy(
+            run_config(tmp_path, save_every=1),
+            collate_fn=collate_fn,
+            num_workers=num_workers,
+            step_fn=noting(seen),
+        )
+
+    seen: list[list[int]] = []
+    with pytest.raises(ImageError, match=r"'000123' cannot be used \(missing_image\)"):
+        train_with(broken, seen)
+    assert multiprocessing.active_children() == []  # Python would wait for them at exit
+    train_with(collate, seen)
+    order = DataOrder(20, 8, seed=0)
+    assert seen == [[index for _, index in order.batch(step)] for step in range(10)]
+    one_epoch = list(itertools.chain(*seen))[:20]
+    assert sorted(one_epoch) == list(range(20))  # nothing lost, nothing twice
 
 
 def test_bf16_keeps_float32_weights(tmp_path: Path) -> None:

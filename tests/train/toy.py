@@ -54,6 +54,12 @@ def dataset(num_samples: int = 20) -> list[tuple[Tensor, Tensor]]:
     return [(x, torch.stack([x.sum(), x[0], x[1] * x[2]])) for x in xs]
 
 
+def sample_indices(batch: Batch) -> list[int]:
+    """Which samples of `dataset()` these are: their targets are all different."""
+    targets = torch.stack([y for _, y in dataset()])
+    return (batch.y[:, None] == targets).all(2).nonzero()[:, 1].tolist()
+
+
 def run_config(output_dir: Path | str, **changes: Any) -> RunConfig:
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
