@@ -156,6 +156,7 @@ class RunConfig:
         gradient_checkpointing: recompute activations of the towers in backward.
         micro_batch_size: stage 1 only: images (then texts) that a rank holds the activations of
             at a time, each forwarded once more in backward; the loss sees the whole batch. 0: all.
+        compile: torch.compile the two towers (some minutes at the start; not with zero_stage 3).
         save_every, eval_every, log_every: in steps; 0 means only at the end.
         keep_checkpoints: how many of the latest checkpoints stay on disk (at least 2).
         resume: continue from the newest whole checkpoint in `output_dir`.
@@ -170,6 +171,7 @@ class RunConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0
     gradient_checkpointing: bool = False
     micro_batch_size: int = 0
+    compile: bool = False
     save_every: int = 100
     eval_every: int = 0
     log_every: int = 10

@@ -37,6 +37,7 @@ FREE_KEYS = frozenset(
         "data.num_workers",
         "data.train",
         "data.validation",
+        "run.compile",
         "run.eval_every",
         "run.gradient_checkpointing",
         "run.keep_checkpoints",

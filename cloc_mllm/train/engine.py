@@ -10,6 +10,7 @@ import copy
 import math
 import os
 import random
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,7 @@ from cloc_mllm.distributed import (
     rank,
     world_size,
 )
+from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.train.checkpoint import Checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
@@ -100,6 +102,27 @@ def start_processes() -> torch.device:
         **alone,
     )
     return device
+
+
+def compile_towers(model: nn.Module) -> None:
+    """torch.compile of the image and the text tower, in place: names of weights stay as they are.
+
+    The number and length of texts differ from step to step, so the text tower's shapes are dynamic.
+
+    Raises:
+        ValueError: there is no C++ compiler, which torch.compile needs also on a GPU.
+    """
+    compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
+    if not any(shutil.which(name) for name in compilers if name):
+        raise ValueError(
+            "run.compile needs a C++ compiler, and there is no g++ or clang++ on the PATH; install "
+            "one, name it in CXX, or set run.compile to false"
+        )
+    for module in model.modules():
+        if isinstance(module, VisionEncoder):
+            module.compile()
+        elif isinstance(module, TextEncoder):
+            module.text.compile(dynamic=True)
 
 
 def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: OptimConfig) -> Any:

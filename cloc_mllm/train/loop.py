@@ -26,6 +26,7 @@ from cloc_mllm.train.checkpoint import list_checkpoints
 from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
 from cloc_mllm.train.engine import (
     StepFn,
+    compile_towers,
     load_optimizer_state,
     seed_everything,
     start_engine,
@@ -117,6 +118,8 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     checkpoint = checkpoint_to_resume(checkpoints, identity, enabled=config.resume)
     if checkpoint is not None:
         load_weights(model, checkpoint.weights)
+    if config.compile:
+        compile_towers(model)
     engine = start_engine(model, job.step_fn, config, optim)
     if checkpoint is not None:
         load_optimizer_state(engine, model, checkpoint)
