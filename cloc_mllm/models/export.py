@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,25 @@ from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.shipped import shipped_directory
 
-TARGETS = ("open_clip", "hf-clip")
+# Prefixes in the file of `--to safetensors`, and what they hold (written into its JSON, too).
+NAMES = {
+    "visual.": "image tower, by open_clip's names",
+    "text.": "text tower, by open_clip's names (CustomTextCLIP)",
+    "logit_scale": "log temperature of image against text",
+    "region.prompter.": "Prompter: image tokens and a box or text prompt to a region embedding",
+    "region.roi_align.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
+    "region.box_head.": "BoxHead: region embedding of a text prompt to cxcywh before the sigmoid",
+    "region.logit_scale": "log temperature of region against text",
+}
+_REGION_PARTS = {"vision.": "region.", "region_logit_scale": "region.logit_scale"}
+
+PREPROCESS = {
+    "mean": PIXEL_MEAN,
+    "std": PIXEL_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "longest",
+    "fill_color": PADDING_RGB,
+}
 
 _HF_LAYER = {
     "ln_1": "layer_norm1",
@@ -35,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write the towers of a CLOC so that other code loads them as a CLIP.",
         epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:OUT'). "
         "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('OUT'); "
-        "pad pictures to a square with the mean colour first, as LLaVA does.",
+        "pad pictures to a square with the mean colour first, as LLaVA does. safetensors: all "
+        "weights in OUT/cloc.safetensors, what each name means and the settings in OUT/cloc.json.",
     )
     parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")
-    parser.add_argument("--to", choices=TARGETS, required=True, help="whose layout to write")
+    parser.add_argument("--to", choices=EXPORTS, required=True, help="whose layout to write")
     parser.add_argument("--out", type=Path, required=True, help="directory to make; must be new")
     arguments = parser.parse_args(argv)
     directory = arguments.cloc or shipped_directory("cloc")
-    export = export_open_clip if arguments.to == "open_clip" else export_hf_clip
-    export(directory, arguments.out)
+    EXPORTS[arguments.to](directory, arguments.out)
     print(f"wrote {arguments.out}")
     return 0
 
@@ -69,19 +88,9 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
     if text.get("hf_model_name"):
         cloc.text.text.config.save_pretrained(out / "text_tower")
         text["hf_model_name"] = str((out / "text_tower").resolve())
-    preprocess = {
-        "mean": PIXEL_MEAN,
-        "std": PIXEL_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "longest",
-        "fill_color": PADDING_RGB,
-    }
-    contents = {"model_cfg": clip_config, "preprocess_cfg": preprocess}
+    contents = {"model_cfg": clip_config, "preprocess_cfg": PREPROCESS}
     (out / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
-    state = {f"visual.{k}": v for k, v in cloc.vision.encoder.visual.state_dict().items()}
-    state |= {f"text.{k}": v for k, v in cloc.text.text.state_dict().items()}
-    state["logit_scale"] = cloc.logit_scale.detach().reshape(())
-    save_file(_contiguous(state), out / "open_clip_model.safetensors")
+    save_file(_contiguous(_open_clip_state(cloc)), out / "open_clip_model.safetensors")
 
 
 def export_hf_clip(directory: str | Path, out: Path) -> None:
@@ -105,6 +114,50 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
         image_mean=list(PIXEL_MEAN),
         image_std=list(PIXEL_STD),
     ).save_pretrained(out)
+
+
+def export_safetensors(directory: str | Path, out: Path) -> None:
+    """Write all weights as one file for code that has nothing but `safetensors`.
+
+    `cloc.json` says what each prefix holds, and the settings: open_clip's model config, the
+    Prompter's, the preprocessing and the tokenizer.
+
+    Raises:
+        FileExistsError: `out` exists.
+    """
+    cloc, tokenizer, config = load_cloc(directory)
+    state = _open_clip_state(cloc)
+    for name, tensor in cloc.state_dict().items():
+        prefix = next((ours for ours in _REGION_PARTS if name.startswith(ours)), None)
+        if prefix is not None and not name.startswith("vision.encoder."):
+            state[_REGION_PARTS[prefix] + name.removeprefix(prefix)] = tensor
+    out.mkdir(parents=True)
+    save_file(_contiguous(state), out / "cloc.safetensors", {"format": "pt"})
+    contents = {
+        "names": {
+            name: what for name, what in NAMES.items() if any(key.startswith(name) for key in state)
+        },
+        "clip_config": config.clip_config,
+        "prompter": dataclasses.asdict(config.prompter),
+        "preprocess": PREPROCESS | {"size": config.image_size},
+        "box_frame": "xyxy, 0..1, of the padded square",
+        "tokenizer": tokenizer.save(out),
+        "context_length": config.context_length,
+    }
+    (out / "cloc.json").write_text(json.dumps(contents, indent=2) + "\n")
+
+
+EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {
+    "open_clip": export_open_clip,
+    "hf-clip": export_hf_clip,
+    "safetensors": export_safetensors,
+}
+
+
+def _open_clip_state(cloc: Cloc) -> dict[str, Tensor]:
+    state = {f"visual.{k}": v for k, v in cloc.vision.encoder.visual.state_dict().items()}
+    state |= {f"text.{k}": v for k, v in cloc.text.text.state_dict().items()}
+    return state | {"logit_scale": cloc.logit_scale.detach().reshape(())}
 
 
 def _hf_config(cloc: Cloc, clip_config: dict[str, Any]) -> Any:

@@ -82,6 +82,7 @@ def load_init(clip: Any, source: Path) -> None:
     else:
         state = convert_state_dict(clip, _read_state(source))
         state = convert_to_custom_text_state_dict(state)
+        state = {k: v for k, v in state.items() if not k.startswith("region.")}  # of our export
     resize_pos_embed(state, clip)
     _fit_context(state, clip.text)
     if "logit_scale" in state:

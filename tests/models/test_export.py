@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip.model import CustomTextCLIP
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from cloc_mllm.cli import main
+from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.models.build import build_cloc, load_cloc, save_cloc
@@ -73,6 +77,41 @@ def test_transformers_loads_it_as_a_clip_vision_model(cloc_directory: Path) -> N
         torch.testing.assert_close(actual.image_embeds, expected.image_features, atol=1e-5, rtol=0)
         tokens = theirs.vision_model.post_layernorm(actual.last_hidden_state[:, 1:])
         torch.testing.assert_close(tokens, expected.tokens, atol=1e-5, rtol=0)
+
+
+def test_one_file_holds_all_weights_by_the_names_it_explains(cloc_directory: Path) -> None:
+    """Read with safetensors alone; the towers go into open_clip, the region parts into ours."""
+    out = export(cloc_directory, "safetensors")
+    contents = json.loads((out / "cloc.json").read_text())
+    weights = load_file(out / "cloc.safetensors")
+    assert all(name.startswith(tuple(contents["names"])) for name in weights)
+    cloc = load_cloc(cloc_directory)[0]
+    assert len(weights) == len(cloc.state_dict())
+    towers = {k: v for k, v in weights.items() if not k.startswith("region.")}
+    theirs = CustomTextCLIP(**contents["clip_config"]).eval()
+    theirs.load_state_dict(towers)
+    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(1, 200, (3, 24))
+    fresh = tiny_cloc(seed=9)
+    part = "region.prompter."
+    fresh.vision.prompter.load_state_dict(
+        {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
+    )
+    with torch.no_grad():
+        image = cloc.encode_image(pixels)
+        assert torch.equal(theirs.encode_image(pixels), image.image_features)
+        assert torch.equal(theirs.encode_text(ids), cloc.encode_text(ids))
+        boxes, index = torch.tensor([[0.1, 0.2, 0.5, 0.9]]), torch.tensor([1])
+        actual = fresh.vision.embed_boxes(image, boxes, index)
+        assert torch.equal(actual, cloc.embed_boxes(image, boxes, index))
+    assert torch.equal(weights["region.logit_scale"], cloc.region_logit_scale)
+    config = ModelConfig(
+        clip_config=contents["clip_config"],
+        tokenizer=str(out / contents["tokenizer"]),
+        init=str(out / "cloc.safetensors"),
+    )
+    again = build_cloc(config).eval()
+    with torch.no_grad():
+        assert torch.equal(again.encode_image(pixels).image_features, image.image_features)
 
 
 def test_a_tower_that_transformers_cannot_hold_is_refused(
