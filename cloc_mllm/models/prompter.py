@@ -178,7 +178,9 @@ class Prompter(nn.Module):
         `embeddings`: `embed_tokens` of the context where the caller has it.
         """
         if self.text_prior == "linear":
-            tokens = self.projection(self.output(context.values))
+            weight = self.projection.weight  # times the output's first: one product, not two
+            by_output = weight @ self.output.weight, weight @ self.output.bias
+            tokens = F.linear(context.values, *by_output)
         else:
             tokens = self.embed_tokens(context) if embeddings is None else embeddings
         return F.normalize(texts, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)

@@ -33,7 +33,8 @@ def main() -> None:
                 passes = "forward + backward" if backward else "forward"
                 title = f"{form}, {precision}, {passes}"
                 results[title] = interleaved_ratio(*sides, pairs=args.pairs, warmups=1)
-                print(report(title, results[title]), flush=True)
+                share = f"{results[title].cpu.median:.1%} of the tower's CPU time"
+                print(f"{report(title, results[title])}: {share}", flush=True)
     save_samples(args.out, machine, results)
 
 
