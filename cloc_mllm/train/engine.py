@@ -130,10 +130,7 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
     import deepspeed
 
     bf16 = resolve_precision(run.precision) == "bf16"
-    whole = model
-    if run.zero_stage == 3:
-        whole = copy.deepcopy(model) if is_main() else model
-        _prepare_for_partitioning(model)
+    whole = copy.deepcopy(model) if run.zero_stage == 3 and is_main() else model
     engine, *_ = deepspeed.initialize(
         model=TrainStep(model, step_fn, bf16=bf16),
         optimizer=build_optimizer(
@@ -170,23 +167,6 @@ def gathered(tensor: Tensor) -> AbstractContextManager[Any]:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([tensor])
-
-
-def _prepare_for_partitioning(model: nn.Module) -> None:
-    """Tells ZeRO-3 whose weights are read outside of their own module's `forward`, where it would
-    find them cut: torch's attention and open_clip's image towers. (Marking whole layers as leaves
-    fails where a tower runs twice in a step, as the text tower does.)"""
-    import deepspeed
-
-    for module in model.modules():
-        read: list[nn.Parameter] = []
-        if isinstance(module, nn.MultiheadAttention):
-            read = list(module.out_proj.parameters())
-        elif isinstance(module, VisionEncoder):
-            tower = getattr(module.visual, "trunk", module.visual)
-            read = list(tower.parameters(recurse=False))
-        for parameter in read:
-            deepspeed.zero.register_external_parameter(module, parameter)
 
 
 def step_if_finite(engine: Any) -> float:
