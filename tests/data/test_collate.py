@@ -88,6 +88,18 @@ def test_training_sees_the_pixels_of_evaluation(
     assert torch.equal(actual.pixel_values, expected)
 
 
+@pytest.mark.gpu
+def test_pinned_pixels_are_normalised_on_the_gpu(
+    collator: ClocCollator, tiny_scenes: list[Record]
+) -> None:
+    batch = collator(_items(tiny_scenes))
+    pinned = batch.pin_memory()
+    assert pinned.pixel_values.is_pinned() and pinned.ids == batch.ids
+    on_gpu = pinned.to("cuda")
+    assert on_gpu.pixel_values.is_cuda
+    torch.testing.assert_close(on_gpu.pixel_values.cpu(), batch.to("cpu").pixel_values)
+
+
 @pytest.mark.parametrize("tag", [1, 3, 6, 8], ids=["upright", "180", "90", "270"])
 @pytest.mark.parametrize("wh", [(640, 480), (643, 477)], ids=["even", "odd"])
 def test_boxes_stay_exact_where_a_jpeg_is_decoded_smaller(wh: tuple[int, int], tag: int) -> None:
