@@ -29,7 +29,7 @@ def read_batch(data: str, num_images: int, tokenizer: TextTokenizer, image_size:
     source = load_records(data) if data else generate_scenes(num_images, split="train", seed=0)
     records = (record for record in source if record.captions and record.regions)
     items = list(zip(range(num_images), records, strict=False))
-    return ClocCollator(tokenizer, image_size, regions_per_image=4)(items)
+    return ClocCollator(tokenizer, image_size, regions_per_image=4)(items).to("cpu")
 
 
 class OpenClipStep:

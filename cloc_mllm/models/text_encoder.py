@@ -77,7 +77,7 @@ class TextEncoder(nn.Module):
         if hasattr(self.text, "config"):  # Hugging Face: attention leaves padding out
             return self.text.config.pad_token_id
         is_causal = getattr(self.text, "attn_mask", None) is not None
-        pools_at_end_token = getattr(self.text, "pool_type", "") == "argmax"
+        pools_at_end_token = getattr(self.text, "pool_type", "") in ("argmax", "eos")
         return 0 if is_causal and pools_at_end_token and self.text.cls_emb is None else None
 
     def _lengths(self, input_ids: Tensor) -> Tensor:
@@ -85,7 +85,9 @@ class TextEncoder(nn.Module):
         if hasattr(self.text, "config"):
             positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
             return ((input_ids != self._pad_id) * positions).amax(1)
-        return input_ids.argmax(1) + 1  # causal, and pooled at the end token, which is the highest
+        # causal, and pooled at the end token, which `argmax` takes to be the highest
+        is_end = input_ids == self.text.eos_id if self.text.pool_type == "eos" else input_ids
+        return is_end.int().argmax(1) + 1
 
     def _forward_any_length(self, input_ids: Tensor) -> Tensor:
         full_mask = getattr(self.text, "attn_mask", None)

@@ -36,11 +36,13 @@ def hugging_face_tower(folder: Path) -> nn.Module:
     )
 
 
-@pytest.fixture(params=["native", "hugging_face", "pools_last"])
+@pytest.fixture(params=["native", "pools_eos", "hugging_face", "pools_last"])
 def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> TextEncoder:
     """One of the towers; the one that pools at the last token must not be cut or padded."""
     if request.param == "native":
         return TextEncoder(native_tower()).eval()
+    if request.param == "pools_eos":
+        return TextEncoder(native_tower(pool_type="eos", eos_id=END)).eval()
     if request.param == "hugging_face":
         return TextEncoder(hugging_face_tower(tmp_path)).eval()
     return TextEncoder(native_tower(pool_type="last")).eval()
