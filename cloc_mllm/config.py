@@ -363,7 +363,8 @@ class AblationArm:
 
     Args:
         name: of the row.
-        settings: what it changes of stage 1, by dotted key: `{"data.regions_per_image": 2}`.
+        settings: what it changes of stage 1, by dotted key: `{"data.regions_per_image": 2}`;
+            `{seed}` in a text is the cell's seed.
         against: the row it is compared with; "" for the one that all others are compared with.
         paper_row: the row of the paper's table 2 that does the same; "" if there is none.
         paper: that row's difference to the paper's own reference row, in points, by task.

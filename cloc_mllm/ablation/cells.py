@@ -77,7 +77,7 @@ def build_cells(config: AblationConfig, train: str) -> list[Cell]:
     for seed in config.seeds:
         for arm in config.arms:
             settings = {**config.settings, **arm.settings, "data.train": train, "run.seed": seed}
-            pairs = ((f"--{key}", _as_argument(value)) for key, value in settings.items())
+            pairs = ((f"--{key}", _as_argument(value, seed)) for key, value in settings.items())
             arguments = ("--config", config.base, *(part for pair in pairs for part in pair))
             slug = re.sub(r"[^a-z0-9]+", "_", arm.name.lower()).strip("_")
             directory = Path(config.output_dir) / "cells" / f"{slug}-seed{seed}"
@@ -85,8 +85,9 @@ def build_cells(config: AblationConfig, train: str) -> list[Cell]:
     return cells
 
 
-def _as_argument(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _as_argument(value: Any, seed: int) -> str:
+    """`{seed}` in a text stands for the cell's seed."""
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
 
 
 def prepare_training_data(directory: Path) -> None:

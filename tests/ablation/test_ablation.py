@@ -20,7 +20,7 @@ from tests.train.tiny_stage1 import tiny_config, write_tiny_inputs
 
 ARMS = [
     AblationArm("CLOC"),
-    AblationArm("M = 1", {"data.regions_per_image": 1}, against="CLOC"),
+    AblationArm("M = 1", {"data.regions_per_image": 1, "model.init": "s{seed}"}, against="CLOC"),
 ]
 
 
@@ -35,7 +35,8 @@ def test_cells_come_seed_by_seed_with_the_arms_settings() -> None:
     ]
     assert cells[3].directory.name == "m_1-seed7"
     assert " ".join(cells[3].arguments) == (
-        "--config b.yaml --run.steps 5 --data.regions_per_image 1 --data.train records --run.seed 7"
+        "--config b.yaml --run.steps 5 --data.regions_per_image 1 --model.init s7"
+        " --data.train records --run.seed 7"
     )
 
 
@@ -95,7 +96,10 @@ def test_a_table_is_made_and_goes_on_where_it_was(
         "test": str(tmp_path / "test"),
         "seeds": [0],
         "output_dir": str(tmp_path / "out"),
-        "arms": [dataclasses.asdict(arm) for arm in ARMS],
+        "arms": [
+            {"name": "CLOC"},
+            {"name": "M = 1", "against": "CLOC", "settings": {"data.regions_per_image": 1}},
+        ],
     }
     (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(ablation))
     arguments = ["--config", str(tmp_path / "ablation.yaml")]
