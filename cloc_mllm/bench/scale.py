@@ -14,7 +14,7 @@ from typing import Literal
 
 _BACKWARD = 2.0  # a backward pass has two products for each one of the forward pass
 _LOSS_PRODUCTS = 4  # logits, logits again for the gradient, two gradients (losses/contrastive.py)
-_FILTER_PRODUCTS = 2  # texts against texts, forward and backward
+_FILTER_PRODUCTS = 1  # texts against texts; their verdict is kept, one bit a pair
 _TILE_COPIES = 3  # logits, texts against texts, errors
 # bf16 bytes a token and unit of width that a block keeps for backward: the inputs of two norms, of
 # four products (one of 4 D) and of the GELU (4 D), and q, k, v. Attention keeps no square.
@@ -161,7 +161,8 @@ def memory(
     """With AdamW in float32, and `images` forward at a time on a GPU (its share of the batch, or
     `run.micro_batch_size`).
 
-    Gathered are the texts of all ranks and their gradients, and the tiles of the loss.
+    Gathered are the texts of all ranks and their gradients, the tiles of the loss and the bits of
+    its filter.
     """
     parameters = num_parameters(s)
     m, e, batch = recipe.regions_per_image, s.embed_dim, recipe.batch_size
@@ -176,7 +177,9 @@ def memory(
         gradients=4 * parameters / (gpus if stage >= 2 else 1),
         optimizer=8 * parameters / (gpus if stage >= 1 else 1),
         activations=images * kept,
-        gathered=2 * 4 * (m + 1) * batch * e + _TILE_COPIES * 4 * 256 * m * batch,
+        gathered=2 * 4 * (m + 1) * batch * e
+        + _TILE_COPIES * 4 * 256 * m * batch
+        + (m * batch) ** 2 / gpus / 8,
     )
 
 

@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=Recipe.batch_size)
     args = parser.parse_args()
     recipe, gpu = Recipe(batch_size=args.batch), Gpu(mfu=args.mfu)
+    print("GiB and seconds on a GPU; all*: with gradient checkpointing")
     for name, size in MODELS.items():
         shapes = Shapes.of(name, size)
         print(f"\n{name} at {size}, {num_parameters(shapes) / 1e6:.0f} M parameters; COMPUTED")
@@ -36,18 +37,19 @@ def main() -> None:
             print(f"  {part:<14} {flops / 1e9:8.2f} GFLOP forward  {flops / tower:7.1%}")
         loss = loss_flops(shapes, recipe)
         print(f"  {'loss':<14} {loss / 1e9:8.2f} GFLOP in all   {loss / 3 / tower:7.1%}")
-        print("  GPUs stage  weights grads  Adam  activ. (checkp.) gathered  GiB |"
+        print("  GPUs stage  weights grads  Adam  activ. (checkp.) gathered  all* |"
               "  towers  loss  comm.  s/step  GPU-days")  # fmt: skip
         for gpus in (8, 64, 256):
             for stage in (0, 1, 2, 3):
-                images = min(args.micro_batch, args.batch // gpus)
+                share = args.batch // gpus  # stage 3 knows no micro-batches
+                images = share if stage == 3 else min(args.micro_batch, share)
                 how = {"gpus": gpus, "stage": stage}
                 plain = memory(shapes, recipe, **how, images=images, checkpointing=False)
                 less = memory(shapes, recipe, **how, images=images, checkpointing=True)
                 time = step_time(shapes, recipe, gpu, **how, extra_forward=True)
                 parts = (plain.weights, plain.gradients, plain.optimizer, plain.activations)
                 columns = [f"{part / GIB:6.2f}" for part in (*parts, less.activations)]
-                columns += [f"{plain.gathered / GIB:8.2f}", f"{plain.total / GIB:6.1f} |"]
+                columns += [f"{plain.gathered / GIB:8.2f}", f"{less.total / GIB:6.1f} |"]
                 seconds = (time.towers, time.loss, time.communication, time.total)
                 columns += [f"{second:7.3f}" for second in seconds]
                 days = gpus * time.total * recipe.steps / 86400
