@@ -271,7 +271,7 @@ def _locate(
     if create and owner not in optimizer.state:
         optimizer.state[owner] = {moment: torch.zeros_like(owner) for moment in create}
         if create == _ADAMW_MOMENTS:
-            optimizer.state[owner]["step"] = torch.tensor(0.0)
+            optimizer.state[owner]["step"] = torch.tensor(0.0, device=owner.device)
     return optimizer.state.get(owner), own, part
 
 
