@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, run_cell
+from cloc_mllm.ablation.config import AblationConfig
 from cloc_mllm.ablation.figure import draw_figure
 from cloc_mllm.ablation.summary import summarize, write_summary
-from cloc_mllm.config import AblationConfig
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes

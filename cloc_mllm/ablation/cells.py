@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cloc_mllm.config import AblationConfig
+from cloc_mllm.ablation.config import AblationConfig
 from cloc_mllm.data.records import Record
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.queries import build_benchmark

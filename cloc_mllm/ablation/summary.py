@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from cloc_mllm.ablation.cells import METRICS, Cell, read_scores
-from cloc_mllm.config import AblationArm, AblationConfig
+from cloc_mllm.ablation.config import AblationArm, AblationConfig
 from cloc_mllm.evaluation.statistics import CONFIDENCE, QueryScores, bootstrap_interval
 from cloc_mllm.evaluation.table import metric_title
 

@@ -11,8 +11,8 @@ import yaml
 
 from cloc_mllm.ablation import main
 from cloc_mllm.ablation.cells import build_cells
+from cloc_mllm.ablation.config import AblationArm, AblationConfig
 from cloc_mllm.ablation.summary import Estimate, Row, estimate, verdict
-from cloc_mllm.config import AblationArm, AblationConfig
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.statistics import QueryScores
