@@ -77,6 +77,12 @@ class Temperature(NamedTuple):
     logit_scale: Tensor  # float[1]
     logit_bias: Tensor | None  # float[1]
 
+    @classmethod
+    def of(cls, logit_scale: Tensor, logit_bias: Tensor | None) -> Temperature:
+        """Of parameters, as copies (with gradient): ZeRO-3 empties a module's own parameters at the
+        end of its forward, and the loss comes after it."""
+        return cls(logit_scale.clone(), None if logit_bias is None else logit_bias.clone())
+
 
 class ClocOutputs(NamedTuple):
     """Everything the losses need.
@@ -261,7 +267,7 @@ class Cloc(nn.Module):
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:
-        temperature = Temperature(self.logit_scale, self.logit_bias)
+        temperature = Temperature.of(self.logit_scale, self.logit_bias)
         is_clip = self.vision.kind == "none"
         phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
         captions, phrases = self._encode_texts(batch.caption_input_ids, phrase_input_ids)
@@ -279,7 +285,7 @@ class Cloc(nn.Module):
             temperature,
             image_features[batch.caption_image_index],
             captions,
-            Temperature(self.region_logit_scale, self.region_logit_bias),
+            Temperature.of(self.region_logit_scale, self.region_logit_bias),
             z,
             region_text,
             located,

@@ -142,7 +142,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two_ranks")
-    for zero_stage in (0, 2):
+    for zero_stage in (0, 2, 3):
         train_moving(root / f"zero{zero_stage}", zero_stage, stop_at=2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
