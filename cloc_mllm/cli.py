@@ -43,7 +43,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "cloc_mllm.ablation", "main", "the paper's ablations: train and score arms over seeds"
     ),
     "export": Subcommand(
-        "cloc_mllm.models.export", "main", "write the weights for open_clip, Transformers or anything else"
+        "cloc_mllm.models.export", "main", "write the weights for open_clip, Transformers or others"
     ),
     "quickstart": Subcommand(
         "cloc_mllm.quickstart", "main", "all of it on built-in data, in minutes on a CPU"
