@@ -13,7 +13,7 @@ import random
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -167,6 +167,17 @@ def gathered(tensor: Tensor) -> AbstractContextManager[Any]:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([tensor])
+
+
+@contextmanager
+def linear_as_it_was() -> Iterator[None]:
+    """DeepSpeed's ZeRO-3 replaces `torch.nn.functional.linear` for the rest of the process, by one
+    that rounds otherwise and that TorchScript cannot compile; this puts torch's back."""
+    linear = nn.functional.linear
+    try:
+        yield
+    finally:
+        nn.functional.linear = linear
 
 
 def step_if_finite(engine: Any) -> float:

@@ -27,6 +27,7 @@ from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
 from cloc_mllm.train.engine import (
     StepFn,
     compile_towers,
+    linear_as_it_was,
     load_optimizer_state,
     seed_everything,
     start_engine,
@@ -92,6 +93,7 @@ class TrainResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@linear_as_it_was()
 def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     """Trains `job.model` in place and writes `config.output_dir`: `checkpoints/`, `log.jsonl`,
     `tensorboard/` and, unless a signal stopped it, `model/`.

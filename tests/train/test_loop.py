@@ -189,6 +189,13 @@ def test_a_run_may_resume_at_another_zero_stage(tmp_path: Path) -> None:
         torch.testing.assert_close(actual.optimizer, expected.optimizer, atol=1e-6, rtol=0)
 
 
+def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    """ZeRO-3 replaces `functional.linear`; what the process does next must not notice."""
+    linear = nn.functional.linear
+    train_toy(run_config(tmp_path, steps=1, zero_stage=3))
+    assert nn.functional.linear is linear
+
+
 @STAGES
 @pytest.mark.parametrize("poison", [nan_input, infinite_constant, infinite_gradient])
 def test_a_step_that_is_not_finite_changes_nothing(
