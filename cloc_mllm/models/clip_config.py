@@ -124,7 +124,9 @@ def _text_changes(
     Raises:
         ValueError: the tower would pool at a wrong token.
     """
-    changes: dict[str, Any] = {} if has_weights else {"vocab_size": tokenizer.vocab_size}
+    changes: dict[str, Any] = {}
+    if not (has_weights and "vocab_size" in text_cfg):
+        changes["vocab_size"] = tokenizer.vocab_size
     if reads_padding(text_cfg):
         return changes
     end, pool_type = end_token_id(tokenizer), text_cfg.get("pool_type")

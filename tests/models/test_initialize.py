@@ -184,6 +184,13 @@ def test_cloc_continues_a_plain_clip_of_ours(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
 
 
+def test_a_config_that_also_names_the_towers_takes_the_tokenizer_s_size(tmp_path: Path) -> None:
+    """As when `--model.init` is added to a config that trained the CLIP from scratch."""
+    clip = saved_model(tmp_path, kind="none")
+    cloc = build_cloc(dataclasses.replace(tiny_config(), init=str(tmp_path)))
+    assert torch.equal(cloc.text.text.token_embedding.weight, clip.text.text.token_embedding.weight)
+
+
 def test_the_same_prompter_is_continued_too(tmp_path: Path) -> None:
     before = saved_model(tmp_path / "cloc").state_dict()
     same = build_cloc(ModelConfig(init=str(tmp_path / "cloc"))).state_dict()
