@@ -10,11 +10,8 @@ from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, r
 from cloc_mllm.ablation.config import AblationConfig
 from cloc_mllm.ablation.figure import draw_figure
 from cloc_mllm.ablation.summary import summarize, write_summary
-from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.scenes import generate_scenes
-
-_NUM_TEST_SCENES = 500
+from cloc_mllm.evaluation.run import records_to_score
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +48,7 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
     if not config.train:
         prepare_training_data(Path(train))
     chosen = [cell for cell in cells if not config.only or cell.arm in config.only]
-    test = _test_records(config)
+    test = records_to_score(config.test)
     with ThreadPoolExecutor(config.jobs) as pool:
         jobs = [pool.submit(_run_and_tell, cell, test, config.jobs) for cell in chosen]
         for job in jobs:
@@ -71,9 +68,3 @@ def _run_and_tell(cell: Cell, test: Sequence[Record], jobs: int) -> None:
     result = run_cell(cell, test, share=1 / jobs)
     numbers = "  ".join(f"{task} {100 * value:.1f}" for task, value in result["means"].items())
     print(f"{cell.name}: {result['seconds']:.0f} s  {numbers}", flush=True)
-
-
-def _test_records(config: AblationConfig) -> Sequence[Record]:
-    if config.test:
-        return load_records(config.test)
-    return list(generate_scenes(_NUM_TEST_SCENES, split="test"))

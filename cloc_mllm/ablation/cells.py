@@ -1,7 +1,7 @@
 """One cell: an arm trained with one seed in a process of its own, then scored.
 
-`cells/ARM-seedN/` holds `model/`, `train.log`, `scores.npz` (every query's score) and, once the
-cell is done, `result.json`.
+`cells/ARM-seedN/` holds `arguments.json`, `model/`, `train.log`, `scores.npz` (every query's score)
+and, once the cell is done, `result.json`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ import numpy as np
 
 from cloc_mllm.ablation.config import AblationConfig
 from cloc_mllm.data.records import Record
-from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
-from cloc_mllm.evaluation.queries import build_benchmark
-from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
+from cloc_mllm.evaluation.generate_cloc import Settings
+from cloc_mllm.evaluation.quick import cloc_scores
 from cloc_mllm.evaluation.statistics import QueryScores
 from cloc_mllm.models.build import load_cloc
 
@@ -37,7 +36,6 @@ METRICS = {
     "region_classification": "macro_acc",
     "text_to_box": "acc_at_0_5",
 }
-_TASKS = ["region_classification", "region_text_retrieval", "image_text_retrieval", "text_to_box"]
 _TRAIN_SCENES = 10_000
 
 
@@ -56,8 +54,12 @@ class Cell:
 
     def is_done(self) -> bool:
         """Whether it was trained and scored with these very arguments."""
-        path = self.directory / "result.json"
-        return path.is_file() and json.loads(path.read_text())["arguments"] == list(self.arguments)
+        return (self.directory / "result.json").is_file() and self.is_same()
+
+    def is_same(self) -> bool:
+        """Whether what lies in the directory was made with these very arguments."""
+        path = self.directory / "arguments.json"
+        return path.is_file() and json.loads(path.read_text()) == list(self.arguments)
 
 
 def build_cells(config: AblationConfig, train: str) -> list[Cell]:
@@ -99,7 +101,7 @@ def prepare_training_data(directory: Path) -> None:
 
 def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[str, Any]:
     """Trains (from the cell's last checkpoint, if it has one) and scores; returns what
-    `result.json` holds: `arguments`, `seconds` of this call and the `means` by task."""
+    `result.json` holds: `seconds` of this call and the `means` by task."""
     started = time.monotonic()
     _clear_if_other(cell)
     output = ("--run.output_dir", str(cell.directory))
@@ -109,7 +111,6 @@ def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[
     _save_scores(scores, cell.directory / "scores.npz")
     shutil.rmtree(cell.directory / "checkpoints")
     result = {
-        "arguments": list(cell.arguments),
         "seconds": round(time.monotonic() - started, 1),
         "means": {task: values.mean() for task, values in scores.items()},
     }
@@ -136,24 +137,17 @@ def read_scores(cell: Cell) -> dict[str, QueryScores]:
 def _clear_if_other(cell: Cell) -> None:
     """Removes what other settings left in the cell's directory."""
     path = cell.directory / "arguments.json"
-    arguments = list(cell.arguments)
-    if path.is_file() and json.loads(path.read_text()) != arguments:
+    if path.is_file() and not cell.is_same():
         print(f"{cell.name}: its settings changed, it is trained anew", flush=True)
         shutil.rmtree(cell.directory)
     cell.directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(arguments))
+    path.write_text(json.dumps(cell.arguments))
 
 
 def _score(model_directory: Path, test: Sequence[Record]) -> dict[str, QueryScores]:
     model, tokenizer, _ = load_cloc(model_directory)
-    bench = build_benchmark(test, _TASKS)
-    predictions = predict_cloc(model, tokenizer, test, bench, Settings())
-    pairs = pairs_by_task(predictions, bench.references)
-    return {
-        task: SCORERS[task].score(pairs[task])[metric]
-        for task, metric in METRICS.items()
-        if task in pairs
-    }
+    scores = cloc_scores(model, tokenizer, test, Settings())
+    return {task: scores[task][metric] for task, metric in METRICS.items() if task in scores}
 
 
 def _save_scores(scores: dict[str, QueryScores], path: Path) -> None:

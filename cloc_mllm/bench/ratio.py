@@ -50,14 +50,6 @@ class Ratio:
     wall: Samples
     cpu: Samples
 
-    @property
-    def median(self) -> float:
-        return self.wall.median
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        return self.wall.spread
-
 
 def interleaved_ratio(
     ours: Callable[[], object], theirs: Callable[[], object], *, pairs: int = 7, warmups: int = 2

@@ -10,6 +10,7 @@ from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.queries import build_benchmark
 from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
+from cloc_mllm.evaluation.statistics import QueryScores
 from cloc_mllm.models.cloc import Cloc
 
 _QUICK_METRICS = {
@@ -19,6 +20,28 @@ _QUICK_METRICS = {
     "image_to_text": ("r_at_1",),
     "text_to_box": ("acc_at_0_5", "mean_iou"),
 }
+
+
+# the tasks that CLOC answers without a language model
+CLOC_TASKS = [
+    "region_classification",
+    "region_text_retrieval",
+    "image_text_retrieval",
+    "text_to_box",
+]
+
+
+def cloc_scores(
+    model: Cloc, tokenizer: TextTokenizer, records: Sequence[Record], settings: Settings
+) -> dict[str, dict[str, QueryScores]]:
+    """Every query's score on what CLOC answers alone: row task -> metric -> scores.
+
+    Tasks for which the records hold nothing are left out.
+    """
+    bench = build_benchmark(records, CLOC_TASKS)
+    predictions = predict_cloc(model, tokenizer, records, bench, settings)
+    pairs = pairs_by_task(predictions, bench.references)
+    return {task: SCORERS[task].score(task_pairs) for task, task_pairs in pairs.items()}
 
 
 def quick_region_metrics(
@@ -34,19 +57,11 @@ def quick_region_metrics(
     The model is left in the mode (train or eval, module by module) it came in. Tasks for which
     the records hold nothing are left out.
     """
-    tasks = [
-        "region_classification",
-        "region_text_retrieval",
-        "image_text_retrieval",
-        "text_to_box",
-    ]
-    bench = build_benchmark(records, tasks)
     settings = Settings(batch_size=batch_size, precision=precision)
-    predictions = predict_cloc(model, tokenizer, records, bench, settings)
-    pairs = pairs_by_task(predictions, bench.references)
+    scores = cloc_scores(model, tokenizer, records, settings)
     return {
-        f"{task}/{metric}": SCORERS[task].score(pairs[task])[metric].mean()
+        f"{task}/{metric}": scores[task][metric].mean()
         for task, metrics in _QUICK_METRICS.items()
-        if task in pairs
+        if task in scores
         for metric in metrics
     }

@@ -73,7 +73,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     tasks = [task for task in config.tasks if config.mllm != "none" or task not in MLLM_TASKS]
     row_tasks(tasks)  # a wrong name fails before any model is loaded
     device = choose_device(config.device)
-    records = _records(config)
+    records = records_to_score(config.data, config.limit)
     bench = build_benchmark(records, tasks)
     answered = {query.task for query in bench.queries}
     skipped = [task for task in row_tasks(tasks) if task not in answered]
@@ -99,11 +99,12 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
 
 
-def _records(config: EvalConfig) -> Sequence[Record]:
-    if not config.data:
-        return list(generate_scenes(config.limit or NUM_BUILT_IN_SCENES, split="test"))
-    records = load_records(config.data)
-    return records[: config.limit] if config.limit else records
+def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
+    """The records of `data`, or built-in test scenes for ""; at most `limit` if that is not 0."""
+    if not data:
+        return list(generate_scenes(limit or NUM_BUILT_IN_SCENES, split="test"))
+    records = load_records(data)
+    return records[:limit] if limit else records
 
 
 def _predict(
