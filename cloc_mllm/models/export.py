@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
@@ -23,12 +24,14 @@ NAMES = {
     "visual.": "image tower, by open_clip's names",
     "text.": "text tower, by open_clip's names (CustomTextCLIP)",
     "logit_scale": "log temperature of image against text",
+    "logit_bias": "bias of image against text (sigmoid loss)",
     "region.prompter.": "Prompter: image tokens and a box or text prompt to a region embedding",
     "region.roi_align.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.box_head.": "BoxHead: region embedding of a text prompt to cxcywh before the sigmoid",
     "region.logit_scale": "log temperature of region against text",
+    "region.logit_bias": "bias of region against text (sigmoid loss)",
 }
-_REGION_PARTS = {"vision.": "region.", "region_logit_scale": "region.logit_scale"}
+_REGION_PARTS = {"vision.": "region.", "region_logit_": "region.logit_"}
 
 PREPROCESS = {
     "mean": PIXEL_MEAN,
@@ -77,7 +80,7 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
         FileExistsError: `out` exists.
     """
     cloc, tokenizer, config = load_cloc(directory)
-    clip_config = {**config.clip_config, "custom_text": True}
+    clip_config = {**_clip_config(cloc, config), "custom_text": True}
     text = clip_config["text_cfg"] = dict(clip_config["text_cfg"])
     out.mkdir(parents=True)
     if tokenizer.save(out) == "tokenizer":  # open_clip looks beside its configuration
@@ -137,7 +140,7 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
         "names": {
             name: what for name, what in NAMES.items() if any(key.startswith(name) for key in state)
         },
-        "clip_config": config.clip_config,
+        "clip_config": _clip_config(cloc, config),
         "prompter": dataclasses.asdict(config.prompter),
         "preprocess": PREPROCESS | {"size": config.image_size},
         "box_frame": "xyxy, 0..1, of the padded square",
@@ -154,10 +157,17 @@ EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {
 }
 
 
+def _clip_config(cloc: Cloc, config: ModelConfig) -> dict[str, Any]:
+    """open_clip's, which builds a bias only if it is told where one starts."""
+    bias = cloc.logit_bias
+    return config.clip_config | ({} if bias is None else {"init_logit_bias": bias.item()})
+
+
 def _open_clip_state(cloc: Cloc) -> dict[str, Tensor]:
     state = {f"visual.{k}": v for k, v in cloc.vision.encoder.visual.state_dict().items()}
     state |= {f"text.{k}": v for k, v in cloc.text.text.state_dict().items()}
-    return state | {"logit_scale": cloc.logit_scale.detach().reshape(())}
+    temperature = {"logit_scale": cloc.logit_scale, "logit_bias": cloc.logit_bias}
+    return state | {k: v.detach().reshape(()) for k, v in temperature.items() if v is not None}
 
 
 def _hf_config(cloc: Cloc, clip_config: dict[str, Any]) -> Any:

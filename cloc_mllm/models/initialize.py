@@ -20,8 +20,8 @@ from cloc_mllm.models.clip_config import read_cloc_config
 WEIGHTS_FILE = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TOWERS = {"vision.encoder.visual.": "visual.", "text.text.": "text."}  # ours to open_clip's
-# In checkpoints, but no weights of a tower: OpenAI's sizes, SigLIP's bias, a buffer of old BERTs.
-_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "logit_bias", "position_ids")
+# In checkpoints, but no weights: OpenAI's sizes, a buffer of old BERTs.
+_NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "position_ids")
 
 
 def find_init(config: ModelConfig) -> Path | None:
@@ -85,19 +85,25 @@ def load_init(clip: Any, source: Path) -> None:
         state = {k: v for k, v in state.items() if not k.startswith("region.")}  # of our export
     resize_pos_embed(state, clip)
     _fit_context(state, clip.text)
-    if "logit_scale" in state:
-        state["logit_scale"] = state["logit_scale"].reshape(clip.logit_scale.shape)
+    if "logit_bias" in state:  # of the sigmoid loss; open_clip's model is built without one
+        clip.logit_bias = nn.Parameter(torch.zeros(()))
+    for name in state.keys() & {"logit_scale", "logit_bias"}:
+        state[name] = state[name].reshape(())
     _load_whole(clip, state, str(source))
 
 
 def load_region_parts(cloc: nn.Module, config: ModelConfig) -> None:
     """Loads what CLOC adds to CLIP, if `init` is a model directory with the same `prompter`."""
     directory = Path(config.init or "missing")
-    if not directory.is_dir() or read_cloc_config(directory).prompter != config.prompter:
+    start = read_cloc_config(directory) if directory.is_dir() else None
+    if start is None or start.prompter != config.prompter:
         return
+    left_out = (*_TOWERS, "logit_")
+    if start.contrastive_loss != config.contrastive_loss:  # its temperature says nothing here
+        left_out = (*left_out, "region_logit_")
     state = load_file(directory / WEIGHTS_FILE)
-    towers = (*_TOWERS, "logit_scale")
-    cloc.load_state_dict({k: v for k, v in state.items() if not k.startswith(towers)}, strict=False)
+    parts = {k: v for k, v in state.items() if not k.startswith(left_out)}
+    cloc.load_state_dict(parts, strict=False)
 
 
 def load_tower(tower: nn.Module, path: str) -> None:
@@ -155,7 +161,7 @@ def _towers_of(directory: Path) -> dict[str, Tensor]:
         prefix = next((ours for ours in _TOWERS if name.startswith(ours)), None)
         if prefix is not None:
             state[_TOWERS[prefix] + name.removeprefix(prefix)] = tensor
-        elif name == "logit_scale":
+        elif name in ("logit_scale", "logit_bias"):
             state[name] = tensor
     return state
 

@@ -12,7 +12,13 @@ from cloc_mllm.config import OptimConfig
 from cloc_mllm.train.layer_decay import lr_scales
 from cloc_mllm.train.muon import Muon
 
-NEW_PARTS = ("vision.prompter", "vision.roi_align", "vision.box_head", "region_logit_scale")
+NEW_PARTS = (
+    "vision.prompter",
+    "vision.roi_align",
+    "vision.box_head",
+    "region_logit_scale",
+    "region_logit_bias",
+)
 _EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables, one row a token or a place
 
 

@@ -125,3 +125,24 @@ def test_a_tower_that_transformers_cannot_hold_is_refused(
     assert main(["export", *arguments]) == 2
     assert "Export it with --to open_clip" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("target", ["open_clip", "safetensors"])
+def test_the_bias_of_the_sigmoid_loss_is_exported(tmp_path: Path, target: str) -> None:
+    cloc = tiny_cloc(0, "sigmoid")
+    with torch.no_grad():
+        cloc.logit_bias.fill_(-6.0)
+    save_cloc(cloc, tmp_path / "cloc", tiny_config("sigmoid"), load_text_tokenizer("builtin", 24))
+    out = export(tmp_path / "cloc", target)
+    if target == "open_clip":
+        theirs, _ = open_clip.create_model_from_pretrained(f"local-dir:{out}")
+        assert theirs.logit_bias.item() == -6.0
+        return
+    contents = json.loads((out / "cloc.json").read_text())
+    weights = load_file(out / "cloc.safetensors")
+    assert weights["logit_bias"].item() == -6.0
+    assert weights["region.logit_bias"].item() == -10.0
+    assert len(weights) == len(cloc.state_dict())
+    assert all(name.startswith(tuple(contents["names"])) for name in weights)
+    towers = {k: v for k, v in weights.items() if not k.startswith("region.")}
+    CustomTextCLIP(**contents["clip_config"]).load_state_dict(towers)

@@ -228,3 +228,33 @@ def test_what_cannot_be_a_start_is_refused_with_what_was_expected(tmp_path: Path
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "archive.pt")
     with pytest.raises(ValueError, match=r"archive.pt holds no plain state dict"):
         build(tmp_path / "archive.pt")
+
+
+def test_a_siglip_brings_its_temperature_and_bias(tmp_path: Path) -> None:
+    config = clip_config()
+    theirs = random_clip(CustomTextCLIP, config | {"init_logit_bias": -7.0})
+    path = write(theirs.state_dict(), tmp_path / "siglip", "state dict")
+    start = ModelConfig(clip_config=config, tokenizer="open_clip:ViT-B-32", init=str(path))
+    cloc = build_cloc(dataclasses.replace(start, contrastive_loss="sigmoid"))
+    assert cloc.logit_bias is not None and cloc.logit_bias.item() == -7.0
+    assert cloc.logit_scale.item() == theirs.logit_scale.item()
+    assert build_cloc(start).logit_bias is None  # the softmax loss has none
+
+
+def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(tmp_path: Path) -> None:
+    clip = tiny_cloc(5, "sigmoid", kind="none")
+    with torch.no_grad():
+        clip.logit_bias.fill_(-6.0)
+    config = tiny_config("sigmoid", kind="none")
+    save_cloc(clip, tmp_path, config, load_text_tokenizer("builtin", 24))
+    start = ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid")
+    cloc = build_cloc(start)
+    assert (cloc.logit_bias.item(), cloc.region_logit_bias.item()) == (-6.0, -10.0)
+
+
+def test_the_same_prompter_under_another_loss_starts_its_temperature_anew(tmp_path: Path) -> None:
+    saved = saved_model(tmp_path)
+    cloc = build_cloc(ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid"))
+    fresh = tiny_cloc(0, "sigmoid")
+    assert cloc.region_logit_scale.item() == fresh.region_logit_scale.item()
+    assert torch.equal(cloc.vision.prompter.key.weight, saved.vision.prompter.key.weight)

@@ -90,6 +90,11 @@ def test_decay_multiplies_what_layer_lr_says_and_new_parts_have_their_own() -> N
     assert not any(name.startswith("text.") for name in rates)
 
 
+def test_the_bias_of_regions_is_new_like_their_temperature() -> None:
+    rates = peak_lrs(tiny_cloc(0, "sigmoid"), OptimConfig(lr=1.0, new_lr=4.0))
+    assert_rates(rates, {"region_logit_scale": 4.0, "region_logit_bias": 4.0, "logit_bias": 1.0})
+
+
 def test_a_locked_tower_keeps_no_graph() -> None:
     """So its backward costs nothing and its activations are freed as it goes."""
     cloc = tiny_cloc().train()
