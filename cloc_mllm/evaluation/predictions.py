@@ -69,6 +69,10 @@ class ReferenceRow:
         labels: any of them counts.
         kind: what the query asks for, for the breakdown: `unique`, `size`, `relation`, ...
         num_candidates: size of the list that labels are ranked from (0: free text or box).
+        choices: the answers that were offered, for questions that offer some.
+        width: of the original image in pixels, for answers written in pixels; 0 is unknown.
+        height: likewise.
+        num_distractors: other things of the same kind in the image; None is unknown.
     """
 
     id: str
@@ -78,6 +82,10 @@ class ReferenceRow:
     labels: list[str] = field(default_factory=list)
     kind: str = ""
     num_candidates: int = 0
+    choices: list[str] = field(default_factory=list)
+    width: int = 0
+    height: int = 0
+    num_distractors: int | None = None
 
     def __post_init__(self) -> None:
         if not self.boxes and not self.labels:
