@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -17,7 +15,6 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,6 +24,7 @@ from cloc_mllm.data.collate import ClocBatch
 from cloc_mllm.losses import cloc_loss as loss_module
 from cloc_mllm.losses.contrastive import contrastive_loss
 from cloc_mllm.models.cloc import Cloc
+from tests.distributed.ranks import run_ranks
 from tests.models.batches import random_batch
 from tests.models.tiny import tiny_cloc
 
@@ -108,10 +106,9 @@ def cases() -> Iterator[tuple[str, str, tuple[int, int]]]:
     return itertools.product(LAYOUTS, KINDS, VARIANTS)  # type: ignore[return-value]
 
 
-def go_through_cases(rank: int, world_size: int, port: int, directory: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+def go_through_cases(directory: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     models = {kind: tiny_cloc(contrastive_loss=kind).double() for kind in KINDS}
     averaged = {}
     for case in cases():
@@ -125,7 +122,7 @@ def go_through_cases(rank: int, world_size: int, port: int, directory: str) -> N
             name: distributed.all_reduce_sum(value) / world_size for name, value in result.items()
         }
     if rank == 0:
-        torch.save(averaged, Path(directory) / "averaged.pt")
+        torch.save(averaged, directory / "averaged.pt")
     dist.destroy_process_group()
 
 
@@ -134,10 +131,7 @@ def over_ranks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Tensor]]:
     directory = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(go_through_cases, (request.param, port, str(directory)), nprocs=request.param)
+    run_ranks(go_through_cases, directory, num_ranks=request.param)
     return torch.load(directory / "averaged.pt", weights_only=True)
 
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,6 +23,7 @@ from cloc_mllm.train import engine, stage1
 from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
 from cloc_mllm.train.logging import read_log
+from tests.distributed.ranks import run_ranks
 from tests.train.tiny_stage1 import tiny_config, without_regions, write_tiny_inputs
 from tests.train.toy import (
     Batch,
@@ -116,10 +114,7 @@ def train_moving(root: Path, zero_stage: int, stop_at: int = 0) -> None:
     train_toy(config, model=ToyModel(dropout=0.0), step_fn=step)
 
 
-def _scenarios(rank: int, port: int, inputs: Path, root: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def _scenarios(inputs: Path, root: Path) -> None:
     engine.deepspeed_config = cut_everything
     train_cloc(inputs, root / "zero1" / "cloc", 1)
     for zero_stage in (0, 2, 3):
@@ -127,7 +122,7 @@ def _scenarios(rank: int, port: int, inputs: Path, root: Path) -> None:
         train_cloc(inputs, here / "cloc", zero_stage)
         train_cloc_with_an_idle_rank(inputs, here / "idle", zero_stage)
         seen = stop_and_resume(here, zero_stage)
-        (here / f"rank{rank}.json").write_text(json.dumps(seen))
+        (here / f"rank{rank()}.json").write_text(json.dumps(seen))
         skip_last_step(here, zero_stage)
         train_moving(here, zero_stage, stop_at=3)
 
@@ -144,10 +139,7 @@ def two_ranks(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("two_ranks")
     for zero_stage in (0, 2, 3):
         train_moving(root / f"zero{zero_stage}", zero_stage, stop_at=2)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    mp.spawn(_scenarios, (port, inputs, root), nprocs=2)
+    run_ranks(_scenarios, inputs, root, num_ranks=2)
     return root
 
 
