@@ -11,7 +11,6 @@ import math
 import os
 import random
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -93,7 +92,7 @@ def start_processes() -> torch.device:
         return device
     alone: dict[str, Any] = {}
     if "RANK" not in os.environ:  # plain `python`; DeepSpeed would look for MPI
-        address = f"tcp://127.0.0.1:{_free_port()}"
+        address = "tcp://127.0.0.1:0"  # any free port: nobody else has to find it
         alone = {"init_method": address, "rank": 0, "world_size": 1, "auto_mpi_discovery": False}
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo",
@@ -313,9 +312,3 @@ def _share_cores() -> None:
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if num_local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
