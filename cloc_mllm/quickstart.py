@@ -165,14 +165,14 @@ def _evaluation_arguments(out: Path) -> list[str]:
 
 
 def _run(out: Path, command: Command, share: float = 1.0) -> None:
-    """Run a command on its share of the cores. Output goes to `out/logs`; the last line is shown
-    now and then.
+    """Run a command on its share of the cores (on OMP_NUM_THREADS of them, where that is set).
+    Output goes to `out/logs`; the last line is shown now and then.
 
     Raises:
         ValueError: the command failed; names its log.
     """
     threads = str(max(1, int((os.cpu_count() or 1) * share)))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", **os.environ}
     log = out / "logs" / command.log_name
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
