@@ -1,0 +1,158 @@
+"""Decoding that can only write a box: which token may come next.
+
+Integers are held to their grammar character by character, whatever the tokenizer makes of them;
+location tokens come four to a box. In both the right and lower ends lie beyond the left and upper
+ones, so what comes out always parses to a box with an area.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from cloc_mllm.mllm.coordinates import BoxFormat
+
+_SEPARATORS = (", ", ", ", ", ", "]")
+_LONGEST_INTEGERS = len(" [998, 998, 999, 999]")
+
+
+class BoxGrammar:
+    """What an answer of exactly one box may go on with.
+
+    Args:
+        tokenizer: the language model's, with the location tokens if the format has them.
+
+    Raises:
+        ValueError: the tokenizer cannot write a box.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat) -> None:
+        self.last_bin = box_format.num_bins - 1
+        self.end: int = tokenizer.eos_token_id
+        self.location_start: int | None = None
+        self.pieces: dict[int, str] = {}
+        if box_format.tokens():
+            vocabulary = tokenizer.get_vocab()
+            missing = [token for token in box_format.tokens() if token not in vocabulary]
+            if missing:
+                raise ValueError(
+                    f"the tokenizer has no {missing[0]} ({len(missing)} location tokens are "
+                    "missing); add them with mllm.processing.add_special_tokens"
+                )
+            self.location_start = vocabulary[box_format.tokens()[0]]
+        else:
+            self.pieces = _number_pieces(tokenizer)
+            missing = sorted(set("[0123456789, ]") - set(self.pieces.values()))
+            if missing:
+                raise ValueError(
+                    f"the tokenizer has no token of its own for {missing}, so not every box can "
+                    "be spelled; use location tokens"
+                )
+
+    @property
+    def max_tokens(self) -> int:
+        """Of an answer with its end of sequence."""
+        return (4 if self.location_start is not None else _LONGEST_INTEGERS) + 1
+
+    def allowed(self, answer: Sequence[int]) -> list[int]:
+        """Ids that may follow the ids of an answer begun under this grammar; after the box only
+        the end of sequence, and the same again after that."""
+        if self.location_start is None:
+            return list(self._after_text("".join(self.pieces.get(token, "") for token in answer)))
+        bins = [token - self.location_start for token in answer[:4]]
+        if len(bins) == 4:
+            return [self.end]
+        low, high = self._range(bins)
+        return list(range(self.location_start + low, self.location_start + high + 1))
+
+    def _range(self, numbers: Sequence[int]) -> tuple[int, int]:
+        """Smallest and largest value of the next number."""
+        if len(numbers) < 2:
+            return 0, self.last_bin - 1
+        return numbers[len(numbers) - 2] + 1, self.last_bin
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  one grammar lives as long as its model
+    def _after_text(self, text: str) -> tuple[int, ...]:
+        if text.endswith("]"):
+            return (self.end,)
+        pieces = self.pieces.items()
+        return tuple(token for token, piece in pieces if self._can_become_box(text + piece))
+
+    def _can_become_box(self, text: str) -> bool:
+        text = text.removeprefix(" ")  # which many tokenizers put before the first word
+        if not text.startswith("["):
+            return not text
+        numbers: list[int] = []
+        rest = text[1:]
+        for separator in _SEPARATORS:
+            digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
+            rest = rest[len(digits) :]
+            low, high = self._range(numbers)
+            if not rest:
+                return not digits or _can_grow_into(digits, low, high)
+            if not (_is_number(digits) and low <= int(digits) <= high):
+                return False
+            if not rest.startswith(separator):
+                return separator.startswith(rest)
+            numbers.append(int(digits))
+            rest = rest[len(separator) :]
+        return not rest
+
+
+class BoxLogitsProcessor(LogitsProcessor):
+    """Keeps `generate` to one box an answer: `generate(logits_processor=[...])`.
+
+    Args:
+        prompt_length: tokens of the (padded) prompt, in front of the answers.
+    """
+
+    def __init__(self, grammar: BoxGrammar, prompt_length: int) -> None:
+        self.grammar = grammar
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """int64[B, T], float[B, V] -> float[B, V], minus infinity where a token may not come."""
+        return mask_logits(self.grammar, input_ids[:, self.prompt_length :].tolist(), scores)
+
+
+def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
+    """float[B, V] logits of the next token of each answer -> minus infinity where it may not be."""
+    masked = torch.full_like(logits, -torch.inf)
+    for row, answer in enumerate(answers):
+        allowed = torch.tensor(grammar.allowed(answer), device=logits.device)
+        masked[row, allowed] = logits[row, allowed]
+    return masked
+
+
+def _number_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Ids of tokens made of digits, brackets, commas and spaces, with what each adds to a text."""
+    opening = tokenizer("[", add_special_tokens=False)["input_ids"]
+    before = len(tokenizer.decode(opening))
+    special = set(tokenizer.all_special_ids)
+    pieces = {
+        token: str(tokenizer.decode([*opening, token]))[before:]  # alone, some lose a leading space
+        for token in range(len(tokenizer))
+        if token not in special
+    }
+    return {token: piece for token, piece in pieces.items() if re.fullmatch(r"[\[\]0-9, ]+", piece)}
+
+
+def _is_number(digits: str) -> bool:
+    return bool(digits) and (digits == "0" or digits[0] != "0")
+
+
+def _can_grow_into(digits: str, low: int, high: int) -> bool:
+    """Whether digits are the beginning of a number low..high written without leading zeros."""
+    if not _is_number(digits):
+        return False
+    if digits == "0":
+        return low == 0
+    ranges = (
+        (int(digits) * 10**more, 10**more) for more in range(len(str(high)) - len(digits) + 1)
+    )
+    return any(start <= high and start + size > low for start, size in ranges)

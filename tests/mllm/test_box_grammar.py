@@ -1,0 +1,104 @@
+"""Constrained decoding: whatever the model wants, what comes out is one box."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cloc_mllm.data.tokenizer import train_byte_level_bpe
+from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor, mask_logits
+from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.processing import add_special_tokens
+
+LOCATIONS = BoxFormat("location_tokens", 20)
+INTEGERS = BoxFormat("integers")
+
+
+def tokenizer_for(box_format: BoxFormat) -> PreTrainedTokenizerBase:
+    """Merges digits, commas and brackets: pieces like ", 12" and "]" that cut numbers anywhere."""
+    rng = random.Random(0)
+    numbers = [[rng.randrange(1000) for _ in range(4)] for _ in range(500)]
+    tokenizer = train_byte_level_bpe([str(row) for row in numbers], vocab_size=500)
+    add_special_tokens(tokenizer, box_format)
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=[LOCATIONS, INTEGERS], ids=lambda f: f.kind)
+def case(request: pytest.FixtureRequest) -> tuple[BoxFormat, PreTrainedTokenizerBase, BoxGrammar]:
+    tokenizer = tokenizer_for(request.param)
+    return request.param, tokenizer, BoxGrammar(tokenizer, request.param)
+
+
+def test_random_answers_are_boxes(
+    case: tuple[BoxFormat, PreTrainedTokenizerBase, BoxGrammar],
+) -> None:
+    box_format, tokenizer, grammar = case
+    rng = random.Random(0)
+    for _ in range(2_000 if box_format is LOCATIONS else 300):
+        answer: list[int] = []
+        while not answer or answer[-1] != grammar.end:
+            answer.append(rng.choice(grammar.allowed(answer)))
+            assert len(answer) <= grammar.max_tokens
+        parsed = box_format.parse(tokenizer.decode(answer[:-1]))
+        assert parsed.failure is None and len(parsed.boxes) == 1, tokenizer.decode(answer)
+        assert grammar.allowed(answer) == [grammar.end]
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.5, 0.1, 0.6, 0.2), (0.0, 0.9, 0.1, 1.0)])
+def test_every_box_may_be_written_as_the_tokenizer_writes_it(
+    case: tuple[BoxFormat, PreTrainedTokenizerBase, BoxGrammar], box: tuple[float, ...]
+) -> None:
+    box_format, tokenizer, grammar = case
+    ids = tokenizer(box_format.encode(box), add_special_tokens=False)["input_ids"]
+    for length, token in enumerate([*ids, grammar.end]):
+        assert token in grammar.allowed(ids[:length])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[", True),
+        (" ", True),
+        ("  ", False),
+        ("[0", True),
+        ("[00", False),
+        ("[998, ", True),
+        ("[999", False),
+        ("[99, 5, 9", True),  # 900 and more
+        ("[99, 5, 99,", False),
+        ("[99, 5, 100, 5]", False),
+        ("[99, 5, 100, 6]", True),
+        ("[99, 5, 100, 6] ", False),
+        ("[998, 0, 98", False),
+        ("[1,2", False),
+        ("12", False),
+        ("[, ", False),
+    ],
+)
+def test_text_that_can_become_a_box(text: str, expected: bool) -> None:
+    grammar = BoxGrammar(tokenizer_for(INTEGERS), INTEGERS)
+    assert grammar._can_become_box(text) == expected
+
+
+def test_masked_logits_keep_what_may_come() -> None:
+    grammar = BoxGrammar(tokenizer_for(LOCATIONS), LOCATIONS)
+    start = grammar.location_start
+    assert start is not None
+    logits = torch.randn(2, start + 30)
+    prompt = torch.full((2, 3), 7)
+    answers = torch.tensor([[start + 18, start + 5], [start + 17, start + 6]])
+    actual = BoxLogitsProcessor(grammar, 3)(torch.cat([prompt, answers], 1), logits)
+    kept = actual.isfinite()
+    assert kept[0].nonzero().flatten().tolist() == [start + 19]
+    assert kept[1].nonzero().flatten().tolist() == [start + 18, start + 19]
+    assert torch.equal(actual[kept], logits[kept])
+    assert torch.equal(actual, mask_logits(grammar, answers.tolist(), logits))
+
+
+def test_a_tokenizer_that_cannot_write_a_box_is_refused() -> None:
+    tokenizer = train_byte_level_bpe(["a text"], vocab_size=300)
+    with pytest.raises(ValueError, match="no <loc_0> \\(20 location tokens are missing\\)"):
+        BoxGrammar(tokenizer, LOCATIONS)
