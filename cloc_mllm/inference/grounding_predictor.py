@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature, TextIteratorStreamer
 
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.images import decode_image
 from cloc_mllm.geometry import Boxes, clean_box
+from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.models.build import check_fingerprint
@@ -57,7 +61,8 @@ class GroundedAnswer:
 class GroundingPredictor:
     """Holds an MLLM and its processor. Answers are greedy, so the same question has one answer.
 
-    Questions of one call that share a picture (the same object) encode it once.
+    Questions of one call that share a picture (the same object) encode it once, and the language
+    model reads it once (`shared_prefix`).
     """
 
     def __init__(
@@ -146,26 +151,46 @@ class GroundingPredictor:
             answers += self._answer_batch(requests[start : start + _BATCH_SIZE], max_new_tokens)
         return answers
 
-    @torch.inference_mode()
+    def stream(self, image: Picture, question: str) -> Iterator[str]:
+        """The text of `ask` in pieces as it is written; joined and stripped, they are `raw_text`.
+
+        Raises what `ask` raises, once the first piece is asked for.
+        """
+        inputs = self._inputs([ChatRequest(load_picture(image), question)])
+        streamer = TextIteratorStreamer(
+            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+        )
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(self._generate, inputs, _TEXT_TOKENS, streamer=streamer)
+            # also ends the loop below if `generate` raised and so never ended the stream
+            writing.add_done_callback(lambda _: streamer.end())
+            yield from (piece for piece in streamer if piece)
+            writing.result()
+
     def _answer_batch(
         self, requests: Sequence[ChatRequest], max_new_tokens: int
     ) -> list[GroundedAnswer]:
-        inputs = self.processor(
-            [request.image for request in requests],
-            [self._prompt(request.question) for request in requests],
-            [request.region for request in requests],
-        ).to(self.model.device)
-        output = self.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            output_logits=True,
-            return_dict_in_generate=True,
+        inputs = self._inputs(requests)
+        output = self._generate(
+            inputs, max_new_tokens, output_logits=True, return_dict_in_generate=True
         )
         log_probs = self.model.compute_transition_scores(
             output.sequences, output.logits, normalize_logits=True
         )
         new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
         return [self._answer(*row) for row in zip(new_tokens, log_probs, strict=True)]
+
+    def _inputs(self, requests: Sequence[ChatRequest]) -> BatchFeature:
+        return self.processor(
+            [request.image for request in requests],
+            [self._prompt(request.question) for request in requests],
+            [request.region for request in requests],
+        ).to(self.model.device)
+
+    @torch.inference_mode()
+    def _generate(self, inputs: BatchFeature, max_new_tokens: int, **options: Any) -> Any:
+        prepared = prefill_shared(self.model, inputs)
+        return self.model.generate(**prepared, max_new_tokens=max_new_tokens, **options)
 
     def _prompt(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]

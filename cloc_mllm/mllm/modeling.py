@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cloc_mllm.mllm.configuration import ClocMllmConfig
@@ -101,6 +101,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_index: Tensor | None = None,
         region_boxes: Tensor | None = None,
         region_image_index: Tensor | None = None,
+        region_features: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
@@ -112,6 +113,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values, image_frame, image_index, region_boxes, region_image_index: see
                 `VisionInputs`; `image_index` defaults to one image a row, `image_frame` to images
                 without padding. None together for text alone.
+            region_features: float[R, H] of `prefill`, when the images are in the cache already;
+                only `region_image_index` goes with it.
             labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt.
             num_items_in_batch: what the summed loss is divided by; by default the number of
                 labelled positions (at least 1) of this call.
@@ -130,6 +133,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 input_ids, pixel_values, image_frame, image_index, region_boxes, region_image_index
             )
             inputs_embeds = self._insert_vision(input_ids, inputs_embeds, inputs)
+        elif region_features is not None:
+            assert input_ids is not None and region_image_index is not None
+            inputs_embeds = self._insert_regions(
+                input_ids, inputs_embeds, region_features, region_image_index
+            )
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -160,18 +168,50 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
         return image_features, self.region_projector([z], [boxes])
 
+    @torch.no_grad()
+    def prefill(self, prefix_ids: Tensor, inputs: VisionInputs) -> tuple[DynamicCache, Tensor]:
+        """Read each image and the tokens that all rows start with once; questions come after.
+
+        Args:
+            prefix_ids: int64[P], with the N image tokens and without a `<region>`.
+
+        Returns:
+            the cache of P tokens for B rows, which `generate` continues when it is given all of
+            `input_ids` and `attention_mask`; region features float[R, H] for `forward`.
+        """
+        image_features, region_features = self.encode_vision(inputs)
+        input_ids = prefix_ids.expand(len(image_features), -1)
+        embeds = self._insert_images(
+            input_ids, self.get_input_embeddings()(input_ids), image_features
+        )
+        cache = DynamicCache(config=self.config.get_text_config(decoder=True))
+        # the body alone: nobody asks which token follows an image token
+        self.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(inputs.image_index)
+        return cache, region_features
+
     def _insert_vision(self, input_ids: Tensor, embeds: Tensor, inputs: VisionInputs) -> Tensor:
         image_features, region_features = self.encode_vision(inputs)
-        num_regions = torch.bincount(inputs.region_image_index, minlength=len(input_ids))
-        num_tokens = torch.full_like(num_regions, image_features.shape[1])
+        of_row = image_features[inputs.image_index]
+        embeds = self._insert_images(input_ids, embeds, of_row)
+        return self._insert_regions(input_ids, embeds, region_features, inputs.region_image_index)
+
+    def _insert_images(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
+        """`features`: float[B, N, H], one image a row."""
         is_image = input_ids == self.config.image_token_id
-        is_region = input_ids == self.config.region_token_id
+        num_tokens = torch.full_like(input_ids[:, 0], features.shape[1])
         _check_placeholders(IMAGE_TOKEN, "image features", is_image, num_tokens)
+        return embeds.masked_scatter(is_image[..., None], features.flatten(0, 1).to(embeds.dtype))
+
+    def _insert_regions(
+        self, input_ids: Tensor, embeds: Tensor, features: Tensor, region_image_index: Tensor
+    ) -> Tensor:
+        """`features`: float[R, H], in any order of rows."""
+        is_region = input_ids == self.config.region_token_id
+        num_regions = torch.bincount(region_image_index, minlength=len(input_ids))
         _check_placeholders(REGION_TOKEN, "region boxes", is_region, num_regions)
-        rows = image_features[inputs.image_index].flatten(0, 1)
-        embeds = embeds.masked_scatter(is_image[..., None], rows.to(embeds.dtype))
-        order = inputs.region_image_index.argsort(stable=True)
-        return embeds.masked_scatter(is_region[..., None], region_features[order].to(embeds.dtype))
+        order = region_image_index.argsort(stable=True)
+        return embeds.masked_scatter(is_region[..., None], features[order].to(embeds.dtype))
 
     def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         total = answer_loss(
@@ -197,7 +237,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         keep = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
         return {
-            name: value if keep or name not in _VISION_INPUTS else None
+            name: value if keep or name not in (*_VISION_INPUTS, "region_features") else None
             for name, value in inputs.items()
         }
 
@@ -220,6 +260,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             expand_size=expand_size, input_ids=input_ids, **kwargs
         )
         return input_ids, {**kwargs, **vision}
+
+    def _supports_logits_to_keep(self) -> bool:
+        """Only the last position's logits of a prompt, where the language model can do that."""
+        language_model: Any = self.language_model
+        return bool(language_model._supports_logits_to_keep())
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -119,6 +119,24 @@ def test_files_captions_and_free_questions(predictor, tmp_path):
     assert predictor.answer([]) == []
 
 
+def test_a_streamed_answer_is_the_answer_in_pieces(predictor, always):
+    always("a red apple left of a clock")
+    pieces = list(predictor.stream(PICTURE, "What is there?"))
+    assert len(pieces) > 2
+
+    always("a red apple left of a clock")
+    assert "".join(pieces).strip() == predictor.ask(PICTURE, "What is there?").raw_text
+
+
+def test_a_stream_that_fails_raises_and_does_not_hang(predictor, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(predictor.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(predictor.stream(PICTURE, "What is there?"))
+
+
 def test_boxes_are_clipped_and_unusable_ones_refused(predictor):
     whole = predictor.refer(PICTURE, Boxes.normalized([[0, 0, 1, 1]]))
 

@@ -76,6 +76,17 @@ def test_vision_inputs_go_in_with_the_prompt_only(model, batch):
     assert all(later.get(name) is None for name in vision)
 
 
+def test_a_prompt_costs_the_logits_of_its_last_position_only(model, batch):
+    shapes = []
+    handle = model.language_model.lm_head.register_forward_hook(
+        lambda _, __, logits: shapes.append(logits.shape[1])
+    )
+    model.generate(**batch, max_new_tokens=2)
+    handle.remove()
+
+    assert shapes == [1, 1]
+
+
 def test_beams_repeat_rows_and_regions_but_no_image(model, batch):
     out = model.generate(**batch, max_new_tokens=4, num_beams=3, num_return_sequences=2)
     assert out.shape[0] == 6

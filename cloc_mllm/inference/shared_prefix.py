@@ -1,0 +1,78 @@
+"""Many questions about one image: what they all start with is read once an image.
+
+Rows of one batch begin alike: the chat template, the image, "Where is". `prefill_shared` runs those
+P tokens through the language model once for each of the I images, hands the key-value cache to
+the B rows, and leaves `generate` only each row's own rest. With I tokens an image and q a question,
+k questions on an image cost I + kq tokens instead of k(I + q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, VisionInputs
+
+
+def prefill_shared(
+    model: ClocMllmForConditionalGeneration, inputs: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Arguments for `generate` that give what `inputs` give, with the shared start in a cache.
+
+    Args:
+        inputs: of `ClocMllmProcessor`, images included: int64[B, T], padded on the left.
+
+    Returns:
+        `inputs` as they are where nothing is saved: each row has its own image, the rows differ
+        before the image's end, or the language model keeps a state that has no gaps (Mamba).
+    """
+    num_rows, num_images = len(inputs["input_ids"]), len(inputs["pixel_values"])
+    if num_images == num_rows or model.language_model._is_stateful:
+        return inputs
+    config = model.config
+    input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
+    length = shared_length(input_ids, attention_mask, config.region_token_id)
+    input_ids, attention_mask = gap_after(length, input_ids, attention_mask)
+    if (input_ids[:, length:] == config.image_token_id).any():
+        return inputs
+    vision = VisionInputs(*(inputs[name] for name in VisionInputs._fields))
+    cache, region_features = model.prefill(input_ids[0, :length], vision)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "past_key_values": cache,
+        "region_features": region_features,
+        "region_image_index": vision.region_image_index,
+    }
+
+
+def shared_length(input_ids: Tensor, attention_mask: Tensor, region_token_id: int) -> int:
+    """How many first tokens all rows share: before any `<region>` (its features differ), and at
+    least one token short of the shortest row (`generate` must have something left to read).
+
+    Args:
+        input_ids, attention_mask: int64[B, T], padded on the left.
+    """
+    num_tokens = attention_mask.sum(1)
+    longest = int(num_tokens.min()) - 1
+    starts = (input_ids.shape[1] - num_tokens)[:, None]
+    place = torch.arange(longest, device=input_ids.device)
+    aligned = input_ids.gather(1, starts + place)
+    same = (aligned == aligned[:1]).all(0) & (aligned[0] != region_token_id)
+    return int(same.long().cumprod(0).sum())
+
+
+def gap_after(length: int, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move each row's padding from its left end to after its first `length` tokens.
+
+    So the shared start stands in the same columns of every row, and every row ends in the last
+    column, from where `generate` continues. Positions count real tokens, so a gap moves none.
+    """
+    gaps = (attention_mask == 0).sum(1, keepdim=True)
+    column = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    source = torch.where(column < length, column + gaps, column)
+    source = torch.where((column >= length) & (column < length + gaps), column - length, source)
+    return input_ids.gather(1, source), attention_mask.gather(1, source)
