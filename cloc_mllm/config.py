@@ -317,7 +317,9 @@ class EvalConfig:
         mllm: stage-2 model directory; "" takes the shipped one; "none" skips the MLLM tasks.
         baseline_cloc: another stage-1 model to stand beside in the table; "" is none.
         data: records to score on; "" generates 500 built-in test scenes.
-        output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `report.html`.
+        output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `report.html`. A
+            run that was stopped goes on after the predictions it finds there.
+        overwrite: make all predictions anew, whatever is in `output_dir`.
         tasks: any of the names `cloc-mllm eval --help` lists.
         limit: at most this many records; 0 is all.
         batch_size: images, or questions to the MLLM, at a time.
@@ -335,6 +337,7 @@ class EvalConfig:
     baseline_cloc: str = ""
     data: str = ""
     output_dir: str = "runs/eval"
+    overwrite: bool = False
     tasks: list[str] = field(
         default_factory=lambda: [
             "region_classification",

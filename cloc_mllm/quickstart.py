@@ -160,7 +160,7 @@ def _evaluation_arguments(out: Path) -> list[str]:
     return [
         "--cloc", str(out / "cloc/model"), "--baseline_cloc", str(out / "clip/model"),
         "--mllm", str(out / "mllm/model"), "--data", str(out / "data/test"),
-        "--output_dir", str(out),
+        "--output_dir", str(out), "--overwrite", "true",
     ]  # fmt: skip
 
 

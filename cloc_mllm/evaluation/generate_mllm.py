@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from PIL import Image
 from tqdm import tqdm
@@ -26,11 +26,13 @@ def predict_mllm(
     records: Sequence[Record],
     bench: Benchmark,
     settings: Settings,
-) -> list[PredictionRow]:
-    """One row for each `rec` and `referring` query.
+    finished: Collection[str] = (),
+) -> Iterator[PredictionRow]:
+    """One row for each `rec` and `referring` query, as soon as its batch is answered.
 
     Args:
         records: those the benchmark was built from, in the same order.
+        finished: ids of queries to leave out, because their rows are there already.
         settings: `batch_size` questions are prepared at a time; precision is the predictor's.
     """
     coordinates = predictor.processor.coordinates
@@ -39,9 +41,8 @@ def predict_mllm(
     max_new_tokens = {"rec": len(box_tokens) + 1, "referring": _MAX_PHRASE_TOKENS}
     row_settings = {"box_format": coordinates.kind, "decoding": "greedy", "precision": "fp32"}
     position = {image_id: index for index, image_id in enumerate(bench.image_ids)}
-    rows: list[PredictionRow] = []
     for task, limit in max_new_tokens.items():
-        queries = bench.of_task(task)
+        queries = [query for query in bench.of_task(task) if query.id not in finished]
         bar = tqdm(total=len(queries), desc=f"MLLM {task}", disable=not settings.progress)
         for start in range(0, len(queries), settings.batch_size):
             batch = queries[start : start + settings.batch_size]
@@ -50,13 +51,10 @@ def predict_mllm(
             images = {i: records[position[i]].load_image() for i in image_ids}
             requests = [_request(predictor, query, images[query.image_id]) for query in batch]
             answers = predictor.answer(requests, max_new_tokens=limit)
-            rows += [
-                _row(query, request.question, answer, settings.name, row_settings)
-                for query, request, answer in zip(batch, requests, answers, strict=True)
-            ]
+            for query, request, answer in zip(batch, requests, answers, strict=True):
+                yield _row(query, request.question, answer, settings.name, row_settings)
             bar.update(len(batch))
         bar.close()
-    return rows
 
 
 def _request(predictor: GroundingPredictor, query: Query, image: Image.Image) -> ChatRequest:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jsonargparse import ArgumentParser
 
+from cloc_mllm import __version__
 from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
@@ -27,6 +28,12 @@ from cloc_mllm.evaluation.predictions import (
 )
 from cloc_mllm.evaluation.queries import MLLM_TASKS, TASKS, Benchmark, build_benchmark, row_tasks
 from cloc_mllm.evaluation.report import write_report
+from cloc_mllm.evaluation.resume import (
+    append_rows,
+    model_identity,
+    queries_digest,
+    resume_predictions,
+)
 from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
 from cloc_mllm.evaluation.table import render_table
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -81,11 +88,12 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         raise ValueError(f"{config.data or 'the data'} holds nothing to ask for {', '.join(tasks)}")
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    write_rows(bench.references, directory / "references.jsonl")
-    write_rows(_predict(config, records, bench, device), directory / "predictions.jsonl")
+    job = _Job(config, records, bench, device)
+    _make_rows(job, directory / "predictions.jsonl", config.cloc, answered)
     if config.baseline_cloc:
-        rows = _predict_cloc(config, config.baseline_cloc, records, bench, device)
-        write_rows(rows, directory / "predictions_baseline.jsonl")
+        by_cloc = answered - set(MLLM_TASKS)
+        _make_rows(job, directory / "predictions_baseline.jsonl", config.baseline_cloc, by_cloc)
+    write_rows(bench.references, directory / "references.jsonl")
     return _score(config, directory, records, skipped)
 
 
@@ -107,28 +115,53 @@ def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
     return records[:limit] if limit else records
 
 
-def _predict(
-    config: EvalConfig, records: Sequence[Record], bench: Benchmark, device: torch.device
-) -> list[PredictionRow]:
-    asked = {query.task for query in bench.queries}
-    rows: list[PredictionRow] = []
-    if asked - set(MLLM_TASKS):
-        rows += _predict_cloc(config, config.cloc, records, bench, device)
-    if asked & set(MLLM_TASKS):
-        predictor = GroundingPredictor.from_pretrained(config.mllm or None, device=device)
-        settings = Settings(config.mllm or "shipped mllm", config.batch_size, progress=True)
-        rows += predict_mllm(predictor, records, bench, settings)
-    return rows
+class _Job(NamedTuple):
+    """What is asked of whom."""
+
+    config: EvalConfig
+    records: Sequence[Record]
+    bench: Benchmark
+    device: torch.device
 
 
-def _predict_cloc(
-    config: EvalConfig,
-    directory: str,
-    records: Sequence[Record],
-    bench: Benchmark,
-    device: torch.device,
-) -> list[PredictionRow]:
-    model, tokenizer, _ = load_cloc(directory or shipped_directory("cloc"), device)
+def _make_rows(job: _Job, path: Path, cloc: str, tasks: set[str]) -> None:
+    """Add the rows of the tasks that are not in the file yet."""
+    config = job.config
+    by_cloc, by_mllm = tasks - set(MLLM_TASKS), tasks & set(MLLM_TASKS)
+    settings = {
+        "version": __version__,
+        "cloc": model_identity(cloc or shipped_directory("cloc")) if by_cloc else None,
+        "mllm": model_identity(config.mllm or shipped_directory("mllm")) if by_mllm else None,
+        "data": config.data,
+        "queries": queries_digest(job.bench.queries),
+        "precision": config.precision,
+        "region_prompt": config.region_prompt,
+    }
+    finished = resume_predictions(path, settings, overwrite=config.overwrite)
+    if finished:
+        print(f"{len(finished)} answers are in {path} already; going on after them")
+    append_rows(_predict_cloc(job, cloc, finished), path)
+    if by_mllm:
+        append_rows(_predict_mllm(job, finished), path)
+
+
+def _predict_mllm(job: _Job, finished: set[str]) -> Iterator[PredictionRow]:
+    queries = [query for task in MLLM_TASKS for query in job.bench.of_task(task)]
+    if all(query.id in finished for query in queries):
+        return
+    config = job.config
+    predictor = GroundingPredictor.from_pretrained(config.mllm or None, device=job.device)
+    settings = Settings(config.mllm or "shipped mllm", config.batch_size, progress=True)
+    yield from predict_mllm(predictor, job.records, job.bench, settings, finished)
+
+
+def _predict_cloc(job: _Job, directory: str, finished: set[str]) -> Iterator[PredictionRow]:
+    """All at once: rankings need every image's features."""
+    queries = [query for query in job.bench.queries if query.task not in MLLM_TASKS]
+    if all(query.id in finished for query in queries):
+        return
+    config = job.config
+    model, tokenizer, _ = load_cloc(directory or shipped_directory("cloc"), job.device)
     settings = Settings(
         directory or "shipped cloc",
         config.batch_size,
@@ -136,7 +169,8 @@ def _predict_cloc(
         progress=True,
         region_prompt=config.region_prompt,
     )
-    return predict_cloc(model, tokenizer, records, bench, settings)
+    rows = predict_cloc(model, tokenizer, job.records, job.bench, settings)
+    yield from (row for row in rows if row.id not in finished)
 
 
 def _score(

@@ -100,7 +100,10 @@ def test_wrong_settings_are_refused_before_a_model_is_loaded(tmp_path, data_dir)
         evaluate(EvalConfig(tasks=["rec", "vqa"]))
     with pytest.raises(ValueError, match="unknown device 'gpu0'; expected auto, cpu"):
         choose_device("gpu0")
-    missing = EvalConfig(cloc=str(tmp_path), data=str(data_dir), tasks=["text_to_box"])
+    out = str(tmp_path / "out")
+    missing = EvalConfig(
+        cloc=str(tmp_path), data=str(data_dir), tasks=["text_to_box"], output_dir=out
+    )
     with pytest.raises(FileNotFoundError, match="is no CLOC model directory"):
         evaluate(missing)
 
