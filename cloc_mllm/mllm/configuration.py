@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.losses import SoftBins
 
 
 class ClocMllmConfig(PreTrainedConfig):
@@ -72,3 +73,9 @@ class ClocMllmConfig(PreTrainedConfig):
 
     def coordinates(self) -> BoxFormat:
         return BoxFormat(self.box_format, self.num_bins)  # type: ignore[arg-type]
+
+    def soft_bins(self) -> SoftBins | None:
+        """Of the training loss; None where location tokens are learnt like any other."""
+        if self.location_token_start is None or self.coordinate_smoothing <= 0:
+            return None
+        return SoftBins(self.location_token_start, self.num_bins, self.coordinate_smoothing)

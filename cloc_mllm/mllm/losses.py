@@ -1,45 +1,87 @@
-"""The language model's loss. K labelled positions, V vocabulary."""
+"""The language model's loss. K labelled positions, V vocabulary, H width."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
+_CHUNK = 512  # labelled positions whose logits exist at a time
 
 
-def answer_loss(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    location_token_start: int | None = None,
-    num_bins: int = 0,
-    smoothing: float = 0.0,
-) -> Tensor:
+class SoftBins(NamedTuple):
+    """The target of a location token is a Gaussian of standard deviation `smoothing` (in bins)
+    around the true bin, so that a near miss costs less than a far one.
+
+    Attributes:
+        start, num_bins: ids of the location tokens.
+    """
+
+    start: int
+    num_bins: int
+    smoothing: float
+
+
+def answer_loss(logits: Tensor, labels: Tensor, soft_bins: SoftBins | None = None) -> Tensor:
     """Summed cross-entropy of the next token over labelled positions, in float32.
 
     Args:
         logits: float[B, T, V], position t predicts token t + 1.
         labels: int64[B, T], the tokens themselves, `IGNORE_INDEX` where nothing is learnt.
-        location_token_start, num_bins: ids of the location tokens; their target is a Gaussian of
-            standard deviation `smoothing` (in bins) around the true bin, so that a near miss
-            costs less than a far one. `smoothing` 0 is plain cross-entropy.
+        soft_bins: None is plain cross-entropy for location tokens too.
 
     Returns:
         float32 scalar, the sum; the caller divides by the number of labelled positions.
     """
-    targets = labels[:, 1:]
-    chosen = targets != IGNORE_INDEX
-    targets, logits = targets[chosen], logits[:, :-1][chosen].float()
-    if smoothing <= 0 or location_token_start is None:
+    chosen = labels[:, 1:] != IGNORE_INDEX
+    return _summed(logits[:, :-1][chosen], labels[:, 1:][chosen], soft_bins)
+
+
+def answer_loss_of_hidden(
+    hidden: Tensor,
+    labels: Tensor,
+    head: Callable[[Tensor], Tensor],
+    soft_bins: SoftBins | None = None,
+    *,
+    chunk: int = _CHUNK,
+) -> Tensor:
+    """`answer_loss(head(hidden), ...)`, but logits are made of labelled positions only, and of
+    `chunk` of them at a time (once more in backward): a long batch times a large vocabulary never
+    exists.
+
+    Args:
+        hidden: float[B, T, H], what the language model's head reads.
+        head: float[K, H] -> float[K, V].
+    """
+    chosen = labels[:, 1:] != IGNORE_INDEX
+    hidden, targets = hidden[:, :-1][chosen], labels[:, 1:][chosen]
+
+    def summed(hidden: Tensor, targets: Tensor) -> Tensor:
+        return _summed(head(hidden), targets, soft_bins)
+
+    if len(targets) <= chunk:
+        return summed(hidden, targets)
+    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    return torch.stack([checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]).sum()
+
+
+def _summed(logits: Tensor, targets: Tensor, soft_bins: SoftBins | None) -> Tensor:
+    """Of float[K, V] logits and int64[K] targets."""
+    logits = logits.float()
+    if soft_bins is None:
         return F.cross_entropy(logits, targets, reduction="sum")
-    bins = targets - location_token_start
+    start, num_bins, smoothing = soft_bins
+    bins = targets - start
     is_location = (bins >= 0) & (bins < num_bins)
     log_probs = logits.log_softmax(-1)
     plain = F.nll_loss(log_probs[~is_location], targets[~is_location], reduction="sum")
     target = smoothed_bins(bins[is_location], num_bins, smoothing)
-    location_log_probs = log_probs[is_location][:, location_token_start:][:, :num_bins]
+    location_log_probs = log_probs[is_location][:, start:][:, :num_bins]
     return plain - (target * location_log_probs).sum()
 
 

@@ -10,12 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
-from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss
+from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, answer_loss_of_hidden
 from cloc_mllm.mllm.projector import Projector, to_original_frame
 from cloc_mllm.models.build import build_cloc_vision
 from cloc_mllm.models.position import token_cells
@@ -87,6 +93,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             [self.vision.embed_dim], width, word_std, hidden_dim=hidden
         )
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        # what some language models do to logits after their head, `answer_loss` alone sees
+        self._head_reads_hidden = not _changes_logits(config.text_config)
         self.post_init()
 
     def forward(  # noqa: PLR0913  the signature Transformers calls
@@ -115,7 +123,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 without padding. None together for text alone.
             region_features: float[R, H] of `prefill`, when the images are in the cache already;
                 only `region_image_index` goes with it.
-            labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt.
+            labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt. In training mode the
+                output then holds the last position's logits only.
             num_items_in_batch: what the summed loss is divided by; by default the number of
                 labelled positions (at least 1) of this call.
 
@@ -129,24 +138,43 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids, to know where the features belong")
-            inputs = _vision_inputs(
+            vision = _vision_inputs(
                 input_ids, pixel_values, image_frame, image_index, region_boxes, region_image_index
             )
-            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, inputs)
+            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, vision)
         elif region_features is not None:
             assert input_ids is not None and region_image_index is not None
             inputs_embeds = self._insert_regions(
                 input_ids, inputs_embeds, region_features, region_image_index
             )
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
+        inputs = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
             **{**kwargs, "return_dict": True},
-        )
-        if labels is not None:
-            outputs.loss = self._loss(outputs.logits, labels, num_items_in_batch)
+        }
+        if labels is None:
+            return self.language_model(**inputs)
+        return self._learn(inputs, labels, num_items_in_batch)
+
+    def _learn(
+        self, inputs: dict[str, Any], labels: Tensor, num_items: Tensor | int | None
+    ) -> CausalLMOutputWithPast:
+        """The language model's output with the loss; without most logits where it is trained."""
+        few_logits = self.training and self._head_reads_hidden
+        if few_logits:
+            inputs = {**inputs, "output_hidden_states": True, "logits_to_keep": 1}
+        outputs = self.language_model(**inputs)
+        soft_bins = self.config.soft_bins()
+        if few_logits:
+            hidden, head = outputs.hidden_states[-1], self.get_output_embeddings()
+            total = answer_loss_of_hidden(hidden, labels, head, soft_bins)
+        else:
+            total = answer_loss(outputs.logits, labels, soft_bins)
+        if num_items is None:
+            num_items = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
+        outputs.loss = total / num_items
         return outputs
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
@@ -212,18 +240,6 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         _check_placeholders(REGION_TOKEN, "region boxes", is_region, num_regions)
         order = region_image_index.argsort(stable=True)
         return embeds.masked_scatter(is_region[..., None], features[order].to(embeds.dtype))
-
-    def _loss(self, logits: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        total = answer_loss(
-            logits,
-            labels.to(logits.device),
-            location_token_start=self.config.location_token_start,
-            num_bins=self.config.num_bins,
-            smoothing=self.config.coordinate_smoothing,
-        )
-        if num_items is None:
-            num_items = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
-        return total / num_items
 
     def train(self, mode: bool = True) -> ClocMllmForConditionalGeneration:
         """A frozen vision encoder stays in eval mode: its batch norms must not drift either."""
@@ -324,6 +340,12 @@ def _check_placeholders(token: str, features: str, found: Tensor, expected: Tens
             f"sample {row} has {int(num_found[row])} {token} tokens but {int(expected[row])} "
             f"{features}; the processor must emit one placeholder a feature (was the text cut?)"
         )
+
+
+def _changes_logits(text_config: PreTrainedConfig) -> bool:
+    """Whether logits are more than the head's output (soft caps of Gemma, scales of Cohere)."""
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+    return any(getattr(text_config, name, None) for name in names)
 
 
 def _non_persistent_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.build import attention_for_training
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import BoxFormat
-from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss
+from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import embed_scene
 from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
@@ -110,6 +110,8 @@ def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
     """Cross-entropy of the answers, scene tokens in the place of image and region tokens."""
     location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
     region_id = processor.tokenizer.convert_tokens_to_ids("<region>")
+    smoothing = config.coordinate_smoothing
+    soft_bins = SoftBins(location[0], config.num_bins, smoothing) if smoothing > 0 else None
 
     def step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
         assert isinstance(model, LlamaForCausalLM) and batch.scene is not None
@@ -126,13 +128,7 @@ def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
             here = (input_ids == token_id)[..., None]
             embeds = embeds.masked_scatter(here, noisy.to(embeds.dtype))
         logits = model(inputs_embeds=embeds, **inputs).logits
-        total = answer_loss(
-            logits,
-            labels,
-            location_token_start=location[0],
-            num_bins=config.num_bins,
-            smoothing=config.coordinate_smoothing,
-        )
+        total = answer_loss(logits, labels, soft_bins)
         num_labels = (labels != IGNORE_INDEX).sum().float()
         return {"loss": total / (all_reduce_sum(num_labels) / world_size())}
 

@@ -3,7 +3,13 @@ import math
 import pytest
 import torch
 
-from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, smoothed_bins
+from cloc_mllm.mllm.losses import (
+    IGNORE_INDEX,
+    SoftBins,
+    answer_loss,
+    answer_loss_of_hidden,
+    smoothed_bins,
+)
 
 
 def naive(logits, labels, start, num_bins, smoothing):
@@ -30,15 +36,32 @@ def test_value_and_gradient_equal_a_double_loop(smoothing):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 6, 12, generator=generator, requires_grad=True)
     labels = torch.tensor([[1, 2, 3, -100, 7, 10], [-100, -100, 5, 9, 6, -100], [-100] * 6])
-    kwargs = {"location_token_start": 5, "num_bins": 5, "smoothing": smoothing}
+    soft_bins = SoftBins(5, 5, smoothing) if smoothing else None
 
-    actual = answer_loss(logits, labels, **kwargs)
+    actual = answer_loss(logits, labels, soft_bins)
     (actual_gradient,) = torch.autograd.grad(actual, logits)
     expected = naive(logits, labels, 5, 5, smoothing)
     (expected_gradient,) = torch.autograd.grad(expected, logits)
 
     torch.testing.assert_close(actual, expected.float())
     torch.testing.assert_close(actual_gradient, expected_gradient)
+
+
+@pytest.mark.parametrize("soft_bins", [None, SoftBins(5, 5, 0.7)])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_logits_in_chunks_change_neither_value_nor_gradient(soft_bins, chunk):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(4, 12)
+    hidden = torch.randn(2, 6, 4, requires_grad=True)
+    labels = torch.tensor([[1, 2, 3, -100, 7, 10], [-100, -100, 5, 9, 6, -100]])
+    inputs = [hidden, *head.parameters()]
+
+    actual = answer_loss_of_hidden(hidden, labels, head, soft_bins, chunk=chunk)
+    actual_gradients = torch.autograd.grad(actual, inputs)
+    expected = answer_loss(head(hidden), labels, soft_bins)
+
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(actual_gradients, torch.autograd.grad(expected, inputs))
 
 
 def test_half_precision_logits_are_summed_in_float32():

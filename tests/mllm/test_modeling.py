@@ -175,6 +175,20 @@ def test_text_alone_needs_no_image(model, processor):
     torch.testing.assert_close(model(ids).logits, model.language_model(ids).logits)
 
 
+def test_training_makes_no_logits_of_what_is_not_learnt(model, batch):
+    labels = batch["input_ids"].clone()
+    labels[:, :-3] = -100
+    shapes = []
+    model.language_model.lm_head.register_forward_hook(
+        lambda _, __, logits: shapes.append(logits.shape[:-1])
+    )
+
+    losses = [model.train(training)(**batch, labels=labels).loss for training in (True, False)]
+
+    torch.testing.assert_close(losses[0], losses[1])
+    assert shapes == [(3, 1), (9,), batch["input_ids"].shape]
+
+
 def test_the_loss_is_the_mean_over_labels_or_what_the_caller_counts(model, batch):
     labels = batch["input_ids"].clone()
     labels[:, :-3] = -100
