@@ -226,6 +226,9 @@ class MllmConfig:
         num_bins: number of location tokens; integers always use 1000.
         coordinate_smoothing: standard deviation, in bins, of the soft target around the true
             location token; 0 is plain cross-entropy. Location tokens only.
+        box_head: answer a box with one `<box>` token, from whose hidden state a head reads the four
+            numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
+        box_loss_weight: of the head's loss for a box beside that of a token.
         load_in_4bit: quantise the frozen language model with bitsandbytes (nf4).
     """
 
@@ -237,6 +240,8 @@ class MllmConfig:
     box_format: Literal["integers", "location_tokens"] = "location_tokens"
     num_bins: int = 100
     coordinate_smoothing: float = 0.0
+    box_head: bool = False
+    box_loss_weight: float = 2.0
     load_in_4bit: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -246,7 +251,8 @@ class ConversationConfig:
     """Which questions a record becomes; shares need not add up to one (they are weights).
 
     `locate` asks for the box of a region token. A small language model learns grounding several
-    times faster with it (docs/results.md).
+    times faster with it (docs/results.md). `absent` asks for what is not there, to be answered
+    "not in the image".
     """
 
     questions_per_image: int = 6
@@ -254,6 +260,7 @@ class ConversationConfig:
     refer: float = 1.0
     caption: float = 0.2
     locate: float = 0.0
+    absent: float = 0.0
     max_length: int = 512
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -10,8 +12,8 @@ import numpy as np
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.records import Box, Record, Region
 
-Task = Literal["caption", "ground", "refer", "locate"]
-TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate")
+Task = Literal["caption", "ground", "refer", "locate", "absent"]
+TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate", "absent")
 
 # The only wordings: training, evaluation and demo all ask with these.
 PROMPTS: dict[Task, str] = {
@@ -19,13 +21,17 @@ PROMPTS: dict[Task, str] = {
     "refer": "What is in {box} <region>?",
     "caption": "Describe the image.",
     "locate": "Where is <region>?",
+    "absent": "Where is {phrase}?",
 }
+NOT_THERE = "not in the image"  # the answer where nothing is what was asked for
 
 
 class BoxText(Protocol):
     """`mllm.coordinates.BoxFormat`, as far as conversations need it."""
 
     def encode(self, box: Box) -> str: ...
+
+    def answer(self, box: Box) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -34,21 +40,28 @@ class Turn:
 
     Attributes:
         region: what the question's `<region>` stands for (`refer` and `locate`).
+        answer_box: the box that the answer is (`ground` and `locate`).
     """
 
     question: str
     answer: str
     task: Task
     region: Region | None = None
+    answer_box: Box | None = None
 
 
 def build_turns(
-    record: Record, config: ConversationConfig, box_format: BoxText, rng: np.random.Generator
+    record: Record,
+    config: ConversationConfig,
+    box_format: BoxText,
+    rng: np.random.Generator,
+    phrases: Sequence[str] = (),
 ) -> list[Turn]:
     """`config.questions_per_image` questions about an image, their tasks drawn by weight.
 
     A task takes part if the record has what it needs: an unambiguous text for `ground`, a region
-    for `refer` and `locate`, a caption for `caption`. Regions come in turn, so a task asks about
+    for `refer` and `locate`, a caption for `caption`, one of `phrases` (of the whole data set) that
+    its texts have no word of for `absent`. Regions come in turn, so a task asks about
     none twice before it asked about all. The same `rng` state gives the same questions.
 
     Returns:
@@ -60,6 +73,7 @@ def build_turns(
         "refer": list(range(len(record.regions))),
         "caption": list(range(len(record.captions))),
         "locate": list(range(len(record.regions))),
+        "absent": _absent(record, phrases) if config.absent else [],
     }
     weights = np.array([getattr(config, task) if pools[task] else 0.0 for task in TASKS])
     if weights.sum() == 0:
@@ -77,13 +91,17 @@ def build_turns(
             turns.append(refer_turn(record.regions[index], box_format))
         elif task == "locate":
             turns.append(locate_turn(record.regions[index], box_format))
+        elif task == "absent":
+            question = PROMPTS["absent"].format(phrase=phrases[index])
+            turns.append(Turn(question, NOT_THERE, "absent"))
         else:
             turns.append(Turn(PROMPTS["caption"], record.captions[index], "caption"))
     return turns
 
 
 def ground_turn(text: str, box: Box, box_format: BoxText) -> Turn:
-    return Turn(PROMPTS["ground"].format(phrase=text), box_format.encode(box), "ground")
+    question = PROMPTS["ground"].format(phrase=text)
+    return Turn(question, box_format.answer(box), "ground", answer_box=box)
 
 
 def refer_turn(region: Region, box_format: BoxText) -> Turn:
@@ -93,7 +111,7 @@ def refer_turn(region: Region, box_format: BoxText) -> Turn:
 
 def locate_turn(region: Region, box_format: BoxText) -> Turn:
     """Reads the box out of a region token: the easy half of `ground`, which it teaches first."""
-    return Turn(PROMPTS["locate"], box_format.encode(region.box), "locate", region)
+    return Turn(PROMPTS["locate"], box_format.answer(region.box), "locate", region, region.box)
 
 
 def unambiguous_texts(record: Record) -> list[list[str]]:
@@ -114,6 +132,27 @@ def unambiguous_texts(record: Record) -> list[list[str]]:
         ]
         for region in record.regions
     ]
+
+
+def phrases_of(records: Sequence[Record], limit: int = 500) -> list[str]:
+    """Distinct phrases of at most `limit` records, evenly spread."""
+    step = max(1, len(records) // limit)
+    chosen = (records[index] for index in range(0, len(records), step))
+    return sorted({region.phrase for record in chosen for region in record.regions})
+
+
+def _absent(record: Record, phrases: Sequence[str]) -> list[int]:
+    """Phrases that share no word of three letters or more with anything said of the image."""
+    texts = [*record.captions]
+    for region in record.regions:
+        texts += [region.phrase, region.category, *region.expressions]
+    said = {word for text in texts for word in _words(text)}
+    return [index for index, phrase in enumerate(phrases) if said.isdisjoint(_words(phrase))]
+
+
+def _words(text: str) -> set[str]:
+    """Without a plural s, so that crabs are crab."""
+    return {word.rstrip("s") for word in re.findall(r"\w{3,}", text.casefold())} - {"the"}
 
 
 def _in_turn(pool: list[int], rng: np.random.Generator) -> list[int]:

@@ -36,12 +36,9 @@ def predict_mllm(
         settings: `batch_size` questions are prepared at a time; precision is the predictor's.
     """
     coordinates = predictor.processor.coordinates
-    box_tokens = predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1)))
-    # one token more than the answer needs, so that one that does not stop there fails to parse
-    max_new_tokens = {"rec": len(box_tokens) + 1, "referring": _MAX_PHRASE_TOKENS}
     row_settings = {"box_format": coordinates.kind, "decoding": "greedy", "precision": "fp32"}
     position = {image_id: index for index, image_id in enumerate(bench.image_ids)}
-    for task, limit in max_new_tokens.items():
+    for task in ("rec", "referring"):
         queries = [query for query in bench.of_task(task) if query.id not in finished]
         bar = tqdm(total=len(queries), desc=f"MLLM {task}", disable=not settings.progress)
         for start in range(0, len(queries), settings.batch_size):
@@ -50,7 +47,9 @@ def predict_mllm(
             image_ids = dict.fromkeys(query.image_id for query in batch)
             images = {i: records[position[i]].load_image() for i in image_ids}
             requests = [_request(predictor, query, images[query.image_id]) for query in batch]
-            answers = predictor.answer(requests, max_new_tokens=limit)
+            answers = predictor.answer(
+                requests, max_new_tokens=_MAX_PHRASE_TOKENS, boxes_only=task == "rec"
+            )
             for query, request, answer in zip(batch, requests, answers, strict=True):
                 yield _row(query, request.question, answer, settings.name, row_settings)
             bar.update(len(batch))

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
 
-from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
 from cloc_mllm.data.images import decode_image
 from cloc_mllm.geometry import Boxes, clean_box
 from cloc_mllm.inference.shared_prefix import prefill_shared
+from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.models.build import check_fingerprint
@@ -48,8 +49,8 @@ class GroundedAnswer:
     Args:
         boxes: normalised to the picture; none of them if `failure`.
         failure: why the text is not boxes (see `mllm.coordinates.ParsedBoxes`), None if it is.
-        confidence: geometric mean of the probabilities of the answer's tokens, 0..1; None for an
-            empty answer.
+        confidence: what a box head says, or else the geometric mean of the probabilities of the
+            answer's tokens, 0..1; None for an empty answer.
     """
 
     raw_text: str
@@ -71,6 +72,8 @@ class GroundingPredictor:
         check_fingerprint(model.config.fingerprint, processor.fingerprint, "the model")
         self.model = model.eval()
         self.processor = processor
+        instead = NOT_THERE if model.config.says_not_there else ""
+        self._grammar = BoxGrammar(processor.tokenizer, processor.coordinates, instead)
 
     @classmethod
     def from_pretrained(
@@ -99,16 +102,14 @@ class GroundingPredictor:
         return cls(model, processor)
 
     def ground(self, image: Picture, phrases: Sequence[str]) -> list[GroundedAnswer]:
-        """Where is each phrase? At most one box each."""
+        """Where is each phrase? One box each; decoding allows nothing else (`BoxGrammar`), but for
+        `not in the image` where the model was taught to say so."""
         if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
             raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
         picture = load_picture(image)
         questions = [PROMPTS["ground"].format(phrase=phrase.strip()) for phrase in phrases]
-        longest_box = self.processor.tokenize(self.processor.coordinates.encode((0.5, 0.5, 1, 1)))
-        return self.answer(
-            [ChatRequest(picture, question) for question in questions],
-            max_new_tokens=len(longest_box) + 1,
-        )
+        requests = [ChatRequest(picture, question) for question in questions]
+        return self.answer(requests, boxes_only=True)
 
     def refer(self, image: Picture, boxes: Boxes) -> list[str]:
         """What is in each box? Boxes are clipped to the picture.
@@ -143,12 +144,24 @@ class GroundingPredictor:
         return ChatRequest(image, question, Boxes.normalized([cleaned]))
 
     def answer(
-        self, requests: Sequence[ChatRequest], *, max_new_tokens: int = _TEXT_TOKENS
+        self,
+        requests: Sequence[ChatRequest],
+        *,
+        max_new_tokens: int = _TEXT_TOKENS,
+        boxes_only: bool = False,
     ) -> list[GroundedAnswer]:
-        """Answer any questions, batched; all other methods are thin wrappers of this one."""
+        """Answer any questions, batched; all other methods are thin wrappers of this one.
+
+        Args:
+            boxes_only: each answer is one box (see `ground`), of as many tokens as that takes.
+        """
+        grammar = self._grammar if boxes_only else None
+        if grammar:
+            max_new_tokens = grammar.max_tokens
         answers: list[GroundedAnswer] = []
         for start in range(0, len(requests), _BATCH_SIZE):
-            answers += self._answer_batch(requests[start : start + _BATCH_SIZE], max_new_tokens)
+            batch = requests[start : start + _BATCH_SIZE]
+            answers += self._answer_batch(batch, max_new_tokens, grammar)
         return answers
 
     def stream(self, image: Picture, question: str) -> Iterator[str]:
@@ -168,17 +181,21 @@ class GroundingPredictor:
             writing.result()
 
     def _answer_batch(
-        self, requests: Sequence[ChatRequest], max_new_tokens: int
+        self, requests: Sequence[ChatRequest], max_new_tokens: int, grammar: BoxGrammar | None
     ) -> list[GroundedAnswer]:
         inputs = self._inputs(requests)
-        output = self._generate(
-            inputs, max_new_tokens, output_logits=True, return_dict_in_generate=True
-        )
+        prompt_length = inputs["input_ids"].shape[1]
+        options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
+        if grammar:
+            options["logits_processor"] = [BoxLogitsProcessor(grammar, prompt_length)]
+        with self.model.hidden_states_of_answers() as states:
+            output = self._generate(inputs, max_new_tokens, **options)
         log_probs = self.model.compute_transition_scores(
             output.sequences, output.logits, normalize_logits=True
         )
-        new_tokens = output.sequences[:, inputs["input_ids"].shape[1] :]
-        return [self._answer(*row) for row in zip(new_tokens, log_probs, strict=True)]
+        new_tokens = output.sequences[:, prompt_length:]
+        hidden = torch.stack(states, 1) if states else [None] * len(requests)
+        return [self._answer(*row) for row in zip(new_tokens, log_probs, hidden, strict=True)]
 
     def _inputs(self, requests: Sequence[ChatRequest]) -> BatchFeature:
         return self.processor(
@@ -198,11 +215,19 @@ class GroundingPredictor:
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
 
-    def _answer(self, tokens: Tensor, log_probs: Tensor) -> GroundedAnswer:
+    def _answer(self, tokens: Tensor, log_probs: Tensor, hidden: Tensor | None) -> GroundedAnswer:
+        """Of one row: int64[T] tokens, float[T] log-probabilities and, for a model with a box head,
+        float[T, H] hidden states that wrote them."""
         length = self.processor.answer_length(tokens.tolist())
         text = self.processor.decode_answer(tokens)
-        parsed = self.processor.coordinates.parse(text)
         confidence = float(log_probs[:length].mean().exp()) if length else None
+        regressed: list[list[float]] = []
+        if hidden is not None:
+            wrote_box = tokens[:length] == self.model.config.box_token_id
+            boxes, logits = self.model.box_head(hidden[:length][wrote_box])
+            regressed = boxes.tolist()
+            confidence = float(logits.sigmoid().min()) if regressed else confidence
+        parsed = self.processor.coordinates.parse(text, regressed)
         return GroundedAnswer(text, Boxes.normalized(parsed.boxes), parsed.failure, confidence)
 
 

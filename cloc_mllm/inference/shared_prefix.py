@@ -26,11 +26,15 @@ def prefill_shared(
         inputs: of `ClocMllmProcessor`, images included: int64[B, T], padded on the left.
 
     Returns:
-        `inputs` as they are where nothing is saved: each row has its own image, the rows differ
-        before the image's end, or the language model keeps a state that has no gaps (Mamba).
+        `inputs` as they are where nothing is saved: each row has its own image or not just one, the
+        rows differ before the image's end, or the language model keeps a state that has no gaps
+        (Mamba).
     """
     num_rows, num_images = len(inputs["input_ids"]), len(inputs["pixel_values"])
-    if num_images == num_rows or model.language_model._is_stateful:
+    one_each = (inputs["input_ids"] == model.config.image_token_id).sum(
+        1
+    ) == model.vision.num_tokens
+    if num_images == num_rows or not one_each.all() or model.language_model._is_stateful:
         return inputs
     config = model.config
     input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]

@@ -1,4 +1,4 @@
-"""Decoding that can only write a box: which token may come next.
+"""Decoding that can only write a box, or one given text instead: which token may come next.
 
 Integers are held to their grammar character by character, whatever the tokenizer makes of them;
 location tokens come four to a box. In both the right and lower ends lie beyond the left and upper
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, BoxFormat
 
 _SEPARATORS = (", ", ", ", ", ", "]")
 _LONGEST_INTEGERS = len(" [998, 998, 999, 999]")
@@ -25,26 +25,33 @@ class BoxGrammar:
     """What an answer of exactly one box may go on with.
 
     Args:
-        tokenizer: the language model's, with the location tokens if the format has them.
+        tokenizer: the language model's, with the tokens that the format needs.
+        instead: a text that may be written in the place of a box ("" is none).
 
     Raises:
         ValueError: the tokenizer cannot write a box.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat, instead: str = ""
+    ) -> None:
         self.last_bin = box_format.num_bins - 1
         self.end: int = tokenizer.eos_token_id
+        self.box_token: int | None = None
         self.location_start: int | None = None
         self.pieces: dict[int, str] = {}
-        if box_format.tokens():
-            vocabulary = tokenizer.get_vocab()
-            missing = [token for token in box_format.tokens() if token not in vocabulary]
-            if missing:
-                raise ValueError(
-                    f"the tokenizer has no {missing[0]} ({len(missing)} location tokens are "
-                    "missing); add them with mllm.processing.add_special_tokens"
-                )
-            self.location_start = vocabulary[box_format.tokens()[0]]
+        self.instead: list[int] = tokenizer(instead, add_special_tokens=False)["input_ids"]
+        tokens = [BOX_TOKEN] if box_format.head else box_format.tokens()
+        vocabulary = tokenizer.get_vocab()
+        if missing := [token for token in tokens if token not in vocabulary]:
+            raise ValueError(
+                f"the tokenizer has no {missing[0]} ({len(missing)} of the tokens that boxes are "
+                "written with are missing); add them with mllm.processing.add_special_tokens"
+            )
+        if box_format.head:
+            self.box_token = vocabulary[BOX_TOKEN]
+        elif tokens:
+            self.location_start = vocabulary[tokens[0]]
         else:
             self.pieces = _number_pieces(tokenizer)
             missing = sorted(set("[0123456789, ]") - set(self.pieces.values()))
@@ -57,16 +64,28 @@ class BoxGrammar:
     @property
     def max_tokens(self) -> int:
         """Of an answer with its end of sequence."""
-        return (4 if self.location_start is not None else _LONGEST_INTEGERS) + 1
+        box = 1 if self.box_token is not None else 4 if self.location_start is not None else None
+        return max(box or _LONGEST_INTEGERS, len(self.instead)) + 1
 
     def allowed(self, answer: Sequence[int]) -> list[int]:
         """Ids that may follow the ids of an answer begun under this grammar; after the box only
         the end of sequence, and the same again after that."""
+        ids = self._box_goes_on(answer)
+        if self.instead[: len(answer)] == list(answer) and len(answer) < len(self.instead):
+            ids = [*ids, self.instead[len(answer)]]
+        return ids or [self.end]
+
+    def _box_goes_on(self, answer: Sequence[int]) -> list[int]:
+        """[] where no box has begun, or one is complete."""
+        if self.box_token is not None:
+            return [] if answer else [self.box_token]
         if self.location_start is None:
-            return list(self._after_text("".join(self.pieces.get(token, "") for token in answer)))
-        bins = [token - self.location_start for token in answer[:4]]
-        if len(bins) == 4:
-            return [self.end]
+            if not all(token in self.pieces for token in answer):
+                return []
+            return list(self._after_text("".join(self.pieces[token] for token in answer)))
+        bins = [token - self.location_start for token in answer]
+        if len(bins) >= 4 or not all(0 <= place <= self.last_bin for place in bins):
+            return []
         low, high = self._range(bins)
         return list(range(self.location_start + low, self.location_start + high + 1))
 
@@ -79,7 +98,7 @@ class BoxGrammar:
     @functools.lru_cache(maxsize=4096)  # noqa: B019  one grammar lives as long as its model
     def _after_text(self, text: str) -> tuple[int, ...]:
         if text.endswith("]"):
-            return (self.end,)
+            return ()
         pieces = self.pieces.items()
         return tuple(token for token, piece in pieces if self._can_become_box(text + piece))
 

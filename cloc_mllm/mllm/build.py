@@ -21,7 +21,7 @@ from transformers import (
 
 from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.mllm.configuration import ClocMllmConfig
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
 from cloc_mllm.models.build import load_cloc
@@ -47,7 +47,7 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
             f"the tokenizer of {config.language_model} has no eos token, so answers never end; "
             "set one and save it there"
         )
-    box_format = BoxFormat(config.box_format, config.num_bins)
+    box_format = BoxFormat(config.box_format, config.num_bins, config.box_head)
     num_old = len(tokenizer)
     add_special_tokens(tokenizer, box_format)
     processor = ClocMllmProcessor(
@@ -56,6 +56,7 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
         num_image_tokens=cloc.vision.num_tokens,
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
+        box_head=box_format.head,
     )
     language_model = _load_language_model(config.language_model, load_in_4bit=config.load_in_4bit)
     model_config = _model_config(config, language_model, cloc_config, processor)
@@ -69,7 +70,8 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
     for projector in (model.projector, model.region_projector):
         projector.reset(float(_weight(language_model.get_input_embeddings()).std()))
     if config.lora.rank:
-        model.language_model = add_lora(language_model, config.lora, location)
+        written = [*location, *token_ids(tokenizer, [BOX_TOKEN] * box_format.head)]
+        model.language_model = add_lora(language_model, config.lora, written)
     return model, processor
 
 
@@ -203,6 +205,8 @@ def _model_config(
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
         coordinate_smoothing=config.coordinate_smoothing,
+        box_token_id=token_ids(tokenizer, [BOX_TOKEN])[0] if config.box_head else None,
+        box_loss_weight=config.box_loss_weight,
         fingerprint=processor.fingerprint,
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.conversations import Turn, build_turns
-from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.records import Box, Record, Region
 from cloc_mllm.mllm.packing import PackedRow, pack_questions, pad_rows
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import SceneTargets, scene_targets
@@ -29,7 +29,8 @@ class MllmBatch:
 
     Attributes:
         inputs: the model's keyword arguments: input_ids, labels, position_ids int64[B, T],
-            attention_mask float[B, 1, T, T]; for pictures also `vision_inputs` of the processor.
+            attention_mask float[B, 1, T, T]; for pictures also `vision_inputs` of the processor;
+            with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
         scene: for scenes in words, what stands in the place of the pictures.
         num_dropped: questions that did not fit into `max_length`.
         ids: the records' ids, in order.
@@ -50,18 +51,26 @@ class ConversationCollator:
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
+        phrases: of the whole data set, for questions about what an image does not show.
     """
 
     def __init__(
-        self, processor: ClocMllmProcessor, config: ConversationConfig, *, pictures: bool = True
+        self,
+        processor: ClocMllmProcessor,
+        config: ConversationConfig,
+        *,
+        pictures: bool = True,
+        phrases: Sequence[str] = (),
     ) -> None:
         self.processor = processor
         self.config = config
         self.pictures = pictures
+        self.phrases = phrases
 
     def __call__(self, items: Items) -> MllmBatch:
         rows: list[PackedRow] = []
         regions: list[list[Region]] = []
+        answer_boxes: list[Box] = []
         num_dropped = 0
         for seed, record in items:
             turns = self._turns(record, np.random.default_rng(seed))
@@ -74,9 +83,12 @@ class ConversationCollator:
             num_dropped += len(turns) - len(row.kept)
             kept = [turns[index] for index in row.kept]
             regions.append([turn.region for turn in kept if turn.region is not None])
+            answer_boxes += [turn.answer_box for turn in kept if turn.answer_box is not None]
         records = [record for _, record in items]
         inputs = pad_rows(rows, self.processor.tokenizer.pad_token_id)
         scene = None
+        if self.processor.box_head:
+            inputs["answer_boxes"] = torch.tensor(answer_boxes).reshape(-1, 4)
         if self.pictures:
             inputs |= self.processor.vision_inputs(
                 [record.load_image() for record in records],
@@ -87,7 +99,8 @@ class ConversationCollator:
         return MllmBatch(inputs, scene, num_dropped, [record.id for record in records])
 
     def _turns(self, record: Record, rng: np.random.Generator) -> list[Turn]:
-        turns = build_turns(record, self.config, self.processor.coordinates, rng)
+        coordinates = self.processor.coordinates
+        turns = build_turns(record, self.config, coordinates, rng, self.phrases)
         if not turns:
             raise ValueError(
                 f"record {record.id} gives nothing to learn: none of its {len(record.regions)} "

@@ -23,6 +23,9 @@ class ClocMllmConfig(PreTrainedConfig):
         projector_width: hidden width of the projectors; 0 takes the language model's.
         box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
         coordinate_smoothing: standard deviation in bins of the target around a location token.
+        box_token_id: id of `<box>` where a head answers boxes; None where they are written.
+        box_loss_weight: of the head's loss for a box beside that of a token.
+        says_not_there: it was taught to answer that a thing is not in the image.
         fingerprint: the processor's, see `ClocMllmProcessor`; a model and a processor that
             differ refuse each other.
     """
@@ -42,6 +45,9 @@ class ClocMllmConfig(PreTrainedConfig):
         box_format: str = "location_tokens",
         num_bins: int = 100,
         coordinate_smoothing: float = 0.0,
+        box_token_id: int | None = None,
+        box_loss_weight: float = 2.0,
+        says_not_there: bool = False,
         fingerprint: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -63,6 +69,9 @@ class ClocMllmConfig(PreTrainedConfig):
         self.box_format = box_format
         self.num_bins = num_bins
         self.coordinate_smoothing = coordinate_smoothing
+        self.box_token_id = box_token_id
+        self.box_loss_weight = box_loss_weight
+        self.says_not_there = says_not_there
         self.fingerprint = fingerprint or {}
         # Transformers ties weights only where the outermost config says so, too
         kwargs["tie_word_embeddings"] = bool(getattr(text_config, "tie_word_embeddings", False))
@@ -72,7 +81,8 @@ class ClocMllmConfig(PreTrainedConfig):
         return ModelConfig.from_dict(self.cloc_config)
 
     def coordinates(self) -> BoxFormat:
-        return BoxFormat(self.box_format, self.num_bins)  # type: ignore[arg-type]
+        head = self.box_token_id is not None
+        return BoxFormat(self.box_format, self.num_bins, head)  # type: ignore[arg-type]
 
     def soft_bins(self) -> SoftBins | None:
         """Of the training loss; None where location tokens are learnt like any other."""

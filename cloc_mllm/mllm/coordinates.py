@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cloc_mllm.data.conversations import NOT_THERE
+
 IMAGE_TOKEN = "<image>"
 REGION_TOKEN = "<region>"
+BOX_TOKEN = "<box>"
 
 XYXY = tuple[float, float, float, float]
 
@@ -31,8 +34,9 @@ _PATTERNS = {
 class ParsedBoxes:
     """`boxes` (xyxy, normalised to the original image), or none of them and why.
 
-    `failure` is None or one of `empty`, `not_a_box` (anything but boxes, or text around them),
-    `wrong_count` (location tokens not four a box), `out_of_range`, `inverted`, `zero_area`.
+    `failure` is None or one of `empty`, `not_there` (the answer `NOT_THERE`), `not_a_box` (anything
+    but boxes, or text around them), `wrong_count` (location tokens not four a box), `out_of_range`,
+    `inverted`, `zero_area`.
     """
 
     boxes: list[XYXY]
@@ -43,10 +47,14 @@ class ParsedBoxes:
 class BoxFormat:
     """How a box is written: integers `[120, 43, 560, 890]`, or four location tokens
     `<loc_12><loc_4><loc_56><loc_89>`. Several boxes stand one after another (integers with a
-    space between)."""
+    space between).
+
+    With `head` that is how questions write them; an answer's box is one `<box>`, whose four numbers
+    a head reads off the language model's hidden state (`mllm/answer_boxes.py`)."""
 
     kind: Literal["integers", "location_tokens"]
     num_bins: int = _INTEGER_BINS
+    head: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in _PATTERNS:
@@ -83,11 +91,24 @@ class BoxFormat:
             return f"[{', '.join(map(str, bins))}]"
         return "".join(f"<loc_{index}>" for index in bins)
 
-    def parse(self, text: str) -> ParsedBoxes:
-        """Box text -> boxes. Strict: the whole text must be boxes. Never raises."""
+    def answer(self, box: Sequence[float]) -> str:
+        """The text that answers with a normalised box. Raises like `bins`."""
+        text = self.encode(box)
+        return BOX_TOKEN if self.head else text
+
+    def parse(self, text: str, regressed: Sequence[Sequence[float]] = ()) -> ParsedBoxes:
+        """The text of an answer -> boxes. Strict: the whole text must be boxes. Never raises.
+
+        Args:
+            regressed: what the head gave for each `<box>` of the text, normalised.
+        """
         text = text.strip()
         if not text:
             return ParsedBoxes([], "empty")
+        if text == NOT_THERE:
+            return ParsedBoxes([], "not_there")
+        if self.head:
+            return _parse_regressed(text, regressed)
         one, whole = _PATTERNS[self.kind]
         if whole.fullmatch(text) is None:
             return ParsedBoxes([], "not_a_box")
@@ -122,3 +143,15 @@ class BoxFormat:
         if right == left or bottom == top:
             return "zero_area"
         return None
+
+
+def _parse_regressed(text: str, regressed: Sequence[Sequence[float]]) -> ParsedBoxes:
+    if not regressed or text != BOX_TOKEN * len(regressed):
+        return ParsedBoxes([], "not_a_box")
+    boxes = []
+    for box in regressed:
+        x1, y1, x2, y2 = (min(max(float(value), 0.0), 1.0) for value in box)
+        if not (x1 < x2 and y1 < y2):  # also a box that is not a number
+            return ParsedBoxes([], "zero_area")
+        boxes.append((x1, y1, x2, y2))
+    return ParsedBoxes(boxes)

@@ -1,12 +1,14 @@
 """The MLLM as a Transformers model: CLOC encoder, projectors, any causal language model.
 
-Letters: B rows of the batch, I distinct images, S canvas side, N tokens of an image, T text
-tokens, R regions (packed), H width of the language model.
+Letters: B rows of the batch, I distinct images, K of them in rows (`vision_inputs`), S canvas side,
+N tokens of an image, T text tokens, R regions (packed), H width of the language model.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,39 +21,14 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.configuration import ClocMllmConfig
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, answer_loss_of_hidden
 from cloc_mllm.mllm.projector import Projector, to_original_frame
+from cloc_mllm.mllm.vision_inputs import VisionInputs, rows_of_blocks
 from cloc_mllm.models.build import build_cloc_vision
 from cloc_mllm.models.position import token_cells
-
-_VISION_INPUTS = (
-    "pixel_values",
-    "image_frame",
-    "image_index",
-    "region_boxes",
-    "region_image_index",
-)
-
-
-class VisionInputs(NamedTuple):
-    """What a batch shows, as the processor emits it.
-
-    Attributes:
-        pixel_values: float[I, 3, S, S].
-        image_frame: float[I, 4], the canvas as a box in the original's normalised frame.
-        image_index: int64[B], the image of each row.
-        region_boxes: float[R, 4], canvas frame.
-        region_image_index: int64[R], the row each region belongs to; a row's regions stand in the
-            order of its `<region>` tokens.
-    """
-
-    pixel_values: Tensor
-    image_frame: Tensor
-    image_index: Tensor
-    region_boxes: Tensor
-    region_image_index: Tensor
 
 
 class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -93,6 +70,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             [self.vision.embed_dim], width, word_std, hidden_dim=hidden
         )
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        if config.box_token_id is not None:
+            self.box_head = AnswerBoxHead(width)
         # what some language models do to logits after their head, `answer_loss` alone sees
         self._head_reads_hidden = not _changes_logits(config.text_config)
         self.post_init()
@@ -111,6 +90,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         region_image_index: Tensor | None = None,
         region_features: Tensor | None = None,
         labels: Tensor | None = None,
+        answer_boxes: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -119,12 +99,14 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask: int64[B, T].
             pixel_values, image_frame, image_index, region_boxes, region_image_index: see
-                `VisionInputs`; `image_index` defaults to one image a row, `image_frame` to images
+                `VisionInputs`; `image_index` defaults to one image a block, `image_frame` to images
                 without padding. None together for text alone.
             region_features: float[R, H] of `prefill`, when the images are in the cache already;
                 only `region_image_index` goes with it.
             labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt. In training mode the
                 output then holds the last position's logits only.
+            answer_boxes: float[K, 4] of the labels' `<box>` tokens, in their order, normalised to
+                the original image; for a model with a box head.
             num_items_in_batch: what the summed loss is divided by; by default the number of
                 labelled positions (at least 1) of this call.
 
@@ -138,44 +120,71 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids, to know where the features belong")
-            vision = _vision_inputs(
-                input_ids, pixel_values, image_frame, image_index, region_boxes, region_image_index
-            )
-            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, vision)
+            given = (pixel_values, image_frame, image_index, region_boxes, region_image_index)
+            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, given)
         elif region_features is not None:
             assert input_ids is not None and region_image_index is not None
             inputs_embeds = self._insert_regions(
                 input_ids, inputs_embeds, region_features, region_image_index
             )
-        inputs = {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            **{**kwargs, "return_dict": True},
-        }
+        elif self.training:
+            inputs_embeds = inputs_embeds + self._unseen()
+        inputs = kwargs | {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        inputs["return_dict"] = True
         if labels is None:
             return self.language_model(**inputs)
-        return self._learn(inputs, labels, num_items_in_batch)
+        return self._learn(inputs, labels, answer_boxes, num_items_in_batch)
 
     def _learn(
-        self, inputs: dict[str, Any], labels: Tensor, num_items: Tensor | int | None
+        self,
+        inputs: dict[str, Any],
+        labels: Tensor,
+        answer_boxes: Tensor | None,
+        num_items: Tensor | int | None,
     ) -> CausalLMOutputWithPast:
         """The language model's output with the loss; without most logits where it is trained."""
         few_logits = self.training and self._head_reads_hidden
         if few_logits:
-            inputs = {**inputs, "output_hidden_states": True, "logits_to_keep": 1}
-        outputs = self.language_model(**inputs)
+            inputs = {**inputs, "logits_to_keep": 1}
+        outputs = self.language_model(**{**inputs, "output_hidden_states": True})
         soft_bins = self.config.soft_bins()
         if few_logits:
             hidden, head = outputs.hidden_states[-1], self.get_output_embeddings()
             total = answer_loss_of_hidden(hidden, labels, head, soft_bins)
         else:
             total = answer_loss(outputs.logits, labels, soft_bins)
+        if self.config.box_token_id is not None:
+            total = total + self._box_loss(outputs.hidden_states[-1], labels, answer_boxes)
         if num_items is None:
             num_items = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
         outputs.loss = total / num_items
         return outputs
+
+    def _box_loss(self, hidden: Tensor, labels: Tensor, answer_boxes: Tensor | None) -> Tensor:
+        states = writing_states(hidden, labels, self.config.box_token_id)
+        boxes = states.new_zeros(0, 4) if answer_boxes is None else answer_boxes
+        if len(states) != len(boxes):
+            raise ValueError(
+                f"the labels have {len(states)} {BOX_TOKEN} tokens but answer_boxes has "
+                f"{len(boxes)} boxes; pass one a token, in their order"
+            )
+        return self.config.box_loss_weight * answer_box_loss(self.box_head, states, boxes)
+
+    @contextmanager
+    def hidden_states_of_answers(self) -> Iterator[list[Tensor]]:
+        """Fills a list with what wrote each token of `generate`, float[B, H], for a model with a
+        box head; for others it stays empty."""
+        states: list[Tensor] = []
+        if self.config.box_token_id is None:
+            yield states
+            return
+        head = self.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0][:, -1]))
+        try:
+            yield states
+        finally:
+            hook.remove()
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
         """Image features float[I, N, H] and region features float[R, H] for the language model."""
@@ -218,28 +227,58 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cache.batch_select_indices(inputs.image_index)
         return cache, region_features
 
-    def _insert_vision(self, input_ids: Tensor, embeds: Tensor, inputs: VisionInputs) -> Tensor:
+    def _insert_vision(
+        self, input_ids: Tensor, embeds: Tensor, given: Sequence[Tensor | None]
+    ) -> Tensor:
+        """`given`: the fields of `VisionInputs`, of which all but the first may be left out."""
+        block_rows = self._block_rows(input_ids)
+        inputs = VisionInputs.filled(len(block_rows), *given)  # type: ignore[arg-type]
         image_features, region_features = self.encode_vision(inputs)
-        of_row = image_features[inputs.image_index]
-        embeds = self._insert_images(input_ids, embeds, of_row)
-        return self._insert_regions(input_ids, embeds, region_features, inputs.region_image_index)
+        embeds = self._insert_images(input_ids, embeds, image_features[inputs.image_index])
+        region_rows = block_rows[inputs.region_image_index]
+        return self._insert_regions(input_ids, embeds, region_features, region_rows)
+
+    def _block_rows(self, input_ids: Tensor) -> Tensor:
+        return rows_of_blocks(input_ids == self.config.image_token_id, self.vision.num_tokens)
 
     def _insert_images(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
-        """`features`: float[B, N, H], one image a row."""
+        """`features`: float[K, N, H], of the blocks in their order."""
         is_image = input_ids == self.config.image_token_id
-        num_tokens = torch.full_like(input_ids[:, 0], features.shape[1])
-        _check_placeholders(IMAGE_TOKEN, "image features", is_image, num_tokens)
+        if int(is_image.sum()) != features.shape[0] * features.shape[1]:
+            num_blocks = torch.bincount(self._block_rows(input_ids), minlength=len(input_ids))
+            raise ValueError(
+                f"the rows have room for {num_blocks.tolist()} images, but {len(features)} are "
+                "given in image_index"
+            )
         return embeds.masked_scatter(is_image[..., None], features.flatten(0, 1).to(embeds.dtype))
 
     def _insert_regions(
-        self, input_ids: Tensor, embeds: Tensor, features: Tensor, region_image_index: Tensor
+        self, input_ids: Tensor, embeds: Tensor, features: Tensor, region_rows: Tensor
     ) -> Tensor:
-        """`features`: float[R, H], in any order of rows."""
+        """`features`: float[R, H] of the rows int64[R], in any order of rows."""
         is_region = input_ids == self.config.region_token_id
-        num_regions = torch.bincount(region_image_index, minlength=len(input_ids))
-        _check_placeholders(REGION_TOKEN, "region boxes", is_region, num_regions)
-        order = region_image_index.argsort(stable=True)
+        expected = torch.bincount(region_rows, minlength=len(input_ids))
+        found = is_region.sum(1)
+        if wrong := (found != expected).nonzero().flatten().tolist():
+            raise ValueError(
+                f"sample {wrong[0]} has {int(found[wrong[0]])} {REGION_TOKEN} tokens but "
+                f"{int(expected[wrong[0]])} region boxes; write one a box"
+            )
+        order = region_rows.argsort(stable=True)
         return embeds.masked_scatter(is_region[..., None], features[order].to(embeds.dtype))
+
+    def _unseen(self) -> Tensor:
+        """Zero, computed from a blank image: where one rank's rows are all text, its trained vision
+        parts must take part in backward, or the other ranks wait for their gradients forever."""
+        parameters = [*self.projector.parameters(), *self.region_projector.parameters()]
+        if not any(parameter.requires_grad for parameter in parameters):
+            return parameters[0].new_zeros(())
+        side = self.config.cloc_model_config().image_size
+        pixels = parameters[0].new_zeros(1, 3, side, side)
+        whole = pixels.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+        block = torch.zeros(1, dtype=torch.long, device=pixels.device)
+        features = self.encode_vision(VisionInputs(pixels, whole, block, whole, block))
+        return sum((feature.sum() * 0.0 for feature in features), pixels.new_zeros(()))
 
     def train(self, mode: bool = True) -> ClocMllmForConditionalGeneration:
         """A frozen vision encoder stays in eval mode: its batch norms must not drift either."""
@@ -253,7 +292,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         keep = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
         return {
-            name: value if keep or name not in (*_VISION_INPUTS, "region_features") else None
+            name: value if keep or name not in (*VisionInputs._fields, "region_features") else None
             for name, value in inputs.items()
         }
 
@@ -261,16 +300,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, expand_size: int = 1, *, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Repeat rows for beams or samples; images are not repeated, only pointed to."""
-        vision = {name: kwargs.pop(name, None) for name in _VISION_INPUTS}
+        vision = {name: kwargs.pop(name, None) for name in VisionInputs._fields}
         if expand_size > 1 and vision["pixel_values"] is not None and input_ids is not None:
-            given = _vision_inputs(input_ids, **vision)
-            copies = torch.arange(expand_size, device=input_ids.device)
-            rows = given.region_image_index[:, None] * expand_size + copies
-            vision |= {
-                "image_index": given.image_index.repeat_interleave(expand_size),
-                "region_boxes": given.region_boxes.repeat_interleave(expand_size, 0),
-                "region_image_index": rows.flatten(),
-            }
+            block_rows = self._block_rows(input_ids)
+            given = VisionInputs.filled(len(block_rows), **vision)
+            vision = given.repeated(expand_size, block_rows, len(input_ids))._asdict()
         base: Any = super()
         input_ids, kwargs = base._expand_inputs_for_generation(
             expand_size=expand_size, input_ids=input_ids, **kwargs
@@ -303,43 +337,6 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.language_model.set_output_embeddings(new_embeddings)
-
-
-def _vision_inputs(
-    input_ids: Tensor,
-    pixel_values: Tensor,
-    image_frame: Tensor | None,
-    image_index: Tensor | None,
-    region_boxes: Tensor | None,
-    region_image_index: Tensor | None,
-) -> VisionInputs:
-    """Fill in what may be left out."""
-    num_rows, num_images = len(input_ids), len(pixel_values)
-    if image_index is None:
-        if num_images != num_rows:
-            raise ValueError(
-                f"got {num_images} images for {num_rows} rows of input_ids; pass image_index, "
-                "the image of each row, when they are not one to one"
-            )
-        image_index = torch.arange(num_rows, device=input_ids.device)
-    if image_frame is None:
-        image_frame = pixel_values.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(num_images, 4)
-    if region_boxes is None or region_image_index is None:
-        region_boxes = image_frame.new_zeros(0, 4)
-        region_image_index = image_index.new_zeros(0)
-    return VisionInputs(pixel_values, image_frame, image_index, region_boxes, region_image_index)
-
-
-def _check_placeholders(token: str, features: str, found: Tensor, expected: Tensor) -> None:
-    """Raise a ValueError that names the first row whose placeholders do not match its features."""
-    num_found = found.sum(1)
-    wrong = (num_found != expected).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise ValueError(
-            f"sample {row} has {int(num_found[row])} {token} tokens but {int(expected[row])} "
-            f"{features}; the processor must emit one placeholder a feature (was the text cut?)"
-        )
 
 
 def _changes_logits(text_config: PreTrainedConfig) -> bool:

@@ -18,7 +18,7 @@ from transformers.image_utils import load_image
 
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
 from cloc_mllm.geometry import CANVAS, Boxes
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.models.build import check_fingerprint
 
@@ -49,7 +49,7 @@ class ClocMllmProcessor(ProcessorMixin):
         tokenizer: the language model's, with the tokens `special_tokens` lists added to it.
         image_size: S in pixels.
         num_image_tokens: N.
-        box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
+        box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
         fingerprint: what training used; any difference to this processor is a `ValueError`.
         chat_template: by default the tokenizer's, made to understand image items, or a plain one.
     """
@@ -61,6 +61,7 @@ class ClocMllmProcessor(ProcessorMixin):
         num_image_tokens: int = 64,
         box_format: str = "location_tokens",
         num_bins: int = 100,
+        box_head: bool = False,
         fingerprint: dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
@@ -73,6 +74,7 @@ class ClocMllmProcessor(ProcessorMixin):
         self.num_image_tokens = num_image_tokens
         self.box_format = box_format
         self.num_bins = num_bins
+        self.box_head = box_head
         self.image_token = IMAGE_TOKEN
         self.image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         actual = self._fingerprint()
@@ -82,7 +84,7 @@ class ClocMllmProcessor(ProcessorMixin):
 
     @property
     def coordinates(self) -> BoxFormat:
-        return BoxFormat(self.box_format, self.num_bins)  # type: ignore[arg-type]
+        return BoxFormat(self.box_format, self.num_bins, self.box_head)  # type: ignore[arg-type]
 
     def __call__(
         self,
@@ -95,16 +97,18 @@ class ClocMllmProcessor(ProcessorMixin):
         """One batch for generation: rows are padded on the left.
 
         Args:
-            images: one a row: PIL images (or paths), or each in a list of one.
-            text: one a row, with one `<image>` if there are images and one `<region>` a region.
-            regions: for each row its boxes: `Boxes` of the original image, or normalised xyxy.
+            images: for each row a PIL image (or path), a list of them, or None for text alone.
+            text: one a row, with one `<image>` an image and one `<region>` a region.
+            regions: for each row its boxes: `Boxes` of the original image, or normalised xyxy. A
+                row of several images has a list of them, one an image; its `<region>` tokens name
+                the first image's boxes, then the second's.
             kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
 
         Returns:
             input_ids, attention_mask int64[B, T]; with images also pixel_values float[I, 3, S, S],
-            image_frame float[I, 4], image_index int64[B], region_boxes float[R, 4],
-            region_image_index int64[R] (see `modeling.VisionInputs`). An image object that
-            several rows share is prepared once.
+            image_frame float[I, 4], image_index int64[K], region_boxes float[R, 4],
+            region_image_index int64[R] (see `VisionInputs`). An image object that is there
+            several times is prepared once.
 
         Raises:
             ValueError: images, regions and placeholders do not match; names the sample.
@@ -112,34 +116,42 @@ class ClocMllmProcessor(ProcessorMixin):
         if text is None or return_tensors != "pt":
             raise ValueError("pass `text` (one a row); the result is always torch tensors ('pt')")
         texts = [text] if isinstance(text, str) else list(text)
-        inputs = self.pad([self.tokenize(row) for row in self._expand(texts, images)], side="left")
-        if images is None:
+        pictures = _load_images(images, len(texts))
+        expanded = self._expand(texts, pictures)
+        inputs = self.pad([self.tokenize(row) for row in expanded], side="left")
+        if not any(pictures):
             return BatchFeature(inputs)
-        rows: Sequence[Any] = [images] if isinstance(images, (str, Image.Image)) else images
-        pictures = _load_images(rows)
-        vision = self.vision_inputs(pictures, regions or [None] * len(pictures))
-        self._check_regions(texts, vision["region_image_index"])
+        given = regions or [None] * len(texts)
+        vision = self.vision_inputs(pictures, given)
+        for row, (text, of_row) in enumerate(zip(texts, given, strict=True)):
+            _check_regions(row, text, _by_image(of_row, len(pictures[row])))
         return BatchFeature({**inputs, **vision})
 
     def vision_inputs(
-        self, images: Sequence[Image.Image], regions: Sequence[Regions]
+        self,
+        images: Sequence[Image.Image | Sequence[Image.Image]],
+        regions: Sequence[Regions | Sequence[Regions]],
     ) -> dict[str, Tensor]:
-        """What images and regions, one a row, become; see `__call__`."""
+        """What the images and regions of rows become; see `__call__`."""
         if len(images) != len(regions):
             raise ValueError(f"got regions for {len(regions)} samples but {len(images)} images")
-        distinct = {id(image): image for image in images}
+        rows = [[row] if isinstance(row, Image.Image) else list(row) for row in images]
+        blocks = [image for row in rows for image in row]
+        distinct = {id(image): image for image in blocks}
         prepared = [
             preprocess(image.convert("RGB"), self.image_size) for image in distinct.values()
         ]
         place = {key: index for index, key in enumerate(distinct)}
-        image_index = [place[id(image)] for image in images]
+        image_index = [place[id(image)] for image in blocks]
         boxes: list[Tensor] = []
         region_image_index: list[int] = []
-        for row, given in enumerate(regions):
-            of_row = given if isinstance(given, Boxes) else Boxes.normalized(given or [])
-            letterbox = prepared[image_index[row]][1]
-            boxes.append(letterbox.to_canvas(of_row).xyxy.float())
-            region_image_index += [row] * len(of_row)
+        given = (
+            part for row, r in zip(rows, regions, strict=True) for part in _by_image(r, len(row))
+        )
+        for block, of_image in enumerate(given):
+            letterbox = prepared[image_index[block]][1]
+            boxes.append(letterbox.to_canvas(of_image).xyxy.float())
+            region_image_index += [block] * len(of_image)
         whole = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS)
         return {
             "pixel_values": torch.stack([pixels for pixels, _ in prepared]),
@@ -220,30 +232,17 @@ class ClocMllmProcessor(ProcessorMixin):
         ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         return next((place for place, value in enumerate(ids) if value in ends), len(ids))
 
-    def _expand(self, texts: list[str], images: Any) -> list[str]:
-        num_images = 0 if images is None else 1 if _is_image(images) else len(images)
-        if images is not None and num_images != len(texts):
-            raise ValueError(f"got {len(texts)} texts but {num_images} images; pass one a text")
-        expected = 0 if images is None else 1
-        for row, text in enumerate(texts):
-            if text.count(IMAGE_TOKEN) != expected:
+    def _expand(self, texts: list[str], images: Sequence[Sequence[Any]]) -> list[str]:
+        for row, (text, of_row) in enumerate(zip(texts, images, strict=True)):
+            if text.count(IMAGE_TOKEN) != len(of_row):
                 raise ValueError(
                     f"sample {row} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} placeholders but "
-                    f"{expected} images; write one placeholder an image"
+                    f"{len(of_row)} images; write one placeholder an image"
                 )
         return [self._expand_image(text) for text in texts]
 
     def _expand_image(self, text: str) -> str:
         return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_image_tokens)
-
-    def _check_regions(self, texts: list[str], region_image_index: Tensor) -> None:
-        given = torch.bincount(region_image_index, minlength=len(texts)).tolist()
-        for row, text in enumerate(texts):
-            if text.count(REGION_TOKEN) != given[row]:
-                raise ValueError(
-                    f"sample {row} has {text.count(REGION_TOKEN)} {REGION_TOKEN} placeholders but "
-                    f"{given[row]} region boxes; write one placeholder a box"
-                )
 
     def _answer_labels(self, answer_ids: list[int]) -> list[int]:
         """Learn up to the first end of sequence; what a template writes after it is no answer."""
@@ -255,7 +254,9 @@ class ClocMllmProcessor(ProcessorMixin):
         """What must be equal between training and use (contract C7)."""
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         template = str(self.chat_template)
+        head = {"box_head": True} if self.box_head else {}
         return {
+            **head,
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
             "resize": "long side, bicubic, centred padding",
@@ -279,8 +280,8 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat
 
     special = [IMAGE_TOKEN, REGION_TOKEN]
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in special], True)
-    location = [AddedToken(t, normalized=False, special=False) for t in box_format.tokens()]
-    tokenizer.add_tokens(location)
+    written = [*box_format.tokens(), *([BOX_TOKEN] if box_format.head else [])]
+    tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in written])
     ids = token_ids(tokenizer, box_format.tokens())
     if ids and ids != list(range(ids[0], ids[0] + len(ids))):
         raise ValueError(
@@ -299,19 +300,48 @@ def _is_image(value: Any) -> bool:
     return isinstance(value, (str, Image.Image))
 
 
-def _load_images(rows: Sequence[Any]) -> list[Image.Image]:
-    """Each row's image out of whatever chats carry: an image, a path, or a list of one of them.
+def _load_images(images: Any, num_rows: int) -> list[list[Image.Image]]:
+    """Each row's images out of whatever chats carry: none, an image, a path, or a list of them.
 
-    Rows that share an object get one object.
+    Places that share an object get one object.
     """
-    values = [row if _is_image(row) else _only(row, index) for index, row in enumerate(rows)]
-    loaded = {id(value): load_image(value) for value in {id(v): v for v in values}.values()}
-    return [loaded[id(value)] for value in values]
+    rows = [None] * num_rows if images is None else [images] if _is_image(images) else list(images)
+    if len(rows) != num_rows:
+        raise ValueError(
+            f"got {num_rows} texts but {len(rows)} images; pass one a text, or a list of them"
+        )
+    values = [_listed(row, index) for index, row in enumerate(rows)]
+    distinct = {id(value): value for row in values for value in row}
+    loaded = {key: load_image(value) for key, value in distinct.items()}
+    return [[loaded[id(value)] for value in row] for row in values]
 
 
-def _only(row: Any, index: int) -> Any:
-    images = list(row) if isinstance(row, (list, tuple)) else [row]
-    if len(images) != 1 or not _is_image(images[0]):
-        found = ", ".join(type(image).__name__ for image in images) or "none"
-        raise ValueError(f"sample {index} needs one PIL image or path, got {found}")
-    return images[0]
+def _listed(row: Any, index: int) -> list[Any]:
+    images = [] if row is None else list(row) if isinstance(row, (list, tuple)) else [row]
+    if not all(map(_is_image, images)):
+        found = ", ".join(type(image).__name__ for image in images)
+        raise ValueError(f"sample {index} needs PIL images or paths, got {found}")
+    return images
+
+
+def _by_image(regions: Any, num_images: int) -> list[Boxes]:
+    """A row's regions image by image. A row of one image may give them without a list around."""
+    if num_images > 1 and regions is not None:
+        parts = list(regions)
+        if len(parts) != num_images:
+            raise ValueError(
+                f"got regions for {len(parts)} images in a row of {num_images}; pass one list an "
+                "image (an empty one where there are none)"
+            )
+    else:
+        parts = [regions] * min(1, num_images) if num_images <= 1 else [None] * num_images
+    return [part if isinstance(part, Boxes) else Boxes.normalized(part or []) for part in parts]
+
+
+def _check_regions(row: int, text: str, regions: Sequence[Boxes]) -> None:
+    found, given = text.count(REGION_TOKEN), sum(map(len, regions))
+    if found != given:
+        raise ValueError(
+            f"sample {row} has {found} {REGION_TOKEN} placeholders but {given} region boxes; "
+            "write one placeholder a box"
+        )

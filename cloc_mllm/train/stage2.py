@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import Stage2Config
+from cloc_mllm.data.conversations import phrases_of
 from cloc_mllm.data.parquet import RecordDataset, load_records
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm import (
@@ -48,7 +49,9 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     dataset = load_records(config.data.train, cache_dir=config.data.cache_dir)
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
     model, processor = build_mllm(config.model)
-    collator = ConversationCollator(processor, config.conversations)
+    model.config.says_not_there = config.conversations.absent > 0
+    phrases = phrases_of(dataset) if model.config.says_not_there else []
+    collator = ConversationCollator(processor, config.conversations, phrases=phrases)
     freeze_by_lr(model, config.optim)
     if dry_run:
         print(dry_run_report(config, model, config.run, config.data, len(dataset)))

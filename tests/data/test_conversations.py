@@ -111,3 +111,20 @@ def test_braces_in_a_phrase_are_text() -> None:
         "Where is a {sign} 100%?"
     )
     assert refer_turn(region, BOX_FORMAT).answer == "a {sign} 100%"
+
+
+def test_what_an_image_does_not_show_is_asked_for_by_phrases_that_share_no_word() -> None:
+    config = ConversationConfig(questions_per_image=20, ground=0, refer=0, caption=0, absent=1)
+    phrases = ["a crab", "the clocks", "a boat", "two crabs in a boat"]
+
+    turns = build_turns(TWO_CRABS, config, BOX_FORMAT, rng(), phrases)
+
+    assert {turn.question for turn in turns} == {"Where is a boat?"}
+    assert {turn.answer for turn in turns} == {"not in the image"}
+    assert build_turns(TWO_CRABS, config, BOX_FORMAT, rng()) == []
+
+
+def test_questions_without_absent_ones_are_as_before_whatever_phrases_there_are() -> None:
+    config = ConversationConfig(questions_per_image=20)
+    expected = build_turns(TWO_CRABS, config, BOX_FORMAT, rng())
+    assert build_turns(TWO_CRABS, config, BOX_FORMAT, rng(), ["a boat"]) == expected

@@ -61,7 +61,8 @@ def test_a_box_answer_is_parsed_into_the_pictures_frame(predictor, always):
 def test_what_is_no_box_is_a_failure_and_not_an_empty_answer(predictor, always):
     always("a crab", "<loc_9><loc_5><loc_3><loc_10>", "")
 
-    answers = predictor.ground(PICTURE, ["the crab", "the boat", "the clock"])
+    questions = ["Where is the crab?", "Where is the boat?", "Where is the clock?"]
+    answers = predictor.answer([ChatRequest(PICTURE, question) for question in questions])
 
     assert [answer.failure for answer in answers] == ["not_a_box", "inverted", "empty"]
     assert [len(answer.boxes) for answer in answers] == [0, 0, 0]
@@ -70,6 +71,15 @@ def test_what_is_no_box_is_a_failure_and_not_an_empty_answer(predictor, always):
         "<loc_9><loc_5><loc_3><loc_10>",
     ]
     assert answers[2].confidence is None
+
+
+def test_ground_writes_a_box_whatever_the_model_wants(predictor, always):
+    always("a crab", "<loc_9><loc_5><loc_3><loc_10>", "")
+
+    answers = predictor.ground(PICTURE, ["the crab", "the boat", "the clock"])
+
+    assert [answer.failure for answer in answers] == [None, None, None]
+    assert [len(answer.boxes) for answer in answers] == [1, 1, 1]
 
 
 def test_an_answer_to_where_is_no_longer_than_a_box(predictor, monkeypatch):

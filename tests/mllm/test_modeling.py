@@ -139,6 +139,35 @@ def test_regions_land_on_their_own_placeholder(model, processor, pictures):
 
 
 @torch.no_grad()
+def test_rows_of_text_one_and_two_images_equal_rows_alone(model, processor, pictures):
+    texts = ["no image", "<image><region>?", "<image> or <image><region><region>?"]
+    images = [None, pictures[0], [pictures[1], pictures[0]]]
+    regions = [None, [BOX], [[BOX], [[0.5, 0.2, 0.9, 0.8]]]]
+    together = processor(images, texts, regions)
+    assert together["image_index"].tolist() == [0, 1, 0]
+    assert together["region_image_index"].tolist() == [0, 1, 2]
+
+    logits = model(**together).logits
+    for row, (text, image, region) in enumerate(zip(texts, images, regions, strict=True)):
+        alone = processor(None if image is None else [image], [text], [region])
+        expected = model(**alone).logits[0]
+        torch.testing.assert_close(logits[row, -len(expected) :], expected, atol=1e-5, rtol=1e-4)
+
+    repeated, kwargs = model._expand_inputs_for_generation(expand_size=2, **together)
+    actual = model(input_ids=repeated, **kwargs).logits
+    torch.testing.assert_close(actual, logits.repeat_interleave(2, 0), atol=1e-5, rtol=1e-4)
+
+
+def test_training_on_text_alone_reaches_the_vision_parts(model, processor):
+    inputs = processor(text=["only words"])
+
+    model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
+
+    trained = [*model.projector.parameters(), *model.region_projector.parameters()]
+    assert all(parameter.grad is not None and (parameter.grad == 0).all() for parameter in trained)
+
+
+@torch.no_grad()
 def test_unsorted_regions_are_sorted_by_row(model, processor, pictures):
     texts = ["<image><region>", "<image><region>"]
     inputs = processor(pictures[:2], texts, [[BOX], [[0.5, 0.5, 0.9, 0.9]]])
@@ -154,13 +183,13 @@ def test_unsorted_regions_are_sorted_by_row(model, processor, pictures):
 def test_wrong_placeholder_counts_name_the_sample(model, batch):
     ids = batch["input_ids"].clone()
     ids[1, (ids[1] == model.config.image_token_id).nonzero()[0]] = 5
-    with pytest.raises(ValueError, match="sample 1 has 15 <image> tokens but 16 image features"):
+    with pytest.raises(ValueError, match="sample 1 has 15 <image> tokens but images take 16 each"):
         model(**{**batch, "input_ids": ids})
     ids = batch["input_ids"].clone()
     ids[0, -1] = model.config.region_token_id
     with pytest.raises(ValueError, match="sample 0 has 1 <region> tokens but 0 region boxes"):
         model(**{**batch, "input_ids": ids})
-    with pytest.raises(ValueError, match="2 images for 3 rows"):
+    with pytest.raises(ValueError, match="got 2 images but the rows have room for 3"):
         model(batch["input_ids"], pixel_values=batch["pixel_values"][:2])
     with pytest.raises(ValueError, match="pass input_ids or inputs_embeds"):
         model()

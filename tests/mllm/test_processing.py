@@ -94,9 +94,11 @@ def test_other_wrong_inputs_are_refused(processor):
         processor(image, ["<image>", "<image>"])
     with pytest.raises(ValueError, match="regions for 2 samples"):
         processor([image], ["<image>"], [None, None])
-    with pytest.raises(ValueError, match="sample 0 needs one PIL image or path, got Image, Image"):
+    with pytest.raises(ValueError, match="sample 0 has 1 <image> placeholders but 2 images"):
         processor([[image, image]], ["<image>"])
-    with pytest.raises(ValueError, match="sample 1 needs one PIL image or path, got int"):
+    with pytest.raises(ValueError, match="regions for 1 images in a row of 2"):
+        processor([[image, image]], ["<image><image><region>"], [[[[0, 0, 1, 1]]]])
+    with pytest.raises(ValueError, match="sample 1 needs PIL images or paths, got int"):
         processor([image, 3], ["<image>", "<image>"])
     with pytest.raises(ValueError, match="pass `text`"):
         processor(image)

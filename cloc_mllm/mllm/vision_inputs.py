@@ -1,0 +1,99 @@
+"""What a batch shows, and where in its rows it belongs.
+
+A block is the N `<image>` tokens of one image in a row. A row has none (text alone) or several.
+Letters: B rows, T tokens, I distinct images, K blocks, R regions, S canvas side.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class VisionInputs(NamedTuple):
+    """As the processor emits it.
+
+    Attributes:
+        pixel_values: float[I, 3, S, S].
+        image_frame: float[I, 4], the canvas as a box in the original's normalised frame.
+        image_index: int64[K], the image of each block; blocks row by row, in the order of tokens.
+        region_boxes: float[R, 4], canvas frame.
+        region_image_index: int64[R], the block whose image each region lies on; a row's regions
+            stand in the order of its `<region>` tokens.
+    """
+
+    pixel_values: Tensor
+    image_frame: Tensor
+    image_index: Tensor
+    region_boxes: Tensor
+    region_image_index: Tensor
+
+    @classmethod
+    def filled(
+        cls,
+        num_blocks: int,
+        pixel_values: Tensor,
+        image_frame: Tensor | None,
+        image_index: Tensor | None,
+        region_boxes: Tensor | None,
+        region_image_index: Tensor | None,
+    ) -> VisionInputs:
+        """What may be left out: images one a block, without padding, no regions."""
+        num_images = len(pixel_values)
+        if image_index is None:
+            if num_images != num_blocks:
+                raise ValueError(
+                    f"got {num_images} images but the rows have room for {num_blocks}; pass "
+                    "image_index, the image of each, when they are not one to one"
+                )
+            image_index = torch.arange(num_blocks, device=pixel_values.device)
+        if image_frame is None:
+            image_frame = pixel_values.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(num_images, 4)
+        if region_boxes is None or region_image_index is None:
+            region_boxes = image_frame.new_zeros(0, 4)
+            region_image_index = image_index.new_zeros(0)
+        return cls(pixel_values, image_frame, image_index, region_boxes, region_image_index)
+
+    def repeated(self, times: int, block_rows: Tensor, num_rows: int) -> VisionInputs:
+        """For rows that are each repeated `times` in place; images are only pointed to again.
+
+        Args:
+            block_rows: int64[K], see `rows_of_blocks`.
+        """
+        region_rows = block_rows[self.region_image_index]
+        blocks, regions, region_blocks = [], [], []
+        num_blocks = 0
+        for row in range(num_rows):
+            of_row = (block_rows == row).nonzero().flatten()
+            its_regions = (region_rows == row).nonzero().flatten()
+            for _ in range(times):
+                blocks.append(of_row)
+                regions.append(its_regions)
+                place = torch.searchsorted(of_row, self.region_image_index[its_regions])
+                region_blocks.append(num_blocks + place)
+                num_blocks += len(of_row)
+        return self._replace(
+            image_index=self.image_index[torch.cat(blocks)],
+            region_boxes=self.region_boxes[torch.cat(regions)],
+            region_image_index=torch.cat(region_blocks),
+        )
+
+
+def rows_of_blocks(is_image: Tensor, num_tokens: int) -> Tensor:
+    """The row of each block: bool[B, T] -> int64[K].
+
+    Raises:
+        ValueError: a row's `<image>` tokens are not whole blocks of `num_tokens`; names the row.
+    """
+    found = is_image.sum(1)
+    broken = (found % num_tokens).nonzero()
+    if len(broken):
+        row = int(broken[0])
+        raise ValueError(
+            f"sample {row} has {int(found[row])} <image> tokens but images take {num_tokens} "
+            "each; the processor must emit one placeholder a feature (was the text cut?)"
+        )
+    rows = torch.arange(len(found), device=found.device)
+    return rows.repeat_interleave(found // num_tokens)
