@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 RegionEncoder = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
+Templates = Literal["none", "photo", "small", "clip80"]
 RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
@@ -333,6 +334,17 @@ class EvalConfig:
         precision: of the CLOC model; `bf16` is several times faster where `auto` chooses it.
         region_prompt: how CLOC is told of a true region: its `box`, or a `point`, `scribble` or
             rough `mask` drawn in it.
+        annotations: COCO or LVIS instances JSON that the true_box tasks ask, or the folder or zip
+            of Flickr30k Entities that phrase_grounding asks; its images are the records of `data`.
+        templates: that class names are put into: `none` (the bare name), `photo`, our `small` set
+            of 7, or `clip80` (OpenAI's for ImageNet).
+        class_names: file of class names for zero_shot_classification to choose from, JSON or lines
+            `folder name`; "" takes those that occur.
+        benchmark: declares that the data is all of `coco_5k`, `flickr30k_1k`,
+            `coco_val2017_boxes`, `lvis_v1_val_boxes`, `flickr30k_entities`, `grit_2k` or
+            `imagenet_val`; other counts are an error.
+        keep_crowd: true_box tasks also ask boxes around a crowd.
+        min_box_side_px: true_box tasks leave out boxes with a shorter side.
         device: `auto` takes a GPU if there is one.
         bootstrap_samples: resamples of the images behind each interval.
         num_examples: best, worst and other examples of each task in the report; 0 leaves them out.
@@ -359,6 +371,12 @@ class EvalConfig:
     batch_size: int = 64
     precision: Precision = "fp32"
     region_prompt: RegionPrompt = "box"
+    annotations: str = ""
+    templates: Templates = "none"
+    class_names: str = ""
+    benchmark: str = ""
+    keep_crowd: bool = False
+    min_box_side_px: float = 1.0
     device: str = "auto"
     bootstrap_samples: int = 1000
     num_examples: int = 6

@@ -23,6 +23,7 @@ from cloc_mllm.data.parquet import (
 )
 from cloc_mllm.data.readers.coco import read_coco
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
+from cloc_mllm.data.readers.image_folder import read_image_folder
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.data.scenes import SPLITS, generate_scenes
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_flickr30k_entities(sources)
     _add_coco(sources)
     _add_refcoco(sources)
+    _add_image_folder(sources)
 
     stats = commands.add_parser("stats", help="print counts and distributions")
     stats.add_argument("data", help="a directory that `build` made, or its URL")
@@ -161,23 +163,29 @@ def _add_coco(sources: Any) -> None:
     coco = _add_source(
         sources,
         "coco",
-        "COCO: instances and captions",
+        "COCO or LVIS: instances and captions",
         lambda args, drop_log: read_coco(
             args.instances,
             args.images,
             captions=args.captions,
             keep_crowd=args.keep_crowd,
+            ids=set(args.ids.read_text(encoding="utf-8").split()) if args.ids else None,
             drop_log=drop_log,
         ),
     )
     coco.add_argument(
-        "--instances", metavar="FILE", type=Path, required=True, help="instances_*.json"
+        "--instances",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="instances_*.json, lvis_v1_*.json",
     )
     coco.add_argument(
         "--images", metavar="PATH", type=Path, required=True, help="folder, tar or zip"
     )
     coco.add_argument("--captions", metavar="FILE", type=Path, help="captions_*.json")
     coco.add_argument("--keep-crowd", action="store_true", help="keep boxes around crowds")
+    coco.add_argument("--ids", metavar="FILE", type=Path, help="text file of image ids")
 
 
 def _add_refcoco(sources: Any) -> None:
@@ -190,6 +198,27 @@ def _add_refcoco(sources: Any) -> None:
     refcoco.add_argument("--rows", metavar="FILE", type=Path, required=True, help="JSON file")
     refcoco.add_argument(
         "--images", metavar="PATH", type=Path, required=True, help="folder, tar or zip"
+    )
+
+
+def _add_image_folder(sources: Any) -> None:
+    folder = _add_source(
+        sources,
+        "image-folder",
+        "images in one folder a class (ImageNet's layout), for zero-shot classification",
+        lambda args, drop_log: read_image_folder(
+            args.images, class_names=args.class_names, drop_log=drop_log
+        ),
+    )
+    folder.add_argument(
+        "--images", metavar="DIR", type=Path, required=True, help="folder of folders"
+    )
+    folder.add_argument(
+        "--class-names",
+        metavar="FILE",
+        type=Path,
+        help="JSON folder -> name, or lines `folder name` (default: the folders' names; "
+        "ImageNet's for its 1,000 folders)",
     )
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS
 from cloc_mllm.evaluation.predictions import Box, ReferenceRow
+
+if TYPE_CHECKING:
+    from cloc_mllm.evaluation.true_boxes import TrueBoxes
 
 # what a user asks for -> the row tasks it becomes
 TASKS: dict[str, tuple[str, ...]] = {
@@ -22,6 +26,13 @@ TASKS: dict[str, tuple[str, ...]] = {
     "text_to_box": ("text_to_box",),
     "rec": ("rec",),
     "referring": ("referring",),
+    "true_boxes": ("true_box_cloc", "true_box_roi_align", "true_box_crop", "true_box_mask"),
+    "true_box_cloc": ("true_box_cloc",),
+    "true_box_roi_align": ("true_box_roi_align",),
+    "true_box_crop": ("true_box_crop",),
+    "true_box_mask": ("true_box_mask",),
+    "phrase_grounding": ("phrase_grounding",),
+    "zero_shot_classification": ("zero_shot_classification",),
 }
 MLLM_TASKS = ("rec", "referring")
 BUILT_IN_SOURCE = "openmoji-scenes"
@@ -53,8 +64,8 @@ class RegionItem:
 class Benchmark:
     """All queries with their references, and the lists that labels are ranked from.
 
-    `image_ids` is in the order of the records; `regions`, `phrases`, `captions` and `class_names`
-    hold each candidate once.
+    `image_ids` is in the order of the records; `regions`, `phrases`, `captions`, `class_names` and
+    `image_classes` (of whole images) hold each candidate once.
     """
 
     image_ids: list[str] = field(default_factory=list)
@@ -62,6 +73,8 @@ class Benchmark:
     phrases: list[str] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
+    image_classes: list[str] = field(default_factory=list)
+    true_boxes: TrueBoxes | None = None
     queries: list[Query] = field(default_factory=list)
     references: list[ReferenceRow] = field(default_factory=list)
 
@@ -83,13 +96,19 @@ def row_tasks(tasks: Iterable[str]) -> list[str]:
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:
         raise ValueError(f"unknown tasks {unknown}; expected some of: {', '.join(TASKS)}")
-    return [row_task for name in names for row_task in TASKS[name]]
+    return list(dict.fromkeys(row_task for name in names for row_task in TASKS[name]))
 
 
-def build_benchmark(records: Sequence[Record], tasks: Iterable[str]) -> Benchmark:
+def build_benchmark(
+    records: Sequence[Record], tasks: Iterable[str], captions_per_image: int = 0
+) -> Benchmark:
     """Queries of the given tasks (names of `TASKS`) over all records.
 
-    A task for which the records hold nothing (no captions, no categories) gets no query.
+    A task for which the records hold nothing (no captions, no categories) gets no query. Those of
+    `region_benchmarks` need more than the records and are added there.
+
+    Args:
+        captions_per_image: take so many of each record, the first ones; 0 takes all.
 
     Raises:
         ValueError: an unknown task, or two records with one id.
@@ -103,7 +122,7 @@ def build_benchmark(records: Sequence[Record], tasks: Iterable[str]) -> Benchmar
             raise ValueError(f"two records have the id {record.id!r}; ids must be unique")
         bench.image_ids.append(record.id)
         bench.regions += _distinct_regions(record)
-        captions_of[record.id] = _distinct(record.captions)
+        captions_of[record.id] = _distinct(record.captions[: captions_per_image or None])
         expressions += _expressions(record)
         sources.add(record.source)
     bench.phrases = sorted({phrase for region in bench.regions for phrase in region.phrases})
@@ -115,7 +134,7 @@ def build_benchmark(records: Sequence[Record], tasks: Iterable[str]) -> Benchmar
         elif task in ("image_to_text", "text_to_image"):
             pairs = _image_text(bench, captions_of, task)
         else:
-            pairs = _BUILDERS[task](bench)
+            pairs = _BUILDERS[task](bench) if task in _BUILDERS else ()
         for query, reference in pairs:
             bench.add(query, reference)
     return bench

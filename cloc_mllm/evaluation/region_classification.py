@@ -12,20 +12,35 @@ from cloc_mllm.evaluation.statistics import QueryScores
 RULE = (
     "Every true box is classified against all class names. macro_acc: mean over the classes that "
     "occur of the share of their boxes named right (mAcc of the paper); micro_acc and top5_acc: "
-    "share of all boxes."
+    "share of all boxes. After the slash: boxes of LVIS's frequent, common or rare classes alone, "
+    "still against all class names."
+)
+ZERO_SHOT_RULE = (
+    "Every image is classified against all class names; classes of one name are one class. "
+    "macro_acc: mean over the classes that occur; micro_acc and top5_acc: share of all images "
+    "(ImageNet's top-1 and top-5)."
 )
 
 
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
-    """`labels` of a prediction: class names, best first; of a reference: the one true class."""
+    """`labels` of a prediction: class names, best first; of a reference: the one true class.
+
+    If references have a kind (the band of the class), macro and micro of each kind too.
+    """
     image_ids = [pair.reference.image_id for pair in pairs]
     classes = [pair.reference.labels[0] for pair in pairs]
     top1 = _hit(pairs, classes, 1)
-    return {
+    scores = {
         "macro_acc": QueryScores(top1, image_ids, classes),
         "micro_acc": QueryScores(top1, image_ids),
         "top5_acc": QueryScores(_hit(pairs, classes, 5), image_ids),
     }
+    for kind in sorted({pair.reference.kind for pair in pairs} - {""}):
+        chosen = [i for i, pair in enumerate(pairs) if pair.reference.kind == kind]
+        values, images = top1[chosen], [image_ids[i] for i in chosen]
+        scores[f"macro_acc/{kind}"] = QueryScores(values, images, [classes[i] for i in chosen])
+        scores[f"micro_acc/{kind}"] = QueryScores(values, images)
+    return scores
 
 
 def _hit(pairs: Sequence[ScoredPair], classes: Sequence[str], k: int) -> np.ndarray:

@@ -36,6 +36,12 @@ _SENTENCE_CHARACTERS = 40
 # the metric by which examples are called best or worst; a task without one gets no gallery
 _EXAMPLE_METRIC = {
     "region_classification": "micro_acc",
+    "true_box_cloc": "micro_acc",
+    "true_box_roi_align": "micro_acc",
+    "true_box_crop": "micro_acc",
+    "true_box_mask": "micro_acc",
+    "zero_shot_classification": "micro_acc",
+    "phrase_grounding": "r_at_1",
     "region_to_text": "r_at_1",
     "image_to_text": "r_at_1",
     "text_to_box": "mean_iou",
@@ -156,9 +162,13 @@ def choose_examples(scores: np.ndarray, num_examples: int, seed: int) -> dict[st
 
 
 def _legend(task: str) -> str:
-    if task == "image_to_text":
+    if task in ("image_to_text", "zero_shot_classification"):
         return ""
-    asked = task in ("region_classification", "region_to_text", "referring")
+    asked = task.startswith("true_box") or task in (
+        "region_classification",
+        "region_to_text",
+        "referring",
+    )
     legend = _swatch(TRUE_COLOR) + ("the box asked about" if asked else "true box")
     if not asked:
         legend += _swatch(ANSWER_COLOR) + "answer"
@@ -187,7 +197,7 @@ def _card(pair: ScoredPair, image: Image.Image) -> str:
 def _facts(pair: ScoredPair) -> list[tuple[str, str]]:
     prediction, reference = pair.prediction, pair.reference
     facts = []
-    if reference.boxes and reference.task in ("text_to_box", "rec"):
+    if reference.boxes and reference.task in ("text_to_box", "rec", "phrase_grounding"):
         facts += [("asked", prediction.prompt), ("IoU", f"{answer_iou([pair])[0]:.2f}")]
     else:
         if prediction.task == "referring":

@@ -27,6 +27,14 @@ from cloc_mllm.evaluation.predictions import (
     write_rows,
 )
 from cloc_mllm.evaluation.queries import MLLM_TASKS, TASKS, Benchmark, build_benchmark, row_tasks
+from cloc_mllm.evaluation.region_benchmarks import (
+    account_lines,
+    add_region_benchmarks,
+    check_declared,
+    count_masks,
+    declared_benchmark,
+    predict_region_benchmarks,
+)
 from cloc_mllm.evaluation.report import write_report
 from cloc_mllm.evaluation.resume import (
     append_rows,
@@ -56,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(render_table(metrics))
     if skipped := metrics["about"]["skipped_tasks"]:
         print(f"left out, because the records hold nothing for them: {', '.join(skipped)}")
+    for line in account_lines(metrics["about"]):
+        print(line)
     print(f"report: {Path(config.output_dir) / 'report.html'}")
     return 0
 
@@ -79,9 +89,13 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     """
     tasks = [task for task in config.tasks if config.mllm != "none" or task not in MLLM_TASKS]
     row_tasks(tasks)  # a wrong name fails before any model is loaded
+    declared = declared_benchmark(config.benchmark)
     device = choose_device(config.device)
     records = records_to_score(config.data, config.limit)
-    bench = build_benchmark(records, tasks)
+    bench = build_benchmark(records, tasks, declared.captions_per_image if declared else 0)
+    account = add_region_benchmarks(bench, records, tasks, config)
+    if declared:
+        check_declared(config.benchmark, declared, records, bench)
     answered = {query.task for query in bench.queries}
     skipped = [task for task in row_tasks(tasks) if task not in answered]
     if not answered:
@@ -94,7 +108,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         by_cloc = answered - set(MLLM_TASKS)
         _make_rows(job, directory / "predictions_baseline.jsonl", config.baseline_cloc, by_cloc)
     write_rows(bench.references, directory / "references.jsonl")
-    return _score(config, directory, records, skipped)
+    return _score(config, directory, records, {"skipped_tasks": skipped, **account})
 
 
 def choose_device(name: str) -> torch.device:
@@ -136,6 +150,8 @@ def _make_rows(job: _Job, path: Path, cloc: str, tasks: set[str]) -> None:
         "queries": queries_digest(job.bench.queries),
         "precision": config.precision,
         "region_prompt": config.region_prompt,
+        "templates": config.templates,
+        "class_names": job.bench.class_names,
     }
     finished = resume_predictions(path, settings, overwrite=config.overwrite)
     if finished:
@@ -168,15 +184,22 @@ def _predict_cloc(job: _Job, directory: str, finished: set[str]) -> Iterator[Pre
         config.precision,
         progress=True,
         region_prompt=config.region_prompt,
+        templates=config.templates,
     )
-    rows = predict_cloc(model, tokenizer, job.records, job.bench, settings)
+    rows = predict_region_benchmarks(model, tokenizer, job.records, job.bench, settings)
+    if {query.task for query in job.bench.queries} - {row.task for row in rows} - set(MLLM_TASKS):
+        rows += predict_cloc(model, tokenizer, job.records, job.bench, settings)
     yield from (row for row in rows if row.id not in finished)
 
 
 def _score(
-    config: EvalConfig, directory: Path, records: Sequence[Record], skipped: Sequence[str]
+    config: EvalConfig, directory: Path, records: Sequence[Record], account: dict[str, Any]
 ) -> dict[str, Any]:
-    """Score what lies in the directory; writes `metrics.json` and `report.html`."""
+    """Score what lies in the directory; writes `metrics.json` and `report.html`.
+
+    Args:
+        account: what was asked and what was left out, for `about`.
+    """
     references = read_references(directory / "references.jsonl")
     pairs = pairs_by_task(read_predictions(directory / "predictions.jsonl"), references)
     baseline = None
@@ -186,7 +209,9 @@ def _score(
             [row for row in references if row.task not in MLLM_TASKS],
         )
     metrics = compute_metrics(pairs, baseline, samples=config.bootstrap_samples, seed=config.seed)
-    metrics["about"] = _about(config, records, skipped)
+    if "true_box_mask" in pairs:
+        account["true_boxes"]["mask_pooling"] = count_masks(pairs["true_box_mask"])
+    metrics["about"] = {"num_records": len(records), **account, **_about(config)}
     (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     position = {records[index].id: index for index in range(len(records))}
     write_report(
@@ -200,11 +225,9 @@ def _score(
     return metrics
 
 
-def _about(config: EvalConfig, records: Sequence[Record], skipped: Sequence[str]) -> dict[str, Any]:
+def _about(config: EvalConfig) -> dict[str, Any]:
     """Everything needed to make the numbers again."""
     return {
-        "num_records": len(records),
-        "skipped_tasks": list(skipped),
         "config": asdict(config),
         "versions": {
             "python": platform.python_version(),

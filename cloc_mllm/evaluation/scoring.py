@@ -10,7 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cloc_mllm.evaluation import grounding, rec, referring, region_classification, retrieval
+from cloc_mllm.evaluation import (
+    average_precision,
+    grounding,
+    phrase_grounding,
+    rec,
+    referring,
+    region_classification,
+    retrieval,
+)
 from cloc_mllm.evaluation.predictions import (
     PredictionRow,
     ReferenceRow,
@@ -38,12 +46,26 @@ def _retrieval(title: str) -> Scorer:
     return Scorer(title, retrieval.RULE, retrieval.score, retrieval.chance)
 
 
+def _classification(title: str, rule: str = region_classification.RULE) -> Scorer:
+    return Scorer(title, rule, region_classification.score, region_classification.chance)
+
+
 SCORERS: dict[str, Scorer] = {
-    "region_classification": Scorer(
-        "Region classification",
-        region_classification.RULE,
-        region_classification.score,
-        region_classification.chance,
+    "region_classification": _classification("Region classification"),
+    "true_box_cloc": _classification("True boxes: CLOC's region encoder"),
+    "true_box_roi_align": _classification("True boxes: RoI-Align of the tower's tokens"),
+    "true_box_crop": _classification("True boxes: each crop as an image"),
+    "true_box_mask": _classification("True boxes: tokens pooled under the mask"),
+    "zero_shot_classification": _classification(
+        "Zero-shot image classification", region_classification.ZERO_SHOT_RULE
+    ),
+    "phrase_grounding": Scorer(
+        "Phrase grounding (Flickr30k Entities)",
+        phrase_grounding.RULE,
+        phrase_grounding.score,
+        phrase_grounding.chance,
+        phrase_grounding.whole_image,
+        grounding.is_failure,
     ),
     "region_to_text": _retrieval("Region → text retrieval"),
     "text_to_region": _retrieval("Text → region retrieval"),
@@ -94,13 +116,14 @@ def compute_metrics(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`tasks` (task -> metric -> value, interval, counts, baselines), `failures` and `rules`.
+    """`tasks` (task -> metric -> value, interval, counts, baselines), `failures`, `rules`, and
+    `average_precision` of the box tasks whose answers have a confidence.
 
     Args:
         pairs: of the model, by task.
         baseline: of another model on the same queries; tasks it lacks are left empty.
     """
-    metrics: dict[str, Any] = {"tasks": {}, "failures": {}, "rules": {}}
+    metrics: dict[str, Any] = {"tasks": {}, "failures": {}, "rules": {}, "average_precision": {}}
     for task, task_pairs in pairs.items():
         scorer = SCORERS[task]
         baseline_pairs = (baseline or {}).get(task)
@@ -113,6 +136,8 @@ def compute_metrics(
                 entries[metric][name] = value
         metrics["tasks"][task] = entries
         metrics["rules"][task] = scorer.rule
+        if scorer.score in (grounding.score, rec.score) and (ap := _average_precision(task_pairs)):
+            metrics["average_precision"][task] = ap
         if scorer.is_failure:
             metrics["failures"][task] = _failures(task_pairs, scorer.is_failure)
     return metrics
@@ -141,6 +166,14 @@ def _add_baseline(
         entry["difference"] = asdict(
             difference_interval(ours[metric], theirs[metric], samples=samples, seed=seed)
         )
+
+
+def _average_precision(pairs: Sequence[ScoredPair]) -> dict[str, Any] | None:
+    """Of answers with a confidence; where it cannot be computed, why."""
+    try:
+        return average_precision.average_precision(pairs)
+    except (ModuleNotFoundError, ValueError) as error:
+        return {"left_out": str(error)}
 
 
 def _failures(

@@ -9,6 +9,9 @@ _METRIC_TITLES = {
     "macro_acc": "macro accuracy",
     "micro_acc": "micro accuracy",
     "top5_acc": "top-5 accuracy",
+    "merged_r_at_1": "R@1 of the merged box",
+    "merged_r_at_5": "R@5 of the merged box",
+    "merged_r_at_10": "R@10 of the merged box",
     "mean_iou": "mean IoU",
     "exact_match": "exact match",
     "word_f1": "word F1",
@@ -33,6 +36,8 @@ def render_table(metrics: Mapping[str, Any]) -> str:
     lines = _aligned(["task", "metric", *columns], rows)
     lines += ["", "In percent, with 95 % intervals (bootstrap over images)."]
     lines += [failure_sentence(task, entry) for task, entry in metrics["failures"].items()]
+    precision = metrics.get("average_precision", {})
+    lines += [_average_precision_sentence(task, entry) for task, entry in precision.items()]
     return "\n".join(lines)
 
 
@@ -82,6 +87,15 @@ def failure_sentence(task: str, entry: Mapping[str, Any]) -> str:
     text += f" ({percent(entry['rate'])} %), counted as wrong"
     reasons = ", ".join(f"{reason} {count}" for reason, count in entry["reasons"].items())
     return f"{text}: {reasons}." if reasons else f"{text}."
+
+
+def _average_precision_sentence(task: str, entry: Mapping[str, Any]) -> str:
+    if "left_out" in entry:
+        return f"{task}: no average precision: {entry['left_out']}"
+    return (
+        f"{task}: AP {percent(entry['ap'])}, AP@0.5 {percent(entry['ap_50'])}, AP@0.75 "
+        f"{percent(entry['ap_75'])}, answers by confidence, {entry['n_boxes']} true boxes."
+    )
 
 
 def _aligned(columns: list[str], rows: list[list[str]]) -> list[str]:

@@ -126,3 +126,37 @@ def test_real_photos(shared_data: Path) -> None:
     assert log.counts["region"]["crowd"] == 5
     assert log.delivered["region"] + log.num_dropped("region") == 624
     assert log.delivered["caption"] + log.num_dropped("caption") == 395
+
+
+def test_lvis_names_photos_by_url_and_classes_with_underscores(tmp_path: Path) -> None:
+    instances = make_instances()
+    instances["images"][0] = {
+        **instances["images"][0],
+        "file_name": "COCO_val2014_5.jpg",
+        "coco_url": "http://images.cocodataset.org/val2017/5.jpg",
+    }
+    instances["categories"] = [
+        {"id": 1, "name": "bow_(weapon)", "frequency": "r"},
+        {"id": 2, "name": "aerosol_can", "frequency": "c"},
+    ]
+    (record,), _ = read(tmp_path, instances)
+    assert record.source == "lvis"
+    assert [region.phrase for region in record.regions] == ["aerosol can"]
+    instances["images"][0]["coco_url"] = ""
+    assert read(tmp_path, instances)[1].counts["record"] == {"missing_image": 1}
+
+
+def test_only_asked_ids_are_read(tmp_path: Path) -> None:
+    records, log = read(tmp_path, make_instances(), ids={"6"})
+    assert records == [] and log.counts == {}
+    assert len(read(tmp_path, make_instances(), ids={"5"})[0]) == 1
+
+
+def test_real_lvis_annotations(shared_data: Path) -> None:
+    folder = shared_data / "formats"
+    images = folder / "coco_mini_images_val2017_24.tar"
+    log = DropLog()
+    (record,) = read_coco(folder / "lvis_val_100.json", images, drop_log=log)
+    assert record.id == "11813"
+    assert log.counts["record"] == {"missing_image": 99}
+    assert log.delivered["region"] + log.num_dropped("region") == 977

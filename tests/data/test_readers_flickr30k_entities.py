@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from cloc_mllm.data.readers.flickr30k_entities import parse_sentences, read_flickr30k_entities
+from cloc_mllm.data.readers.flickr30k_entities import (
+    parse_sentences,
+    read_flickr30k_entities,
+    read_mentions,
+)
 from cloc_mllm.data.records import DropLog, Record
 
 SENTENCES = """\
@@ -163,3 +168,41 @@ def test_real_validation_photos(shared_data: Path) -> None:
     assert all(len(record.captions) == 5 for record in records)
     assert sum(len(record.regions) for record in records) == 1842
     assert log.counts == {}
+
+
+def test_every_mention_of_a_boxed_chain_is_read(source: Path) -> None:
+    notes: Counter[str] = Counter()
+    mentions = list(read_mentions(source, ["7"], notes))
+    assert [(m.sentence, m.text, m.chain, m.types) for m in mentions] == [
+        (0, "A woman", "1", ("people",)),
+        (0, "her red hats", "2", ("clothing", "other")),
+        (1, "The lady", "1", ("people",)),
+        (1, "a woman", "1", ("people",)),
+    ]
+    assert mentions[0].boxes == [pytest.approx((0.1, 0.1, 0.5, 0.4))]
+    assert mentions[1].boxes[1] == pytest.approx((0.2, 0.0, 0.4, 0.4))
+    assert notes == {"phrase_without_box": 2}  # the park, nothing else
+
+
+def test_an_unusable_box_is_no_truth(source: Path) -> None:
+    write_xml(source, OBJECTS + to_object("1", to_bndbox(30, 30, 30, 90)))
+    notes: Counter[str] = Counter()
+    assert len(next(iter(read_mentions(source, ["7"], notes))).boxes) == 1
+    assert notes["unusable_box"] == 1
+
+
+def test_mentions_of_a_photo_without_annotation_are_refused(source: Path) -> None:
+    with pytest.raises(ValueError, match="has no annotation of photo '8'"):
+        list(read_mentions(source, ["8"], Counter()))
+    (source / "Annotations" / "7.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match="photo '7': no element found"):
+        list(read_mentions(source, ["7"], Counter()))
+
+
+def test_real_mentions(shared_data: Path) -> None:
+    folder = shared_data / "flickr8k-entities"
+    ids = (folder / "val.txt").read_text().split()
+    notes: Counter[str] = Counter()
+    mentions = list(read_mentions(folder / "annotations.zip", ids, notes))
+    assert len({mention.photo_id for mention in mentions}) == len(ids)
+    assert (len(mentions), notes["phrase_without_box"], notes["unusable_box"]) == (3239, 594, 0)

@@ -9,7 +9,7 @@ from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.predictions import read_predictions, read_references
-from cloc_mllm.evaluation.queries import TASKS
+from cloc_mllm.evaluation.queries import TASKS, row_tasks
 from cloc_mllm.evaluation.run import choose_device, evaluate, main
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
 
@@ -41,7 +41,7 @@ def test_the_job_writes_rows_numbers_and_a_report(run_dir, cloc_dir, mllm_dir):
     predictions = read_predictions(run_dir / "predictions.jsonl")
     assert {row.id for row in predictions} == {row.id for row in references}
     metrics = json.loads((run_dir / "metrics.json").read_text())
-    assert list(metrics["tasks"]) == [task for tasks in TASKS.values() for task in tasks]
+    assert list(metrics["tasks"]) == row_tasks(EvalConfig().tasks)
     entry = metrics["tasks"]["region_classification"]["macro_acc"]
     assert entry["ci_low"] <= entry["value"] <= entry["ci_high"]
     assert entry["n_images"] == 8 and entry["n"] > 8

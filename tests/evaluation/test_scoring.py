@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
+from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.predictions import PredictionRow
-from cloc_mllm.evaluation.queries import TASKS, build_benchmark
+from cloc_mllm.evaluation.queries import TASKS, build_benchmark, row_tasks
 from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
 from cloc_mllm.evaluation.table import metric_title, render_table
 
@@ -40,7 +41,7 @@ def failed(rows, tasks):
 
 def test_perfect_predictions_score_one(bench):
     metrics = compute_metrics(pairs_by_task(perfect(bench), bench.references), samples=20)
-    assert list(metrics["tasks"]) == [task for tasks in TASKS.values() for task in tasks]
+    assert list(metrics["tasks"]) == row_tasks(EvalConfig().tasks)
     for task, entries in metrics["tasks"].items():
         for metric, entry in entries.items():
             got = (entry["value"], entry["ci_low"], entry["ci_high"])

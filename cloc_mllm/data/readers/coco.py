@@ -1,10 +1,15 @@
-"""COCO (Lin et al. 2014): an instances JSON, an optional captions JSON, and the images."""
+"""COCO (Lin et al. 2014) and LVIS (Gupta et al. 2019): an instances JSON, perhaps a captions JSON,
+and the images.
+
+LVIS differs in three things: version 1 names a photo by `coco_url` alone, a category has a
+`frequency` and a name with underscores (`aerosol_can`), and no annotation is a crowd.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloc_mllm.data.drop_log import Kind
@@ -13,6 +18,7 @@ from cloc_mllm.data.readers.files import open_files, read_image, read_json
 from cloc_mllm.data.records import DropLog, Record, Region, validate_record
 
 SOURCE = "coco"
+LVIS_SOURCE = "lvis"
 Annotation = dict[str, Any]
 
 
@@ -22,41 +28,59 @@ def read_coco(
     *,
     captions: str | Path | None = None,
     keep_crowd: bool = False,
+    ids: Collection[str] | None = None,
     drop_log: DropLog,
 ) -> Iterator[Record]:
     """One record an image of `instances`; a region an annotation, its phrase the category's name.
 
     Args:
         instances: JSON with `images`, `annotations` (`bbox` is xywh in pixels), `categories`.
-        images: folder, tar or zip of the files that `images[].file_name` names.
+        images: folder, tar or zip of the files that `images[].file_name` (LVIS: `coco_url`) names.
         captions: JSON whose `annotations` hold `image_id` and `caption`.
         keep_crowd: keep boxes around a crowd (`iscrowd` 1); by default they are dropped.
+        ids: image ids to read, as text; default all.
         drop_log: beside the reasons of `validate_record`, regions get `crowd`,
             `unknown_category` and `unknown_image`, captions get `unknown_image`.
     """
-    listing = _read_table(instances, "images", "annotations", "categories")
-    names = {repr(row.get("id")): row.get("name") for row in listing["categories"]}
-    annotations_of = _by_image(listing["annotations"])
-    captions_of = _by_image(_read_table(captions, "annotations")["annotations"] if captions else [])
+    listing = read_table(instances, "images", "annotations", "categories")
+    names = {repr(row.get("id")): class_name(row.get("name")) for row in listing["categories"]}
+    is_lvis = any("frequency" in row for row in listing["categories"])
+    annotations_of = group_by_image(listing["annotations"])
+    captions_of = group_by_image(
+        read_table(captions, "annotations")["annotations"] if captions else []
+    )
     with open_files(images) as image_files:
         for image in listing["images"]:
             # taken out, so that an image listed twice cannot count its annotations twice
             key = repr(image.get("id"))
-            annotations = annotations_of.pop(key, [])
+            annotations, texts = annotations_of.pop(key, []), captions_of.pop(key, [])
+            if ids is not None and str(image.get("id")) not in ids:
+                continue
             record = Record(
                 id="" if image.get("id") is None else str(image["id"]),
-                image=read_image(image_files, str(image.get("file_name", ""))),
+                image=read_image(image_files, _file_name(image, is_lvis)),
                 width=0,  # of the image file: set by validate_record
                 height=0,
-                captions=[row.get("caption", "") for row in captions_of.pop(key, [])],
+                captions=[row.get("caption", "") for row in texts],
                 regions=_to_regions(image, annotations, names, keep_crowd, drop_log),
-                source=SOURCE,
+                source=LVIS_SOURCE if is_lvis else SOURCE,
             )
             valid = validate_record(record, drop_log)
             if valid is not None:
                 yield valid
     _log_orphans("region", annotations_of, drop_log)
     _log_orphans("caption", captions_of, drop_log)
+
+
+def class_name(name: Any) -> Any:
+    """`bow_(weapon)` -> `bow (weapon)`; what is no text stays, for `validate_record` to refuse."""
+    return name.replace("_", " ") if isinstance(name, str) else name
+
+
+def _file_name(image: Annotation, is_lvis: bool) -> str:
+    """LVIS 0.5 calls a photo `COCO_val2014_x.jpg`, but its URL ends in COCO 2017's `x.jpg`."""
+    url, name = image.get("coco_url"), image.get("file_name")
+    return PurePosixPath(str((is_lvis and url) or name or "")).name
 
 
 def _to_regions(
@@ -83,7 +107,7 @@ def _to_regions(
     ]
 
 
-def _by_image(rows: list[Annotation]) -> dict[str, list[Annotation]]:
+def group_by_image(rows: list[Annotation]) -> dict[str, list[Annotation]]:
     """Rows by `repr` of their image id: whatever JSON value that is, it can be a key."""
     grouped: dict[str, list[Annotation]] = defaultdict(list)
     for row in rows:
@@ -97,7 +121,7 @@ def _log_orphans(kind: Kind, rows_of: dict[str, list[Annotation]], drop_log: Dro
             drop_log.add(kind, str(row.get("id")), "unknown_image")
 
 
-def _read_table(path: str | Path, *keys: str) -> dict[str, list[Annotation]]:
+def read_table(path: str | Path, *keys: str) -> dict[str, list[Annotation]]:
     table = read_json(path)
     for key in keys:
         rows = table.get(key) if isinstance(table, dict) else None

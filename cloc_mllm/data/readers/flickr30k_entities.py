@@ -10,17 +10,38 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cloc_mllm.data.readers import boxes_from_xyxy
 from cloc_mllm.data.readers.files import Files, open_files, read_image
-from cloc_mllm.data.records import DropLog, Record, Region, validate_record
+from cloc_mllm.data.records import Box, DropLog, Record, Region, validate_record
+from cloc_mllm.geometry import clean_box
 
 SOURCE = "flickr30k-entities"
 _MENTION = re.compile(r"\[/EN#(?P<chain>\d+)/(?P<types>\S+) (?P<text>[^\]]*)\]")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class Mention(NamedTuple):
+    """One marked phrase of one caption, with all boxes of its chain.
+
+    Attributes:
+        sentence: number of the caption, from 0.
+        text: as it stands in the caption.
+        chain: id of the thing it names; two mentions of one text may be of two chains.
+        types: `people`, `clothing`, ...; a phrase may be of several.
+        boxes: float xyxy, normalised to the original image.
+    """
+
+    photo_id: str
+    sentence: int
+    text: str
+    chain: str
+    types: tuple[str, ...]
+    boxes: list[Box]
 
 
 class Chain(NamedTuple):
@@ -74,6 +95,64 @@ def read_flickr30k_entities(
                 yield record
 
 
+def read_mentions(
+    annotations: str | Path, ids: Iterable[str], notes: Counter[str]
+) -> Iterator[Mention]:
+    """Every marked phrase whose chain has a box, photo by photo, in the order of the captions.
+
+    Args:
+        annotations: folder or zip that holds `Annotations/` and `Sentences/`.
+        ids: photos to read.
+        notes: counts what is not a mention: `phrase_without_box` (the scene, not visual) and
+            `unusable_box` (no area inside the photo).
+
+    Raises:
+        ValueError: a photo has no annotation, or one that does not parse.
+    """
+    with (
+        open_files(annotations, "Annotations") as xml_files,
+        open_files(annotations, "Sentences") as sentence_files,
+    ):
+        for photo_id in ids:
+            xml = xml_files.read(f"{photo_id}.xml")
+            sentences = sentence_files.read(f"{photo_id}.txt")
+            if xml is None or sentences is None:
+                raise ValueError(
+                    f"{annotations} has no annotation of photo {photo_id!r}; take records that "
+                    "were built from these annotations"
+                )
+            try:
+                boxes_of = _usable_boxes(_parse_xml(xml), notes)
+                lines = sentences.decode("utf-8").splitlines()
+            except (UnicodeDecodeError, ET.ParseError) as error:
+                raise ValueError(f"{annotations}, photo {photo_id!r}: {error}") from error
+            yield from _mentions_of(photo_id, lines, boxes_of, notes)
+
+
+def _mentions_of(
+    photo_id: str, lines: list[str], boxes_of: dict[str, list[Box]], notes: Counter[str]
+) -> Iterator[Mention]:
+    for sentence, line in enumerate(line for line in lines if line.strip()):
+        for mark in _MENTION.finditer(line):
+            chain, types = mark["chain"], tuple(mark["types"].split("/"))
+            if chain in boxes_of:
+                yield Mention(photo_id, sentence, mark["text"], chain, types, boxes_of[chain])
+            else:
+                notes["phrase_without_box"] += 1
+
+
+def _usable_boxes(root: ET.Element, notes: Counter[str]) -> dict[str, list[Box]]:
+    """Boxes of each chain, clipped to the photo."""
+    boxes_of: dict[str, list[Box]] = {}
+    for chain, box in zip(*_chain_boxes(root), strict=True):
+        clipped, _ = clean_box(box, 1.0, 1.0, min_size_px=0.0)
+        if clipped is None:
+            notes["unusable_box"] += 1
+        else:
+            boxes_of.setdefault(chain, []).append(clipped)
+    return boxes_of
+
+
 def parse_sentences(text: str) -> tuple[list[str], dict[str, Chain]]:
     """A sentence file -> its captions without marks, and the chains by id."""
     chains: dict[str, Chain] = {}
@@ -93,7 +172,8 @@ def _parse_xml(data: bytes) -> ET.Element:
     return ET.fromstring(data)
 
 
-def _parse_regions(root: ET.Element, chains: dict[str, Chain], drop_log: DropLog) -> list[Region]:
+def _chain_boxes(root: ET.Element) -> tuple[list[str], list[Box]]:
+    """The chain each box belongs to, and the box; a box of several chains is there for each."""
     chain_ids: list[str] = []
     rows: list[list[str | None]] = []
     for thing in root.iter("object"):
@@ -101,9 +181,14 @@ def _parse_regions(root: ET.Element, chains: dict[str, Chain], drop_log: DropLog
             named = [name.text or "" for name in thing.findall("name")] or [""]
             chain_ids += named
             rows += [[thing.findtext(f"bndbox/{corner}") for corner in _CORNERS]] * len(named)
+    size = root.findtext("size/width"), root.findtext("size/height")
+    return chain_ids, boxes_from_xyxy(rows, *size)
+
+
+def _parse_regions(root: ET.Element, chains: dict[str, Chain], drop_log: DropLog) -> list[Region]:
+    chain_ids, boxes = _chain_boxes(root)
     if unboxed := chains.keys() - set(chain_ids):
         drop_log.note("chains without a box (the scene, not visual, unmarked)", len(unboxed))
-    boxes = boxes_from_xyxy(rows, root.findtext("size/width"), root.findtext("size/height"))
     regions = []
     for chain_id, box in zip(chain_ids, boxes, strict=True):
         category, texts = chains.get(chain_id, Chain("", [""]))  # a box no caption mentions
