@@ -109,3 +109,20 @@ def test_the_table_is_aligned_and_says_what_it_shows(bench):
 )
 def test_metric_titles(metric, title):
     assert metric_title(metric) == title
+
+
+def test_average_precision_of_answers_with_a_confidence(bench):
+    pytest.importorskip("pycocotools")
+    rows = [replace(row, confidence=0.5) if row.boxes else row for row in perfect(bench)]
+    metrics = compute_metrics(pairs_by_task(rows, bench.references), samples=20)
+    num_boxes = sum(len(row.boxes) for row in bench.references if row.task == "text_to_box")
+    entry = metrics["average_precision"]["text_to_box"]
+    assert entry["n_boxes"] == num_boxes and entry["ap"] == entry["ap_50"] > 0.5
+    assert f"answers by confidence, {num_boxes} true boxes" in render_table(metrics)
+    rows = [replace(row, confidence=None) if i % 2 else row for i, row in enumerate(rows)]
+    metrics = compute_metrics(pairs_by_task(rows, bench.references), samples=20)
+    assert "have no confidence" in metrics["average_precision"]["rec"]["left_out"]
+    assert "rec: no average precision: " in render_table(metrics)
+    rows = [replace(row, confidence=None) for row in rows]
+    metrics = compute_metrics(pairs_by_task(rows, bench.references), samples=20)
+    assert metrics["average_precision"] == {}
