@@ -23,6 +23,7 @@ from cloc_mllm.data.parquet import (
 )
 from cloc_mllm.data.readers.coco import read_coco
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
+from cloc_mllm.data.readers.grit import read_grit
 from cloc_mllm.data.readers.image_folder import read_image_folder
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.records import Record, validate_record
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_coco(sources)
     _add_refcoco(sources)
     _add_image_folder(sources)
+    _add_grit(sources)
 
     stats = commands.add_parser("stats", help="print counts and distributions")
     stats.add_argument("data", help="a directory that `build` made, or its URL")
@@ -219,6 +221,19 @@ def _add_image_folder(sources: Any) -> None:
         type=Path,
         help="JSON folder -> name, or lines `folder name` (default: the folders' names; "
         "ImageNet's for its 1,000 folders)",
+    )
+
+
+def _add_grit(sources: Any) -> None:
+    grit = _add_source(
+        sources,
+        "grit",
+        "GRIT: JSON lines of captions with boxed phrases",
+        lambda args, drop_log: read_grit(args.rows, args.images, drop_log=drop_log),
+    )
+    grit.add_argument("--rows", metavar="FILE", type=Path, required=True, help="JSON lines")
+    grit.add_argument(
+        "--images", metavar="PATH", type=Path, required=True, help="folder, tar or zip of KEY.jpg"
     )
 
 
