@@ -19,6 +19,8 @@ from cloc_mllm.evaluation import (
     region_classification,
     retrieval,
 )
+from cloc_mllm.evaluation.details import asks_for_a_box, box_details
+from cloc_mllm.evaluation.paired import paired_test
 from cloc_mllm.evaluation.predictions import (
     PredictionRow,
     ReferenceRow,
@@ -116,14 +118,17 @@ def compute_metrics(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`tasks` (task -> metric -> value, interval, counts, baselines), `failures`, `rules`, and
-    `average_precision` of the box tasks whose answers have a confidence.
+    """`tasks` (task -> metric -> value, interval, counts, baselines), `failures`, `rules`; for
+    the tasks whose answers are boxes `details` (see `box_details`), and `average_precision` where
+    they have a confidence.
 
     Args:
         pairs: of the model, by task.
         baseline: of another model on the same queries; tasks it lacks are left empty.
     """
-    metrics: dict[str, Any] = {"tasks": {}, "failures": {}, "rules": {}, "average_precision": {}}
+    metrics: dict[str, Any] = {
+        name: {} for name in ("tasks", "details", "failures", "rules", "average_precision")
+    }
     for task, task_pairs in pairs.items():
         scorer = SCORERS[task]
         baseline_pairs = (baseline or {}).get(task)
@@ -138,6 +143,8 @@ def compute_metrics(
         metrics["rules"][task] = scorer.rule
         if scorer.score in (grounding.score, rec.score) and (ap := _average_precision(task_pairs)):
             metrics["average_precision"][task] = ap
+        if asks_for_a_box(list(entries), task_pairs):
+            metrics["details"][task] = box_details(task_pairs, samples=samples, seed=seed)
         if scorer.is_failure:
             metrics["failures"][task] = _failures(task_pairs, scorer.is_failure)
     return metrics
@@ -163,9 +170,9 @@ def _add_baseline(
     ours, theirs = scorer.score(pairs), scorer.score(baseline_pairs)
     for metric, entry in entries.items():
         entry["baseline"] = asdict(bootstrap_interval(theirs[metric], samples=samples, seed=seed))
-        entry["difference"] = asdict(
-            difference_interval(ours[metric], theirs[metric], samples=samples, seed=seed)
-        )
+        interval = difference_interval(ours[metric], theirs[metric], samples=samples, seed=seed)
+        test = paired_test(ours[metric], theirs[metric], seed=seed)
+        entry["difference"] = {**asdict(interval), **asdict(test)}
 
 
 def _average_precision(pairs: Sequence[ScoredPair]) -> dict[str, Any] | None:

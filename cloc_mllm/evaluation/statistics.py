@@ -6,12 +6,13 @@ bootstrap). Letters: Q queries, I images, G groups (classes), S bootstrap sample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 CONFIDENCE = 0.95
+_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -58,32 +59,77 @@ def bootstrap_interval(scores: QueryScores, *, samples: int = 1000, seed: int = 
     A group without a query in a resample is left out of that resample's macro average. The same
     seed draws the same images, so systems scored on the same queries see the same resamples.
     """
-    names, image_index = np.unique(np.asarray(scores.image_ids), return_inverse=True)
-    num_images = len(names)
-    sums, counts = _sums_by_group(scores, image_index, num_images)
-    rng = np.random.default_rng(seed)
-    means = np.empty(samples)
-    chunk = max(1, 4_000_000 // num_images)  # bounds the [chunk, I] draw to 32 MB
-    for start in range(0, samples, chunk):
-        stop = min(start + chunk, samples)
-        draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), stop - start)
-        means[start:stop] = _macro(draws @ sums, draws @ counts)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(scores.mean(), float(low), float(high), len(scores.values), num_images)
+    sums, counts = sums_by_image(scores)
+    resamples = _resamples(sums, counts, samples, seed)
+    means = np.concatenate([_macro(drawn, num) for drawn, num in resamples])
+    low, high = np.quantile(means, _TAILS)
+    return Interval(scores.mean(), float(low), float(high), len(scores.values), len(sums))
+
+
+def group_intervals(
+    scores: QueryScores, *, samples: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """Interval of the mean of each group, groups in alphabetical order.
+
+    All images are resampled, whether they hold a query of the group or not; a resample without a
+    query of the group says nothing of it.
+    """
+    assert scores.groups is not None
+    sums, counts = sums_by_image(scores)
+    parts = [_ratio(drawn, num) for drawn, num in _resamples(sums, counts, samples, seed)]
+    low, high = np.nanquantile(np.concatenate(parts), _TAILS, axis=0)
+    values = _ratio(sums.sum(0), counts.sum(0))
+    num_queries, num_images = counts.sum(0).astype(int), (counts > 0).sum(0)
+    columns = zip(
+        np.unique(np.asarray(scores.groups)).tolist(),
+        values.tolist(),
+        low.tolist(),
+        high.tolist(),
+        num_queries.tolist(),
+        num_images.tolist(),
+        strict=True,
+    )
+    return {name: Interval(*numbers) for name, *numbers in columns}
 
 
 def difference_interval(
     a: QueryScores, b: QueryScores, *, samples: int = 1000, seed: int = 0
 ) -> Interval:
     """Interval of mean(a) - mean(b) for two systems that answered the same queries (paired)."""
+    return bootstrap_interval(paired_scores(a, b), samples=samples, seed=seed)
+
+
+def paired_scores(a: QueryScores, b: QueryScores) -> QueryScores:
+    """a - b, query by query.
+
+    Raises:
+        ValueError: the two are not about the same queries in the same order.
+    """
     same_groups = (a.groups is None) == (b.groups is None) and (
         a.groups is None or b.groups is None or list(a.groups) == list(b.groups)
     )
     if list(a.image_ids) != list(b.image_ids) or not same_groups:
         raise ValueError("a paired difference needs the same queries in the same order")
-    paired = QueryScores(a.values - b.values, a.image_ids, a.groups)
-    return bootstrap_interval(paired, samples=samples, seed=seed)
+    return QueryScores(a.values - b.values, a.image_ids, a.groups)
+
+
+def sums_by_image(scores: QueryScores) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of values and number of queries by image and group: float[I, G] each."""
+    names, image_index = np.unique(np.asarray(scores.image_ids), return_inverse=True)
+    return _sums_by_group(scores, image_index, len(names))
+
+
+def _resamples(
+    sums: np.ndarray, counts: np.ndarray, samples: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`sums` and `counts` of resampled images: float[s, G] each, S rows in all."""
+    num_images = len(sums)
+    rng = np.random.default_rng(seed)
+    chunk = max(1, 4_000_000 // num_images)  # bounds the [chunk, I] draw to 32 MB
+    for start in range(0, samples, chunk):
+        size = min(chunk, samples - start)
+        draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size)
+        yield draws @ sums, draws @ counts
 
 
 def _sums_by_group(
@@ -104,6 +150,9 @@ def _sums_by_group(
 
 def _macro(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float[S, G] sums and counts -> float[S] mean over the groups that have a query."""
-    present = counts > 0
-    means = np.divide(sums, counts, out=np.zeros_like(sums), where=present)
-    return means.sum(1) / present.sum(1)
+    return np.nansum(_ratio(sums, counts), 1) / (counts > 0).sum(1)
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean of each group, NaN where it has no query."""
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)

@@ -51,6 +51,10 @@ def test_the_job_writes_rows_numbers_and_a_report(run_dir, cloc_dir, mllm_dir):
         "ci_high": 0.0,
         "n": entry["n"],
         "n_images": 8,
+        "p_value": 1.0,
+        "wins": 0,
+        "losses": 0,
+        "mcnemar_p": None,
     }
     assert "baseline" not in metrics["tasks"]["rec"]["acc_at_0_5"]
     assert metrics["about"]["config"]["mllm"] == str(mllm_dir)

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from cloc_mllm.evaluation.statistics import QueryScores, bootstrap_interval, difference_interval
+from cloc_mllm.evaluation.statistics import (
+    QueryScores,
+    bootstrap_interval,
+    difference_interval,
+    group_intervals,
+)
 
 
 def random_scores(num_images=40, per_image=5, groups=False, seed=0):
@@ -51,12 +56,42 @@ def test_queries_of_one_image_count_as_one_cluster():
     assert wide.ci_high - wide.ci_low > 5 * (narrow.ci_high - narrow.ci_low)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    hits = 0
-    for seed in range(200):
-        interval = bootstrap_interval(random_scores(60, 3, seed=seed), samples=400)
-        hits += interval.ci_low <= 0.4 <= interval.ci_high
-    assert 0.9 <= hits / 200 <= 0.99
+@pytest.mark.parametrize("num_images", [100, 300])
+def test_95_of_100_intervals_hold_the_truth(num_images):
+    """2000 simulated benchmarks of 1 to 12 queries an image, images of unequal difficulty.
+
+    Each is a group, so all of them are one call. Resampling queries in place of images covers
+    0.75 here.
+    """
+    rng = np.random.default_rng(0)
+    image = np.repeat(np.arange(num_images), rng.integers(1, 13, size=num_images))
+    truth, num_benchmarks = 0.7, 2000
+    rate = rng.beta(3 * truth, 3 * (1 - truth), size=(num_benchmarks, num_images))
+    right = rng.random((num_benchmarks, len(image))) < rate[:, image]
+    scores = QueryScores(
+        right.astype(float).ravel(),
+        np.tile(image, num_benchmarks),
+        np.repeat(np.arange(num_benchmarks), len(image)),
+    )
+    intervals = group_intervals(scores).values()
+    coverage = np.mean([entry.ci_low <= truth <= entry.ci_high for entry in intervals])
+    assert 0.93 <= coverage <= 0.97
+
+
+def test_interval_of_a_group_is_that_of_its_queries():
+    scores = random_scores(groups=True)
+    for name, actual in group_intervals(scores, samples=500).items():
+        chosen = np.flatnonzero(np.array(scores.groups) == name)
+        images = [scores.image_ids[index] for index in chosen]
+        expected = bootstrap_interval(QueryScores(scores.values[chosen], images), samples=500)
+        assert (actual.value, actual.n, actual.n_images) == pytest.approx(
+            (expected.value, expected.n, expected.n_images)
+        )
+        # other resamples of the images, of which some hold none of the group
+        assert actual.ci_low == pytest.approx(expected.ci_low, abs=0.05)
+        assert actual.ci_high == pytest.approx(expected.ci_high, abs=0.05)
+    whole = QueryScores(scores.values, scores.image_ids, ["all"] * len(scores.values))
+    assert group_intervals(whole)["all"] == bootstrap_interval(whole)
 
 
 def test_perfect_scores_have_no_width():
