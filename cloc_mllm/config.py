@@ -324,7 +324,8 @@ class EvalConfig:
         cloc: stage-1 model directory; "" takes the shipped one.
         mllm: stage-2 model directory; "" takes the shipped one; "none" skips the MLLM tasks.
         baseline_cloc: another stage-1 model to stand beside in the table; "" is none.
-        data: records to score on; "" generates 500 built-in test scenes.
+        data: records to score on; "" generates 500 built-in test scenes, "compositional" 300
+            built-in scenes in which the noun alone does not tell which thing is meant.
         output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `report.html`. A
             run that was stopped goes on after the predictions it finds there.
         overwrite: make all predictions anew, whatever is in `output_dir`.

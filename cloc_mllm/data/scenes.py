@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from cloc_mllm.data.concepts import HELD_OUT, SEEN
 from cloc_mllm.data.expressions import describe_scene, refer_to_things
@@ -34,12 +34,16 @@ _ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3)
 
 @dataclass(frozen=True)
 class Thing:
-    """One picture in a scene: its concept, how the glyph is turned, and its normalised box."""
+    """One picture in a scene: its concept, how the glyph is turned, and its normalised box.
+
+    `tint` redraws it in shades of one colour, by a name that Pillow knows; "" keeps its own.
+    """
 
     name: str
     angle: int
     mirrored: bool
     box: tuple[float, float, float, float]
+    tint: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,11 @@ def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
 
 def sample_layout(rng: np.random.Generator, concepts: tuple[str, ...] = CONCEPTS) -> Layout:
     """Draw the contents of a scene: 3-6 things, often several of one kind, some overlapping."""
-    aspect = float(rng.choice(_ASPECTS, p=[0.3, 0.2, 0.15, 0.1, 0.15, 0.1]))
+    aspect = sample_aspect(rng)
     names = _sample_names(rng, concepts)
     things: list[Thing] = []
     for name in names:
-        thing = _place(rng, name, aspect, things)
+        thing = place_thing(rng, name, aspect, things)
         if thing is not None:
             things.append(thing)
     named_boxes = [(thing.name, thing.box) for thing in things]
@@ -106,6 +110,11 @@ def sample_layout(rng: np.random.Generator, concepts: tuple[str, ...] = CONCEPTS
     )
 
 
+def sample_aspect(rng: np.random.Generator) -> float:
+    """Width over height of a picture."""
+    return float(rng.choice(_ASPECTS, p=[0.3, 0.2, 0.15, 0.1, 0.15, 0.1]))
+
+
 def _sample_names(rng: np.random.Generator, concepts: tuple[str, ...]) -> list[str]:
     num_things = int(rng.integers(3, 7))
     copies = int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
@@ -115,11 +124,23 @@ def _sample_names(rng: np.random.Generator, concepts: tuple[str, ...]) -> list[s
     return names
 
 
-def _place(rng: np.random.Generator, name: str, aspect: float, others: list[Thing]) -> Thing | None:
-    """A thing at a free place, shrinking a little with every failed try; None if none is free."""
+def place_thing(
+    rng: np.random.Generator,
+    name: str,
+    aspect: float,
+    others: list[Thing],
+    sides: tuple[float, float, float] = (0.18, 0.2, 0.46),
+) -> Thing | None:
+    """A thing at a free place, shrinking a little with every failed try; None if none is free.
+
+    Args:
+        sides: of the thing's longer side, in long sides of the picture: how far it may shrink,
+            and the range it is first drawn from.
+    """
     angle, mirrored = int(rng.choice(_ANGLES)), bool(rng.random() < 0.5)
     glyph_w, glyph_h = _glyph(name, angle).size
-    side = float(rng.uniform(0.2, 0.46))  # longer side of the thing, in long sides of the picture
+    smallest, low, high = sides
+    side = float(rng.uniform(low, high))
     for _ in range(24):
         width, height = (
             side * glyph_w / max(glyph_w, glyph_h),
@@ -131,7 +152,7 @@ def _place(rng: np.random.Generator, name: str, aspect: float, others: list[Thin
             box = (float(x), float(y), float(x + width), float(y + height))
             if all(_covered_share(box, other.box) < 0.15 for other in others):
                 return Thing(name, angle, mirrored, box)
-        side = max(0.18, side * 0.95)
+        side = max(smallest, side * 0.95)
     return None
 
 
@@ -158,8 +179,18 @@ def draw_layout(layout: Layout, rng: np.random.Generator, long_side: int) -> Ima
         glyph = _glyph(thing.name, thing.angle, side).resize(size, Image.Resampling.BILINEAR)
         if thing.mirrored:
             glyph = ImageOps.mirror(glyph)
+        if thing.tint:
+            glyph = _tinted(glyph, thing.tint)
         image.paste(glyph, (left, top), glyph)
     return image
+
+
+def _tinted(glyph: Image.Image, color: str) -> Image.Image:
+    """RGBA `glyph` from black over the colour (middle grey) to a light tone of it (white)."""
+    light = tuple((255 + channel) // 2 for channel in ImageColor.getrgb(color))
+    shades = ImageOps.colorize(glyph.convert("L"), "black", light, mid=color)
+    shades.putalpha(glyph.getchannel("A"))
+    return shades
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> Image.Image:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from cloc_mllm.data.compositional import compositional_kind
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS
@@ -116,11 +117,13 @@ def build_benchmark(
     bench = Benchmark()
     expressions: list[tuple[Query, ReferenceRow]] = []
     captions_of: dict[str, list[str]] = {}
+    facts_of: dict[str, _ImageFacts] = {}
     sources = set()
     for record in records:
         if record.id in captions_of:
             raise ValueError(f"two records have the id {record.id!r}; ids must be unique")
         bench.image_ids.append(record.id)
+        facts_of[record.id] = _image_facts(record)
         bench.regions += _distinct_regions(record)
         captions_of[record.id] = _distinct(record.captions[: captions_per_image or None])
         expressions += _expressions(record)
@@ -136,8 +139,42 @@ def build_benchmark(
         else:
             pairs = _BUILDERS[task](bench) if task in _BUILDERS else ()
         for query, reference in pairs:
-            bench.add(query, reference)
+            bench.add(query, facts_of[query.image_id].added_to(reference))
     return bench
+
+
+@dataclass(frozen=True)
+class _ImageFacts:
+    """What the record says of every query about its image; `kind` is "" for ordinary images."""
+
+    width: int
+    height: int
+    kind: str
+    categories: dict[Box, str]
+
+    def added_to(self, row: ReferenceRow) -> ReferenceRow:
+        return replace(
+            row,
+            width=self.width,
+            height=self.height,
+            kind=row.kind or self.kind,
+            num_distractors=self._num_distractors(row.boxes),
+        )
+
+    def _num_distractors(self, boxes: Sequence[Box]) -> int | None:
+        """Boxes of the same category besides the true ones; None where a category is unknown."""
+        asked = {self.categories.get(box, "") for box in boxes}
+        if not asked or "" in asked:
+            return None
+        return sum(
+            category in asked and box not in boxes for box, category in self.categories.items()
+        )
+
+
+def _image_facts(record: Record) -> _ImageFacts:
+    categories = {region.box: clean_text(region.category) for region in record.regions}
+    kind = compositional_kind(record.source)
+    return _ImageFacts(record.width, record.height, kind, categories)
 
 
 def clean_text(text: str) -> str:
@@ -154,9 +191,11 @@ def _distinct_regions(record: Record) -> list[RegionItem]:
     categories: dict[Box, str] = {}
     for region in record.regions:
         box = region.box
-        phrases.setdefault(box, []).append(region.phrase)
+        names = phrases.setdefault(box, [])
+        if not compositional_kind(record.source):  # its questions are the expressions alone
+            names.append(region.phrase)
         if record.source != BUILT_IN_SOURCE:  # there, expressions are the same thing's other names
-            phrases[box] += region.expressions
+            names += region.expressions
         categories[box] = categories.get(box) or clean_text(region.category)
     return [
         RegionItem(f"{record.id}#{index}", record.id, box, tuple(_distinct(texts)), categories[box])
@@ -201,6 +240,8 @@ def _texts_with_kind(record: Record, region: Region) -> list[tuple[str, str]]:
     Built-in scenes have some 25 expressions an image, four in five of them relations: one of each
     kind a region is asked, picked by a hash of the region.
     """
+    if kind := compositional_kind(record.source):
+        return [(clean_text(text), kind) for text in region.expressions]
     if record.source != BUILT_IN_SOURCE:
         first = [] if region.phrase in region.expressions else [region.phrase]
         texts = [clean_text(text) for text in (*first, *region.expressions)]

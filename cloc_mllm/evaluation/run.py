@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from cloc_mllm import __version__
 from cloc_mllm.config import EvalConfig
+from cloc_mllm.data.compositional import generate_compositional
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
@@ -49,6 +50,8 @@ from cloc_mllm.models.build import load_cloc
 from cloc_mllm.shipped import shipped_directory
 
 NUM_BUILT_IN_SCENES = 500
+NUM_COMPOSITIONAL_SCENES = 300
+COMPOSITIONAL = "compositional"
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
 
 
@@ -122,7 +125,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
-    """The records of `data`, or built-in test scenes for ""; at most `limit` if that is not 0."""
+    """The records of `data`; built-in test scenes for "", compositional ones for "compositional".
+
+    At most `limit` of them if that is not 0.
+    """
+    if data == COMPOSITIONAL:
+        return list(generate_compositional(limit or NUM_COMPOSITIONAL_SCENES))
     if not data:
         return list(generate_scenes(limit or NUM_BUILT_IN_SCENES, split="test"))
     records = load_records(data)

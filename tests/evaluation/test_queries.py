@@ -1,5 +1,6 @@
 import pytest
 
+from cloc_mllm.data.compositional import compositional_kind, generate_compositional
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS, generate_scenes
 from cloc_mllm.evaluation.queries import TASKS, build_benchmark, row_tasks
@@ -110,6 +111,40 @@ def test_built_in_expressions_know_their_kind():
     scene = record("s", [Region(LEFT, "crab", expressions=texts)], source="openmoji-scenes")
     bench = build_benchmark([scene], ["rec"])
     assert [ref.kind for ref in bench.references] == ["unique", "size", "ordinal", "relation"]
+
+
+def test_a_reference_says_the_size_of_its_image_and_what_distracts():
+    boxes = [(0.1 * i, 0.0, 0.1 * i + 0.1, 1.0) for i in range(4)]
+    crabs = [Region(box, "a crab", category="Crab") for box in boxes[:3]]
+    regions = [*crabs, Region(boxes[3], "it")]
+    bench = build_benchmark([record("p", regions)], ["text_to_box", "region_classification"])
+    counts = {ref.id: ref.num_distractors for ref in bench.references}
+    assert counts == {
+        "text_to_box/p/0": 0,  # any of the three counts as right, so none distracts
+        "text_to_box/p/1": None,  # of what kind "it" is, the record does not say
+        **{f"region_classification/p#{index}": 2 for index in range(3)},
+    }
+    assert {(ref.width, ref.height) for ref in bench.references} == {(100, 100)}
+
+
+def test_of_compositional_scenes_only_the_expressions_are_asked():
+    scenes = list(generate_compositional(6))
+    bench = build_benchmark(scenes, ["text_to_box", "rec"])
+    expected = {
+        (task, scene.id, region.expressions[0], region.box)
+        for scene in scenes
+        for region in scene.regions
+        if region.expressions
+        for task in ("text_to_box", "rec")
+    }
+    pairs = list(zip(bench.queries, bench.references, strict=True))
+    assert {(q.task, q.image_id, q.text, ref.boxes[0]) for q, ref in pairs} == expected
+    assert len(pairs) == len(expected)
+    kind_of = {scene.id: compositional_kind(scene.source) for scene in scenes}
+    for reference in bench.references:
+        kind = kind_of[reference.image_id]
+        assert reference.kind == kind
+        assert (reference.num_distractors == 0) == (kind == "unseen concept")
 
 
 def test_query_ids_are_unique_over_all_tasks():
