@@ -326,8 +326,8 @@ class EvalConfig:
         baseline_cloc: another stage-1 model to stand beside in the table; "" is none.
         data: records to score on; "" generates 500 built-in test scenes, "compositional" 300
             built-in scenes in which the noun alone does not tell which thing is meant.
-        output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `report.html`. A
-            run that was stopped goes on after the predictions it finds there.
+        output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `table.md`,
+            `report.html`. A run that was stopped goes on after the predictions it finds there.
         overwrite: make all predictions anew, whatever is in `output_dir`.
         tasks: any of the names `cloc-mllm eval --help` lists.
         limit: at most this many records; 0 is all.

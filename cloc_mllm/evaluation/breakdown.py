@@ -67,7 +67,7 @@ def breakdowns(
         intervals = group_intervals(
             QueryScores(right, image_ids, groups), samples=samples, seed=seed
         )
-        order = sorted(intervals, key=_rank)
+        order = sorted(intervals, key=group_rank)
         found[name] = {group: asdict(intervals[group]) for group in order}
     for kind, entry in found.get("kind", {}).items():
         rows = [row for row in references if (row.kind or UNKNOWN) == kind]
@@ -98,7 +98,7 @@ _ORDER = (
 )
 
 
-def _rank(group: str) -> tuple[int, str]:
+def group_rank(group: str) -> tuple[int, str]:
     """Groups in the order of their meaning, then kinds by name, the unknown last."""
     if group == UNKNOWN:
         return len(_ORDER) + 1, group

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 from cloc_mllm.data.drawing import Rgb, draw_regions
 from cloc_mllm.evaluation.grounding import answer_iou
 from cloc_mllm.evaluation.predictions import ScoredPair
+from cloc_mllm.evaluation.report_details import details_html
 from cloc_mllm.evaluation.report_style import CSS
 from cloc_mllm.evaluation.scoring import SCORERS
 from cloc_mllm.evaluation.table import (
@@ -31,10 +33,10 @@ from cloc_mllm.geometry import Boxes
 
 TRUE_COLOR = (26, 152, 80)
 ANSWER_COLOR = (214, 0, 120)
-_IMAGE_SIDE_PX = 208  # about as wide as a card, so that outlines stay sharp
+IMAGE_SIDE_PX = 208  # about as wide as a card, so that outlines stay sharp
 _SENTENCE_CHARACTERS = 40
 # the metric by which examples are called best or worst; a task without one gets no gallery
-_EXAMPLE_METRIC = {
+EXAMPLE_METRIC = {
     "region_classification": "micro_acc",
     "true_box_cloc": "micro_acc",
     "true_box_roi_align": "micro_acc",
@@ -66,20 +68,36 @@ def write_report(
             at the end.
         pairs: the model's answers by task.
         load_image: image id -> RGB image in the original frame.
-        num_examples: of the best, of the worst and of the rest, for each task.
+        num_examples: of the best, of the worst, of each kind of surprise and of the rest, for each
+            task.
     """
     sections = [_headline(metrics)]
     for task, task_pairs in pairs.items():
-        if task in _EXAMPLE_METRIC and num_examples > 0:
-            sections.append(_gallery(task, task_pairs, load_image, num_examples, seed))
+        details = metrics.get("details", {}).get(task)
+        with_examples = task in EXAMPLE_METRIC and num_examples > 0
+        if details or with_examples:
+            parts = [details_html(details)] if details else []
+            if with_examples:
+                parts.append(_gallery(task, task_pairs, load_image, num_examples, seed))
+            sections.append(task_section(task, "".join(parts)))
     sections.append(_about(metrics))
-    page = (
+    Path(path).write_text(page("cloc-mllm evaluation", "".join(sections)), encoding="utf-8")
+
+
+def page(title: str, body: str) -> str:
+    """One self-contained HTML page."""
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>cloc-mllm evaluation</title><style>{CSS}</style></head>"
-        f"<body><h1>cloc-mllm evaluation</h1>{''.join(sections)}</body></html>\n"
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<body><h1>{escape(title)}</h1>{body}</body></html>\n"
     )
-    Path(path).write_text(page, encoding="utf-8")
+
+
+def task_section(task: str, content: str) -> str:
+    """A section that begins with the task's name and rule."""
+    title, rule = escape(SCORERS[task].title), escape(SCORERS[task].rule)
+    return f'<section><h2>{title}</h2><p class="rule">{rule}</p>{content}</section>'
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
@@ -133,32 +151,56 @@ def _gallery(
     num_examples: int,
     seed: int,
 ) -> str:
-    scores = SCORERS[task].score(pairs)[_EXAMPLE_METRIC[task]].values
-    groups = choose_examples(scores, num_examples, seed)
-    html = [f"<section><h2>{escape(SCORERS[task].title)}</h2>"]
-    html.append(f'<p class="rule">{escape(SCORERS[task].rule)}</p>{_legend(task)}')
+    scores = SCORERS[task].score(pairs)[EXAMPLE_METRIC[task]].values
+    groups = choose_examples(scores, num_examples, seed, _confidences(pairs))
+    html = [_legend(task)]
     for title, indices in groups.items():
         if indices:
             cards = "".join(
                 _card(pairs[i], load_image(pairs[i].reference.image_id)) for i in indices
             )
             html.append(f'<h3>{title}</h3><div class="gallery">{cards}</div>')
-    return "".join(html) + "</section>"
+    return "".join(html)
 
 
-def choose_examples(scores: np.ndarray, num_examples: int, seed: int) -> dict[str, list[int]]:
-    """Indices of the best, the worst and random others; ties in random (seeded) order.
+def _confidences(pairs: Sequence[ScoredPair]) -> np.ndarray:
+    """float[Q]: the answer's confidence, or the score of its first label; NaN if it has neither."""
+    answers = [pair.prediction for pair in pairs]
+    known = [
+        row.scores[0] if row.confidence is None and row.scores else row.confidence
+        for row in answers
+    ]
+    return np.array([np.nan if value is None else value for value in known], dtype=float)
 
-    None is shown twice; of few queries each group gets at most a third.
+
+def choose_examples(
+    scores: np.ndarray, num_examples: int, seed: int, confidence: np.ndarray | None = None
+) -> dict[str, list[int]]:
+    """Indices of the best, the worst, the surprising and random others; ties in random order.
+
+    None is shown twice; of few queries each group gets at most a third. Surprising are the wrong
+    answers (score < 0.5) of the highest confidence and the right ones of the lowest.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(scores))
+    surprises: dict[str, list[int]] = {}
+    if confidence is not None and np.isfinite(confidence).any():
+        known = shuffled[np.isfinite(confidence[shuffled])]
+        known = known[np.argsort(-confidence[known], kind="stable")]
+        count = min(num_examples, len(scores) // 6)
+        surprises = {
+            "Surprising: confident and wrong": known[scores[known] < 0.5][:count].tolist(),
+            "Surprising: unsure and right": known[scores[known] >= 0.5][::-1][:count].tolist(),
+        }
+    shown = [index for group in surprises.values() for index in group]
+    shuffled = shuffled[~np.isin(shuffled, shown)]
     order = shuffled[np.argsort(-scores[shuffled], kind="stable")]
     count = min(num_examples, len(order) // 3 or 1)
     best, rest = order[:count], order[count:]
     worst, middle = rest[::-1][:count], rest[: max(0, len(rest) - count)]
-    chosen = rng.permutation(middle)[:num_examples]
-    return {"Best": best.tolist(), "Worst": worst.tolist(), "Random others": chosen.tolist()}
+    chosen = rng.permutation(middle)[:num_examples].tolist()
+    groups = {"Best": best.tolist(), "Worst": worst.tolist()}
+    return {**groups, **surprises, "Random others": chosen}
 
 
 def _legend(task: str) -> str:
@@ -169,29 +211,64 @@ def _legend(task: str) -> str:
         "region_to_text",
         "referring",
     )
-    legend = _swatch(TRUE_COLOR) + ("the box asked about" if asked else "true box")
+    legend = swatch(TRUE_COLOR) + ("the box asked about" if asked else "true box")
     if not asked:
-        legend += _swatch(ANSWER_COLOR) + "answer"
+        legend += swatch(ANSWER_COLOR) + "answer"
     return f'<p class="legend">{legend}</p>'
 
 
-def _swatch(color: Rgb) -> str:
+def swatch(color: Rgb) -> str:
     return f'<span class="box" style="border-color:rgb{color}"></span> '
 
 
 def _card(pair: ScoredPair, image: Image.Image) -> str:
     """One picture with what was asked, what was answered and what is true."""
     reference, prediction = pair.reference, pair.prediction
-    data = _jpeg(draw_answer(pair, image))
-    caption = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in _facts(pair)
-    )
-    alt = escape(f"{reference.task} example on image {reference.image_id}", quote=True)
-    source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    data = jpeg_bytes(draw_answer(pair, image))
+    alt = f"{reference.task} example on image {reference.image_id}"
+    return card(prediction.id, data, alt, _facts(pair), _boxes_and_ids(pair))
+
+
+def card(
+    query_id: str,
+    jpeg: bytes | None,
+    alt: str,
+    facts: Sequence[tuple[str, str]],
+    more: Sequence[tuple[str, str]],
+) -> str:
+    """A picture (None: there is none), what is to be said of it, and `more` to be unfolded.
+
+    Its address in the page is the query's id.
+    """
+    image = '<p class="no-image">picture not available</p>'
+    if jpeg:
+        source = f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+        image = f'<img alt="{escape(alt, quote=True)}" src="{source}">'
+    link = f'<a href="#{quote(query_id)}">link to this example</a>'
     return (
-        f'<figure id="{escape(prediction.id, quote=True)}"><img alt="{alt}" src="{source}">'
-        f"<figcaption><dl>{caption}</dl></figcaption></figure>"
+        f'<figure id="{escape(query_id, quote=True)}">{image}<figcaption>{_list(facts)}'
+        f"<details><summary>boxes and ids</summary>{_list(more)}{link}</details>"
+        "</figcaption></figure>"
     )
+
+
+def _list(facts: Sequence[tuple[str, str]]) -> str:
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts)
+    return f"<dl>{rows}</dl>"
+
+
+def _boxes_and_ids(pair: ScoredPair) -> list[tuple[str, str]]:
+    """Boxes in the original image's frame, 0..1, and where to find the query in the files."""
+    prediction, reference = pair.prediction, pair.reference
+    facts = [("query", reference.id), ("image", reference.image_id)]
+    if reference.kind:
+        facts.append(("kind", reference.kind))
+    facts += [("true box", box_text(box)) for box in reference.boxes[:4]]
+    return facts + [("answered box", box_text(box)) for box in prediction.boxes[:4]]
+
+
+def box_text(box: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3f}" for value in box)
 
 
 def _facts(pair: ScoredPair) -> list[tuple[str, str]]:
@@ -228,11 +305,11 @@ def draw_answer(pair: ScoredPair, image: Image.Image) -> Image.Image:
         Boxes.normalized([*pair.reference.boxes, *answered]),
         [""] * num_true + ["answer"] * len(answered),
         colors=[TRUE_COLOR] * num_true + [ANSWER_COLOR] * len(answered),
-        long_side=_IMAGE_SIDE_PX,
+        long_side=IMAGE_SIDE_PX,
     )
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def jpeg_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()

@@ -40,6 +40,32 @@ dl { margin: 0; }
 figcaption dl { display: grid; grid-template-columns: auto 1fr; column-gap: .5rem; }
 dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
 figcaption dd { margin: 0; }
+.plots { display: grid; gap: .5rem 1.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
+.plot { max-width: 420px; }
+.models { margin-bottom: .5rem; }
+.models dt { font-weight: 600; }
+svg { display: block; width: 100%; height: auto; font-size: 11px; }
+svg text { fill: #1c2330; }
+svg .name { text-anchor: end; }
+svg .count { fill: var(--soft); }
+svg .middle { text-anchor: middle; }
+svg .track { fill: #eceff3; }
+svg .fill { fill: var(--bar); }
+svg .whisker { stroke: #1f5f99; stroke-width: 1.5; fill: none; }
+svg .floor { stroke: #c0392b; stroke-width: 2; }
+svg .grid { stroke: #e3e7ec; fill: none; }
+svg .diagonal { stroke: #8b94a1; stroke-dasharray: 4 3; }
+svg .curve { stroke: currentColor; fill: none; stroke-width: 2; }
+svg .curve circle { fill: currentColor; stroke: none; }
+.first { color: #1f5f99; }
+.second { color: #b8480d; }
+.line { display: inline-block; width: 16px; border-top: 3px solid; margin: 0 .3rem 0 .8rem;
+  vertical-align: middle; }
+details { margin: .3rem 0; }
+summary, a { color: var(--soft); cursor: pointer; }
+.no-image { aspect-ratio: 1; margin: 0; display: grid; place-items: center; color: var(--soft);
+  background: #eceff3; }
 @media (max-width: 900px) {
   body { padding: .5rem; }
   thead { display: none; }

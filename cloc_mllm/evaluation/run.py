@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,8 +20,10 @@ from cloc_mllm.data.compositional import generate_compositional
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation import compare
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.generate_mllm import predict_mllm
+from cloc_mllm.evaluation.paper_table import paper_tables
 from cloc_mllm.evaluation.predictions import (
     PredictionRow,
     read_predictions,
@@ -57,8 +60,11 @@ _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm eval`: evaluate, print the table, say where the report is."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["compare"]:
+        return compare.main(args[1:])
     parser = _parser()
-    values = parser.parse_args(argv)
+    values = parser.parse_args(args)
     if values.list:
         print("\n".join(TASKS))
         return 0
@@ -76,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="cloc-mllm eval",
-        description="Predict, score and write a report. Tasks: " + ", ".join(TASKS) + ".",
+        description="Predict, score and write a report. Tasks: " + ", ".join(TASKS) + ". "
+        "`cloc-mllm eval compare A B` sets two finished evaluations side by side.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument("--list", action="store_true", help="print the tasks, one a line, and stop")
@@ -203,7 +210,7 @@ def _predict_cloc(job: _Job, directory: str, finished: set[str]) -> Iterator[Pre
 def _score(
     config: EvalConfig, directory: Path, records: Sequence[Record], account: dict[str, Any]
 ) -> dict[str, Any]:
-    """Score what lies in the directory; writes `metrics.json` and `report.html`.
+    """Score what lies in the directory; writes `metrics.json`, `table.md` and `report.html`.
 
     Args:
         account: what was asked and what was left out, for `about`.
@@ -221,6 +228,7 @@ def _score(
         account["true_boxes"]["mask_pooling"] = count_masks(pairs["true_box_mask"])
     metrics["about"] = {"num_records": len(records), **account, **_about(config)}
     (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (directory / "table.md").write_text(paper_tables(metrics), encoding="utf-8")
     position = {records[index].id: index for index in range(len(records))}
     write_report(
         directory / "report.html",

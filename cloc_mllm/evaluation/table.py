@@ -33,7 +33,7 @@ def render_table(metrics: Mapping[str, Any]) -> str:
         [task, metric_title(metric), *(entry_cells(entry)[name] for name in columns)]
         for task, metric, entry in entries
     ]
-    lines = _aligned(["task", "metric", *columns], rows)
+    lines = aligned(["task", "metric", *columns], rows)
     lines += ["", "In percent, with 95 % intervals (bootstrap over images)."]
     lines += [failure_sentence(task, entry) for task, entry in metrics["failures"].items()]
     precision = metrics.get("average_precision", {})
@@ -98,7 +98,9 @@ def _average_precision_sentence(task: str, entry: Mapping[str, Any]) -> str:
     )
 
 
-def _aligned(columns: list[str], rows: list[list[str]]) -> list[str]:
+def aligned(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table whose columns have equal width; `|` in a text is escaped."""
+    columns, *rows = ([text.replace("|", "\\|") for text in row] for row in [columns, *rows])
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     cells = [columns, ["-" * width for width in widths], *rows]
     return [

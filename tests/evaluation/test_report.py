@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cloc_mllm.evaluation.paper_table import paper_tables
 from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow
 from cloc_mllm.evaluation.report import choose_examples, write_report
+from cloc_mllm.evaluation.report_details import details_html
 from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
 
 EVIL = '<script>alert("1")</script> & more'
@@ -44,13 +46,13 @@ def test_all_texts_are_escaped(page):
 
 def test_the_page_asks_nothing_of_the_network(page):
     addresses = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import', page)
-    assert len(addresses) == 4
-    assert all(src.startswith("data:image/jpeg;base64,") for src, _ in addresses)
+    assert len(addresses) == 2 * 4  # the picture of each example, and a link to itself
+    assert all(src.startswith(("data:image/jpeg;base64,", "#")) for src, _ in addresses)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
 
 def test_it_is_one_well_formed_page(page):
-    for tag in ("section", "figure", "table", "tr", "td", "dl", "dd", "div"):
+    for tag in ("section", "figure", "table", "tr", "td", "dl", "dd", "div", "svg", "g", "details"):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
     assert '<meta name="viewport"' in page
 
@@ -66,6 +68,40 @@ def test_examples_are_best_worst_and_others_without_repetition(count):
         assert groups["Best"] == order[:6].tolist()
         assert groups["Worst"] == order[::-1][:6].tolist()
         assert len(groups["Random others"]) == 6
+
+
+def test_surprising_are_confident_errors_and_unsure_hits():
+    rng = np.random.default_rng(0)
+    scores, confidence = (rng.random(60) < 0.5).astype(float), rng.random(60)
+    confidence[:5] = np.nan
+    groups = choose_examples(scores, 4, seed=0, confidence=confidence)
+    wrong = [i for i in np.argsort(-confidence[5:]) + 5 if scores[i] == 0]
+    right = [i for i in np.argsort(confidence[5:]) + 5 if scores[i] == 1]
+    assert groups["Surprising: confident and wrong"] == wrong[:4]
+    assert groups["Surprising: unsure and right"] == right[:4]
+    chosen = [index for group in groups.values() for index in group]
+    assert len(chosen) == len(set(chosen)) == 5 * 4
+    assert "Surprising: unsure and right" not in choose_examples(scores, 4, 0, np.full(60, np.nan))
+
+
+def test_details_are_drawn_and_their_texts_escaped():
+    boxes = [(0.1 * i, 0.1, 0.1 * i + 0.1, 0.5) for i in range(8)]
+    references = [
+        ReferenceRow(str(i), f"i{i}", "rec", boxes=[box], kind=f"{EVIL}{i % 2}", num_distractors=i)
+        for i, box in enumerate(boxes)
+    ]
+    rows = [
+        PredictionRow(str(i), f"i{i}", "rec", boxes=[box], confidence=0.1 * i)
+        for i, box in enumerate(boxes)
+    ]
+    metrics = compute_metrics(pairs_by_task(rows, references), samples=10)
+    html = details_html(metrics["details"]["rec"])
+    assert "<script" not in html and "&lt;script&gt;" in html
+    for title in ("by kind", "by position", "by distractors", "Reliability", "Selective accuracy"):
+        assert title in html
+    assert "expected calibration error 65.0 %" in html
+    tables = paper_tables(metrics)
+    assert "**rec, by distractors**" in tables and "Rounded to one decimal" in tables
 
 
 def test_a_task_with_one_score_shows_different_examples_by_seed():

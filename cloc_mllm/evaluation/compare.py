@@ -1,0 +1,200 @@
+"""Two finished evaluations side by side: paired differences, p-values, answers that differ.
+
+Reads the rows that `cloc-mllm eval` wrote; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import ArgumentParser
+from PIL import Image
+
+from cloc_mllm.evaluation.breakdown import group_rank, groups_of
+from cloc_mllm.evaluation.details import asks_for_a_box
+from cloc_mllm.evaluation.grounding import answer_iou
+from cloc_mllm.evaluation.paired import paired_test
+from cloc_mllm.evaluation.paper_table import comparison_table
+from cloc_mllm.evaluation.predictions import (
+    ReferenceRow,
+    ScoredPair,
+    read_predictions,
+    read_references,
+)
+from cloc_mllm.evaluation.report_compare import write_comparison_report
+from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
+from cloc_mllm.evaluation.statistics import QueryScores, bootstrap_interval, difference_interval
+
+TaskPairs = dict[str, list[ScoredPair]]
+LoadImage = Callable[[str], Image.Image | None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm eval compare A B`: write the comparison, print its table."""
+    parser = ArgumentParser(
+        prog="cloc-mllm eval compare",
+        description="Set two finished evaluations of the same queries side by side.",
+    )
+    parser.add_argument("a", help="output directory of an evaluation")
+    parser.add_argument("b", help="output directory of another one, on the same queries")
+    parser.add_argument("--out", default="runs/compare", help="gets report, table and metrics")
+    parser.add_argument("--bootstrap_samples", type=int, default=1000)
+    parser.add_argument("--num_examples", type=int, default=6, help="of each kind; 0 is none")
+    parser.add_argument("--seed", type=int, default=0)
+    values = parser.parse_args(argv)
+    comparison = compare(
+        (values.a, values.b),
+        values.out,
+        samples=values.bootstrap_samples,
+        num_examples=values.num_examples,
+        seed=values.seed,
+    )
+    print(comparison_table(comparison), end="")
+    for directory, tasks in zip(comparison["models"], comparison["only_in"], strict=True):
+        if tasks:
+            print(f"left out, because only {directory} has them: {', '.join(tasks)}")
+    print(f"report: {Path(values.out) / 'report.html'}")
+    return 0
+
+
+def compare(
+    directories: tuple[str, str],
+    out: str,
+    *,
+    samples: int = 1000,
+    num_examples: int = 6,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `metrics.json`, `table.md` and `report.html` into `out`; return what is in the first.
+
+    Tasks that only one of the two has are left out and named in `only_in`.
+
+    Raises:
+        FileNotFoundError: a directory holds no predictions or references.
+        ValueError: the two answered different queries, or have no task in common.
+    """
+    a, b = (_read(directory) for directory in directories)
+    tasks = [task for task in a if task in b]
+    if not tasks:
+        raise ValueError(
+            f"{directories[0]} has the tasks {list(a)}, {directories[1]} has {list(b)}: none in "
+            "common; evaluate both with the same --tasks"
+        )
+    only_in = [[task for task in x if task not in y] for x, y in ((a, b), (b, a))]
+    b = {task: _in_order_of(a[task], b[task], task, directories) for task in tasks}
+    comparison: dict[str, Any] = {
+        "models": list(directories),
+        "names": [sorted({p.prediction.model for t in tasks for p in x[t]}) for x in (a, b)],
+        "only_in": only_in,
+        "tasks": {},
+        "breakdowns": {},
+        "bootstrap_samples": samples,
+        "seed": seed,
+    }
+    for task in tasks:
+        scores = SCORERS[task].score(a[task]), SCORERS[task].score(b[task])
+        comparison["tasks"][task] = {
+            metric: _compared(scores[0][metric], scores[1][metric], samples, seed)
+            for metric in scores[0]
+            if metric in scores[1]
+        }
+        if asks_for_a_box(list(scores[0]), a[task]):
+            comparison["breakdowns"][task] = _by_group(a[task], b[task], samples, seed)
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "metrics.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    (directory / "table.md").write_text(comparison_table(comparison), encoding="utf-8")
+    pairs = {task: (a[task], b[task]) for task in tasks}
+    write_comparison_report(
+        directory / "report.html",
+        comparison,
+        pairs,
+        _image_loader(directories[0]),
+        num_examples=num_examples,
+    )
+    return comparison
+
+
+def _read(directory: str) -> TaskPairs:
+    rows = Path(directory)
+    for name in ("predictions.jsonl", "references.jsonl"):
+        if not (rows / name).is_file():
+            raise FileNotFoundError(
+                f"{rows / name} is missing; expected the output directory of `cloc-mllm eval`"
+            )
+    return pairs_by_task(
+        read_predictions(rows / "predictions.jsonl"), read_references(rows / "references.jsonl")
+    )
+
+
+def _in_order_of(
+    a: Sequence[ScoredPair], b: Sequence[ScoredPair], task: str, directories: tuple[str, str]
+) -> list[ScoredPair]:
+    """The pairs of B in the order of A's; both must be the same queries with the same truth."""
+    by_id = {pair.reference.id: pair for pair in b}
+    ids = [pair.reference.id for pair in a]
+    if set(ids) != set(by_id):
+        only = sorted(set(ids) ^ set(by_id))
+        raise ValueError(
+            f"{task}: {len(only)} queries are in only one of {directories[0]} and "
+            f"{directories[1]}, e.g. {only[0]!r}; evaluate both on the same data and --limit"
+        )
+    for pair in a:
+        if _truth(pair.reference) != _truth(by_id[pair.reference.id].reference):
+            raise ValueError(
+                f"{task}: query {pair.reference.id!r} has another image, box or label in "
+                f"{directories[1]} than in {directories[0]}; evaluate both on the same data"
+            )
+    return [by_id[query_id] for query_id in ids]
+
+
+def _truth(row: ReferenceRow) -> tuple[Any, ...]:
+    return row.image_id, row.boxes, row.labels
+
+
+def _compared(a: QueryScores, b: QueryScores, samples: int, seed: int) -> dict[str, Any]:
+    """Both intervals, and the paired difference a - b with its tests."""
+    difference = difference_interval(a, b, samples=samples, seed=seed)
+    return {
+        "a": asdict(bootstrap_interval(a, samples=samples, seed=seed)),
+        "b": asdict(bootstrap_interval(b, samples=samples, seed=seed)),
+        "difference": {**asdict(difference), **asdict(paired_test(a, b, seed=seed))},
+    }
+
+
+def _by_group(
+    a: Sequence[ScoredPair], b: Sequence[ScoredPair], samples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Breakdown -> group -> the compared Acc@0.5 of its queries."""
+    right = [(answer_iou(pairs) >= 0.5).astype(float) for pairs in (a, b)]
+    image_ids = np.array([pair.reference.image_id for pair in a])
+    found: dict[str, dict[str, Any]] = {}
+    for name, groups in groups_of([pair.reference for pair in a]).items():
+        labels = np.array(groups)
+        for group in sorted(set(groups), key=group_rank) if len(set(groups)) > 1 else ():
+            chosen = labels == group
+            ours, theirs = (QueryScores(r[chosen], image_ids[chosen].tolist()) for r in right)
+            found.setdefault(name, {})[group] = _compared(ours, theirs, samples, seed)
+    return found
+
+
+def _image_loader(directory: str) -> LoadImage:
+    """Images of the records that the evaluation was made of; None for one that is not there."""
+    from cloc_mllm.evaluation.run import records_to_score
+
+    try:
+        config = json.loads((Path(directory) / "metrics.json").read_text())["about"]["config"]
+        records = records_to_score(config["data"], config["limit"])
+    except (OSError, KeyError):
+        return lambda image_id: None  # rows that were scored without their records
+    position = {records[index].id: index for index in range(len(records))}
+
+    def load_image(image_id: str) -> Image.Image | None:
+        return records[position[image_id]].load_image() if image_id in position else None
+
+    return load_image

@@ -1,0 +1,109 @@
+"""Two finished evaluations side by side."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from cloc_mllm.evaluation.compare import compare, main
+from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, write_rows
+
+TRUE, WRONG = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
+EVIL = '<script>alert("1")</script>'
+REFERENCES = [
+    ReferenceRow(f"q{i}", f"i{i // 2}", "rec", boxes=[TRUE], labels=[EVIL], kind="ab"[i % 2])
+    for i in range(40)
+]
+
+
+def rows(num_right, model):
+    """Answers of which the first `num_right` are right."""
+    return [
+        PredictionRow(
+            *(ref.id, ref.image_id, "rec", EVIL, EVIL),
+            boxes=[TRUE if i < num_right else WRONG],
+            model=model,
+        )
+        for i, ref in enumerate(REFERENCES)
+    ]
+
+
+def write(directory, predictions, references=REFERENCES):
+    directory.mkdir()
+    write_rows(predictions, directory / "predictions.jsonl")
+    write_rows(references, directory / "references.jsonl")
+    return str(directory)
+
+
+@pytest.fixture
+def directories(tmp_path):
+    # rows of B in another order: they are merged by id
+    b = write(tmp_path / "b", rows(16, "small"), REFERENCES[::-1])
+    return write(tmp_path / "a", rows(30, "large")), b
+
+
+def test_the_paired_difference_has_a_p_value(directories, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*directories, "--out", str(out), "--bootstrap_samples", "100"]) == 0
+    comparison = json.loads((out / "metrics.json").read_text())
+    entry = comparison["tasks"]["rec"]["acc_at_0_5"]
+    assert (entry["a"]["value"], entry["b"]["value"]) == (30 / 40, 16 / 40)
+    difference = entry["difference"]
+    assert difference["value"] == pytest.approx(14 / 40)
+    assert (difference["wins"], difference["losses"]) == (14, 0)
+    # seven images of one sign: 2 / 2^7 by the exact test; 14 queries would give 2 / 2^14
+    assert difference["p_value"] == pytest.approx(2 / 2**7, abs=0.004)
+    assert difference["mcnemar_p"] == pytest.approx(2 / 2**14)
+    assert list(comparison["breakdowns"]["rec"]["kind"]) == ["a", "b"]
+    assert comparison["names"] == [["large"], ["small"]]
+    table = (out / "table.md").read_text()
+    assert "| **75.0 [" in table and "| +35.0 [" in table
+    assert table in capsys.readouterr().out
+
+
+def test_the_report_shows_where_answers_differ_without_pictures(directories, tmp_path):
+    compare(directories, str(tmp_path / "out"), samples=20, num_examples=3)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("<figure") == page.count("picture not available") == 3
+    assert "A is better" in page and "B is better" not in page
+    assert "26 of 40 answers score the same." in page
+    assert re.findall(r'<svg viewBox="0 0 340 [\d.]+" role="img"', page)
+    for tag in ("section", "figure", "table", "tr", "td", "dl", "dd", "div", "svg", "g", "b"):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda refs: refs[1:], "rec: 1 queries are in only one of .*e.g. 'q0'"),
+        (
+            lambda refs: [replace(refs[0], boxes=[WRONG]), *refs[1:]],
+            "query 'q0' has another image, box or label",
+        ),
+        (lambda refs: [replace(r, task="referring") for r in refs], "none in common"),
+    ],
+    ids=["missing", "other truth", "no common task"],
+)
+def test_other_queries_are_refused(directories, tmp_path, change, message):
+    references = change(REFERENCES)
+    known = {ref.id: ref.task for ref in references}
+    answers = [replace(r, task=known[r.id]) for r in rows(5, "x") if r.id in known]
+    other = write(tmp_path / "other", answers, references)
+    with pytest.raises(ValueError, match=message):
+        compare((directories[0], other), str(tmp_path / "out"))
+
+
+def test_a_directory_without_rows_is_refused(directories, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"predictions.jsonl is missing; expected"):
+        compare((directories[0], str(tmp_path)), str(tmp_path / "out"))
+
+
+def test_a_task_that_only_one_has_is_named(directories, tmp_path):
+    more = [ReferenceRow("r", "i0", "referring", labels=["crab"])]
+    answers = [*rows(16, "x"), PredictionRow("r", "i0", "referring", raw_text="crab")]
+    b = write(tmp_path / "c", answers, [*REFERENCES, *more])
+    comparison = compare((directories[0], b), str(tmp_path / "out"), samples=20)
+    assert comparison["only_in"] == [[], ["referring"]]
+    assert list(comparison["tasks"]) == ["rec"]
