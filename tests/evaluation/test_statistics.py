@@ -56,8 +56,11 @@ def test_queries_of_one_image_count_as_one_cluster():
     assert wide.ci_high - wide.ci_low > 5 * (narrow.ci_high - narrow.ci_low)
 
 
-@pytest.mark.parametrize("num_images", [100, 300])
-def test_95_of_100_intervals_hold_the_truth(num_images):
+@pytest.mark.parametrize(
+    ("num_images", "least"),
+    [(20, 0.90), (50, 0.92), (100, 0.93), (300, 0.93)],  # few images give too narrow intervals
+)
+def test_95_of_100_intervals_hold_the_truth(num_images, least):
     """2000 simulated benchmarks of 1 to 12 queries an image, images of unequal difficulty.
 
     Each is a group, so all of them are one call. Resampling queries in place of images covers
@@ -75,7 +78,7 @@ def test_95_of_100_intervals_hold_the_truth(num_images):
     )
     intervals = group_intervals(scores).values()
     coverage = np.mean([entry.ci_low <= truth <= entry.ci_high for entry in intervals])
-    assert 0.93 <= coverage <= 0.97
+    assert least <= coverage <= 0.97
 
 
 def test_interval_of_a_group_is_that_of_its_queries():
