@@ -21,6 +21,7 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation import compare
+from cloc_mllm.evaluation.benchmarks.command import main_benchmark
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.generate_mllm import predict_mllm
 from cloc_mllm.evaluation.paper_table import paper_tables
@@ -63,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["compare"]:
         return compare.main(args[1:])
-    parser = _parser()
-    values = parser.parse_args(args)
+    if args[:1] == ["benchmark"]:
+        return main_benchmark(args[1:])
+    values = _parser().parse_args(args)
     if values.list:
         print("\n".join(TASKS))
         return 0
@@ -83,7 +85,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="cloc-mllm eval",
         description="Predict, score and write a report. Tasks: " + ", ".join(TASKS) + ". "
-        "`cloc-mllm eval compare A B` sets two finished evaluations side by side.",
+        "`cloc-mllm eval compare A B` sets two finished evaluations side by side; "
+        "`cloc-mllm eval benchmark --help`: RefCOCO, POPE and other benchmarks of the MLLM.",
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument("--list", action="store_true", help="print the tasks, one a line, and stop")

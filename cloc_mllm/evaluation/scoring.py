@@ -18,6 +18,7 @@ from cloc_mllm.evaluation import (
     referring,
     region_classification,
     retrieval,
+    yes_no,
 )
 from cloc_mllm.evaluation.details import asks_for_a_box, box_details
 from cloc_mllm.evaluation.paired import paired_test
@@ -95,6 +96,7 @@ SCORERS: dict[str, Scorer] = {
         referring.score,
         is_failure=referring.is_failure,
     ),
+    "pope": Scorer("POPE (MLLM)", yes_no.RULE, yes_no.score, is_failure=yes_no.is_failure),
 }
 
 

@@ -61,10 +61,14 @@ def _by_photo(path: str | Path, drop_log: DropLog) -> dict[str, list[dict[str, A
         if not isinstance(row, dict) or not all(key in row for key in _ROW_KEYS):
             drop_log.add("expression", f"row {index}", "bad_row")
             continue
-        name = str(row["img_id"])
-        match = _PHOTO_AND_REFERENT.fullmatch(name)
-        rows_of[match["photo"] if match else name].append(row)
+        rows_of[photo_of(str(row["img_id"]))].append(row)
     return rows_of
+
+
+def photo_of(img_id: str) -> str:
+    """`COCO_train2014_000000580957_4` -> `COCO_train2014_000000580957`, the photo's name."""
+    match = _PHOTO_AND_REFERENT.fullmatch(img_id)
+    return match["photo"] if match else img_id
 
 
 def _to_regions(rows: list[dict[str, Any]]) -> list[Region]:

@@ -1,0 +1,1 @@
+"""Benchmarks of the MLLM: one module a family turns its files into questions and references."""
