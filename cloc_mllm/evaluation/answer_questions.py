@@ -9,7 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cloc_mllm.evaluation.benchmarks.questions import REGION, Question, QuestionSet
+from cloc_mllm.evaluation.benchmarks.questions import (
+    REGION,
+    Question,
+    QuestionSet,
+    drop_cut_line,
+)
 from cloc_mllm.evaluation.predictions import PredictionRow, read_predictions, write_rows
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.grounding_predictor import (
@@ -93,7 +98,7 @@ def _asked(question: Question, coordinates: BoxFormat, max_new_tokens: int) -> A
 def _answers_so_far(path: Path, asked: Sequence[Asked], model: str) -> dict[str, PredictionRow]:
     if not path.exists():
         return {}
-    _drop_cut_line(path)
+    drop_cut_line(path)
     rows = {row.id: row for row in read_predictions(path)}
     expected = {item.question.id: (item.prompt, item.settings, model) for item in asked}
     other = [
@@ -107,13 +112,6 @@ def _answers_so_far(path: Path, asked: Sequence[Asked], model: str) -> dict[str,
             f"run ({model}) asks for, such as {other[0]!r}; use another --output_dir or delete it"
         )
     return rows
-
-
-def _drop_cut_line(path: Path) -> None:
-    """A run that was killed while writing leaves half a row, which is asked again."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def _batches(items: Sequence[Asked], size: int) -> Iterator[list[Asked]]:

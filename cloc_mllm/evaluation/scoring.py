@@ -12,7 +12,9 @@ from typing import Any
 
 from cloc_mllm.evaluation import (
     average_precision,
+    choice,
     grounding,
+    judged,
     phrase_grounding,
     rec,
     referring,
@@ -96,6 +98,14 @@ SCORERS: dict[str, Scorer] = {
         referring.score,
         is_failure=referring.is_failure,
     ),
+    "ref_lvis": Scorer(
+        "RefLVIS: a A or a B (MLLM)",
+        choice.RULE,
+        choice.score,
+        choice.chance,
+        is_failure=choice.is_failure,
+    ),
+    "ferret_bench": Scorer("Ferret-Bench (MLLM)", judged.RULE, judged.score),
     "pope": Scorer("POPE (MLLM)", yes_no.RULE, yes_no.score, is_failure=yes_no.is_failure),
 }
 
@@ -189,9 +199,7 @@ def _failures(
     pairs: Sequence[ScoredPair], is_failure: Callable[[ScoredPair], bool]
 ) -> dict[str, Any]:
     """Answers that could not be read: how many, of how many, and why."""
-    reasons = Counter(
-        pair.prediction.failure or "empty_answer" for pair in pairs if is_failure(pair)
-    )
+    reasons = Counter(_failure_reason(pair) for pair in pairs if is_failure(pair))
     count = sum(reasons.values())
     return {
         "count": count,
@@ -199,3 +207,8 @@ def _failures(
         "rate": count / len(pairs),
         "reasons": dict(reasons.most_common()),
     }
+
+
+def _failure_reason(pair: ScoredPair) -> str:
+    prediction = pair.prediction
+    return prediction.failure or ("unreadable" if prediction.raw_text.strip() else "empty_answer")

@@ -7,7 +7,7 @@ A coordinate in 0..1 becomes the nearest of `num_bins` bins; bin 0 is 0.0, the l
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,6 +123,15 @@ class BoxFormat:
             last = self.num_bins - 1
             boxes.append((left / last, top / last, right / last, bottom / last))
         return ParsedBoxes(boxes)
+
+    def rewrite(self, text: str, write: Callable[[XYXY], str]) -> str:
+        """The text with each box that parses written by `write`; all else stays as it is."""
+
+        def written(match: re.Match[str]) -> str:
+            parsed = self.parse(match.group())
+            return match.group() if parsed.failure else write(parsed.boxes[0])
+
+        return _PATTERNS[self.kind][0].sub(written, text)
 
     def _side(self, low: float, high: float) -> tuple[int, int]:
         last = self.num_bins - 1

@@ -122,6 +122,7 @@ def _log_orphans(kind: Kind, rows_of: dict[str, list[Annotation]], drop_log: Dro
 
 
 def read_table(path: str | Path, *keys: str) -> dict[str, list[Annotation]]:
+    """A JSON object that holds a list of objects under each key; ValueError if it does not."""
     table = read_json(path)
     for key in keys:
         rows = table.get(key) if isinstance(table, dict) else None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.evaluation.benchmarks.job import Job, run
+from cloc_mllm.evaluation.benchmarks.ferret_bench import JudgeItem, ferret_bench_questions
+from cloc_mllm.evaluation.benchmarks.job import Job, predict, run, score, write_results
+from cloc_mllm.evaluation.benchmarks.judge import Judge, judge_answers, judged_rows, read_rules
 from cloc_mllm.evaluation.benchmarks.pope import pope_questions
+from cloc_mllm.evaluation.benchmarks.ref_lvis import KINDS, ref_lvis_questions
 from cloc_mllm.evaluation.benchmarks.refcoco import NUM_EXPRESSIONS, refcoco_questions
+from cloc_mllm.evaluation.predictions import PredictionRow
 
 _EPILOG = """\
 A benchmark is asked whole. If photos or rows are missing the command stops and says how many;
@@ -45,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     families = parser.add_subparsers(metavar="NAME", required=True, dest="benchmark")
     _add_refcoco(families)
     _add_pope(families)
+    _add_ref_lvis(families)
+    _add_ferret_bench(families)
     return parser
 
 
@@ -92,3 +99,71 @@ def _add_pope(families: Any) -> None:
 def _run_pope(args: argparse.Namespace, job: Job) -> int:
     run(pope_questions(args.questions, args.images, suffix=args.suffix), job)
     return 0
+
+
+def _add_ref_lvis(families: Any) -> None:
+    parser = _add_family(families, "ref-lvis", "RefLVIS: is the object in this region a A or a B")
+    parser.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON (or COCO)")
+    _add_images(parser)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--things", type=int, default=1000, help="drawn by --seed; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of things, distractors and shapes")
+    parser.set_defaults(run=_run_ref_lvis)
+
+
+def _run_ref_lvis(args: argparse.Namespace, job: Job) -> int:
+    question_set = ref_lvis_questions(
+        args.annotations, args.images, kinds=args.kinds, num_things=args.things, seed=args.seed
+    )
+    run(question_set, job)
+    return 0
+
+
+def _add_ferret_bench(families: Any) -> None:
+    parser = _add_family(families, "ferret-bench", "Ferret-Bench: free answers, scored by a judge")
+    for name in ("questions", "contexts", "answers"):
+        parser.add_argument(f"--{name}", type=Path, required=True, nargs="+")
+    _add_images(parser)
+    parser.add_argument(
+        "--judge_url", default="", help="OpenAI-compatible, up to /v1; '': only answer"
+    )
+    parser.add_argument("--judge_model", default="", help="the judge's name")
+    parser.add_argument("--judge_key_env", default="OPENAI_API_KEY", help="variable with the key")
+    parser.add_argument("--judge_rules", type=Path, help="Ferret's rule.json, for its own prompts")
+    parser.set_defaults(run=_run_ferret_bench)
+
+
+def _run_ferret_bench(args: argparse.Namespace, job: Job) -> int:
+    """Exit status 1 if some answers were not judged."""
+    if bool(args.judge_url) != bool(args.judge_model):
+        raise ValueError("give --judge_url and --judge_model together, or neither")
+    question_set, items = ferret_bench_questions(
+        args.questions, args.contexts, args.answers, args.images
+    )
+    chosen = job.chosen(question_set)
+    rows = predict(chosen, job)
+    if not args.judge_url:
+        print(f"{len(rows)} answers in {job.output_dir}; add --judge_url and --judge_model")
+        return 0
+    asked = {question.id for question in chosen.questions}
+    rows = _judge(args, [item for item in items if item.id in asked], rows, job)
+    metrics = score(chosen, rows, job)
+    failures = [row.failure for row in rows if row.failure]
+    metrics["about"]["judged"] = f"{len(rows) - len(failures)} of {len(rows)} by {args.judge_model}"
+    write_results(chosen, rows, metrics, job)
+    print(f"judged: {metrics['about']['judged']}")
+    if failures:
+        print(f"not judged: {', '.join(sorted(set(failures)))}; run again to try these again")
+    return 1 if failures else 0
+
+
+def _judge(
+    args: argparse.Namespace,
+    items: Sequence[JudgeItem],
+    rows: Sequence[PredictionRow],
+    job: Job,
+) -> list[PredictionRow]:
+    judge = Judge(args.judge_url, args.judge_model, os.environ.get(args.judge_key_env, ""))
+    rules = read_rules(args.judge_rules) if args.judge_rules else {}
+    path = Path(job.output_dir) / "judgements.jsonl"
+    return judged_rows(rows, judge_answers(judge, items, rows, path, rules))

@@ -77,6 +77,7 @@ def score(question_set: QuestionSet, rows: Sequence[PredictionRow], job: Job) ->
         "benchmark": question_set.name,
         "asked": question_set.coverage,
         "left_out": question_set.left_out,
+        "not_asked_by_protocol": question_set.notes,
         "mllm": job.mllm or "shipped mllm",
         "settings": rows[0].settings,
         "version": __version__,

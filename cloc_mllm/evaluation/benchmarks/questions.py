@@ -57,6 +57,7 @@ class QuestionSet:
         left_out: reason -> number of questions that are not asked.
         max_new_tokens: longest answer in words' tokens; a box gets what a box needs.
         unit: what is counted, for the sentence.
+        notes: what the files hold that is no question by the protocol, by reason.
     """
 
     name: str
@@ -67,6 +68,7 @@ class QuestionSet:
     left_out: dict[str, int] = field(default_factory=dict)
     max_new_tokens: int = 16
     unit: str = "questions"
+    notes: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         asked, left_out = len(self.questions), sum(self.left_out.values())
@@ -162,3 +164,10 @@ def read_json_rows(path: str | Path, *keys: str) -> Iterator[tuple[int, dict[str
                     f"{', '.join(missing)} missing"
                 )
             yield number, row
+
+
+def drop_cut_line(path: str | Path) -> None:
+    """A run that was killed while writing leaves half a line, which is done again."""
+    data = Path(path).read_bytes()
+    if data and not data.endswith(b"\n"):
+        Path(path).write_bytes(data[: data.rfind(b"\n") + 1])
