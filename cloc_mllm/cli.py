@@ -57,6 +57,7 @@ EXTRA_OF_PACKAGE = {
     "gradio": "demo",
     "matplotlib": "eval",
     "peft": "train",
+    "pycocoevalcap": "eval",
     "pycocotools": "eval",
     "spacy": "vesl",
     "tensorboard": "train",

@@ -21,7 +21,6 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation import compare
-from cloc_mllm.evaluation.benchmarks.command import main_benchmark
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.generate_mllm import predict_mllm
 from cloc_mllm.evaluation.paper_table import paper_tables
@@ -65,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[:1] == ["compare"]:
         return compare.main(args[1:])
     if args[:1] == ["benchmark"]:
+        from cloc_mllm.evaluation.benchmarks.command import main_benchmark
+
         return main_benchmark(args[1:])
     values = _parser().parse_args(args)
     if values.list:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cloc_mllm.evaluation import (
     average_precision,
+    captioning,
     choice,
     grounding,
     judged,
@@ -19,6 +20,7 @@ from cloc_mllm.evaluation import (
     rec,
     referring,
     region_classification,
+    rejection,
     retrieval,
     yes_no,
 )
@@ -107,6 +109,15 @@ SCORERS: dict[str, Scorer] = {
     ),
     "ferret_bench": Scorer("Ferret-Bench (MLLM)", judged.RULE, judged.score),
     "pope": Scorer("POPE (MLLM)", yes_no.RULE, yes_no.score, is_failure=yes_no.is_failure),
+    "rejection": Scorer(
+        "Not in the image", rejection.RULE, rejection.score, is_failure=rejection.is_failure
+    ),
+    "region_captioning": Scorer(
+        "Region captioning (MLLM)",
+        captioning.RULE,
+        captioning.score,
+        is_failure=captioning.is_failure,
+    ),
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cloc_mllm.evaluation.binary import binary_scores
 from cloc_mllm.evaluation.predictions import ScoredPair
 from cloc_mllm.evaluation.statistics import QueryScores
 
@@ -32,11 +33,7 @@ def read_yes_no(text: str) -> str | None:
 
 
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
-    """Of all questions, then by `kind` (the split) if there are several.
-
-    precision has the yes answers as its queries and f1 all answers that count in it, so a metric
-    that no answer counts in (precision without any yes) is left out.
-    """
+    """Of all questions, then by `kind` (the split) if there are several."""
     scores = _scores(pairs)
     kinds = sorted({pair.reference.kind for pair in pairs})
     for kind in kinds if len(kinds) > 1 else []:
@@ -60,22 +57,9 @@ def _scores(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     said_yes = np.array([answer == "yes" for answer in answers])
     is_yes = np.array([pair.reference.labels[0] == "yes" for pair in pairs])
     right = np.array([a == p.reference.labels[0] for a, p in zip(answers, pairs, strict=True)])
-    image_ids = np.array([pair.reference.image_id for pair in pairs])
-    # f1 = 2 TP / (2 TP + FP + FN): the mean over hits, each twice, and what was missed or invented
-    in_f1 = said_yes | is_yes
-    hits = said_yes & is_yes
-    chosen: dict[str, tuple[np.ndarray, np.ndarray]] = {
-        "accuracy": (right, image_ids),
-        "precision": (is_yes[said_yes], image_ids[said_yes]),
-        "recall": (said_yes[is_yes], image_ids[is_yes]),
-        "f1": (
-            np.concatenate([hits[in_f1], hits[hits]]),
-            np.concatenate([image_ids[in_f1], image_ids[hits]]),
-        ),
-        "yes_rate": (said_yes, image_ids),
-    }
+    image_ids = [pair.reference.image_id for pair in pairs]
     return {
-        name: QueryScores(values.astype(float), list(images))
-        for name, (values, images) in chosen.items()
-        if len(values)
+        "accuracy": QueryScores(right.astype(float), image_ids),
+        **binary_scores(said_yes, is_yes, image_ids),
+        "yes_rate": QueryScores(said_yes.astype(float), image_ids),
     }

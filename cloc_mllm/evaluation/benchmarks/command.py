@@ -5,16 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.evaluation import captioning
+from cloc_mllm.evaluation.benchmarks.captioning import TASK as CAPTIONING
+from cloc_mllm.evaluation.benchmarks.captioning import captioning_questions
 from cloc_mllm.evaluation.benchmarks.ferret_bench import JudgeItem, ferret_bench_questions
 from cloc_mllm.evaluation.benchmarks.job import Job, predict, run, score, write_results
 from cloc_mllm.evaluation.benchmarks.judge import Judge, judge_answers, judged_rows, read_rules
 from cloc_mllm.evaluation.benchmarks.pope import pope_questions
 from cloc_mllm.evaluation.benchmarks.ref_lvis import KINDS, ref_lvis_questions
 from cloc_mllm.evaluation.benchmarks.refcoco import NUM_EXPRESSIONS, refcoco_questions
-from cloc_mllm.evaluation.predictions import PredictionRow
+from cloc_mllm.evaluation.benchmarks.rejection import (
+    cloc_rejects,
+    cloc_threshold,
+    rejection_phrases,
+    rejection_questions,
+)
+from cloc_mllm.evaluation.predictions import PredictionRow, write_rows
+from cloc_mllm.evaluation.run import records_to_score
+from cloc_mllm.evaluation.scoring import pairs_by_task
+from cloc_mllm.evaluation.statistics import bootstrap_interval
+from cloc_mllm.inference.cloc_predictor import ClocPredictor
 
 _EPILOG = """\
 A benchmark is asked whole. If photos or rows are missing the command stops and says how many;
@@ -52,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pope(families)
     _add_ref_lvis(families)
     _add_ferret_bench(families)
+    _add_rejection(families)
+    _add_captioning(families)
     return parser
 
 
@@ -167,3 +183,62 @@ def _judge(
     rules = read_rules(args.judge_rules) if args.judge_rules else {}
     path = Path(job.output_dir) / "judgements.jsonl"
     return judged_rows(rows, judge_answers(judge, items, rows, path, rules))
+
+
+def _add_rejection(families: Any) -> None:
+    parser = _add_family(families, "rejection", "phrases of built-in scenes, half of them absent")
+    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--by", choices=["mllm", "cloc"], default="mllm", help="who answers")
+    parser.add_argument("--cloc", default="", help="stage-1 model directory ('': the shipped one)")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="CLOC refuses under this cosine; by default the best one on validation scenes",
+    )
+    parser.set_defaults(run=_run_rejection)
+
+
+def _run_rejection(args: argparse.Namespace, job: Job) -> int:
+    records, phrases = rejection_phrases(args.scenes)
+    question_set = job.chosen(rejection_questions(records, phrases))
+    if args.by == "mllm":
+        run(question_set, job)
+        return 0
+    predictor = ClocPredictor.from_pretrained(args.cloc or None, device=job.device)
+    threshold = args.threshold
+    if threshold is None:
+        threshold = cloc_threshold(predictor, args.scenes)
+    asked = {question.id for question in question_set.questions}
+    chosen = [phrase for phrase in phrases if phrase.id in asked]
+    name = args.cloc or "shipped cloc"
+    rows = cloc_rejects(predictor, question_set.records, chosen, threshold, name)
+    Path(job.output_dir).mkdir(parents=True, exist_ok=True)
+    write_rows(question_set.references, Path(job.output_dir) / "references.jsonl")
+    write_rows(rows, Path(job.output_dir) / "predictions.jsonl")
+    metrics = score(question_set, rows, job)
+    write_results(question_set, rows, metrics, job)
+    return 0
+
+
+def _add_captioning(families: Any) -> None:
+    parser = _add_family(families, "captioning", "captions of regions: CIDEr, METEOR")
+    parser.add_argument("--data", default="", help="records ('': built-in test scenes)")
+    parser.add_argument("--scenes", type=int, default=200, help="of built-in data")
+    parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
+    parser.set_defaults(run=_run_captioning)
+
+
+def _run_captioning(args: argparse.Namespace, job: Job) -> int:
+    records = records_to_score(args.data, 0 if args.data else args.scenes)
+    name = args.data or f"{len(records)} built-in test scenes"
+    chosen = job.chosen(captioning_questions(records, name))
+    rows = predict(chosen, job)
+    metrics = score(chosen, rows, job)
+    if args.meteor:
+        pairs = pairs_by_task(rows, chosen.references)[CAPTIONING]
+        scores, of_all = captioning.meteor(pairs)
+        interval = bootstrap_interval(scores, samples=job.bootstrap_samples)
+        metrics["tasks"][CAPTIONING]["meteor"] = asdict(interval)
+        metrics["about"]["meteor_of_all_together"] = of_all
+    write_results(chosen, rows, metrics, job)
+    return 0

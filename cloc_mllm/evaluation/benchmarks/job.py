@@ -78,7 +78,7 @@ def score(question_set: QuestionSet, rows: Sequence[PredictionRow], job: Job) ->
         "asked": question_set.coverage,
         "left_out": question_set.left_out,
         "not_asked_by_protocol": question_set.notes,
-        "mllm": job.mllm or "shipped mllm",
+        "model": rows[0].model,
         "settings": rows[0].settings,
         "version": __version__,
     }
