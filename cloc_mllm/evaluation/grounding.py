@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from cloc_mllm.evaluation.overlap import paired_iou
 from cloc_mllm.evaluation.predictions import Box, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.statistics import QueryScores
-from cloc_mllm.geometry import elementwise_iou
 
 RULE = (
     "One query an image and phrase; the answer's IoU is the best over the true boxes of that "
@@ -51,10 +50,9 @@ def is_failure(pair: ScoredPair) -> bool:
 def best_iou(answers: Sequence[Box], references: Sequence[ReferenceRow]) -> np.ndarray:
     """float[Q]: IoU of `answers[q]` with the closest true box of query q."""
     query = np.repeat(np.arange(len(references)), [len(row.boxes) for row in references])
-    truths = torch.tensor([box for row in references for box in row.boxes], dtype=torch.float64)
-    guesses = torch.tensor(answers, dtype=torch.float64)[torch.from_numpy(query)]
+    truths = np.array([box for row in references for box in row.boxes], dtype=np.float64)
     iou = np.zeros(len(references))
-    np.maximum.at(iou, query, elementwise_iou(guesses, truths).numpy())
+    np.maximum.at(iou, query, paired_iou(np.array(answers, dtype=np.float64)[query], truths))
     return iou
 
 

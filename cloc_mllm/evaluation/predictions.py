@@ -149,6 +149,11 @@ def _parse_row(line: str, where: str, row_type: type[Row]) -> Row:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected one JSON object a line, got {line[:60]!r}") from error
+    return row_from(values, where, row_type)
+
+
+def row_from(values: Any, where: str, row_type: type[Row]) -> Row:
+    """A checked row; errors start with `where` (file and line)."""
     known = {item.name for item in fields(row_type)}
     if not isinstance(values, dict) or not {"id", "image_id", "task"} <= values.keys() <= known:
         got = sorted(values) if isinstance(values, dict) else type(values).__name__

@@ -1,4 +1,4 @@
-"""Boxes as text, both ways. Nothing else in the project writes or reads box text.
+"""Boxes as text, both ways. Nothing else writes box text; `evaluation.answers` reads others' too.
 
 Box text is always in the original image's normalised frame, so padding never changes an answer.
 A coordinate in 0..1 becomes the nearest of `num_bins` bins; bin 0 is 0.0, the last bin is 1.0.
