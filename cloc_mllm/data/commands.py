@@ -1,4 +1,4 @@
-"""`cloc-mllm data build | stats | inspect`."""
+"""`cloc-mllm data`: its commands, of which build, stats and inspect stand here."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cloc_mllm.data.drawing import contact_sheet, draw_record
 from cloc_mllm.data.drop_log import DropLog
+from cloc_mllm.data.export import add_export
 from cloc_mllm.data.parquet import (
     DROPS_NAME,
     RefusedBuildError,
@@ -23,11 +24,11 @@ from cloc_mllm.data.parquet import (
 )
 from cloc_mllm.data.readers.coco import read_coco
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
-from cloc_mllm.data.readers.grit import read_grit
 from cloc_mllm.data.readers.image_folder import read_image_folder
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.data.scenes import SPLITS, generate_scenes
+from cloc_mllm.data.sources import add_format_sources
 from cloc_mllm.data.statistics import describe_records
 
 _SCENES_A_TASK = 8
@@ -40,10 +41,12 @@ exit status: 0 done, 2 wrong input or more than --max-drop-share of the records 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one `data` command; wrong input raises ValueError or OSError for the caller to print."""
+    """Run one `data` command and return its exit status.
+
+    Wrong input raises ValueError or OSError for the caller to print.
+    """
     args = build_parser().parse_args(argv)
-    args.run(args)
-    return 0
+    return args.run(args) or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_coco(sources)
     _add_refcoco(sources)
     _add_image_folder(sources)
-    _add_grit(sources)
+    add_format_sources(sources, _add_source)
 
     stats = commands.add_parser("stats", help="print counts and distributions")
     stats.add_argument("data", help="a directory that `build` made, or its URL")
@@ -81,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="which images are drawn (default: %(default)s)",
     )
     inspect.set_defaults(run=_run_inspect)
+
+    add_export(commands)
     return parser
 
 
@@ -224,24 +229,11 @@ def _add_image_folder(sources: Any) -> None:
     )
 
 
-def _add_grit(sources: Any) -> None:
-    grit = _add_source(
-        sources,
-        "grit",
-        "GRIT: JSON lines of captions with boxed phrases",
-        lambda args, drop_log: read_grit(args.rows, args.images, drop_log=drop_log),
-    )
-    grit.add_argument("--rows", metavar="FILE", type=Path, required=True, help="JSON lines")
-    grit.add_argument(
-        "--images", metavar="PATH", type=Path, required=True, help="folder, tar or zip of KEY.jpg"
-    )
-
-
 def _run_build(args: argparse.Namespace) -> None:
     drop_log = DropLog()
     num = vars(args).get("num")
     arguments = {
-        key: str(value) if isinstance(value, Path) else value
+        key: value if isinstance(value, (bool, float, int, type(None))) else str(value)
         for key, value in vars(args).items()
         if key not in ("run", "read")
     }

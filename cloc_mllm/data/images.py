@@ -77,6 +77,18 @@ def decode_image(data: bytes, name: str, wanted_side: int | None = None) -> Imag
     )
 
 
+def upright_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) as `decode_image` gives them, from the header alone; None for no image."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except (*_DECODE_ERRORS, *_BOMB_ERRORS):
+        return None
+    width, height = image.size
+    sideways = (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
+    turned = (*sideways, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
+    return (height, width) if _turn(image) in turned else (width, height)
+
+
 def _draft(image: Image.Image, wanted_side: int) -> None:
     """Lets a JPEG be decoded smaller; does nothing to other formats."""
     for reduction in (8, 4, 2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import xml.etree.ElementTree as ET
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplem
 
 
 class Files(Protocol):
-    """Readable files, each known by its last path component."""
+    """Readable files, each known by its last path component; a folder takes paths below it too."""
 
     def names(self) -> Iterable[str]: ...
 
@@ -76,8 +77,42 @@ def read_json(path: str | Path) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also of what is no UTF-8
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(id for messages, row) of a JSON list, or of JSON lines, where a line that is none is None.
+
+    Raises:
+        ValueError: a file that starts as a JSON list and is not valid JSON.
+    """
+    with open(path, "rb") as file:
+        start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        if start == b"[":
+            yield from ((f"row {index}", row) for index, row in enumerate(read_json(path)))
+            return
+        file.seek(0)
+        for index, line in enumerate(file):
+            if line.strip():
+                yield f"line {index + 1}", _json_or_none(line)
+
+
+def _json_or_none(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def parse_xml(data: bytes) -> ET.Element:
+    """`ET.ParseError` for what is no XML, and for document types: entities can blow up."""
+    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
+        raise ET.ParseError("document type declarations are refused")
+    try:
+        return ET.fromstring(data)
+    except (ValueError, LookupError) as error:  # an encoding that is unknown
+        raise ET.ParseError(str(error)) from error
 
 
 class _Folder:
@@ -88,8 +123,12 @@ class _Folder:
         return sorted(path.name for path in self.folder.iterdir() if path.is_file())
 
     def read(self, name: str) -> bytes | None:
-        path = self.folder / _base_name(name)
+        below = PurePosixPath(name)
+        inside = not below.is_absolute() and ".." not in below.parts
+        path = (self.folder / below) if inside else self.folder / _base_name(name)
         try:
+            if not path.is_file():
+                path = self.folder / _base_name(name)
             usable = path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
         except (OSError, ValueError):  # a name that no file can have: too long, a NUL in it
             return None
@@ -123,7 +162,7 @@ class _Tar:
             regular = [info for info in archive.getmembers() if info.isreg()]
         except tarfile.TarError as error:
             raise ValueError(f"{path} is a damaged tar: {error}; fetch it again") from error
-        _require_end_mark(path, archive)
+        require_end_mark(path, archive)
         self.members = _by_base_name(path, ((info.name, info) for info in regular), under)
 
     def names(self) -> Iterable[str]:
@@ -137,8 +176,11 @@ class _Tar:
         return file.read() if file is not None else None
 
 
-def _require_end_mark(path: Path, archive: tarfile.TarFile) -> None:
-    """tarfile takes a cut or damaged header for the end, which would lose the rest silently."""
+def require_end_mark(path: Path, archive: tarfile.TarFile) -> None:
+    """Call it after the last member: ValueError where the tar does not end there.
+
+    tarfile takes a cut or damaged header for the end, which would lose the rest silently.
+    """
     assert archive.fileobj is not None
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -1,0 +1,75 @@
+"""Ferret's training JSON (You et al. 2023): conversations with `<bbox_location0>` marks.
+
+`[{"image", "image_w", "image_h", "conversations": [{"from", "value": "What is <bbox_location0>?"},
+...], "box_x1y1x2y2": [[[x1, y1, x2, y2]], []]}]`: a list of boxes for each turn. (Ferret-Bench
+writes its boxes into the text, 0..1 of the original image: `llava.py` reads it.)
+
+Frame: xyxy in pixels of the original `image_w` x `image_h` image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cloc_mllm.data.readers import as_list, boxes_from_xyxy, deliver, group_rows, name_to_id
+from cloc_mllm.data.readers.files import open_files, read_image
+from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns
+from cloc_mllm.data.readers.llava import named_rows, regions_said, turns_of
+from cloc_mllm.data.records import Box, DropLog, Record
+
+SOURCE = "ferret"
+_MARK = re.compile(r"<bbox_location(\d{1,4})>")
+Row = dict[str, Any]
+
+
+def read_ferret(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
+    """One record an image, from all rows that name it; regions as `read_llava` makes them.
+
+    Args:
+        drop_log: beside the reasons of `validate_record`: expressions get `bad_row`, regions
+            `box_without_phrase` (a box no mark stands for) and `unknown_annotation` (a mark
+            without a box); turns without a box are noted.
+    """
+    with open_files(images) as image_files:
+        for name, image_rows in group_rows(named_rows(rows, drop_log)).items():
+            said: list[tuple[str, Box, Grounding]] = []
+            for row in image_rows:
+                said += _said_of_boxes(row, name, drop_log)
+            image = read_image(image_files, name)
+            yield from deliver(name_to_id(name), image, SOURCE, [], regions_said(said), drop_log)
+
+
+def _said_of_boxes(row: Row, name: str, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:
+    turns = turns_of(row)
+    listed = as_list(row.get("box_x1y1x2y2"))
+    used: list[Any] = []
+    marked = []
+    for number, turn in enumerate(turns):
+        boxes = as_list(listed[number]) if number < len(listed) else []
+        wanted = [int(index) for index in _MARK.findall(turn)]
+        for index in wanted:
+            if index >= len(boxes):
+                drop_log.add("region", name, "unknown_annotation")
+        for index in range(len(boxes)):
+            if index not in wanted:
+                drop_log.add("region", name, "box_without_phrase")
+        known = {f"<bbox_location{index}>" for index in wanted if index < len(boxes)}
+        used += [boxes[index] for index in wanted if index < len(boxes)]
+        marked.append(_mark_boxes(turn, known))
+    for extra in listed[len(turns) :]:
+        for _ in as_list(extra):
+            drop_log.add("region", name, "box_without_phrase")
+    drop_log.note("turns without a box", sum(BOX not in turn for turn in marked))
+    boxes = boxes_from_xyxy(used, row.get("image_w"), row.get("image_h"))
+    return [
+        (repr(used[index]), boxes[index], grounding)
+        for grounding in ground_turns(marked)
+        for index in range(grounding.first, grounding.first + grounding.num_boxes)
+    ]
+
+
+def _mark_boxes(turn: str, known: set[str]) -> str:
+    return _MARK.sub(lambda mark: BOX if mark[0] in known else "", turn.replace(BOX, ""))

@@ -1,0 +1,82 @@
+"""One file a target format, so that nobody is locked in; each counts what it wrote and left out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cloc_mllm.data.records import Record
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_+-]")
+_MAX_NAME = 120
+_PIXEL_DECIMALS = 4  # finer than any annotation, coarse enough to hide the rounding of a division
+
+
+@contextmanager
+def new_directory(directory: str | Path) -> Iterator[Path]:
+    """A folder to write in that appears as `directory` only when all went well.
+
+    Raises:
+        ValueError: `directory` is taken.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} already exists; name another directory or remove this one")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp makes it private
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def safe_name(record_id: str) -> str:
+    """A relative path without suffix for an id: it stays below its folder whatever the id is.
+
+    `/` still parts folders. Where characters were replaced, a digest of the id follows, so that
+    ids stay apart.
+    """
+    parts = [_UNSAFE.sub("_", part)[:_MAX_NAME] for part in record_id.split("/")]
+    name = "/".join(parts)
+    if name == record_id and all(parts):
+        return name
+    digest = hashlib.sha256(record_id.encode("utf-8", "surrogatepass")).hexdigest()[:10]
+    return "/".join([*filter(None, parts[:-1]), f"{parts[-1]}-{digest}"])
+
+
+def image_suffix(record: Record) -> str:
+    if record.image.startswith(b"\x89PNG"):
+        return "png"
+    return "webp" if record.image[8:12] == b"WEBP" else "jpg"
+
+
+def write_image(record: Record, folder: Path) -> str:
+    """Write the record's image file below `folder`; returns its path there."""
+    name = f"{safe_name(record.id)}.{image_suffix(record)}"
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:  # never over another record's image
+        file.write(record.image)
+    return name
+
+
+def pixel_corners(record: Record) -> list[list[float]]:
+    """Boxes as xyxy in pixels of the original image, rounded to 1/10,000."""
+    size = (record.width, record.height) * 2
+    return [
+        [round(value * side, _PIXEL_DECIMALS) for value, side in zip(r.box, size, strict=True)]
+        for r in record.regions
+    ]
+
+
+def pixel_xywh(corners: list[float]) -> list[float]:
+    x1, y1, x2, y2 = corners
+    return [x1, y1, round(x2 - x1, _PIXEL_DECIMALS), round(y2 - y1, _PIXEL_DECIMALS)]
