@@ -29,7 +29,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     ),
     "demo": Subcommand("cloc_mllm.demo", "main", "both of them in the browser"),
     "data": Subcommand(
-        "cloc_mllm.data.commands", "main", "build | stats | inspect: make and look at records"
+        "cloc_mllm.data.commands", "main", "build, look at, check, split, merge and export records"
     ),
     "stage1": Subcommand("cloc_mllm.train.stage1", "main", "train CLOC (image and region towers)"),
     "stage2": Subcommand(

@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from cloc_mllm.data.arrange import add_merge, add_split
+from cloc_mllm.data.checks.doctor import add_doctor
+from cloc_mllm.data.checks.fetch_report import add_fetch_report
+from cloc_mllm.data.checks.leaks import add_leak_check
+from cloc_mllm.data.checks.validate import add_validate
 from cloc_mllm.data.drawing import contact_sheet, draw_record
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.export import add_export
@@ -86,6 +91,12 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_run_inspect)
 
     add_export(commands)
+    add_validate(commands)
+    add_split(commands)
+    add_merge(commands)
+    add_leak_check(commands)
+    add_doctor(commands)
+    add_fetch_report(commands)
     return parser
 
 

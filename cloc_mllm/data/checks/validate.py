@@ -1,0 +1,122 @@
+"""`cloc-mllm data validate`: read a data set again; say what is dropped, repaired or damaged."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cloc_mllm.data.drop_log import KINDS, DropLog, Kind
+from cloc_mllm.data.parquet import load_records, read_manifest
+from cloc_mllm.data.records import Record, validate_record
+from cloc_mllm.data.storage import Place, join, sha256_of
+
+_EXAMPLES = 3
+
+
+def add_validate(commands: Any) -> None:
+    validate = commands.add_parser(
+        "validate",
+        help="read every record again; count what is dropped, repaired or damaged",
+        description="Compares every file with its manifest, decodes every image, checks every box "
+        "and text. What `build` dropped counts too.",
+        epilog="exit status: 0 fine, 1 more than --max-drop-share of the records, regions, "
+        "expressions or captions dropped, 2 wrong input",
+    )
+    validate.add_argument("data", help="a directory that `build` made, or its URL")
+    validate.add_argument(
+        "--max-drop-share",
+        metavar="SHARE",
+        type=float,
+        default=0.0,
+        help="largest share of any kind that may be dropped (default: %(default)s)",
+    )
+    validate.add_argument(
+        "--report", metavar="JSONL", type=Path, help="write every dropped item with its reason here"
+    )
+    validate.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    manifest = read_manifest(args.data)
+    drop_log = DropLog()
+    whole = whole_records(args.data, drop_log)
+    for record in tqdm(whole, desc="checking", unit=" records", leave=False):
+        check_record(record, drop_log)
+    print(drop_log.summary())
+    _print_examples(drop_log)
+    if manifest["dropped"]:
+        print("\nwhen it was built, dropped:")
+        for kind, reasons in manifest["dropped"].items():
+            listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+            print(f"  {kind}s: {listed}")
+    if args.report is not None:
+        drop_log.write(args.report)
+    over = [
+        f"{kind}s {share:.1%}"
+        for kind in KINDS
+        if (share := _drop_share(kind, drop_log, manifest["dropped"])) > args.max_drop_share
+    ]
+    if over:
+        print(f"\ndropped more than --max-drop-share {args.max_drop_share:.1%}: {', '.join(over)}")
+    return 1 if over else 0
+
+
+def whole_records(directory: str | Path, drop_log: DropLog) -> Iterator[Record]:
+    """Records of the files that are what the manifest says; the rows of others are dropped.
+
+    The reason is `damaged_shard` and the item `FILE/ROW`.
+    """
+    for file in read_manifest(directory)["files"]:
+        place = join(directory, file["name"])
+        if _is_whole(place, file["sha256"]):
+            yield from load_records(place)
+            continue
+        for row in range(file["rows"]):
+            drop_log.add("record", f"{file['name']}/{row}", "damaged_shard")
+
+
+def _is_whole(place: Place, sha256: str) -> bool:
+    try:
+        return sha256_of(place) == sha256
+    except FileNotFoundError:
+        return False
+
+
+def check_record(record: Record, drop_log: DropLog) -> Record | None:
+    """`validate_record`, and a note for each repair: what it changed without dropping it."""
+    valid = validate_record(record, drop_log)
+    if valid is None:
+        return None
+    if (valid.width, valid.height) != (record.width, record.height):
+        drop_log.note("repaired: size set to the image file's own")
+    boxes = {region.box for region in record.regions}
+    clipped = sum(region.box not in boxes for region in valid.regions)
+    texts = {*record.captions}
+    for region in record.regions:
+        texts.update([region.phrase, region.category, region.group, *region.expressions])
+    changed = sum(text not in texts for text in valid.captions)
+    for region in valid.regions:
+        changed += sum(text not in texts for text in (region.phrase, *region.expressions))
+    for what, count in (("box clipped to the image", clipped), ("text collapsed", changed)):
+        if count:
+            drop_log.note(f"repaired: {what}", count)
+    return valid
+
+
+def _print_examples(drop_log: DropLog) -> None:
+    examples: dict[tuple[str, str], list[str]] = {}
+    for of_kind, item, why in drop_log.entries:
+        listed = examples.setdefault((of_kind, why), [])
+        if len(listed) < _EXAMPLES:
+            listed.append(item)
+    for (kind, reason), items in examples.items():
+        print(f"  {kind} {reason}: {', '.join(map(repr, items))} ...")
+
+
+def _drop_share(kind: Kind, drop_log: DropLog, built: dict[str, dict[str, int]]) -> float:
+    dropped = sum(drop_log.counts.get(kind, {}).values()) + sum(built.get(kind, {}).values())
+    return dropped / max(1, dropped + drop_log.delivered[kind])
