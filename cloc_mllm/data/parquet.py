@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,25 +107,37 @@ def write_records(
         num_records = sum(file["rows"] for file in files)
         _refuse_bad_build(num_records, drop_log, max_drop_share)
         drop_log.write(partial / DROPS_NAME)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "cloc_mllm_version": __version__,
-            "num_records": num_records,
+        contents = {
             "arguments": arguments or {},
             "dropped": drop_log.counts,
             "notes": dict(drop_log.notes),
             "files": files,
         }
-        (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            _fsync(path)
-        partial.chmod(0o755)  # mkdtemp makes it private
-        partial.rename(directory)  # replaces an empty folder, fails on any other
-        _fsync(directory.parent)
+        seal_data_set(partial, directory, contents)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return num_records
+
+
+def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> None:
+    """Write the manifest of a directory of shards, make all of it durable and give it its name.
+
+    Args:
+        contents: `files` as `write_shard` describes them, `arguments`, `dropped` and `notes`.
+    """
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "cloc_mllm_version": __version__,
+        "num_records": sum(file["rows"] for file in contents["files"]),
+        **contents,
+    }
+    (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    for path in (*partial.iterdir(), partial):
+        _fsync(path)
+    partial.chmod(0o755)  # mkdtemp makes it private
+    partial.rename(directory)  # replaces an empty folder, fails on any other
+    _fsync(directory.parent)
 
 
 def _refuse_bad_build(num_records: int, drop_log: DropLog, max_drop_share: float) -> None:
@@ -145,27 +157,19 @@ def _write_shards(
 ) -> list[dict[str, Any]]:
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
-    schema = record_features().arrow_schema
-    schema = schema.with_metadata({**schema.metadata, _VERSION_KEY: str(SCHEMA_VERSION).encode()})
     files: list[dict[str, Any]] = []
     stream = iter(records)
     while first := next(stream, None):
-        path = directory / f"shard-{len(files):05d}.parquet"
         shard = itertools.chain([first], itertools.islice(stream, shard_size - 1))
-        rows = _write_shard(shard, path, schema)
-        files.append(
-            {
-                "name": path.name,
-                "rows": rows,
-                "bytes": path.stat().st_size,
-                "sha256": sha256_of(path),
-            }
-        )
+        files.append(write_shard(shard, directory / f"shard-{len(files):05d}.parquet"))
     return files
 
 
-def _write_shard(records: Iterator[Record], path: Path, schema: pa.Schema) -> int:
-    rows = 0
+def write_shard(records: Iterable[Record], path: Path) -> dict[str, Any]:
+    """One file of at least one record; returns its entry of the manifest."""
+    schema = record_features().arrow_schema
+    schema = schema.with_metadata({**schema.metadata, _VERSION_KEY: str(SCHEMA_VERSION).encode()})
+    rows, stream = 0, iter(records)
     # image files are compressed already, and a checksum a page catches bit rot when it is read
     columns = [name for name in schema.names if name != "image"]
     compression = {"image.bytes": "none", **dict.fromkeys(columns, "zstd")}
@@ -177,11 +181,16 @@ def _write_shard(records: Iterator[Record], path: Path, schema: pa.Schema) -> in
         write_statistics=False,  # a third of the footer, and nobody filters by them
         write_page_checksum=True,
     ) as writer:
-        while group := list(itertools.islice(records, ROW_GROUP_ROWS)):
+        while group := list(itertools.islice(stream, ROW_GROUP_ROWS)):
             table = pa.Table.from_pylist([_to_row(record) for record in group], schema=schema)
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             rows += len(group)
-    return rows
+    return {
+        "name": path.name,
+        "rows": rows,
+        "bytes": path.stat().st_size,
+        "sha256": sha256_of(path),
+    }
 
 
 def _to_row(record: Record) -> dict[str, Any]:

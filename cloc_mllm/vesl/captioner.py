@@ -1,0 +1,78 @@
+"""Step 1 of VESL: a caption that names more of the picture than its alt-text does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+_PROMPT = "Describe this image in detail. Name every object that you see."
+
+
+class Captioner:
+    """Any Transformers image-text-to-text model: chat models, and captioners without a chat
+    template (BLIP and its like). Greedy, so the same picture has one caption."""
+
+    def __init__(
+        self, model: Any, processor: Any, prompt: str = "", max_new_tokens: int = 128
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.prompt = prompt or _PROMPT
+        self.max_new_tokens = max_new_tokens
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, prompt: str = "", max_new_tokens: int = 128, device: str = "cpu"
+    ) -> Captioner:
+        """From a directory (also one that stage 2 wrote) or a Hugging Face name.
+
+        Args:
+            prompt: what a chat model is asked; "" asks for every object.
+
+        Raises:
+            OSError: there is no such model.
+        """
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        import cloc_mllm.mllm  # noqa: F401  registers our own model with the Auto classes
+
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(name)
+        return cls(torch.nn.Module.to(model, device), processor, prompt, max_new_tokens)
+
+    @torch.inference_mode()
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        """One caption for each RGB image; "" where the model says nothing."""
+        inputs = self._inputs(images).to(self.model.device)
+        output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        if "input_ids" in inputs:  # a chat model repeats the question
+            output = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(output, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def _inputs(self, images: Sequence[Image.Image]) -> Any:
+        if not getattr(self.processor, "chat_template", None):
+            return self.processor(images=list(images), return_tensors="pt")
+        chats = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": image},
+                        {"type": "text", "text": self.prompt},
+                    ],
+                }
+            ]
+            for image in images
+        ]
+        return self.processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )

@@ -1,0 +1,38 @@
+"""`cloc-mllm label`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from cloc_mllm.config import LabelConfig
+from cloc_mllm.vesl.report import time_estimates
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Label images, print the throughput, say where the report is."""
+    parser = ArgumentParser(
+        prog="cloc-mllm label",
+        description="Find what captions name in their images, with VESL: captions, noun phrases, "
+        "open-vocabulary detection, records. Stop it at any time; the same command goes on.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_class_arguments(LabelConfig)
+    values = parser.parse_args(argv)
+    config = LabelConfig(**{item.name: values[item.name] for item in fields(LabelConfig)})
+
+    from cloc_mllm.vesl.job import label_images
+
+    result = label_images(config)
+    rate = result.images_per_second
+    print(
+        f"{result.num_images:,} images labelled, {result.num_now:,} of them in this run in "
+        f"{result.seconds:.1f} s: {rate:.2f} images a second"
+    )
+    for amount, duration in time_estimates(rate):
+        print(f"  {amount:>6} images at this rate: {duration}")
+    print(f"records: {config.output_dir}\nreport: {Path(config.output_dir) / 'report.html'}")
+    return 0

@@ -1,0 +1,262 @@
+"""Open-vocabulary detectors: images and phrases -> boxes with a score for every phrase.
+
+Each detector makes the model's own square or padded input itself and takes the boxes from the
+model's raw output, so that no box passes through a library's post-processing, which has changed
+between releases. Letters: Q phrases of an image, K boxes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from cloc_mllm.data.tokenizer import TextTokenizer
+from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.geometry import CANVAS, Boxes
+from cloc_mllm.models.build import load_cloc
+from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.shipped import shipped_directory
+
+DetectorName = Literal["cloc", "owlv2", "grounding_dino"]
+_OWLV2 = "google/owlv2-large-patch14-ensemble"  # the paper's OWLv2 L/14
+_GROUNDING_DINO = "IDEA-Research/grounding-dino-base"
+_GREY = (128, 128, 128)  # OWLv2 was trained with grey below or to the right of the picture
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found in one image.
+
+    Attributes:
+        boxes: float[K, 4] xyxy, normalised to the original image, clipped to it.
+        scores: float[K, Q], confidence of each phrase for each box, at most 1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+class Detector(Protocol):
+    """Looks for each image's own phrases in it."""
+
+    def detect(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections]:
+        """RGB images and at least one phrase each -> one `Detections` an image, on the CPU."""
+
+
+def load_detector(
+    name: DetectorName, model: str = "", *, image_size: int = 0, device: str = "cpu"
+) -> Detector:
+    """A detector from a directory or a Hugging Face name.
+
+    Args:
+        model: "" takes the CLOC that ships with the package, or the published checkpoint of the
+            others.
+        image_size: of OWLv2's square input in pixels (the paper: 448); 0 takes the model's own.
+
+    Raises:
+        FileNotFoundError, OSError: there is no such model.
+    """
+    if name == "cloc":
+        cloc, tokenizer, _ = load_cloc(model or shipped_directory("cloc"), device)
+        return ClocDetector(cloc, tokenizer)
+    if name == "owlv2":
+        return Owlv2Detector.from_pretrained(model or _OWLV2, image_size, device)
+    return GroundingDinoDetector.from_pretrained(model or _GROUNDING_DINO, device)
+
+
+class ClocDetector:
+    """CLOC labels for its own next round: one box for each phrase, from its text prompt.
+
+    A box's score for a phrase is the cosine of their embeddings; it never exceeds 1, and below 0
+    is no. It is no probability: what a threshold keeps is measured in docs/labelling.md.
+    """
+
+    def __init__(self, model: Cloc, tokenizer: TextTokenizer) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    @torch.inference_mode()
+    def detect(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections]:
+        size = self.model.vision.encoder.image_size
+        pixels, letterboxes = zip(*(preprocess(image, size) for image in images), strict=True)
+        device = next(self.model.parameters()).device
+        encoded = self.model.encode_image(torch.stack(pixels).to(device))
+        distinct = list(dict.fromkeys(phrase for own in phrases for phrase in own))
+        position = {phrase: index for index, phrase in enumerate(distinct)}
+        features = self.model.encode_text(self.tokenizer(distinct).to(device))
+        text = features[[position[phrase] for own in phrases for phrase in own]]
+        counts = [len(own) for own in phrases]
+        index = torch.repeat_interleave(torch.arange(len(images)), torch.tensor(counts)).to(device)
+        canvas = self.model.locate(encoded, text, index)
+        z = F.normalize(self.model.embed_boxes(encoded, canvas, index), dim=-1).split(counts)
+        parts = zip(
+            canvas.split(counts), z, F.normalize(text, dim=-1).split(counts), letterboxes,
+            strict=True,
+        )  # fmt: skip
+        return [
+            Detections(
+                letterbox.to_original(Boxes(boxes, CANVAS)).xyxy.clamp(0, 1).float().cpu(),
+                (of_boxes @ of_text.T).clamp(max=1).float().cpu(),
+            )
+            for boxes, of_boxes, of_text, letterbox in parts
+        ]
+
+
+class Owlv2Detector:
+    """OWLv2 (arXiv 2306.09683), the paper's detector.
+
+    The picture lies in the top left corner of a grey square; boxes come in shares of that square.
+    """
+
+    def __init__(self, model: Any, processor: Any, image_size: int = 0) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        own = int(model.config.vision_config.image_size)
+        self.image_size = image_size or own
+        self.is_resized = self.image_size != own
+
+    @classmethod
+    def from_pretrained(cls, name: str, image_size: int, device: str) -> Owlv2Detector:
+        from transformers import AutoProcessor, Owlv2ForObjectDetection
+
+        model: Any = Owlv2ForObjectDetection.from_pretrained(name, dtype=torch.float32)
+        return cls(model.to(device), AutoProcessor.from_pretrained(name), image_size)
+
+    @torch.inference_mode()
+    def detect(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections]:
+        squares, resized = zip(*(corner_square(i, self.image_size) for i in images), strict=True)
+        pixels = self.processor.image_processor(
+            list(squares), do_resize=False, do_pad=False, return_tensors="pt"
+        )["pixel_values"]
+        most = max(map(len, phrases))
+        padded = [text for own in phrases for text in [*own, *[own[-1]] * (most - len(own))]]
+        text = self.processor.tokenizer(
+            padded, padding="max_length", truncation=True, return_tensors="pt",
+            max_length=self.model.config.text_config.max_position_embeddings,
+        )  # fmt: skip
+        device = self.model.device
+        output = self.model(
+            input_ids=text["input_ids"].to(device),
+            attention_mask=text["attention_mask"].to(device),
+            pixel_values=pixels.to(device),
+            interpolate_pos_encoding=self.is_resized,
+        )
+        parts = zip(output.pred_boxes, output.logits, resized, phrases, strict=True)
+        return [
+            Detections(
+                to_corners(boxes, self.image_size / wh[0], self.image_size / wh[1]),
+                logits[:, : len(own)].sigmoid().float().cpu(),
+            )
+            for boxes, logits, wh, own in parts
+        ]
+
+
+class GroundingDinoDetector:
+    """Grounding DINO (arXiv 2303.05499). All phrases are one text, `a dog . a cat .`; a phrase's
+    score for a box is that of its best token.
+
+    Images go one at a time: in a batch they are padded to the largest, which moves the scores, and
+    a record would depend on its neighbours.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model.eval()
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(cls, name: str, device: str) -> GroundingDinoDetector:
+        from transformers import AutoProcessor, GroundingDinoForObjectDetection
+
+        model: Any = GroundingDinoForObjectDetection.from_pretrained(name, dtype=torch.float32)
+        return cls(model.to(device), AutoProcessor.from_pretrained(name))
+
+    def detect(
+        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+    ) -> list[Detections]:
+        return [self._of_image(*pair) for pair in zip(images, phrases, strict=True)]
+
+    @torch.inference_mode()
+    def _of_image(self, image: Image.Image, phrases: Sequence[str]) -> Detections:
+        prepared = self.processor.image_processor(image, return_tensors="pt")
+        parts = [self._of_text(prepared, texts) for texts in self._texts(phrases)]
+        return Detections(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+    def _of_text(self, prepared: Any, phrases: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        """Boxes float[K, 4] and scores float[K, Q]; None in `phrases` is not asked, it scores 0."""
+        device = self.model.device
+        text, spans = _one_text(phrases)
+        encoded = self.processor.tokenizer(
+            text, return_tensors="pt", return_offsets_mapping=True, truncation=True,
+            max_length=self.model.config.max_text_len,
+        )  # fmt: skip
+        offsets = encoded.pop("offset_mapping")[0]
+        output = self.model(**encoded.to(device), **prepared.to(device))
+        probabilities = output.logits[0, :, : len(offsets)].sigmoid().float().cpu()
+        scores = torch.zeros(len(probabilities), len(phrases))
+        for column, span in enumerate(spans):
+            own = _tokens_in(offsets, span)
+            if own.any():
+                scores[:, column] = probabilities[:, own].amax(dim=1)
+        return to_corners(output.pred_boxes[0]), scores
+
+    def _texts(self, phrases: Sequence[str]) -> list[list[str | None]]:
+        """The phrases in as many texts as the model's length needs, each text as long as the
+        list: what another text asks for is None in it."""
+        room = self.model.config.max_text_len - 2  # [CLS] and [SEP]
+        texts: list[list[str | None]] = []
+        used = room
+        for position, phrase in enumerate(phrases):
+            length = len(self.processor.tokenizer(f"{phrase} .", add_special_tokens=False)[0])
+            if used + length > room:
+                texts.append([None] * len(phrases))
+                used = 0
+            texts[-1][position] = phrase
+            used += length
+        return texts
+
+
+def corner_square(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture, long side `size`, in the top left corner of a grey square, and its width and
+    height there in pixels."""
+    scale = size / max(image.size)
+    resized_wh = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    square = Image.new("RGB", (size, size), _GREY)
+    square.paste(image.convert("RGB").resize(resized_wh, Image.Resampling.BICUBIC))
+    return square, resized_wh
+
+
+def to_corners(cxcywh: Tensor, width_scale: float = 1.0, height_scale: float = 1.0) -> Tensor:
+    """float[K, 4] centre and size in shares of the model's input -> xyxy, normalised to the
+    original image and clipped to it; the scales are sides of the input over those of the picture in
+    it."""
+    cx, cy, w, h = cxcywh.float().cpu().unbind(-1)
+    xyxy = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
+    return (xyxy * torch.tensor([width_scale, height_scale] * 2)).clamp(0, 1)
+
+
+def _one_text(phrases: Sequence[str | None]) -> tuple[str, list[tuple[int, int]]]:
+    """`a dog . a cat .` and where each phrase stands in it (from, to; nowhere is 0, 0)."""
+    text, spans = "", []
+    for phrase in phrases:
+        start = len(text)
+        text += f"{phrase} . " if phrase is not None else ""
+        spans.append((start, start + len(phrase)) if phrase is not None else (0, 0))
+    return text, spans
+
+
+def _tokens_in(offsets: Tensor, span: tuple[int, int]) -> Tensor:
+    """bool[T]: tokens (`offsets: int64[T, 2]`) that lie in the span; special ones are empty."""
+    start, stop = offsets.unbind(1)
+    return (start >= span[0]) & (stop <= span[1]) & (stop > start)
