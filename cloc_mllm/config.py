@@ -323,6 +323,10 @@ class EvalConfig:
     Args:
         cloc: stage-1 model directory; "" takes the shipped one.
         mllm: stage-2 model directory; "" takes the shipped one; "none" skips the MLLM tasks.
+        mllm_hf: any Transformers image-text model, a directory or a name on the hub, instead of
+            `mllm`; it is asked the task `rec` with `prompt`, its answers are read in `format`.
+        prompt: for `mllm_hf`, with `{phrase}` where the expression goes.
+        format: how `mllm_hf` writes a box; `cloc-mllm eval score --format help` lists the formats.
         baseline_cloc: another stage-1 model to stand beside in the table; "" is none.
         data: records to score on; "" generates 500 built-in test scenes, "compositional" 300
             built-in scenes in which the noun alone does not tell which thing is meant.
@@ -354,6 +358,9 @@ class EvalConfig:
 
     cloc: str = ""
     mllm: str = ""
+    mllm_hf: str = ""
+    prompt: str = ""
+    format: str = ""
     baseline_cloc: str = ""
     data: str = ""
     output_dir: str = "runs/eval"

@@ -21,7 +21,10 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation import compare
+from cloc_mllm.evaluation.answers import answer_format
+from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
+from cloc_mllm.evaluation.generate_hf import HfModel, check_prompt, predict_hf
 from cloc_mllm.evaluation.generate_mllm import predict_mllm
 from cloc_mllm.evaluation.paper_table import paper_tables
 from cloc_mllm.evaluation.predictions import (
@@ -101,7 +104,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     Raises:
         ValueError: an unknown task or device, or records that hold nothing for any task.
     """
-    tasks = [task for task in config.tasks if config.mllm != "none" or task not in MLLM_TASKS]
+    tasks = _tasks(config)
     row_tasks(tasks)  # a wrong name fails before any model is loaded
     declared = declared_benchmark(config.benchmark)
     device = choose_device(config.device)
@@ -123,6 +126,17 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
         _make_rows(job, directory / "predictions_baseline.jsonl", config.baseline_cloc, by_cloc)
     write_rows(bench.references, directory / "references.jsonl")
     return _score(config, directory, records, {"skipped_tasks": skipped, **account})
+
+
+def _tasks(config: EvalConfig) -> list[str]:
+    """What is asked: `mllm` "none" answers nothing, `mllm_hf` only where things are."""
+    if not config.mllm_hf:
+        return [t for t in config.tasks if config.mllm != "none" or t not in MLLM_TASKS]
+    if config.mllm:
+        raise ValueError(f"give --mllm ({config.mllm}) or --mllm_hf ({config.mllm_hf}), not both")
+    check_prompt(config.prompt)
+    answer_format(config.format)  # a wrong name fails before the model answers anything
+    return [task for task in config.tasks if task == "rec" or task not in MLLM_TASKS]
 
 
 def choose_device(name: str) -> torch.device:
@@ -160,11 +174,13 @@ class _Job(NamedTuple):
 def _make_rows(job: _Job, path: Path, cloc: str, tasks: set[str]) -> None:
     """Add the rows of the tasks that are not in the file yet."""
     config = job.config
+    mllm = config.mllm_hf or config.mllm
     by_cloc, by_mllm = tasks - set(MLLM_TASKS), tasks & set(MLLM_TASKS)
     settings = {
         "version": __version__,
         "cloc": model_identity(cloc or shipped_directory("cloc")) if by_cloc else None,
-        "mllm": model_identity(config.mllm or shipped_directory("mllm")) if by_mllm else None,
+        "mllm": model_identity(mllm or shipped_directory("mllm")) if by_mllm else None,
+        "prompt": config.prompt,
         "data": config.data,
         "queries": queries_digest(job.bench.queries),
         "precision": config.precision,
@@ -185,6 +201,11 @@ def _predict_mllm(job: _Job, finished: set[str]) -> Iterator[PredictionRow]:
     if all(query.id in finished for query in queries):
         return
     config = job.config
+    if config.mllm_hf:
+        settings = Settings(config.mllm_hf, progress=True)
+        other = HfModel.from_pretrained(config.mllm_hf, job.device)
+        yield from predict_hf(other, job.records, job.bench, config.prompt, settings, finished)
+        return
     predictor = GroundingPredictor.from_pretrained(config.mllm or None, device=job.device)
     settings = Settings(config.mllm or "shipped mllm", config.batch_size, progress=True)
     yield from predict_mllm(predictor, job.records, job.bench, settings, finished)
@@ -221,6 +242,8 @@ def _score(
     """
     references = read_references(directory / "references.jsonl")
     pairs = pairs_by_task(read_predictions(directory / "predictions.jsonl"), references)
+    if config.mllm_hf and "rec" in pairs:
+        pairs["rec"] = read_rows(pairs["rec"], answer_format(config.format))
     baseline = None
     if config.baseline_cloc:
         baseline = pairs_by_task(
