@@ -169,7 +169,7 @@ class GroundingPredictor:
 
         Raises what `ask` raises, once the first piece is asked for.
         """
-        inputs = self._inputs([ChatRequest(load_picture(image), question)])
+        inputs = self.prepare([ChatRequest(load_picture(image), question)])
         streamer = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
@@ -183,7 +183,7 @@ class GroundingPredictor:
     def _answer_batch(
         self, requests: Sequence[ChatRequest], max_new_tokens: int, grammar: BoxGrammar | None
     ) -> list[GroundedAnswer]:
-        inputs = self._inputs(requests)
+        inputs = self.prepare(requests)
         prompt_length = inputs["input_ids"].shape[1]
         options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
         if grammar:
@@ -197,7 +197,8 @@ class GroundingPredictor:
         hidden = torch.stack(states, 1) if states else [None] * len(requests)
         return [self._answer(*row) for row in zip(new_tokens, log_probs, hidden, strict=True)]
 
-    def _inputs(self, requests: Sequence[ChatRequest]) -> BatchFeature:
+    def prepare(self, requests: Sequence[ChatRequest]) -> BatchFeature:
+        """Questions as the model reads them: chat template, `<image>` expanded, one batch."""
         return self.processor(
             [request.image for request in requests],
             [self._prompt(request.question) for request in requests],

@@ -30,7 +30,7 @@ def predictor(mllm_dir: Path) -> GroundingPredictor:
 
 
 def tokens_and_logits(predictor, requests, *, shared):
-    inputs = predictor._inputs(requests)
+    inputs = predictor.prepare(requests)
     prepared = prefill_shared(predictor.model, inputs) if shared else inputs
     assert ("past_key_values" in prepared) == shared
     output = predictor.model.generate(
@@ -74,7 +74,7 @@ def test_an_image_is_read_once_and_only_questions_are_left(predictor):
     hook.remove()
 
     (images, prefix), (rows, rest) = read
-    total = predictor._inputs([SHORT, LONG, REGION])["input_ids"].shape[1]
+    total = predictor.prepare([SHORT, LONG, REGION])["input_ids"].shape[1]
     assert (images, rows) == (1, 3)
     assert prefix >= predictor.processor.num_image_tokens and prefix + rest == total
 
@@ -83,7 +83,7 @@ def test_an_image_is_read_once_and_only_questions_are_left(predictor):
     "requests", [[SHORT], [SHORT, OTHER_IMAGE]], ids=["one question", "one question an image"]
 )
 def test_where_nothing_is_shared_the_inputs_stay(predictor, requests):
-    inputs = predictor._inputs(requests)
+    inputs = predictor.prepare(requests)
 
     assert prefill_shared(predictor.model, inputs) is inputs
 
@@ -97,7 +97,7 @@ def test_texts_that_differ_before_the_image_are_not_shared(predictor):
 
 def test_a_model_that_keeps_a_state_is_not_given_gaps(predictor, monkeypatch):
     monkeypatch.setattr(type(predictor.model.language_model), "_is_stateful", True)
-    inputs = predictor._inputs([SHORT, LONG])
+    inputs = predictor.prepare([SHORT, LONG])
 
     assert prefill_shared(predictor.model, inputs) is inputs
 

@@ -1,0 +1,103 @@
+"""Questions that share their image's prefill against one `generate` call a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+from transformers import LlamaConfig
+
+from cloc_mllm.config import ModelConfig
+from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.records import Record
+from cloc_mllm.evaluation.queries import build_benchmark
+from cloc_mllm.inference.grounding_predictor import (
+    ChatRequest,
+    GroundedAnswer,
+    GroundingPredictor,
+)
+from cloc_mllm.inference.shared_prefix import shared_length
+from cloc_mllm.mllm.configuration import ClocMllmConfig
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.processing import ClocMllmProcessor
+
+NEW_TOKENS = 5  # a box of four location tokens and the end
+_IMAGE_SIZE, _PATCH = 224, 16
+
+Side = Callable[[], list[GroundedAnswer]]
+
+
+def random_predictor(num_layers: int) -> GroundingPredictor:
+    """Random weights in the shape of ViT-S/16 at 224 px (196 image tokens) and SmolLM2-135M (at 30
+    layers; the vocabulary is the shipped model's)."""
+    tokenizer = GroundingPredictor.from_pretrained(device="cpu").processor.tokenizer
+    num_tokens = (_IMAGE_SIZE // _PATCH) ** 2
+    processor = ClocMllmProcessor(tokenizer, image_size=_IMAGE_SIZE, num_image_tokens=num_tokens)
+    cloc = ModelConfig(
+        clip_config={
+            "embed_dim": 384,
+            "vision_cfg": {"layers": 12, "width": 384, "patch_size": _PATCH},
+            "text_cfg": {},
+        },
+        image_size=_IMAGE_SIZE,
+    )
+    llama = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=num_layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        initializer_range=0.1,  # far from ties between tokens
+        eos_token_id=None,  # every answer has NEW_TOKENS tokens
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("image", "region")}
+    torch.manual_seed(0)
+    config = ClocMllmConfig(
+        llama,
+        asdict(cloc),
+        image_token_id=ids["image"],
+        region_token_id=ids["region"],
+        vision_features="encoder",
+        fingerprint=processor.fingerprint,
+    )
+    return GroundingPredictor(ClocMllmForConditionalGeneration(config), processor)
+
+
+def scene_questions(records: Sequence[Record]) -> list[ChatRequest]:
+    """The `rec` questions about the records; those about one image share the object."""
+    images = {record.id: record.load_image() for record in records}
+    queries = build_benchmark(records, ["rec"]).queries
+    return [
+        ChatRequest(images[query.image_id], PROMPTS["ground"].format(phrase=query.text))
+        for query in queries
+    ]
+
+
+def together_and_apart(
+    predictor: GroundingPredictor, requests: Sequence[ChatRequest]
+) -> tuple[Side, Side]:
+    """(all questions in one call, one call a question)."""
+
+    def apart() -> list[GroundedAnswer]:
+        return [predictor.answer([one], max_new_tokens=NEW_TOKENS)[0] for one in requests]
+
+    return lambda: predictor.answer(requests, max_new_tokens=NEW_TOKENS), apart
+
+
+def check_equal(together: Sequence[GroundedAnswer], apart: Sequence[GroundedAnswer]) -> None:
+    """Raise an AssertionError that shows the first answer that differs."""
+    for index, (one, other) in enumerate(zip(together, apart, strict=True)):
+        assert one.raw_text == other.raw_text, f"question {index}: {one} {other}"
+
+
+def ideal_speedup(predictor: GroundingPredictor, requests: Sequence[ChatRequest]) -> float:
+    """k(I + q) / (I + kq): tokens read and written apart and together, q the mean of the k."""
+    inputs = predictor.prepare(requests)
+    region = predictor.model.config.region_token_id
+    k, lengths = len(requests), inputs["attention_mask"].sum(1)
+    shared = shared_length(inputs["input_ids"], inputs["attention_mask"], region)
+    own = float((lengths - shared + NEW_TOKENS).float().mean())
+    return k * (shared + own) / (shared + k * own)
