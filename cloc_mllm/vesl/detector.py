@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.data.transforms import image_to_pixels, preprocess
 from cloc_mllm.geometry import CANVAS, Boxes
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
@@ -137,9 +137,7 @@ class Owlv2Detector:
         self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
         squares, resized = zip(*(corner_square(i, self.image_size) for i in images), strict=True)
-        pixels = self.processor.image_processor(
-            list(squares), do_resize=False, do_pad=False, return_tensors="pt"
-        )["pixel_values"]
+        pixels = torch.stack([self._pixels(square) for square in squares])
         most = max(map(len, phrases))
         padded = [text for own in phrases for text in [*own, *[own[-1]] * (most - len(own))]]
         text = self.processor.tokenizer(
@@ -161,6 +159,13 @@ class Owlv2Detector:
             )
             for boxes, logits, wh, own in parts
         ]
+
+    def _pixels(self, square: Image.Image) -> Tensor:
+        """The model's float[3, S, S]; the library's own step also pads and resizes."""
+        own = self.processor.image_processor
+        mean, std = torch.tensor(own.image_mean), torch.tensor(own.image_std)
+        values = image_to_pixels(square).float() / 255
+        return (values - mean[:, None, None]) / std[:, None, None]
 
 
 class GroundingDinoDetector:

@@ -1,0 +1,171 @@
+"""Does CLOC learn from its own labels? Built-in scenes, where the true boxes are known.
+
+A few scenes have true regions, many have captions alone. Each round labels the many with the model
+of the round before and trains on both, from that model on. The control trains as many steps more
+on the few alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cloc_mllm.config import LabelConfig, Stage1Config
+from cloc_mllm.data.parquet import load_records, write_records
+from cloc_mllm.data.records import Record
+from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.quick import quick_region_metrics
+from cloc_mllm.geometry import box_iou
+from cloc_mllm.models.build import load_cloc
+from cloc_mllm.train.stage1 import run_stage1
+from cloc_mllm.vesl.job import label_images
+
+TRUE_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """Labels against true regions: a label is right if a true region of the same phrase, not yet
+    taken by a better label, overlaps it with IoU >= 0.5."""
+
+    num_labels: int
+    num_right: int
+    num_true: int
+
+    @property
+    def precision(self) -> float:
+        return self.num_right / max(1, self.num_labels)
+
+    @property
+    def recall(self) -> float:
+        return self.num_right / max(1, self.num_true)
+
+
+def label_quality(labelled: Iterable[Record], true: Iterable[Record]) -> LabelQuality:
+    """Of records of the same images, matched by id; one that was not labelled has no label."""
+    labels = {record.id: record for record in labelled}
+    num_labels = num_right = num_true = 0
+    for record in true:
+        found = labels[record.id].regions if record.id in labels else []
+        best_first = sorted(found, key=lambda region: -region.score)
+        free = list(record.regions)
+        num_labels += len(found)
+        num_true += len(free)
+        for label in best_first:
+            same = [region for region in free if region.phrase == label.phrase]
+            boxes = torch.tensor([region.box for region in same]).reshape(-1, 4)
+            iou = box_iou(torch.tensor([label.box]), boxes)[0]
+            if len(same) and iou.max() >= TRUE_IOU:
+                free.remove(same[int(iou.argmax())])
+                num_right += 1
+    return LabelQuality(num_labels, num_right, num_true)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Sizes of the experiment; `seed` is of the scenes and of training.
+
+    Args:
+        num_true, num_captioned: scenes with true regions, and with captions alone.
+        first_steps, round_steps: of training on the true ones, and of each round after it.
+        threshold: cosine under which a label is not used.
+    """
+
+    config: Stage1Config
+    out: Path
+    num_true: int = 1000
+    num_captioned: int = 4000
+    num_validation: int = 300
+    first_steps: int = 200
+    round_steps: int = 100
+    num_rounds: int = 2
+    threshold: float = 0.6
+
+    def run(self) -> Iterable[dict[str, float | str]]:
+        """One row a model: round 0, 1, ..., then the control. A round whose model is there already
+        is not trained again."""
+        self._make_data()
+        validation = load_records(self.out / "validation")
+        previous = self._train("round0", [self.out / "true"], self.first_steps, None)
+        yield {"model": "round 0", **_scores(previous, validation)}
+        for number in range(1, self.num_rounds + 1):
+            labels = self._label(f"labels{number}", previous)
+            truth = load_records(self.out / "captioned_truth")
+            quality = label_quality(load_records(labels), truth)
+            data = [self.out / "true", labels]
+            previous = self._train(f"round{number}", data, self.round_steps, previous)
+            yield {
+                "model": f"round {number}",
+                "labels": quality.num_labels,
+                "precision": quality.precision,
+                "recall": quality.recall,
+                **_scores(previous, validation),
+            }
+        steps = self.round_steps * self.num_rounds
+        control = self._train("control", [self.out / "true"], steps, self.out / "round0/model")
+        yield {"model": "control", **_scores(control, validation)}
+
+    def _make_data(self) -> None:
+        seed = self.config.run.seed
+        num, start = self.num_captioned, self.num_true
+        captioned, copies = (
+            generate_scenes(num, split="train", seed=seed, start=start) for _ in range(2)
+        )
+        sets = {
+            "true": generate_scenes(self.num_true, split="train", seed=seed),
+            "captioned_truth": captioned,
+            "captioned": (dataclasses.replace(record, regions=[]) for record in copies),
+            "validation": generate_scenes(self.num_validation, split="validation", seed=seed),
+        }
+        for name, records in sets.items():
+            if not (self.out / name).exists():
+                write_records(records, self.out / name)
+
+    def _label(self, name: str, model: Path) -> Path:
+        if not (self.out / name).exists():
+            label_images(
+                LabelConfig(
+                    images=str(self.out / "captioned"),
+                    output_dir=str(self.out / name),
+                    detector_model=str(model),
+                    threshold=self.threshold,
+                    phrase_form="name",
+                    executor="inline",
+                    batch_size=32,
+                )
+            )
+        return self.out / name
+
+    def _train(self, name: str, data: Sequence[Path], steps: int, init: Path | None) -> Path:
+        model = self.out / name / "model"
+        if model.exists():
+            return model
+        mixed = self.out / f"{name}_data"
+        if not mixed.exists():
+            write_records(itertools.chain(*map(load_records, data)), mixed)
+        config = dataclasses.replace(
+            self.config,
+            data=dataclasses.replace(self.config.data, train=str(mixed), validation=""),
+            run=dataclasses.replace(self.config.run, output_dir=str(self.out / name), steps=steps),
+        )
+        if init is not None:
+            config = dataclasses.replace(
+                config, model=dataclasses.replace(self.config.model, init=str(init), clip_config={})
+            )
+        if code := run_stage1(config).exit_code:
+            raise ValueError(f"training of {name} was stopped (status {code}); run it again")
+        return model
+
+
+def _scores(model: Path, validation: Sequence[Record]) -> dict[str, float]:
+    cloc, tokenizer, _ = load_cloc(model)
+    metrics = quick_region_metrics(cloc, tokenizer, validation)
+    return {
+        "region accuracy": metrics["region_classification/macro_acc"],
+        "text->box Acc@0.5": metrics["text_to_box/acc_at_0_5"],
+    }
