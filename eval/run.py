@@ -2,7 +2,7 @@
 
 import sys
 
-from cloc_mllm.evaluation.run import main
+from cloc_mllm.evaluation.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

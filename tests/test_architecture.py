@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from cloc_mllm.ablation.config import AblationConfig
-from cloc_mllm.config import EvalConfig, Stage1Config, Stage2Config, TinyLlmConfig
+from cloc_mllm.config import Stage1Config, Stage2Config, TinyLlmConfig
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.train.entry import parse_job
 
 ROOT = Path(__file__).resolve().parents[1]

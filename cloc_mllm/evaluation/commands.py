@@ -7,7 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 # `cloc-mllm eval NAME ...`; without a name, `eval` predicts and scores
-SUBCOMMANDS = {"score": "cloc_mllm.evaluation.eval_score"}
+SUBCOMMANDS = {
+    "benchmark": "cloc_mllm.evaluation.benchmarks.command",
+    "compare": "cloc_mllm.evaluation.compare",
+    "score": "cloc_mllm.evaluation.eval_score",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,20 +1,15 @@
-"""Flickr30k Entities phrase grounding: queries from the annotations, scores of ranked boxes."""
+"""Flickr30k Entities phrase grounding: scores of ranked boxes."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from cloc_mllm.data.readers.flickr30k_entities import read_mentions
 from cloc_mllm.evaluation import grounding
+from cloc_mllm.evaluation.overlap import paired_iou
 from cloc_mllm.evaluation.predictions import Box, ReferenceRow, ScoredPair
-from cloc_mllm.evaluation.queries import Query, clean_text
 from cloc_mllm.evaluation.statistics import QueryScores
-from cloc_mllm.geometry import box_iou
 
 RULE = (
     "One query a marked phrase of a caption whose chain has a box, so a phrase that stands twice "
@@ -24,32 +19,6 @@ RULE = (
     "two types counts in both. r_at_5 and r_at_10 are left out where no answer has two boxes."
 )
 RECALL_AT = (1, 5, 10)
-
-
-def phrase_queries(
-    annotations: str | Path, image_ids: Sequence[str], notes: Counter[str]
-) -> Iterator[tuple[Query, ReferenceRow]]:
-    """One query a mention; the reference's kind is its types, parted by a slash.
-
-    Args:
-        notes: see `read_mentions`.
-    """
-    count: Counter[str] = Counter()
-    for mention in read_mentions(annotations, image_ids, notes):
-        row_id = f"phrase_grounding/{mention.photo_id}/{mention.sentence}/{count[mention.photo_id]}"
-        count[mention.photo_id] += 1
-        text = clean_text(mention.text)
-        yield (
-            Query(row_id, mention.photo_id, "phrase_grounding", text=text),
-            ReferenceRow(
-                row_id,
-                mention.photo_id,
-                "phrase_grounding",
-                boxes=mention.boxes,
-                labels=[text],
-                kind="/".join(mention.types),
-            ),
-        )
 
 
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
@@ -85,9 +54,10 @@ def _first_hit(pair: ScoredPair, truths: Sequence[Box]) -> float:
     """Rank (from 0) of the first box that hits; infinite if none does."""
     if grounding.is_failure(pair):
         return np.inf
-    answers = torch.tensor(pair.prediction.boxes[: RECALL_AT[-1]], dtype=torch.float64)
-    best = box_iou(answers, torch.tensor(truths, dtype=torch.float64)).amax(1).tolist()
-    return next((rank for rank, iou in enumerate(best) if iou >= 0.5), np.inf)
+    answers = pair.prediction.boxes[: RECALL_AT[-1]]
+    iou = paired_iou(np.repeat(answers, len(truths), 0), np.tile(truths, (len(answers), 1)))
+    best = iou.reshape(len(answers), len(truths)).max(1)
+    return next((rank for rank, value in enumerate(best) if value >= 0.5), np.inf)
 
 
 def chance(references: Sequence[ReferenceRow]) -> dict[str, float]:

@@ -4,18 +4,19 @@ names, or counts that must be right."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.readers import image_folder
+from cloc_mllm.data.readers.flickr30k_entities import read_mentions
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.generate_cloc import Settings
 from cloc_mllm.evaluation.generate_phrases import predict_phrases
 from cloc_mllm.evaluation.generate_true_boxes import TRUE_BOX_TASKS, predict_true_boxes
-from cloc_mllm.evaluation.phrase_grounding import phrase_queries
 from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.queries import Benchmark, Query, clean_text, row_tasks
 from cloc_mllm.evaluation.true_boxes import (
@@ -113,6 +114,32 @@ def add_region_benchmarks(
     if "zero_shot_classification" in asked:
         account["zero_shot_classification"] = _add_zero_shot(bench, records, config.class_names)
     return account
+
+
+def phrase_queries(
+    annotations: str | Path, image_ids: Sequence[str], notes: Counter[str]
+) -> Iterator[tuple[Query, ReferenceRow]]:
+    """One query a mention; the reference's kind is its types, parted by a slash.
+
+    Args:
+        notes: see `read_mentions`.
+    """
+    count: Counter[str] = Counter()
+    for mention in read_mentions(annotations, image_ids, notes):
+        row_id = f"phrase_grounding/{mention.photo_id}/{mention.sentence}/{count[mention.photo_id]}"
+        count[mention.photo_id] += 1
+        text = clean_text(mention.text)
+        yield (
+            Query(row_id, mention.photo_id, "phrase_grounding", text=text),
+            ReferenceRow(
+                row_id,
+                mention.photo_id,
+                "phrase_grounding",
+                boxes=mention.boxes,
+                labels=[text],
+                kind="/".join(mention.types),
+            ),
+        )
 
 
 def _add_true_boxes(bench: Benchmark, asked: Sequence[str], config: EvalConfig) -> dict[str, Any]:

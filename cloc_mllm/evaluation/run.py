@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,14 +14,13 @@ import torch
 from jsonargparse import ArgumentParser
 
 from cloc_mllm import __version__
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.compositional import generate_compositional
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation import compare
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.generate_hf import HfModel, check_prompt, predict_hf
 from cloc_mllm.evaluation.generate_mllm import predict_mllm
@@ -63,14 +61,7 @@ _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm eval`: evaluate, print the table, say where the report is."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    if args[:1] == ["compare"]:
-        return compare.main(args[1:])
-    if args[:1] == ["benchmark"]:
-        from cloc_mllm.evaluation.benchmarks.command import main_benchmark
-
-        return main_benchmark(args[1:])
-    values = _parser().parse_args(args)
+    values = _parser().parse_args(argv)
     if values.list:
         print("\n".join(TASKS))
         return 0

@@ -227,7 +227,7 @@ class GroundingPredictor:
             wrote_box = tokens[:length] == self.model.config.box_token_id
             boxes, logits = self.model.box_head(hidden[:length][wrote_box])
             regressed = boxes.tolist()
-            confidence = float(logits.sigmoid().min()) if regressed else confidence
+            confidence = float(logits.sigmoid().min().detach()) if regressed else confidence
         parsed = self.processor.coordinates.parse(text, regressed)
         return GroundedAnswer(text, Boxes.normalized(parsed.boxes), parsed.failure, confidence)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.generate_cloc import Settings
 from cloc_mllm.evaluation.generate_hf import HfModel, check_prompt, predict_hf
 from cloc_mllm.evaluation.predictions import read_predictions

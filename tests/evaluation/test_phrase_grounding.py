@@ -7,6 +7,7 @@ import pytest
 
 from cloc_mllm.evaluation import phrase_grounding
 from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.region_benchmarks import phrase_queries
 
 LEFT, RIGHT, ALL = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
 TINY = (0.0, 0.0, 0.01, 0.01)
@@ -116,7 +117,7 @@ def test_a_phrase_that_stands_twice_is_asked_twice_each_with_its_own_boxes(tmp_p
         "[/EN#1/people A man] and [/EN#2/people/other a man] .\n\n[/EN#1/people He] runs .\n"
     )
     notes = Counter()
-    rows = list(phrase_grounding.phrase_queries(tmp_path, ["7"], notes))
+    rows = list(phrase_queries(tmp_path, ["7"], notes))
     assert [query.text for query, _ in rows] == ["a man", "a man", "he"]
     assert [reference.boxes for _, reference in rows] == [[LEFT], [RIGHT], [LEFT]]
     assert [reference.kind for _, reference in rows] == ["people", "people/other", "people"]

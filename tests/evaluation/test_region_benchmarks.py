@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.commands import main as data_main
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.predictions import read_predictions, read_references
 from cloc_mllm.evaluation.queries import build_benchmark
 from cloc_mllm.evaluation.region_benchmarks import (

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation import run
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.predictions import PredictionRow, read_predictions
 from cloc_mllm.evaluation.queries import Query
 from cloc_mllm.evaluation.resume import (

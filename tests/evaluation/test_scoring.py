@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.predictions import PredictionRow
 from cloc_mllm.evaluation.queries import TASKS, build_benchmark, row_tasks
 from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cloc_mllm.config import EvalConfig
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.inference.commands import main_ground, main_refer
 from cloc_mllm.shipped import ASSETS

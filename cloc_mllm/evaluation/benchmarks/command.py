@@ -38,7 +38,7 @@ Protocols and how to get the data: docs/evaluation.md, "Benchmarks of the MLLM".
 """
 
 
-def main_benchmark(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run one benchmark; wrong input raises ValueError or OSError for the caller to print."""
     args = build_parser().parse_args(list(argv))
     job = Job(

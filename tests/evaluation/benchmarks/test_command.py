@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cloc_mllm.evaluation.commands import main
 from cloc_mllm.evaluation.predictions import read_predictions, read_references
-from cloc_mllm.evaluation.run import main
 from tests.evaluation.benchmarks.conftest import write_lines
 from tests.evaluation.benchmarks.test_judge import FakeJudge, fake
 
