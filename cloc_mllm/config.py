@@ -38,7 +38,7 @@ class PrompterConfig:
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: SpatialPrior = "both"
     free_form: bool = False
-    text_prior: TextPrior = "region"
+    text_prior: TextPrior = "linear"
     box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
 
 
@@ -77,7 +77,8 @@ class ModelConfig:
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `dataclasses.asdict`, also of what earlier versions wrote."""
         values = {name: value for name, value in values.items() if name != "pretrained"}
-        return cls(**values | {"prompter": PrompterConfig(**values.get("prompter", {}))})
+        prompter = {"text_prior": "region", **values.get("prompter", {})}
+        return cls(**values | {"prompter": PrompterConfig(**prompter)})
 
 
 @dataclass
@@ -269,11 +270,20 @@ class ConversationConfig:
 class AlignmentConfig:
     """Before stage 2: projectors alone, towards the language model's own embeddings of what the
     records say is there (`train/alignment.py`). Only for a language model that
-    `training/tiny_llm.py` made. `steps` 0 leaves it out."""
+    `training/tiny_llm.py` made.
+
+    Args:
+        steps: 0 leaves it out.
+        optimizer: as in `OptimConfig`.
+        vision_lr: above 0 trains the vision encoder, too: its tokens then learn to tell the name
+            and the box of the thing they show.
+    """
 
     steps: int = 0
     global_batch_size: int = 64
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-3
+    vision_lr: float = 0.0
 
 
 @dataclass

@@ -16,10 +16,14 @@ PROMPTS = 4  # boxes, and texts, of each image
 FORMS = {
     "prompt readout, box prior": PrompterConfig(spatial_prior="box"),
     "prompt readout, box and text prior (default)": PrompterConfig(),
-    "prompt readout, both priors, text prior linear": PrompterConfig(text_prior="linear"),
-    "prompt readout, both priors, width 256": PrompterConfig(width=256),
+    "prompt readout, both priors, text prior region": PrompterConfig(text_prior="region"),
+    "prompt readout, both priors, text prior region, width 256": PrompterConfig(
+        text_prior="region", width=256
+    ),
     "mean readout, no prior (paper)": PrompterConfig(readout="mean", spatial_prior="none"),
-    "mean readout, both priors": PrompterConfig(readout="mean"),
+    "mean readout, both priors, text prior region": PrompterConfig(
+        readout="mean", text_prior="region"
+    ),
 }
 
 

@@ -104,10 +104,10 @@ def text_tower_flops(s: Shapes, tokens: float) -> float:
 
 
 def prompter_flops(s: Shapes, regions: int) -> float:
-    """Forward, of one image: keys, values and (for the text prior) every token's embedding, then
-    for each region two box tokens and one text token, and the BoxHead."""
+    """Forward, of one image: keys, values and (for the text prior) what attention to each token
+    would add, then for each region two box tokens and one text token, and the BoxHead."""
     n, d, e = s.num_tokens, s.width, s.embed_dim
-    shared = n * (4 * d**2 + 18 * d**2 + 2 * d * e)
+    shared = n * (4 * d**2 + 2 * d * e)
     of_token = 24 * d**2 + 4 * n * d  # queries, keys, values, output, MLP; attention to the image
     box = 2 * of_token + 4 * d**2 + 2 * d * e
     text = of_token + 2 * e * d + 2 * d * e + 2 * n * e + 2 * (e**2 + 4 * e)

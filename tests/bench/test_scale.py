@@ -48,15 +48,16 @@ def test_towers_cost_what_torch_counts(cloc: Cloc) -> None:
 
 
 def test_prompter_costs_what_torch_counts(cloc: Cloc) -> None:
-    """Positions of the tokens, once a batch and not once an image, are left out: 6 % of one."""
+    """What is made once a batch, not once an image, is left out: positions of the tokens, and the
+    product of two layers in the text prior."""
     inputs = make_inputs(cloc.vision, 4)
     with torch.no_grad():
         image = cloc.encode_image(inputs["pixel_values"])
     none = (torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.long))
     prompts = RegionPrompts(inputs["boxes"], inputs["image_index"], *none)
     actual = counted(lambda: cloc.vision.forward_regions(image, prompts, inputs["texts"]))
-    positions = 2 * SHAPES.num_tokens * SHAPES.width**2
-    assert actual - positions == pytest.approx(4 * prompter_flops(SHAPES, 4), rel=0.01)
+    once = 2 * (SHAPES.num_tokens + SHAPES.embed_dim) * SHAPES.width**2
+    assert actual - once == pytest.approx(4 * prompter_flops(SHAPES, 4), rel=0.01)
 
 
 def test_parameters_are_counted(cloc: Cloc) -> None:

@@ -17,9 +17,14 @@ GRID_HW, TOKEN_DIM, EMBED_DIM = (3, 4), 16, 12
 # ragged and out of order; the second of four images has no prompt, the last has the most
 IMAGE_INDEX = torch.tensor([3, 0, 2, 3, 0, 3, 3, 3, 3, 3, 3, 3])
 FORMS = [
-    (readout, prior, width)
+    (readout, prior, text_prior, width)
     for readout in ("mean", "prompt")
-    for prior, width in (("none", 16), ("both", 16), ("both", 24))
+    for prior, text_prior, width in (
+        ("none", "linear", 16),
+        ("both", "linear", 16),
+        ("both", "region", 16),
+        ("both", "region", 24),
+    )
 ]
 
 
@@ -50,7 +55,10 @@ def naive_texts(prompter: Prompter, image: ImageFeatures, texts: Tensor) -> Tens
     bias = torch.zeros(len(texts), 1)
     context = prompter.prepare(image)
     if prompter.text_gate is not None:
-        embeddings = prompter.embed_tokens(context)[IMAGE_INDEX]
+        embeddings = prompter.projection(prompter.output(context.values))
+        if prompter.text_prior == "region":
+            embeddings = prompter.embed_tokens(context)
+        embeddings = embeddings[IMAGE_INDEX]
         bias = prompter.text_gate * torch.cosine_similarity(embeddings, texts[:, None], dim=-1)
     prompts = prompter.text_token(prompter.text_norm(texts)).unsqueeze(1)
     tokens = context.tokens[IMAGE_INDEX]
@@ -68,9 +76,16 @@ def inputs(dtype: torch.dtype) -> tuple[ImageFeatures, Tensor, Tensor]:
     return image, torch.cat([corner, corner + side + 0.1], 1), texts.requires_grad_()
 
 
-def make_prompter(readout: str, prior: str, width: int, dtype: torch.dtype) -> Prompter:
+def make_prompter(
+    readout: str, prior: str, width: int, dtype: torch.dtype, text_prior: str = "linear"
+) -> Prompter:
     torch.manual_seed(0)
-    config = PrompterConfig(width=width, readout=readout, spatial_prior=prior)  # type: ignore[arg-type]
+    config = PrompterConfig(
+        width=width,
+        readout=readout,  # type: ignore[arg-type]
+        spatial_prior=prior,  # type: ignore[arg-type]
+        text_prior=text_prior,  # type: ignore[arg-type]
+    )
     prompter = Prompter(TOKEN_DIM, EMBED_DIM, config)
     for norm in (prompter.norm_attention, prompter.norm_mlp, prompter.text_norm):
         torch.nn.init.normal_(norm.weight, 1.0, 0.3)  # ones and zeros would hide a mistake
@@ -78,12 +93,12 @@ def make_prompter(readout: str, prior: str, width: int, dtype: torch.dtype) -> P
     return prompter.to(dtype)
 
 
-@pytest.mark.parametrize(("readout", "prior", "width"), FORMS)
+@pytest.mark.parametrize(("readout", "prior", "text_prior", "width"), FORMS)
 @pytest.mark.parametrize("kind", ["box", "text"])
 def test_value_and_gradient_equal_a_whole_layer_for_each_prompt(
-    kind: str, readout: str, prior: str, width: int
+    kind: str, readout: str, prior: str, text_prior: str, width: int
 ) -> None:
-    prompter = make_prompter(readout, prior, width, torch.float64)
+    prompter = make_prompter(readout, prior, width, torch.float64, text_prior)
     image, boxes, texts = inputs(torch.float64)
     context = prompter.prepare(image)
     if kind == "box":
@@ -104,9 +119,9 @@ def test_value_and_gradient_equal_a_whole_layer_for_each_prompt(
             torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize(("readout", "prior", "width"), FORMS)
-def test_float32_is_as_close(readout: str, prior: str, width: int) -> None:
-    prompter = make_prompter(readout, prior, width, torch.float32)
+@pytest.mark.parametrize(("readout", "prior", "text_prior", "width"), FORMS)
+def test_float32_is_as_close(readout: str, prior: str, text_prior: str, width: int) -> None:
+    prompter = make_prompter(readout, prior, width, torch.float32, text_prior)
     image, boxes, texts = inputs(torch.float32)
     context = prompter.prepare(image)
     z = prompter.embed_boxes(image, context, boxes, IMAGE_INDEX)
@@ -135,7 +150,6 @@ def test_bf16_autocast_is_close(readout: str) -> None:
 
 def test_linear_text_prior_compares_texts_with_what_attention_to_a_token_adds() -> None:
     prompter = make_prompter("prompt", "both", 16, torch.float32)
-    prompter.text_prior = "linear"
     image, _, texts = inputs(torch.float32)
     context = prompter.prepare(image)
     actual = prompter._similarity(texts.expand(4, -1, -1), context)

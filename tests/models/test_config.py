@@ -1,0 +1,17 @@
+"""Configurations that earlier versions wrote."""
+
+import dataclasses
+
+from cloc_mllm.config import ModelConfig, PrompterConfig
+
+
+def test_a_config_survives_its_own_dict() -> None:
+    config = ModelConfig("ViT-B-16", prompter=PrompterConfig(text_prior="region", width=64))
+    assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+def test_a_model_from_before_the_linear_text_prior_keeps_its_own() -> None:
+    values = {"architecture": "ViT-B-16", "pretrained": "", "prompter": {"kind": "prompter"}}
+    config = ModelConfig.from_dict(values)
+    assert config.prompter.text_prior == "region"
+    assert PrompterConfig().text_prior == "linear"
