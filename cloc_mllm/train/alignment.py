@@ -72,8 +72,10 @@ def align_projectors(
     if not config.alignment.steps:
         return None
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    settings = config.alignment
+    learning = _PROJECTORS if settings.vision_lr == 0 else (*_PROJECTORS, "vision.")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(_PROJECTORS))
+        parameter.requires_grad_(name.startswith(learning))
     job = Job(
         model,
         alignment_step(processor),
@@ -88,11 +90,17 @@ def align_projectors(
     run = dataclasses.replace(
         config.run,
         output_dir=str(Path(config.run.output_dir) / "alignment"),
-        steps=config.alignment.steps,
-        global_batch_size=config.alignment.global_batch_size,
+        steps=settings.steps,
+        global_batch_size=settings.global_batch_size,
         eval_every=0,
     )
-    result = train(job, run, OptimConfig(lr=config.alignment.lr, weight_decay=0.0))
+    optim = OptimConfig(
+        settings.optimizer,
+        lr=settings.lr,
+        weight_decay=0.0,
+        layer_lr={"vision": settings.vision_lr},
+    )
+    result = train(job, run, optim)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return result
