@@ -352,7 +352,7 @@ class LabelConfig:
         batch_size: images at a time; halved where they do not fit into a GPU's memory.
         max_drop_share: largest share of images that may be unusable.
         executor: `ray` (one machine, or a cluster by `ray_address`) or `inline`, in this process.
-        num_workers: processes that hold the models; 0 is one a GPU, or one a core but one.
+        num_workers: processes that hold the models; 0 is one a GPU, or one a core without GPUs.
         ray_address: of a running cluster (`ray start`), which reads `images` and writes
             `output_dir` by the same paths; "" starts Ray on this machine alone.
         num_examples: pictures in the report.

@@ -112,19 +112,17 @@ class Experiment:
 
     def _make_data(self) -> None:
         seed = self.config.run.seed
-        num, start = self.num_captioned, self.num_true
-        captioned, copies = (
-            generate_scenes(num, split="train", seed=seed, start=start) for _ in range(2)
-        )
-        sets = {
-            "true": generate_scenes(self.num_true, split="train", seed=seed),
-            "captioned_truth": captioned,
-            "captioned": (dataclasses.replace(record, regions=[]) for record in copies),
-            "validation": generate_scenes(self.num_validation, split="validation", seed=seed),
-        }
-        for name, records in sets.items():
-            if not (self.out / name).exists():
-                write_records(records, self.out / name)
+        self._write("true", generate_scenes(self.num_true, split="train", seed=seed))
+        many = generate_scenes(self.num_captioned, split="train", seed=seed, start=self.num_true)
+        self._write("captioned_truth", many)
+        truth = load_records(self.out / "captioned_truth")
+        self._write("captioned", (dataclasses.replace(record, regions=[]) for record in truth))
+        scenes = generate_scenes(self.num_validation, split="validation", seed=seed)
+        self._write("validation", scenes)
+
+    def _write(self, name: str, records: Iterable[Record]) -> None:
+        if not (self.out / name).exists():
+            write_records(records, self.out / name)
 
     def _label(self, name: str, model: Path) -> Path:
         if not (self.out / name).exists():

@@ -14,7 +14,7 @@ from cloc_mllm.data.drop_log import DropLog, Kind
 from cloc_mllm.data.images import ImageError, decode_image
 from cloc_mllm.geometry import clean_box
 
-__all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "validate_record"]
+__all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "check_box", "validate_record"]
 
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARACTERS = 2_000
@@ -142,7 +142,7 @@ def _drop_region(region: Region, item_id: str, reason: str, drop_log: DropLog) -
 def _checked_region(
     region: Region, item_id: str, image_wh: tuple[int, int], drop_log: DropLog
 ) -> Region | None:
-    box, fault = _checked_box(region.box, image_wh)
+    box, fault = check_box(region.box, image_wh)
     phrase, text_fault = clean_text(region.phrase)
     fault = fault or text_fault or (None if _is_finite(region.score) else "bad_score")
     if box is None or phrase is None or fault:
@@ -158,8 +158,8 @@ def _checked_region(
     )
 
 
-def _checked_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | None]:
-    """Normalised box -> (clipped to the image, None) or (None, reason)."""
+def check_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | None]:
+    """Normalised box -> (clipped to the image, None) or (None, reason of `validate_record`)."""
     if len(box) != 4 or not all(_is_finite(value) for value in box):
         return None, "not_finite"
     clipped, fault = clean_box(box, 1.0, 1.0, min_size_px=0.0)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cloc_mllm.data.records import clean_text
+
 _PROMPT = "Describe this image in detail. Name every object that you see."
 
 
@@ -20,6 +22,8 @@ class Captioner:
     ) -> None:
         self.model = model.eval()
         self.processor = processor
+        if getattr(processor, "tokenizer", None) is not None:
+            processor.tokenizer.padding_side = "left"  # the answers start at one position
         self.prompt = prompt or _PROMPT
         self.max_new_tokens = max_new_tokens
 
@@ -45,13 +49,13 @@ class Captioner:
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption for each RGB image; "" where the model says nothing."""
+        """One caption for each RGB image; "" where the model says nothing usable."""
         inputs = self._inputs(images).to(self.model.device)
         output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         if "input_ids" in inputs:  # a chat model repeats the question
             output = output[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(output, skip_special_tokens=True)
-        return [" ".join(text.split()) for text in texts]
+        return [clean_text(text)[0] or "" for text in texts]
 
     def _inputs(self, images: Sequence[Image.Image]) -> Any:
         if not getattr(self.processor, "chat_template", None):

@@ -28,9 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     result = label_images(config)
     rate = result.images_per_second
+    num_labelled = result.num_images - result.num_dropped
     print(
-        f"{result.num_images:,} images labelled, {result.num_now:,} of them in this run in "
-        f"{result.seconds:.1f} s: {rate:.2f} images a second"
+        f"{num_labelled:,} images labelled with {result.num_regions:,} boxes, "
+        f"{result.num_dropped:,} dropped (drops.jsonl says why)"
+    )
+    for note, number in result.notes.items():
+        print(f"not used: {number:,} {note}")
+    print(
+        f"this run: {result.num_now:,} images in {result.seconds:.1f} s after loading the models, "
+        f"{rate:.2f} images a second"
     )
     for amount, duration in time_estimates(rate):
         print(f"  {amount:>6} images at this rate: {duration}")

@@ -34,7 +34,7 @@ class Detections:
     """What a detector found in one image.
 
     Attributes:
-        boxes: float[K, 4] xyxy, normalised to the original image, clipped to it.
+        boxes: float[K, 4] xyxy, normalised to the original image; they may stick out of it.
         scores: float[K, Q], confidence of each phrase for each box, at most 1.
     """
 
@@ -105,7 +105,7 @@ class ClocDetector:
         )  # fmt: skip
         return [
             Detections(
-                letterbox.to_original(Boxes(boxes, CANVAS)).xyxy.clamp(0, 1).float().cpu(),
+                letterbox.to_original(Boxes(boxes, CANVAS)).xyxy.float().cpu(),
                 (of_boxes @ of_text.T).clamp(max=1).float().cpu(),
             )
             for boxes, of_boxes, of_text, letterbox in parts
@@ -244,11 +244,10 @@ def corner_square(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int
 
 def to_corners(cxcywh: Tensor, width_scale: float = 1.0, height_scale: float = 1.0) -> Tensor:
     """float[K, 4] centre and size in shares of the model's input -> xyxy, normalised to the
-    original image and clipped to it; the scales are sides of the input over those of the picture in
-    it."""
+    original image; the scales are sides of the input over those of the picture in it."""
     cx, cy, w, h = cxcywh.float().cpu().unbind(-1)
     xyxy = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
-    return (xyxy * torch.tensor([width_scale, height_scale] * 2)).clamp(0, 1)
+    return xyxy * torch.tensor([width_scale, height_scale] * 2)
 
 
 def _one_text(phrases: Sequence[str | None]) -> tuple[str, list[tuple[int, int]]]:

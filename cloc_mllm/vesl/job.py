@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from cloc_mllm.config import LabelConfig
 from cloc_mllm.data.storage import is_url
+from cloc_mllm.vesl.pipeline import Selection
 from cloc_mllm.vesl.report import write_report
 from cloc_mllm.vesl.shards import (
+    TEMPORARY,
     Shard,
     Summary,
     check_plan,
@@ -23,7 +25,8 @@ from cloc_mllm.vesl.shards import (
     finish,
     partial_directory,
 )
-from cloc_mllm.vesl.sources import open_source
+from cloc_mllm.vesl.sources import Source, open_source
+from cloc_mllm.vesl.worker import ShardDone, ShardLabeller, read_shard
 
 # what may differ between an unfinished run and the one that goes on with it
 _FREE = {
@@ -32,40 +35,63 @@ _FREE = {
 }  # fmt: skip
 
 
+_LEAST = {
+    "detector_size": 0, "max_queries": 1, "limit": 0, "shard_size": 1, "batch_size": 1,
+    "num_workers": 0, "num_examples": 0,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class LabelResult:
-    """How much was done: over all runs, in this one, and how long this one took."""
+    """How much was done.
+
+    Attributes:
+        num_images: over all runs of the job; `num_dropped` of them cannot be used.
+        num_regions: that the others got.
+        num_now: images of this run.
+        seconds: that this run took, without the loading of the models.
+        notes: what the source holds that is not labelled, with its number.
+    """
 
     num_images: int
+    num_dropped: int
+    num_regions: int
     num_now: int
     seconds: float
+    notes: dict[str, int]
 
     @property
     def images_per_second(self) -> float:
-        return self.num_now / self.seconds if self.seconds > 0 else 0.0
+        return self.num_now / self.seconds if self.num_now else 0.0
 
 
 def label_images(config: LabelConfig) -> LabelResult:
     """Run the job, or go on with it where an earlier run of it was stopped.
 
     Raises:
+        FileNotFoundError: there are no images, or no model, under a name.
+        RefusedBuildError: more images cannot be used than allowed; what is labelled stays.
         ValueError: settings or data that cannot be used, `output_dir` is taken, or another run is
             at work on it.
     """
     config = _resolved(config)
+    _check(config)
     output_dir = Path(config.output_dir)
     if output_dir.exists():
         raise ValueError(f"{output_dir} already exists; name another directory or remove it first")
     source = open_source(config.images, config.captions)
-    num_images = min(config.limit or len(source), len(source))
+    if not config.captioner and not source.has_captions():
+        raise ValueError(
+            f"no image of {config.images} has a caption, so there is nothing to look for: put "
+            "NAME.txt beside each photo, or name a file with --captions or a model with --captioner"
+        )
     partial = partial_directory(output_dir)
     partial.mkdir(parents=True, exist_ok=True)
     lock = partial.with_name(f"{partial.name}.lock")  # beside what is renamed in the end
     try:
         with FileLock(lock, timeout=0):
             check_plan(partial, {**_plan(config), "source_fingerprint": source.fingerprint()})
-            result = _label(config, partial, cut(num_images, config.shard_size))
-            _finish(config, partial, output_dir, cut(num_images, config.shard_size), result)
+            result = _label(config, partial, source)
     except Timeout as error:
         raise ValueError(f"another run is at work on {output_dir}; wait for it") from error
     lock.unlink(missing_ok=True)
@@ -89,26 +115,59 @@ def _resolved(config: LabelConfig) -> LabelConfig:
     )
 
 
+def _check(config: LabelConfig) -> None:
+    """Refuse at once what the workers would refuse after they have started."""
+    for name, least in _LEAST.items():
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    Selection(config.threshold, config.nms_iou)
+    if config.detector_size and config.detector != "owlv2":
+        raise ValueError(
+            f"detector_size is the input of owlv2, got {config.detector_size} for "
+            f"{config.detector}, whose own decides; leave it out"
+        )
+    model = config.detector_model
+    if config.detector == "cloc" and model and not Path(model).is_dir():
+        raise FileNotFoundError(f"detector_model {model} is no directory of a CLOC")
+
+
 def _plan(config: LabelConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(config).items() if name not in _FREE}
 
 
-def _label(config: LabelConfig, partial: Path, shards: Sequence[Shard]) -> LabelResult:
-    for left_over in partial.glob(".shard-*"):  # half written when an earlier run was killed
+def _label(config: LabelConfig, partial: Path, source: Source) -> LabelResult:
+    for left_over in partial.glob(f"{TEMPORARY}*"):  # half written when an earlier run was killed
         left_over.unlink()
+    num_images = min(config.limit or len(source), len(source))
+    shards = cut(num_images, config.shard_size)
     todo = [shard for shard in shards if done_summary(partial, shard) is None]
-    num_images = sum(shard.stop - shard.start for shard in shards)
-    num_todo = sum(shard.stop - shard.start for shard in todo)
+    num_now = sum(shard.stop - shard.start for shard in todo)
     started = time.monotonic()
     with tqdm(
-        total=num_images, initial=num_images - num_todo, desc="labelling", unit=" images"
+        total=num_images, initial=num_images - num_now, desc="labelling", unit=" images"
     ) as bar:
-        for row in _run(config, partial, todo):
-            bar.update(int(row["num_images"]))
-    return LabelResult(num_images, num_todo, time.monotonic() - started)
+        for number, done in enumerate(_run(config, partial, source, todo)):
+            if number == 0:  # when the models were there, and the first shard was begun
+                started = max(started, time.monotonic() - done.seconds)
+            bar.update(done.num_images)
+    seconds = time.monotonic() - started
+    summaries = _summaries(partial, shards)
+    result = LabelResult(
+        num_images=num_images,
+        num_dropped=sum(summary.num_dropped for summary in summaries),
+        num_regions=sum(summary.num_regions for summary in summaries),
+        num_now=num_now,
+        seconds=seconds,
+        notes=source.notes,
+    )
+    write_report(partial / "report.html", partial, summaries, config, result.images_per_second)
+    finish(partial, Path(config.output_dir), summaries, asdict(config), source.notes)
+    return result
 
 
-def _run(config: LabelConfig, partial: Path, todo: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+def _run(
+    config: LabelConfig, partial: Path, source: Source, todo: Sequence[Shard]
+) -> Iterator[ShardDone]:
     if not todo:
         return
     if config.executor == "ray":
@@ -116,26 +175,17 @@ def _run(config: LabelConfig, partial: Path, todo: Sequence[Shard]) -> Iterator[
 
         yield from label_with_ray(config, partial, todo)
         return
-    from cloc_mllm.vesl.worker import ShardLabeller, read_shard
-
-    label = ShardLabeller(config, str(partial))
+    label = ShardLabeller(config, partial)
     for shard in todo:
-        yield label(read_shard(asdict(shard), config.images, config.captions))
+        yield label(read_shard(shard, source))
 
 
-def _finish(
-    config: LabelConfig,
-    partial: Path,
-    output_dir: Path,
-    shards: Sequence[Shard],
-    result: LabelResult,
-) -> None:
+def _summaries(partial: Path, shards: Sequence[Shard]) -> list[Summary]:
     found = [done_summary(partial, shard) for shard in shards]
-    summaries: list[Summary] = [summary for summary in found if summary is not None]
+    summaries = [summary for summary in found if summary is not None]
     if len(summaries) < len(shards):
         raise ValueError(
             f"{len(shards) - len(summaries)} of {len(shards)} shards in {partial} are missing or "
             "differ from their sha256; run the same command again"
         )
-    write_report(partial / "report.html", partial, summaries, config, result.images_per_second)
-    finish(partial, output_dir, summaries, asdict(config), config.max_drop_share)
+    return summaries

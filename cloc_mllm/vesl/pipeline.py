@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from torchvision.ops import batched_nms
 
-from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.records import Box, Record, Region, check_box
 from cloc_mllm.vesl.captioner import Captioner
 from cloc_mllm.vesl.detector import Detections, Detector
 from cloc_mllm.vesl.phrases import DroppedPhrase, PhraseExtractor, Phrases
@@ -48,8 +47,9 @@ class Labelled:
     Attributes:
         dropped: every phrase of the captions that no region carries, with its reason: those of
             `PhraseExtractor`, and `below_threshold` (no box reaches the threshold), `outscored`
-            (each of its boxes suits another phrase better).
-        boxes: what became of the detector's boxes: `kept`, `below_threshold`, `suppressed`.
+            (each of its boxes suits another phrase better), `unusable_box`.
+        boxes: what became of the detector's boxes: `kept`, `below_threshold`, `suppressed`, or
+            a reason of `validate_record` (`outside`, `too_small`, ...).
         num_queries: phrases that the detector was asked for.
     """
 
@@ -101,7 +101,12 @@ class Labeller:
             _labelled(
                 replace(record, captions=captions[i], source=record.source + SOURCE_SUFFIX),
                 phrases[i],
-                select_regions(phrases[i].queries, of_image.get(i, nothing), self.selection),
+                select_regions(
+                    phrases[i].queries,
+                    of_image.get(i, nothing),
+                    self.selection,
+                    images[i].size,
+                ),
             )
             for i, record in enumerate(records)
         ]
@@ -117,42 +122,59 @@ class Selected:
 
 
 def select_regions(
-    queries: Sequence[str], detections: Detections, selection: Selection
+    queries: Sequence[str], detections: Detections, selection: Selection, image_wh: tuple[int, int]
 ) -> Selected:
-    """The best phrase of each box, then the threshold, then suppression within a phrase."""
+    """The best phrase of each box, then the threshold, then suppression within a phrase.
+
+    Boxes are clipped to the image; those that no record may hold are left out before the
+    suppression, under the reason of `validate_record`.
+    """
     if not len(detections.boxes):
         dropped = [DroppedPhrase(query, "below_threshold") for query in queries]
         return Selected([], dropped, Counter())
     scores, best = detections.scores.max(dim=1)
-    sure = (scores >= selection.threshold).nonzero()[:, 0]
-    kept = sure[batched_nms(detections.boxes[sure], scores[sure], best[sure], selection.nms_iou)]
-    regions = [
-        Region(box=_box(detections.boxes[k]), phrase=queries[int(best[k])], score=float(scores[k]))
-        for k in kept
+    fates: Counter[str] = Counter()
+    found: list[tuple[Box, float, int]] = []  # box, score, its phrase
+    for xyxy, score, phrase in zip(
+        detections.boxes.tolist(), scores.tolist(), best.tolist(), strict=True
+    ):
+        if not score >= selection.threshold:  # also of a score that is no number
+            fates["below_threshold"] += 1
+            continue
+        box, fault = check_box(xyxy, image_wh)
+        if box is None:
+            fates[str(fault)] += 1
+        else:
+            found.append((box, score, phrase))
+    regions = _suppressed(found, queries, selection.nms_iou)
+    fates["suppressed"] += len(found) - len(regions)
+    fates["kept"] += len(regions)
+    named = {queries[phrase] for phrase in best[scores >= selection.threshold].tolist()}
+    highest = dict(zip(queries, detections.scores.amax(dim=0).tolist(), strict=True))
+    dropped = [
+        DroppedPhrase(query, _why(query in named, score >= selection.threshold))
+        for query, score in highest.items()
+        if query not in {region.phrase for region in regions}
     ]
-    boxes = {
-        "kept": len(kept),
-        "below_threshold": len(scores) - len(sure),
-        "suppressed": len(sure) - len(kept),
-    }
-    return Selected(regions, _without_box(queries, detections, regions, selection), Counter(boxes))
+    return Selected(regions, dropped, fates)
 
 
-def _without_box(
-    queries: Sequence[str], detections: Detections, regions: Sequence[Region], selection: Selection
-) -> list[DroppedPhrase]:
-    carried = {region.phrase for region in regions}
-    highest = detections.scores.amax(dim=0)
-    return [
-        DroppedPhrase(query, "outscored" if score >= selection.threshold else "below_threshold")
-        for query, score in zip(queries, highest, strict=True)
-        if query not in carried
-    ]
+def _suppressed(
+    found: Sequence[tuple[Box, float, int]], queries: Sequence[str], nms_iou: float
+) -> list[Region]:
+    """Without boxes that overlap a better one of their phrase; best first."""
+    boxes = torch.tensor([box for box, *_ in found], dtype=torch.float64).reshape(-1, 4)
+    scores = torch.tensor([score for _, score, _ in found], dtype=torch.float64)
+    phrases = torch.tensor([phrase for *_, phrase in found], dtype=torch.int64)
+    kept = batched_nms(boxes, scores, phrases, nms_iou).tolist()
+    return [Region(found[k][0], queries[found[k][2]], found[k][1]) for k in kept]
 
 
-def _box(xyxy: Tensor) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = xyxy.tolist()
-    return x1, y1, x2, y2
+def _why(is_best_of_a_box: bool, is_sure: bool) -> str:
+    """Why a phrase that was asked for has no region."""
+    if is_best_of_a_box:  # yet none of these boxes may stand in a record
+        return "unusable_box"
+    return "outscored" if is_sure else "below_threshold"
 
 
 def _labelled(record: Record, phrases: Phrases, selected: Selected) -> Labelled:

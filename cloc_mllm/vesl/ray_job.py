@@ -1,32 +1,41 @@
-"""Shards over Ray Data: tasks read them, actors that hold the models label and write them."""
+"""Shards over Ray Data: actors that hold the models label them.
+
+Where the models run on GPUs, tasks on the cores read the images and check them ahead; without GPUs
+each actor reads its own, since both would take turns on the same cores.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from cloc_mllm.config import LabelConfig
 from cloc_mllm.vesl.shards import Shard
-from cloc_mllm.vesl.worker import ShardLabeller, read_shard
+from cloc_mllm.vesl.sources import open_source
+from cloc_mllm.vesl.worker import ShardDone, ShardLabeller, read_shard
+
+_Function = Callable[[dict[str, Any]], dict[str, Any]]  # of a row
 
 _MAX_BLOCKS = 4096  # of the list of shards; what is read streams through, however many there are
 
 
 def label_with_ray(
     config: LabelConfig, directory: Path, shards: Sequence[Shard]
-) -> Iterator[dict[str, Any]]:
-    """Label and write the shards; yields `{index, num_images}` as each is on disk, in any order.
+) -> Iterator[ShardDone]:
+    """Label and write the shards; yields each as it is on disk, in any order.
 
     Images stream: Ray reads ahead only as much as its object store holds. A worker that dies is
     started again and its shard with it.
 
     Raises:
         ConnectionError: no Ray cluster at `config.ray_address`.
+        ValueError: more workers than the cluster has room for, or a worker cannot start or label;
+            says why.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing calls home
     import ray
@@ -42,25 +51,76 @@ def label_with_ray(
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        num_workers, gpus_each = _workers(config, ray.cluster_resources(), len(shards))
-        rows = ray.data.from_items(
+        workers = plan_workers(config.num_workers, ray.cluster_resources(), len(shards))
+        rows: Any = ray.data.from_items(
             [asdict(shard) for shard in shards],
             override_num_blocks=min(len(shards), _MAX_BLOCKS),
         )
-        read = rows.map(partial(read_shard, images=config.images, captions=config.captions))
-        done = read.map(
-            cast(Any, ShardLabeller),  # Ray makes one in each worker
-            fn_constructor_kwargs={"config": config, "directory": str(directory)},
-            compute=ActorPoolStrategy(size=num_workers),
-            num_gpus=gpus_each,
+        read = partial(_read, images=config.images, captions=config.captions)
+        if workers.gpus_each:
+            rows = rows.map(read, num_cpus=1)
+        done = rows.map(
+            cast(Any, _Actor),  # Ray makes one in each worker
+            fn_constructor_kwargs={
+                "config": config,
+                "directory": directory,
+                "read": None if workers.gpus_each else read,
+            },
+            compute=ActorPoolStrategy(size=workers.number),
+            num_cpus=0 if workers.gpus_each else 1,
+            num_gpus=workers.gpus_each,
         )
-        yield from done.iter_rows()
+        for row in done.iter_rows():
+            yield row["done"]
+    except ray.exceptions.RayError as error:
+        raise ValueError(f"a worker failed: {_last_line(error)}") from error
     finally:
         ray.shutdown()
 
 
-def _workers(config: LabelConfig, resources: dict[str, float], num_shards: int) -> tuple[int, int]:
-    """How many actors, and GPUs of each. Without GPUs a core is left for reading."""
+class Workers(NamedTuple):
+    """Actors that label; without a GPU each takes a core."""
+
+    number: int
+    gpus_each: int
+
+
+def plan_workers(wanted: int, resources: dict[str, float], num_shards: int) -> Workers:
+    """One actor a GPU, or one a core where there is no GPU.
+
+    Args:
+        wanted: number of actors; 0 takes as many as there is room for.
+
+    Raises:
+        ValueError: there is no room for so many, and Ray would wait for it for ever.
+    """
     num_gpus = int(resources.get("GPU", 0))
-    cores = max(1, int(resources.get("CPU", 1)) - 1)
-    return min(config.num_workers or num_gpus or cores, num_shards), 1 if num_gpus else 0
+    room = num_gpus or int(resources.get("CPU", 1))
+    if wanted > room:
+        kind = "GPUs" if num_gpus else "cores"
+        raise ValueError(f"num_workers is {wanted}, but there are {room} {kind} in the cluster")
+    return Workers(min(wanted or room, num_shards), min(num_gpus, 1))
+
+
+class _Actor:
+    """Holds a labeller. With `read` rows are shards to read, otherwise what a task has read."""
+
+    def __init__(self, config: LabelConfig, directory: Path, read: _Function | None) -> None:
+        self.label = ShardLabeller(config, directory)
+        self.read = read
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        row = self.read(row) if self.read else row
+        return {"done": self.label(row["content"])}
+
+
+def _read(row: dict[str, Any], images: str, captions: str) -> dict[str, Any]:
+    return {"content": read_shard(Shard(**row), _opened(images, captions))}
+
+
+_opened = lru_cache(maxsize=1)(open_source)  # once in each worker process
+
+
+def _last_line(error: Exception) -> str:
+    """Of a remote traceback: the error itself."""
+    return str(error).strip().splitlines()[-1].strip()

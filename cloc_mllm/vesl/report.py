@@ -27,6 +27,13 @@ _MEANING = {
     "kept": "got a box",
     "below_threshold": "no box is sure enough",
     "outscored": "its boxes suit another phrase better",
+    "unusable_box": "its box cannot stand in a record",
+    "outside": "off the picture",
+    "mostly_outside": "more than half off the picture",
+    "too_small": "under one pixel",
+    "zero_area": "a side of length 0",
+    "inverted": "right before left, or bottom before top",
+    "not_finite": "a coordinate is no number",
     "duplicate": "the same thing was named before",
     "too_many": "after the first queries of an image",
     "no_noun": "a pronoun or a number alone",
@@ -131,7 +138,7 @@ def _headline(
 ) -> str:
     numbers = [
         (f"{boxes.total():,}", "images labelled"),
-        (f"{_num_unusable(summaries):,}", "images that cannot be used (drops.jsonl)"),
+        (f"{sum(s.num_dropped for s in summaries):,}", "images that cannot be used (drops.jsonl)"),
         (f"{words.total():,}", "boxes"),
         (f"{_mean(boxes):.1f}", f"boxes an image; the paper's have {PAPER_BOXES_PER_IMAGE}"),
         (f"{_mean(words):.1f}", f"words a phrase; the paper's have {PAPER_WORDS_PER_PHRASE}"),
@@ -140,10 +147,6 @@ def _headline(
     ]
     cells = "".join(f"<div><b>{number}</b><small>{text}</small></div>" for number, text in numbers)
     return f'<section class="numbers">{cells}</section>'
-
-
-def _num_unusable(summaries: Sequence[Summary]) -> int:
-    return sum(kind == "record" for summary in summaries for kind, *_ in summary.dropped)
 
 
 def _chart(title: str, histogram: Counter[int], unit: str) -> str:
@@ -196,8 +199,8 @@ def _speed(images_per_second: float) -> str:
         for name, duration in time_estimates(images_per_second)
     )
     return (
-        f"<section><h2>{images_per_second:.2f} images a second <small>with all workers, loading of "
-        f"the models included; at this rate</small></h2><dl>{rows}</dl></section>"
+        f"<section><h2>{images_per_second:.2f} images a second <small>by all workers of the last "
+        f"run, once the models are loaded; at this rate</small></h2><dl>{rows}</dl></section>"
     )
 
 

@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import DROPS_NAME, RefusedBuildError, seal_data_set, write_shard
 from cloc_mllm.data.storage import sha256_of
 from cloc_mllm.vesl.pipeline import Labelled
 
+Drop = tuple[str, str, str]  # kind, id and reason of what `validate_record` refused
+
+TEMPORARY = ".writing-"  # what a killed run may leave of a file
 _PLAN_NAME = "plan.json"
 
 
@@ -67,10 +69,17 @@ class Summary:
     def num_images(self) -> int:
         return self.stop - self.start
 
+    @property
+    def num_dropped(self) -> int:
+        """Images that cannot be used."""
+        return sum(kind == "record" for kind, *_ in self.dropped)
+
+    @property
+    def num_regions(self) -> int:
+        return sum(self.words.values())
+
 
 def cut(num_images: int, shard_size: int) -> list[Shard]:
-    if shard_size < 1:
-        raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     starts = range(0, num_images, shard_size)
     return [Shard(i, a, min(a + shard_size, num_images)) for i, a in enumerate(starts)]
 
@@ -115,13 +124,13 @@ def done_summary(partial: Path, shard: Shard) -> Summary | None:
 
 
 def write_shard_files(
-    partial: Path, shard: Shard, labelled: Sequence[Labelled], drop_log: DropLog
+    partial: Path, shard: Shard, labelled: Sequence[Labelled], dropped: Sequence[Drop]
 ) -> Summary:
     """The records, the log of phrases, then the summary that makes the shard count."""
     summary = Summary(shard.index, shard.start, shard.stop)
-    summary.dropped = [list(entry) for entry in drop_log.entries]
+    summary.dropped = [list(entry) for entry in dropped]
     if labelled:
-        temporary = partial / f".{shard.name}.{os.getpid()}.parquet"
+        temporary = partial / f"{TEMPORARY}{shard.name}.{os.getpid()}"
         entry = write_shard([item.record for item in labelled], temporary)
         _replace(temporary, partial / f"{shard.name}.parquet")
         summary.file = {**entry, "name": f"{shard.name}.parquet"}
@@ -161,7 +170,7 @@ def finish(
     output_dir: Path,
     summaries: Sequence[Summary],
     arguments: dict[str, Any],
-    max_drop_share: float,
+    notes: dict[str, int],
 ) -> None:
     """Write manifest and drops and give the directory its name, if every image is accounted for.
 
@@ -170,9 +179,10 @@ def finish(
     """
     dropped = [entry for summary in summaries for entry in summary.dropped]
     num_images = sum(summary.num_images for summary in summaries)
-    num_dropped = sum(kind == "record" for kind, *_ in dropped)
+    num_dropped = sum(summary.num_dropped for summary in summaries)
     ids = [record_id for summary in summaries for record_id in summary.ids]
     assert len(ids) + num_dropped == num_images, "an image is neither labelled nor dropped"
+    max_drop_share = arguments["max_drop_share"]
     if not ids or num_dropped > max_drop_share * num_images:
         reasons = Counter(reason for kind, _, reason in dropped if kind == "record")
         listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
@@ -191,7 +201,7 @@ def finish(
     contents = {
         "arguments": arguments,
         "dropped": counts,
-        "notes": {},
+        "notes": notes,
         "files": [summary.file for summary in summaries if summary.file],
     }
     seal_data_set(partial, output_dir, contents)
@@ -199,7 +209,7 @@ def finish(
 
 def write_durably(path: Path, text: str) -> None:
     """The file is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     _replace(temporary, path)
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from cloc_mllm.data.parquet import load_records, read_manifest
-from cloc_mllm.data.readers.files import IMAGE_SUFFIXES, open_files
+from cloc_mllm.data.readers.files import IMAGE_SUFFIXES, open_files, read_rows
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.storage import is_url, sha256_of
 
 
 class Source(Protocol):
-    """Images with captions in a fixed order."""
+    """Images with captions in a fixed order.
+
+    Attributes:
+        notes: what it holds that is not labelled, with its number.
+    """
+
+    notes: dict[str, int]
 
     def __len__(self) -> int: ...
 
@@ -27,11 +31,12 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Changes when the images, their order or the file of captions do."""
 
+    def has_captions(self) -> bool:
+        """Whether any image has one."""
 
-@lru_cache(maxsize=1)
+
 def open_source(images: str, captions: str = "") -> Source:
-    """Opened once in each process.
-
+    """
     Raises:
         FileNotFoundError: there is nothing at `images`.
         ValueError: it holds no image, or `captions` cannot be used.
@@ -51,6 +56,7 @@ class _Records:
     def __init__(self, place: str) -> None:
         self.place = place
         self.records = load_records(place)
+        self.notes: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -62,6 +68,9 @@ class _Records:
         if self.place.endswith(".parquet"):
             return sha256_of(self.place)
         return _digest(file["sha256"] for file in read_manifest(self.place)["files"])
+
+    def has_captions(self) -> bool:
+        return any(record.captions for record in self.records)
 
 
 class _Photos:
@@ -85,6 +94,8 @@ class _Photos:
                 f"no image of {captions} is in {path}: its first is "
                 f"{next(iter(self.captions), None)!r}, the first photo is {self.names[0]!r}"
             )
+        num_absent = len((self.captions or {}).keys() - set(self.names))
+        self.notes = {"captioned images that are not there": num_absent} if num_absent else {}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,6 +110,9 @@ class _Photos:
         captions = sha256_of(Path(self.captions_file)) if self.captions_file else ""
         return _digest([captions, *self.names])
 
+    def has_captions(self) -> bool:
+        return any(self._captions(name) for name in self.names)
+
     def _captions(self, name: str) -> list[str]:
         if self.captions is not None:
             return self.captions.get(name, [])
@@ -109,29 +123,19 @@ class _Photos:
 
 def _read_captions(path: str) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                name, texts = _caption_row(line, f"{path}, line {number}")
-                captions.setdefault(name, []).extend(texts)
+    for place, row in read_rows(path):
+        name = row.get("image") if isinstance(row, dict) else None
+        texts = row.get("captions") if isinstance(row, dict) else None
+        if not isinstance(name, str) or not isinstance(texts, list):
+            raise ValueError(
+                f'{path}, {place}: expected {{"image": NAME, "captions": [TEXT, ...]}}, got '
+                f"{'no valid JSON' if row is None else str(row)[:80]}"
+            )
+        captions.setdefault(PurePosixPath(name).name, []).extend(texts)
     return captions
 
 
-def _caption_row(line: str, place: str) -> tuple[str, list[str]]:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not valid JSON: {error}") from error
-    name = row.get("image") if isinstance(row, dict) else None
-    texts = row.get("captions") if isinstance(row, dict) else None
-    if not isinstance(name, str) or not isinstance(texts, list):
-        raise ValueError(
-            f'{place}: expected {{"image": NAME, "captions": [TEXT, ...]}}, got {line[:80].strip()}'
-        )
-    return PurePosixPath(name).name, texts
-
-
-def _digest(parts: Iterator[str] | list[str]) -> str:
+def _digest(parts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode("utf-8", errors="surrogateescape") + b"\n")

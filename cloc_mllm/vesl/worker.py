@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,13 +16,33 @@ from cloc_mllm.vesl.captioner import Captioner
 from cloc_mllm.vesl.detector import load_detector
 from cloc_mllm.vesl.phrases import PhraseExtractor
 from cloc_mllm.vesl.pipeline import Labelled, Labeller, Selection
-from cloc_mllm.vesl.shards import Shard, write_shard_files
-from cloc_mllm.vesl.sources import open_source
+from cloc_mllm.vesl.shards import Drop, Shard, write_shard_files
+from cloc_mllm.vesl.sources import Source
 
 
-def read_shard(row: dict[str, Any], images: str, captions: str) -> dict[str, Any]:
-    """`{index, start, stop}` -> the same with `records`, as they are in the source."""
-    return {**row, "records": open_source(images, captions).read(row["start"], row["stop"])}
+@dataclass(frozen=True)
+class ShardContent:
+    """The images of a shard: those that can be used, and what `validate_record` dropped."""
+
+    shard: Shard
+    records: list[Record]
+    dropped: list[Drop]
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """A shard is on disk; `seconds` is what a worker took to label and write it."""
+
+    num_images: int
+    seconds: float
+
+
+def read_shard(shard: Shard, source: Source) -> ShardContent:
+    """Read and check the images of a shard."""
+    drop_log = DropLog()
+    read = source.read(shard.start, shard.stop)
+    checked = [validate_record(record, drop_log) for record in read]
+    return ShardContent(shard, [r for r in checked if r is not None], list(drop_log.entries))
 
 
 def load_labeller(config: LabelConfig, device: str = "") -> Labeller:
@@ -50,20 +71,17 @@ def load_labeller(config: LabelConfig, device: str = "") -> Labeller:
 class ShardLabeller:
     """Holds the models; each call labels one shard and writes its files into `directory`."""
 
-    def __init__(self, config: LabelConfig, directory: str) -> None:
-        torch.set_grad_enabled(False)
+    def __init__(self, config: LabelConfig, directory: Path) -> None:
         self.labeller = load_labeller(config)
         self.batch_size = config.batch_size
-        self.directory = Path(directory)
+        self.directory = directory
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of `read_shard` -> `{index, num_images}`, once the shard is on disk."""
-        shard = Shard(int(row["index"]), int(row["start"]), int(row["stop"]))
-        drop_log = DropLog()
-        checked = (validate_record(record, drop_log) for record in row["records"])
-        records = [record for record in checked if record is not None]
-        write_shard_files(self.directory, shard, self._label(records), drop_log)
-        return {"index": shard.index, "num_images": shard.stop - shard.start}
+    def __call__(self, content: ShardContent) -> ShardDone:
+        started = time.monotonic()
+        labelled = self._label(content.records)
+        write_shard_files(self.directory, content.shard, labelled, content.dropped)
+        num_images = content.shard.stop - content.shard.start
+        return ShardDone(num_images, time.monotonic() - started)
 
     def _label(self, records: Sequence[Record]) -> list[Labelled]:
         labelled: list[Labelled] = []
