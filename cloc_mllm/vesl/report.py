@@ -55,11 +55,12 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 8px;
 .numbers b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 small, dt { color: var(--soft); }
 .charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
+.charts { margin-bottom: 1rem; }
 .charts section { margin: 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; font-weight: 400; padding: .1rem .5rem .1rem 0; vertical-align: top; }
 td:nth-child(2) { text-align: right; white-space: nowrap; }
-.bar { width: 50%; padding: 0; }
+.bar { width: 70%; padding: 0; vertical-align: middle; }
 .bar i { display: block; height: .8rem; background: #9cc3e6; border-radius: 2px; }
 .gallery { display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); }
@@ -93,7 +94,7 @@ def write_report(
         + _chart("Boxes of an image", boxes, "images")
         + _chart("Phrases asked for in an image", queries, "images")
         + _chart("Words of a box's phrase", words, "boxes")
-        + "</div><br>",
+        + "</div>",
         _fates(summaries),
         _speed(images_per_second),
         _gallery(directory, summaries, config.num_examples),
@@ -175,11 +176,7 @@ def _fates(summaries: Sequence[Summary]) -> str:
         ("What became of the detector's boxes", boxes),
         ("Images and captions that cannot be used", dropped),
     ]
-    return (
-        '<div class="charts">'
-        + "".join(map(_fate_table, *zip(*tables, strict=True)))
-        + ("</div><br>")
-    )
+    return '<div class="charts">' + "".join(map(_fate_table, *zip(*tables, strict=True))) + "</div>"
 
 
 def _fate_table(title: str, counts: Counter[str]) -> str:
