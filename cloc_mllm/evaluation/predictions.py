@@ -112,15 +112,10 @@ def _checked_box(box: Sequence[float], name: str) -> Box:
     return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
 
 
-def write_rows(
-    rows: Iterable[PredictionRow] | Iterable[ReferenceRow],
-    path: str | Path,
-    *,
-    append: bool = False,
-) -> int:
-    """Write one JSON object a line, over what is there or after it; returns how many."""
+def write_rows(rows: Iterable[PredictionRow] | Iterable[ReferenceRow], path: str | Path) -> int:
+    """Write one JSON object a line, over what is there; returns how many."""
     count = 0
-    with open(path, "a" if append else "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
             count += 1

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.evaluation.benchmarks.questions import Question
 from cloc_mllm.evaluation.predictions import PredictionRow, read_predictions
 from cloc_mllm.evaluation.queries import Query
 
@@ -38,7 +39,7 @@ def resume_predictions(
     settings_path = path.with_suffix(".settings.json")
     if overwrite:
         path.unlink(missing_ok=True)
-    _cut_half_line(path)
+    cut_half_line(path)
     if not path.is_file() or path.stat().st_size == 0:
         _write_at_once(settings_path, json.dumps(settings, indent=2) + "\n")
         path.touch()
@@ -50,6 +51,18 @@ def resume_predictions(
         )
     _refuse_other_settings(path, json.loads(settings_path.read_text(encoding="utf-8")), settings)
     return {row.id for row in read_predictions(path)}
+
+
+def cut_half_line(path: str | Path) -> None:
+    """A run that was killed while it wrote leaves a last line without its end, to be made again."""
+    path = Path(path)
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with open(path, "r+b") as file:
+            file.truncate(end)
 
 
 def append_rows(rows: Iterable[PredictionRow], path: str | Path) -> int:
@@ -64,7 +77,7 @@ def append_rows(rows: Iterable[PredictionRow], path: str | Path) -> int:
     return count
 
 
-def queries_digest(queries: Sequence[Query]) -> str:
+def queries_digest(queries: Sequence[Query] | Sequence[Question]) -> str:
     """Changes with any id, text or box that is asked, and with their order."""
     text = json.dumps([asdict(query) for query in queries])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -77,16 +90,6 @@ def model_identity(model: str | Path) -> dict[str, Any]:
     listing = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
     return {"name": str(model), "files": digest}
-
-
-def _cut_half_line(path: Path) -> None:
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        with open(path, "r+b") as file:
-            file.truncate(end)
 
 
 def _refuse_other_settings(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from cloc_mllm.evaluation import captioning
 from cloc_mllm.evaluation.benchmarks.captioning import TASK as CAPTIONING
 from cloc_mllm.evaluation.benchmarks.captioning import captioning_questions
 from cloc_mllm.evaluation.benchmarks.ferret_bench import JudgeItem, ferret_bench_questions
-from cloc_mllm.evaluation.benchmarks.job import Job, predict, run, score, write_results
+from cloc_mllm.evaluation.benchmarks.job import Job, complete, predict, run, score, write_results
 from cloc_mllm.evaluation.benchmarks.judge import Judge, judge_answers, judged_rows, read_rules
 from cloc_mllm.evaluation.benchmarks.pope import pope_questions
 from cloc_mllm.evaluation.benchmarks.ref_lvis import KINDS, ref_lvis_questions
@@ -24,11 +24,13 @@ from cloc_mllm.evaluation.benchmarks.rejection import (
     rejection_phrases,
     rejection_questions,
 )
-from cloc_mllm.evaluation.predictions import PredictionRow, write_rows
+from cloc_mllm.evaluation.predictions import PredictionRow
+from cloc_mllm.evaluation.resume import model_identity
 from cloc_mllm.evaluation.run import records_to_score
 from cloc_mllm.evaluation.scoring import pairs_by_task
 from cloc_mllm.evaluation.statistics import bootstrap_interval
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
+from cloc_mllm.shipped import shipped_directory
 
 _EPILOG = """\
 A benchmark is asked whole. If photos or rows are missing the command stops and says how many;
@@ -43,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     args = build_parser().parse_args(list(argv))
     job = Job(
         output_dir=args.output_dir or f"runs/eval-{args.benchmark}",
+        overwrite=args.overwrite == "true",
         mllm=args.mllm,
         limit=args.limit,
         allow_partial=args.allow_partial,
@@ -71,17 +74,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults that say something; "", None and False do not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
 def _add_family(families: Any, name: str, help_text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = families.add_parser(
-        name, help=help_text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        name, help=help_text, description=help_text, formatter_class=_Help
     )
-    parser.add_argument("--mllm", default="", help="stage-2 model directory ('': the shipped one)")
-    parser.add_argument("--output_dir", default="", help="'' is runs/eval-NAME")
-    parser.add_argument("--limit", type=int, default=0, help="ask only the first so many; 0: all")
+    parser.add_argument("--mllm", default="", help="stage-2 model directory; else the shipped one")
+    parser.add_argument("--output_dir", default="", help=f"else runs/eval-{name}")
+    parser.add_argument(
+        "--overwrite", choices=["true", "false"], default="false", help="make all answers anew"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="ask only the first so many")
     parser.add_argument("--allow_partial", action="store_true", help="score what is there")
     parser.add_argument("--batch_size", type=int, default=64, help="questions at a time")
     parser.add_argument("--device", help="by default a GPU if there is one")
-    parser.add_argument("--bootstrap_samples", type=int, default=1000)
+    parser.add_argument(
+        "--bootstrap_samples", type=int, default=1000, help="resamples behind each interval"
+    )
     return parser
 
 
@@ -91,7 +106,13 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _add_refcoco(families: Any) -> None:
     parser = _add_family(families, "refcoco", "RefCOCO, RefCOCO+, RefCOCOg: a box an expression")
-    parser.add_argument("--split", required=True, choices=NUM_EXPRESSIONS)
+    parser.add_argument(
+        "--split",
+        required=True,
+        choices=NUM_EXPRESSIONS,
+        metavar="SPLIT",
+        help=", ".join(NUM_EXPRESSIONS),
+    )
     parser.add_argument("--questions", type=Path, required=True, help="the split's JSON rows")
     _add_images(parser)
     parser.set_defaults(run=_run_refcoco)
@@ -107,7 +128,9 @@ def _add_pope(families: Any) -> None:
     parser.add_argument(
         "--questions", type=Path, required=True, nargs="+", help="files of one to three splits"
     )
-    parser.add_argument("--suffix", default="", help="appended to each question")
+    parser.add_argument(
+        "--suffix", default="", help="appended to each question, such as ' Answer yes or no.'"
+    )
     _add_images(parser)
     parser.set_defaults(run=_run_pope)
 
@@ -121,7 +144,9 @@ def _add_ref_lvis(families: Any) -> None:
     parser = _add_family(families, "ref-lvis", "RefLVIS: is the object in this region a A or a B")
     parser.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON (or COCO)")
     _add_images(parser)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=KINDS, help="how a region is shown"
+    )
     parser.add_argument("--things", type=int, default=1000, help="drawn by --seed; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of things, distractors and shapes")
     parser.set_defaults(run=_run_ref_lvis)
@@ -138,10 +163,14 @@ def _run_ref_lvis(args: argparse.Namespace, job: Job) -> int:
 def _add_ferret_bench(families: Any) -> None:
     parser = _add_family(families, "ferret-bench", "Ferret-Bench: free answers, scored by a judge")
     for name in ("questions", "contexts", "answers"):
-        parser.add_argument(f"--{name}", type=Path, required=True, nargs="+")
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, nargs="+", help="a file a category"
+        )
     _add_images(parser)
     parser.add_argument(
-        "--judge_url", default="", help="OpenAI-compatible, up to /v1; '': only answer"
+        "--judge_url",
+        default="",
+        help="OpenAI-compatible, up to /v1; without it the answers are only made",
     )
     parser.add_argument("--judge_model", default="", help="the judge's name")
     parser.add_argument("--judge_key_env", default="OPENAI_API_KEY", help="variable with the key")
@@ -187,9 +216,9 @@ def _judge(
 
 def _add_rejection(families: Any) -> None:
     parser = _add_family(families, "rejection", "phrases of built-in scenes, half of them absent")
-    parser.add_argument("--scenes", type=int, default=200)
+    parser.add_argument("--scenes", type=int, default=200, help="of built-in test data")
     parser.add_argument("--by", choices=["mllm", "cloc"], default="mllm", help="who answers")
-    parser.add_argument("--cloc", default="", help="stage-1 model directory ('': the shipped one)")
+    parser.add_argument("--cloc", default="", help="stage-1 model directory; else the shipped one")
     parser.add_argument(
         "--threshold",
         type=float,
@@ -204,17 +233,19 @@ def _run_rejection(args: argparse.Namespace, job: Job) -> int:
     if args.by == "mllm":
         run(question_set, job)
         return 0
-    predictor = ClocPredictor.from_pretrained(args.cloc or None, device=job.device)
-    threshold = args.threshold
-    if threshold is None:
-        threshold = cloc_threshold(predictor, args.scenes)
     asked = {question.id for question in question_set.questions}
-    chosen = [phrase for phrase in phrases if phrase.id in asked]
-    name = args.cloc or "shipped cloc"
-    rows = cloc_rejects(predictor, question_set.records, chosen, threshold, name)
-    Path(job.output_dir).mkdir(parents=True, exist_ok=True)
-    write_rows(question_set.references, Path(job.output_dir) / "references.jsonl")
-    write_rows(rows, Path(job.output_dir) / "predictions.jsonl")
+
+    def answers(finished: set[str]) -> Iterable[PredictionRow]:
+        predictor = ClocPredictor.from_pretrained(args.cloc or None, device=job.device)
+        threshold = args.threshold
+        if threshold is None:
+            threshold = cloc_threshold(predictor, args.scenes)
+        chosen = [phrase for phrase in phrases if phrase.id in asked - finished]
+        name = args.cloc or "shipped cloc"
+        return cloc_rejects(predictor, question_set.records, chosen, threshold, name)
+
+    cloc = model_identity(args.cloc or shipped_directory("cloc"))
+    rows = complete(question_set, job, {"cloc": cloc, "threshold": args.threshold}, answers)
     metrics = score(question_set, rows, job)
     write_results(question_set, rows, metrics, job)
     return 0
@@ -222,7 +253,7 @@ def _run_rejection(args: argparse.Namespace, job: Job) -> int:
 
 def _add_captioning(families: Any) -> None:
     parser = _add_family(families, "captioning", "captions of regions: CIDEr, METEOR")
-    parser.add_argument("--data", default="", help="records ('': built-in test scenes)")
+    parser.add_argument("--data", default="", help="records; else built-in test scenes")
     parser.add_argument("--scenes", type=int, default=200, help="of built-in data")
     parser.add_argument("--meteor", action="store_true", help="METEOR too; needs Java")
     parser.set_defaults(run=_run_captioning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,24 @@ from typing import Any
 from cloc_mllm import __version__
 from cloc_mllm.evaluation.answer_questions import answer_questions
 from cloc_mllm.evaluation.benchmarks.questions import QuestionSet
-from cloc_mllm.evaluation.predictions import PredictionRow, ScoredPair, write_rows
+from cloc_mllm.evaluation.predictions import (
+    PredictionRow,
+    ScoredPair,
+    merge_by_id,
+    read_predictions,
+    write_rows,
+)
 from cloc_mllm.evaluation.report import write_report
+from cloc_mllm.evaluation.resume import (
+    append_rows,
+    model_identity,
+    queries_digest,
+    resume_predictions,
+)
 from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
 from cloc_mllm.evaluation.table import render_table
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.shipped import shipped_directory
 
 Pairs = Mapping[str, Sequence[ScoredPair]]
 
@@ -27,6 +40,7 @@ class Job:
     Args:
         output_dir: gets `predictions.jsonl`, `references.jsonl`, `metrics.json`, `report.html`;
             answers that are there already are kept.
+        overwrite: make all answers anew, whatever is there.
         mllm: stage-2 model directory; "" takes the shipped one.
         limit: ask the first so many questions only; 0 is all.
         allow_partial: score also if photos or questions are missing.
@@ -34,6 +48,7 @@ class Job:
     """
 
     output_dir: str
+    overwrite: bool = False
     mllm: str = ""
     limit: int = 0
     allow_partial: bool = False
@@ -55,18 +70,47 @@ class Job:
 
 
 def predict(question_set: QuestionSet, job: Job) -> list[PredictionRow]:
-    """The MLLM's answers; writes `references.jsonl` and `predictions.jsonl`."""
+    """The MLLM's answers, see `complete`."""
+
+    def answers(finished: set[str]) -> Iterable[PredictionRow]:
+        predictor = GroundingPredictor.from_pretrained(job.mllm or None, device=job.device)
+        model = job.mllm or "shipped mllm"
+        return answer_questions(
+            predictor, question_set, model=model, batch_size=job.batch_size, finished=finished
+        )
+
+    settings = {
+        "mllm": model_identity(job.mllm or shipped_directory("mllm")),
+        "max_new_tokens": question_set.max_new_tokens,
+    }
+    return complete(question_set, job, settings, answers)
+
+
+def complete(
+    question_set: QuestionSet,
+    job: Job,
+    settings: Mapping[str, Any],
+    answers: Callable[[set[str]], Iterable[PredictionRow]],
+) -> list[PredictionRow]:
+    """One row a question, in their order: those in `predictions.jsonl`, the others appended to it.
+
+    Also writes `references.jsonl`.
+
+    Args:
+        settings: all that rows depend on beside the questions, see `resume_predictions`.
+        answers: ids of the questions that have a row -> rows of the others.
+    """
     directory = Path(job.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "predictions.jsonl"
+    questions = {"questions": queries_digest(question_set.questions)}
+    settings = {"version": __version__, **settings, **questions}
+    finished = resume_predictions(path, settings, overwrite=job.overwrite)
     write_rows(question_set.references, directory / "references.jsonl")
-    predictor = GroundingPredictor.from_pretrained(job.mllm or None, device=job.device)
-    return answer_questions(
-        predictor,
-        question_set,
-        directory / "predictions.jsonl",
-        model=job.mllm or "shipped mllm",
-        batch_size=job.batch_size,
-    )
+    if len(finished) < len(question_set.questions):
+        append_rows(answers(finished), path)
+    pairs = merge_by_id(read_predictions(path), question_set.references)
+    return [pair.prediction for pair in pairs]
 
 
 def score(question_set: QuestionSet, rows: Sequence[PredictionRow], job: Job) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from cloc_mllm.data.readers.files import read_json
 from cloc_mllm.evaluation.benchmarks.ferret_bench import JudgeItem
-from cloc_mllm.evaluation.benchmarks.questions import drop_cut_line, read_json_rows
+from cloc_mllm.evaluation.benchmarks.questions import read_json_rows
 from cloc_mllm.evaluation.judged import MAX_SCORE, SCORED
 from cloc_mllm.evaluation.predictions import PredictionRow
+from cloc_mllm.evaluation.resume import cut_half_line
 from cloc_mllm.mllm.coordinates import BoxFormat
 
 ROLE = "Assistant"
@@ -236,7 +237,7 @@ def _with_scores(row: PredictionRow, judgement: Judgement) -> PredictionRow:
 def _read_judgements(path: str | Path) -> list[Judgement]:
     if not Path(path).exists():
         return []
-    drop_cut_line(path)
+    cut_half_line(path)
     return [Judgement(**row) for _, row in read_json_rows(path, "id", "judge", "prompt")]
 
 

@@ -102,7 +102,12 @@ class QuestionSet:
         Raises:
             ValueError: something is left out, or nothing is asked; says how much and why.
         """
-        if self.left_out or not self.questions:
+        if not self.questions:
+            raise ValueError(
+                f"{self.name}: nothing to ask, {self.coverage}; check that --images has the photos "
+                "that the questions name"
+            )
+        if self.left_out:
             raise ValueError(
                 f"{self.name}: expected all {self.num_declared:,} {self.unit}, found "
                 f"{self.coverage}; get the missing files, or pass --allow_partial (or --limit) "
@@ -164,10 +169,3 @@ def read_json_rows(path: str | Path, *keys: str) -> Iterator[tuple[int, dict[str
                     f"{', '.join(missing)} missing"
                 )
             yield number, row
-
-
-def drop_cut_line(path: str | Path) -> None:
-    """A run that was killed while writing leaves half a line, which is done again."""
-    data = Path(path).read_bytes()
-    if data and not data.endswith(b"\n"):
-        Path(path).write_bytes(data[: data.rfind(b"\n") + 1])
