@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def write_report(
         num_examples: of the best, of the worst, of each kind of surprise and of the rest, for each
             task.
     """
-    sections = [_headline(metrics)]
+    sections: dict[str, str] = {}
     for task, task_pairs in pairs.items():
         details = metrics.get("details", {}).get(task)
         with_examples = task in EXAMPLE_METRIC and num_examples > 0
@@ -79,9 +79,9 @@ def write_report(
             parts = [details_html(details)] if details else []
             if with_examples:
                 parts.append(_gallery(task, task_pairs, load_image, num_examples, seed))
-            sections.append(task_section(task, "".join(parts)))
-    sections.append(_about(metrics))
-    Path(path).write_text(page("cloc-mllm evaluation", "".join(sections)), encoding="utf-8")
+            sections[task] = task_section(task, "".join(parts))
+    body = [_headline(metrics, sections), *sections.values(), _about(metrics)]
+    Path(path).write_text(page("cloc-mllm evaluation", "".join(body)), encoding="utf-8")
 
 
 def page(title: str, body: str) -> str:
@@ -97,15 +97,17 @@ def page(title: str, body: str) -> str:
 def task_section(task: str, content: str) -> str:
     """A section that begins with the task's name and rule."""
     title, rule = escape(SCORERS[task].title), escape(SCORERS[task].rule)
-    return f'<section><h2>{title}</h2><p class="rule">{rule}</p>{content}</section>'
+    return f'<section id="{task}"><h2>{title}</h2><p class="rule">{rule}</p>{content}</section>'
 
 
-def _headline(metrics: Mapping[str, Any]) -> str:
-    """All tasks' numbers; on narrow screens each row becomes a block."""
+def _headline(metrics: Mapping[str, Any], sections: Collection[str]) -> str:
+    """All tasks' numbers, with a link to each section; on narrow screens each row is a block."""
     columns = used_columns([e for entries in metrics["tasks"].values() for e in entries.values()])
     body = []
     for task, entries in metrics["tasks"].items():
         title = escape(SCORERS[task].title)
+        if task in sections:
+            title = f'<a href="#{task}">{title}</a>'
         span = len(columns) + 1
         body.append(f'<tr class="task"><th colspan="{span}" scope="rowgroup">{title}</th></tr>')
         body += [_metric_row(metric, entry, columns) for metric, entry in entries.items()]

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 _WIDTH = 340  # units of the drawing; about its width in px on a phone, so texts stay readable
-_LABEL, _COUNT, _ROW = 116, 68, 22  # units: group names, their counts, height of a bar's row
+_LABEL, _COUNT, _ROW = 112, 84, 22  # units: group names, their counts, height of a bar's row
 _LEFT, _TOP, _SIDE = 40, 10, 240  # units: where the square of a curve lies
 _TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

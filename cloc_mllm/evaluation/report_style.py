@@ -37,9 +37,10 @@ figure img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain;
   background: #eceff3; }
 figcaption { padding: .4rem .5rem; font-size: .85rem; overflow-wrap: anywhere; }
 dl { margin: 0; }
-figcaption dl { display: grid; grid-template-columns: auto 1fr; column-gap: .5rem; }
 dd { margin: 0 0 .5rem; overflow-wrap: anywhere; }
-figcaption dd { margin: 0; }
+figcaption dt, figcaption dd { display: inline; }
+figcaption dt { margin-right: .4rem; }
+figcaption dd::after { content: "\\A"; white-space: pre; }
 .plots { display: grid; gap: .5rem 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
 .plot { max-width: 420px; }

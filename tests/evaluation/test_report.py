@@ -46,7 +46,8 @@ def test_all_texts_are_escaped(page):
 
 def test_the_page_asks_nothing_of_the_network(page):
     addresses = re.findall(r'(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import', page)
-    assert len(addresses) == 2 * 4  # the picture of each example, and a link to itself
+    # a link to each section, the picture of each example and a link to itself
+    assert len(addresses) == 3 + 2 * 4
     assert all(src.startswith(("data:image/jpeg;base64,", "#")) for src, _ in addresses)
     assert "http" not in re.sub(r"base64,[^\"]*", "", page)
 
