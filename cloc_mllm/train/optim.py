@@ -40,7 +40,7 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
     """Freezes every parameter whose `layer_lr` is 0.
 
     Raises:
-        ValueError: a prefix in `layer_lr` names no parameter.
+        ValueError: a prefix in `layer_lr` names no parameter, or gives a rate to frozen ones alone.
     """
     names = [name for name, _ in model.named_parameters()]
     for prefix in optim.layer_lr:
@@ -53,6 +53,14 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
     for name, parameter in model.named_parameters():
         if _peak_lr(name, optim) == 0.0:
             parameter.requires_grad_(False)
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for prefix, rate in optim.layer_lr.items():
+        if rate and not any(_has_prefix(name, prefix) for name in trainable):
+            raise ValueError(
+                f"optim.layer_lr gives {prefix!r} the rate {rate}, but all of it is frozen; a rate "
+                "thaws nothing: leave it out, or change what freezes it (in stage 2 "
+                "model.freeze_vision_encoder and model.lora)"
+            )
 
 
 def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.train.alignment import AlignmentCollator, align_projectors, alignment_step
+from cloc_mllm.train.optim import freeze_by_lr, param_groups
 from cloc_mllm.train.stage2 import answer_step, main, run_stage2
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
 
@@ -107,6 +108,36 @@ def test_each_trainable_parameter_gets_a_gradient(config) -> None:
             assert "lora_A" in name or parameter.grad.abs().sum() > 0, name
         else:
             assert parameter.grad is None, name
+
+
+def test_rates_and_freezing_by_module(config) -> None:
+    config.model.freeze_vision_encoder, config.model.box_head = False, True
+    rates = {"projector": 1e-3, "vision": 0.0, "vision.prompter": 1e-5, "box_head": 0.0}
+    optim = OptimConfig(lr=1e-4, layer_lr=rates)
+    model, _ = build_mllm(config.model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    freeze_by_lr(model, optim)
+
+    learnt = {
+        names[id(p)]: group["lr"] for group in param_groups(model, optim) for p in group["params"]
+    }
+    by_part: dict[str, set[float]] = {}
+    for name, rate in learnt.items():
+        part = "vision.prompter" if name.startswith("vision.prompter.") else name.split(".")[0]
+        by_part.setdefault(part, set()).add(rate)
+    assert by_part == {
+        "projector": {1e-3},
+        "region_projector": {1e-4},
+        "vision.prompter": {1e-5},
+        "language_model": {1e-4},
+    }
+
+
+def test_a_rate_for_what_is_frozen_is_refused(config) -> None:
+    config.optim.layer_lr = {"vision": 1e-5}
+    with pytest.raises(ValueError, match=r"'vision' the rate 1e-05.*freeze_vision_encoder"):
+        run_stage2(config)
 
 
 def test_alignment_moves_the_projectors_alone_and_resumes_finished(config) -> None:
