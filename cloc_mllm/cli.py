@@ -50,7 +50,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "cloc_mllm.ablation", "main", "the paper's ablations: train and score arms over seeds"
     ),
     "export": Subcommand(
-        "cloc_mllm.models.export", "main", "write the weights for open_clip, Transformers or others"
+        "cloc_mllm.train.export", "main", "weights for open_clip, Transformers, peft and others"
     ),
     "quickstart": Subcommand(
         "cloc_mllm.quickstart", "main", "all of it on built-in data, in minutes on a CPU"

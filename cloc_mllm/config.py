@@ -11,6 +11,7 @@ Templates = Literal["none", "photo", "small", "clip80"]
 RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
+Quantization = Literal["none", "4bit", "8bit"]
 
 
 @dataclass
@@ -204,8 +205,13 @@ class Stage1Config:
 
 @dataclass
 class LoraConfig:
-    """peft LoRA on the language model. `rank` 0 trains the language model whole."""
+    """peft LoRA on the language model. `rank` 0 trains the language model whole.
 
+    `variant`: `dora` also learns the length of each weight's columns; `rslora` scales by
+    alpha / sqrt(rank) instead of alpha / rank, for high ranks.
+    """
+
+    variant: Literal["lora", "dora", "rslora"] = "lora"
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
@@ -231,7 +237,8 @@ class MllmConfig:
         box_head: answer a box with one `<box>` token, from whose hidden state a head reads the four
             numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
         box_loss_weight: of the head's loss for a box beside that of a token.
-        load_in_4bit: quantise the frozen language model with bitsandbytes (nf4).
+        quantization: of the frozen language model's linear layers, by bitsandbytes: `4bit` (nf4) or
+            `8bit` (LLM.int8). Everything else, and all that is trained, stays float32.
     """
 
     cloc: str = ""
@@ -244,7 +251,7 @@ class MllmConfig:
     coordinate_smoothing: float = 0.0
     box_head: bool = False
     box_loss_weight: float = 2.0
-    load_in_4bit: bool = False
+    quantization: Quantization = "none"
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,6 +20,7 @@ from transformers import (
 from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.language_model import load_language_model, plain_state
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
 from cloc_mllm.models.build import load_cloc
@@ -38,8 +37,19 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
         ValueError: settings that exclude each other; a tokenizer without an end of sequence.
         FileNotFoundError: `config.cloc` is no stage-1 model directory.
     """
-    if config.load_in_4bit and not config.lora.rank:
-        raise ValueError("a 4-bit language model cannot be trained whole; set lora.rank above 0")
+    if config.quantization != "none" and not config.lora.rank:
+        raise ValueError(
+            f"a {config.quantization} language model cannot be trained whole; set model.lora.rank "
+            "above 0"
+        )
+    if (config.quantization, config.lora.variant) == (
+        "8bit",
+        "dora",
+    ) and not torch.cuda.is_available():
+        raise ValueError(
+            "peft's DoRA cannot read 8-bit weights on a CPU; set model.quantization to 4bit, or "
+            "model.lora.variant to lora or rslora"
+        )
     cloc, _, cloc_config = load_cloc(config.cloc)
     tokenizer = AutoTokenizer.from_pretrained(config.language_model)
     if tokenizer.eos_token is None:
@@ -58,14 +68,14 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
         num_bins=box_format.num_bins,
         box_head=box_format.head,
     )
-    language_model = _load_language_model(config.language_model, load_in_4bit=config.load_in_4bit)
+    language_model = load_language_model(config.language_model, config.quantization)
     model_config = _model_config(config, language_model, cloc_config, processor)
     model = ClocMllmForConditionalGeneration(model_config, language_model)
     model.vision.load_state_dict(cloc.vision.state_dict())
     model.vision.requires_grad_(not config.freeze_vision_encoder)
     model.generation_config = _generation_config(language_model, tokenizer)
     location = token_ids(tokenizer, box_format.tokens())
-    _add_embeddings(language_model, range(num_old, len(tokenizer)), location)
+    add_embeddings(language_model, range(num_old, len(tokenizer)), location)
     model.config.text_config.vocab_size = language_model.config.vocab_size
     for projector in (model.projector, model.region_projector):
         projector.reset(float(_weight(language_model.get_input_embeddings()).std()))
@@ -91,33 +101,30 @@ def merge_and_save(
 
 
 def merged_copy(model: ClocMllmForConditionalGeneration) -> ClocMllmForConditionalGeneration:
-    """A CPU copy in eval mode, LoRA merged into an unquantised float32 language model."""
-    text_config = model.config.text_config.to_dict()
-    for name in ("quantization_config", "_name_or_path"):  # neither holds for the copy
-        text_config.pop(name, None)
-    config = ClocMllmConfig(**{**model.config.to_dict(), "text_config": text_config})
-    plain = ClocMllmForConditionalGeneration(config)
+    """A CPU copy in eval mode, in float32, with LoRA merged into the weights it was trained on: of
+    a quantised language model those that its codes stand for, so that it answers as trained."""
+    plain = ClocMllmForConditionalGeneration(plain_config(model))
     plain.generation_config = model.generation_config
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    language_model = model.language_model
-    if not hasattr(language_model, "peft_config"):
-        plain.load_state_dict(state)
+    if not hasattr(model.language_model, "peft_config"):
+        plain.load_state_dict(plain_state(model))
         return plain.eval()
 
     from peft import get_peft_model
 
-    quantised = bool(getattr(language_model, "is_loaded_in_4bit", False))
-    if quantised:
-        plain.language_model = _unquantised(language_model.config)
-    peft_config: Any = copy.copy(language_model.peft_config["default"])
+    peft_config: Any = copy.copy(model.language_model.peft_config["default"])
     peft_config.base_model_name_or_path = None
     plain.language_model = get_peft_model(plain.language_model, peft_config)
-    if quantised:
-        state = {name: tensor for name, tensor in state.items() if "base_layer." not in name}
-        state = {name: tensor for name, tensor in state.items() if name in plain.state_dict()}
-    plain.load_state_dict(state, strict=not quantised)
+    plain.load_state_dict(plain_state(model))
     plain.language_model = plain.language_model.merge_and_unload()
     return plain.eval()
+
+
+def plain_config(model: ClocMllmForConditionalGeneration) -> ClocMllmConfig:
+    """A copy that names neither a quantisation nor a path of this machine."""
+    text_config = model.config.text_config.to_dict()
+    for name in ("quantization_config", "_name_or_path"):
+        text_config.pop(name, None)
+    return ClocMllmConfig(**{**model.config.to_dict(), "text_config": text_config})
 
 
 def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list[int]) -> Any:
@@ -136,44 +143,12 @@ def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_dora=lora.variant == "dora",
+        use_rslora=lora.variant == "rslora",
         target_modules=lora.target_modules,
         trainable_token_indices=indices if new_tokens else None,
     )
     return peft.get_peft_model(language_model, config)
-
-
-def attention_for_training() -> str:
-    """On a CPU the fused kernel's backward in bf16 costs more than all else of a small model."""
-    return "sdpa" if torch.cuda.is_available() else "eager"
-
-
-def _load_language_model(name: str, *, load_in_4bit: bool) -> PreTrainedModel:
-    attention = attention_for_training()
-    if not load_in_4bit:
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, attn_implementation=attention
-        )
-    import bitsandbytes
-    from transformers import BitsAndBytesConfig
-
-    language_model = AutoModelForCausalLM.from_pretrained(
-        name,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
-    )
-    for module in language_model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            # its bf16 repacking in eval() silently ruins every later gradient on such CPUs
-            module.support_avx512bf16_for_cpu = False
-    return language_model
-
-
-def _unquantised(config: PreTrainedConfig) -> PreTrainedModel:
-    """The language model that a quantised one was loaded from, with its number of tokens."""
-    base = _load_language_model(str(config.name_or_path), load_in_4bit=False)
-    base.resize_token_embeddings(config.vocab_size, mean_resizing=False)
-    return base
 
 
 def _model_config(
@@ -226,7 +201,7 @@ def _generation_config(
 
 
 @torch.no_grad()
-def _add_embeddings(language_model: PreTrainedModel, new: range, location: list[int]) -> None:
+def add_embeddings(language_model: PreTrainedModel, new: range, location: list[int]) -> None:
     """Rows for the new tokens, at the scale of the old ones; rows that are there stay.
 
     Location tokens start as a smooth curve: neighbouring bins get similar embeddings, so what is

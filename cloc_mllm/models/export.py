@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:OUT'). "
         "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('OUT'); "
         "pad pictures to a square with the mean colour first, as LLaVA does. safetensors: all "
-        "weights in OUT/cloc.safetensors, what each name means and the settings in OUT/cloc.json.",
+        "weights in OUT/cloc.safetensors, what each name means and the settings in OUT/cloc.json. "
+        "For an MLLM see `cloc-mllm export --mllm DIR --help`.",
     )
     parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")
     parser.add_argument("--to", choices=EXPORTS, required=True, help="whose layout to write")

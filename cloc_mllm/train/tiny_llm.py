@@ -21,9 +21,9 @@ from cloc_mllm.config import TinyLlmConfig
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.distributed import all_reduce_sum, world_size
-from cloc_mllm.mllm.build import attention_for_training
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import embed_scene

@@ -4,10 +4,12 @@ import math
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cloc_mllm.config import LoraConfig
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
-from cloc_mllm.mllm.build import attention_for_training
+from cloc_mllm.mllm.adapter import load_adapter, save_adapter
+from cloc_mllm.mllm.language_model import attention_for_training, quantized_layers
 from cloc_mllm.models.build import load_cloc
 
 
@@ -168,7 +170,7 @@ def test_integers_add_two_tokens_only(mllm_config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"load_in_4bit": True}, "lora.rank"),
+        ({"quantization": "4bit"}, "lora.rank"),
         ({"box_format": "integers", "coordinate_smoothing": 1.0}, "set it to 0"),
         ({"box_format": "polygons"}, "box format must be one of"),
         ({"vision_features": "pixels"}, "vision_features must be"),
@@ -187,10 +189,48 @@ def test_a_missing_stage_1_directory_says_what_was_expected(mllm_config, tmp_pat
         build_mllm(mllm_config)
 
 
-@pytest.mark.slow
-def test_a_4_bit_language_model_learns_and_merges_into_the_full_one(mllm_config, tmp_path):
+@pytest.mark.parametrize("variant", ["dora", "rslora"])
+def test_lora_variants_merge_into_the_same_answers(mllm_config, tmp_path, variant):
+    mllm_config.lora = LoraConfig(rank=4, variant=variant)
+    model, processor = build_mllm(mllm_config)
+    disturb(model)
+    inputs = inputs_for(processor)
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+    layer = model.language_model.base_model.model.model.layers[0].self_attn.q_proj
+    assert bool(layer.lora_magnitude_vector) == (variant == "dora")
+    assert layer.scaling["default"] == pytest.approx(32 / (4 if variant == "dora" else 2))
+
+    merge_and_save(model, processor, tmp_path / "merged")
+
+    loaded = ClocMllmForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_only_the_language_models_linear_layers_are_quantised(mllm_config, quantization):
     pytest.importorskip("bitsandbytes")
-    mllm_config.lora, mllm_config.load_in_4bit = LoraConfig(rank=2), True
+    mllm_config.lora = LoraConfig(rank=2)
+    mllm_config.quantization, mllm_config.box_head = quantization, True
+
+    model, _ = build_mllm(mllm_config)
+
+    layers = quantized_layers(model)
+    assert len(layers) == 2 * 7  # of two layers of a Llama
+    assert all(name.startswith("language_model.") and "lora" not in name for name in layers)
+    for name, parameter in model.named_parameters():
+        if not any(name.startswith(f"{layer}.weight") for layer in layers):
+            assert parameter.dtype == torch.float32, name
+
+
+@pytest.mark.parametrize(("quantization", "atol"), [("4bit", 1e-4), ("8bit", 0.1)])
+def test_a_quantised_language_model_learns_and_merges_into_what_it_became(
+    mllm_config, tmp_path, quantization, atol
+):
+    """8 bits round activations too, which merged weights do not: measured 0.02 of 6.0."""
+    pytest.importorskip("bitsandbytes")
+    mllm_config.lora, mllm_config.quantization = LoraConfig(rank=2), quantization
     model, processor = build_mllm(mllm_config)
     inputs = inputs_for(processor)
     labels = inputs["input_ids"].clone()
@@ -207,9 +247,50 @@ def test_a_4_bit_language_model_learns_and_merges_into_the_full_one(mllm_config,
     loaded = ClocMllmForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
 
     with torch.no_grad():
-        after = model.eval()(**inputs, labels=labels).loss
-        merged = loaded(**inputs, labels=labels).loss
-    assert math.isfinite(before) and after < 0.5 * before
-    # the merged model has the unquantised weights, so it differs by the quantisation error only
-    assert merged < 0.7 * before
-    assert not any("absmax" in name for name in loaded.state_dict())
+        after = model.eval()(**inputs, labels=labels)
+        merged = loaded(**inputs, labels=labels)
+    assert math.isfinite(before) and after.loss < 0.5 * before
+    print(
+        quantization,
+        (merged.logits - after.logits).abs().max(),
+        after.logits.abs().max(),
+    )
+    torch.testing.assert_close(merged.logits, after.logits, atol=atol, rtol=0)
+    assert not quantized_layers(loaded)
+
+
+def test_an_adapter_written_in_4_bits_goes_onto_the_whole_language_model(mllm_config, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    mllm_config.lora, mllm_config.quantization = LoraConfig(rank=2), "4bit"
+    model, processor = build_mllm(mllm_config)
+    disturb(model)
+    save_adapter(model, processor, tmp_path / "adapter")
+    mllm_config.quantization = "none"
+    whole, _ = build_mllm(mllm_config)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    whole.load_state_dict(trained, strict=False)
+
+    loaded, again = load_adapter(tmp_path / "adapter")
+
+    inputs = inputs_for(again)
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, whole.eval()(**inputs).logits)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
+def test_dora_on_8_bits_is_refused_on_a_cpu(mllm_config):
+    mllm_config.lora, mllm_config.quantization = LoraConfig(rank=2, variant="dora"), "8bit"
+    with pytest.raises(ValueError, match="DoRA cannot read 8-bit weights on a CPU"):
+        build_mllm(mllm_config)
+
+
+def test_an_adapter_that_lost_a_part_is_refused(mllm_config, tmp_path):
+    mllm_config.lora = LoraConfig(rank=2)
+    model, processor = build_mllm(mllm_config)
+    save_adapter(model, processor, tmp_path / "adapter")
+    parts = load_file(tmp_path / "adapter" / "parts.safetensors")
+    parts.pop("projector.output.weight")
+    save_file(parts, tmp_path / "adapter" / "parts.safetensors")
+
+    with pytest.raises(ValueError, match=r"missing \['projector.output.weight'\]"):
+        load_adapter(tmp_path / "adapter")

@@ -1,0 +1,97 @@
+"""What stage 2 trained, without the language model that it stands on.
+
+adapter_config.json         peft's own files: LoRA and the new tokens of the language model,
+adapter_model.safetensors   whose name or path they hold
+parts.safetensors           vision encoder, projectors and box head
+config.json, ...            of model and processor, as in a whole model directory
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GenerationConfig
+
+from cloc_mllm.config import Quantization
+from cloc_mllm.mllm.build import add_embeddings, plain_config
+from cloc_mllm.mllm.configuration import ClocMllmConfig
+from cloc_mllm.mllm.language_model import load_language_model
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
+from cloc_mllm.models.build import check_fingerprint
+
+ADAPTER_CONFIG = "adapter_config.json"
+_PARTS = "parts.safetensors"
+_LANGUAGE_MODEL = "language_model."
+
+
+def save_adapter(
+    model: ClocMllmForConditionalGeneration,
+    processor: ClocMllmProcessor,
+    directory: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """`dtype` is that of the parts; peft's file has its own.
+
+    Raises:
+        ValueError: the language model was trained whole, so there is no adapter.
+    """
+    if not hasattr(model.language_model, "peft_config"):
+        raise ValueError(
+            "the language model has no LoRA (model.lora.rank is 0), so there is no adapter to "
+            "save; write the whole model with --merge"
+        )
+    out = Path(directory)
+    out.mkdir(parents=True, exist_ok=True)
+    language_model: Any = model.language_model
+    # the rows of new tokens are made again as `build_mllm` made them; what was learnt is LoRA's
+    language_model.save_pretrained(out, save_embedding_layers=False)
+    parts = {
+        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(_LANGUAGE_MODEL)
+    }
+    save_file({name: tensor.contiguous() for name, tensor in parts.items()}, out / _PARTS)
+    plain_config(model).save_pretrained(out)
+    assert model.generation_config is not None
+    model.generation_config.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+def load_adapter(
+    directory: str | Path, *, language_model: str = "", quantization: Quantization = "none"
+) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+    """The model in eval mode and float32, its LoRA a frozen `PeftModel`; `merged_copy` merges it.
+
+    Args:
+        language_model: where the language model lies now; "" is where it lay in training.
+        quantization: of the language model, whatever it was in training.
+
+    Raises:
+        ValueError: model and processor do not belong together, or a part is missing.
+    """
+    from peft import PeftConfig, PeftModel
+
+    config = ClocMllmConfig.from_pretrained(directory)
+    processor = ClocMllmProcessor.from_pretrained(directory)
+    check_fingerprint(config.fingerprint, processor.fingerprint, "the model")
+    trained_on = PeftConfig.from_pretrained(str(directory)).base_model_name_or_path
+    base_name = language_model or str(trained_on)
+    base = load_language_model(base_name, quantization)
+    new = range(len(AutoTokenizer.from_pretrained(base_name)), len(processor.tokenizer))
+    add_embeddings(base, new, token_ids(processor.tokenizer, processor.coordinates.tokens()))
+    model = ClocMllmForConditionalGeneration(config, base)
+    model.generation_config = GenerationConfig.from_pretrained(str(directory))
+    model.language_model = PeftModel.from_pretrained(base, str(directory))
+    missing, unknown = model.load_state_dict(load_file(Path(directory) / _PARTS), strict=False)
+    lost = [name for name in missing if not name.startswith(_LANGUAGE_MODEL)]
+    if lost or unknown:
+        raise ValueError(
+            f"{Path(directory) / _PARTS} does not fit {directory}/config.json: missing {lost[:3]}, "
+            f"unknown {unknown[:3]}"
+        )
+    return model.requires_grad_(False).eval(), processor

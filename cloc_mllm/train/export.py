@@ -1,0 +1,92 @@
+"""`cloc-mllm export`: the towers of a CLOC (`models/export.py`), or what stage 2 trained."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloc_mllm.config import LoraConfig, MllmConfig
+from cloc_mllm.mllm import (
+    ClocMllmForConditionalGeneration,
+    ClocMllmProcessor,
+    build_mllm,
+    merge_and_save,
+)
+from cloc_mllm.mllm.adapter import ADAPTER_CONFIG, load_adapter, save_adapter
+from cloc_mllm.models.build import check_fingerprint
+from cloc_mllm.models.export import main as export_cloc
+from cloc_mllm.train.checkpoint import load_checkpoint, newest_whole_checkpoint
+from cloc_mllm.train.resume import load_weights
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def main(argv: Sequence[str]) -> int:
+    """`export --mllm RUN ...` is the MLLM's; all else is the CLOC's."""
+    if any(argument.partition("=")[0] == "--mllm" for argument in argv):
+        return export_mllm(argv)
+    return export_cloc(argv)
+
+
+def export_mllm(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="cloc-mllm export",
+        description="Write what stage 2 trained so that Transformers or peft load it.",
+        epilog="With --merge: one model directory for AutoModelForImageTextToText and "
+        "AutoProcessor (after `import cloc_mllm.mllm`). Without: peft's adapter, and our own "
+        "parts beside it, which need the language model they were trained on.",
+    )
+    parser.add_argument(
+        "--mllm",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a stage-2 output directory (its newest checkpoint), or an exported adapter",
+    )
+    parser.add_argument("--merge", action="store_true", help="one whole model, without peft")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
+    parser.add_argument("--language-model", default="", help="if it no longer lies where it did")
+    parser.add_argument("--out", type=Path, required=True, help="directory to make; must be new")
+    arguments = parser.parse_args(argv)
+    model, processor = load_trained(arguments.mllm, arguments.language_model)
+    arguments.out.mkdir(parents=True)
+    save = merge_and_save if arguments.merge else save_adapter
+    save(model, processor, arguments.out, dtype=_DTYPES[arguments.dtype])
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def load_trained(
+    directory: Path, language_model: str = ""
+) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+    """The model of a stage-2 run as it stood at the newest whole checkpoint, or of an adapter.
+
+    Raises:
+        FileNotFoundError: `directory` is neither.
+        ValueError: all checkpoints are damaged, or what the run started from has changed.
+    """
+    if (directory / ADAPTER_CONFIG).is_file():
+        return load_adapter(directory, language_model=language_model)
+    found, _ = newest_whole_checkpoint(directory / "checkpoints")
+    if found is None:
+        raise FileNotFoundError(
+            f"{directory} is neither a stage-2 output directory (no checkpoints/ in it) nor an "
+            "exported adapter. OUTPUT_DIR/model, which a finished run writes, is merged already"
+        )
+    checkpoint = load_checkpoint(found)
+    config = checkpoint.state["config"]
+    model, processor = build_mllm(_mllm_config(config["model"], language_model))
+    check_fingerprint(checkpoint.state["fingerprint"], processor.fingerprint, str(found))
+    model.config.says_not_there = config["conversations"]["absent"] > 0
+    load_weights(model, checkpoint.weights)
+    return model.eval(), processor
+
+
+def _mllm_config(values: dict[str, Any], language_model: str) -> MllmConfig:
+    config = MllmConfig(**values | {"lora": LoraConfig(**values["lora"])})
+    config.language_model = language_model or config.language_model
+    return config
