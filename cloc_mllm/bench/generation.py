@@ -19,21 +19,33 @@ from cloc_mllm.inference.grounding_predictor import (
 )
 from cloc_mllm.inference.shared_prefix import shared_length
 from cloc_mllm.mllm.configuration import ClocMllmConfig
+from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
-from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens
 
 NEW_TOKENS = 5  # a box of four location tokens and the end
+LOCATION_TOKENS = BoxFormat("location_tokens", 100)
 _IMAGE_SIZE, _PATCH = 224, 16
 
 Side = Callable[[], list[GroundedAnswer]]
 
 
-def random_predictor(num_layers: int) -> GroundingPredictor:
+def random_predictor(
+    num_layers: int, box_format: BoxFormat = LOCATION_TOKENS
+) -> GroundingPredictor:
     """Random weights in the shape of ViT-S/16 at 224 px (196 image tokens) and SmolLM2-135M (at 30
     layers; the vocabulary is the shipped model's)."""
     tokenizer = GroundingPredictor.from_pretrained(device="cpu").processor.tokenizer
     num_tokens = (_IMAGE_SIZE // _PATCH) ** 2
-    processor = ClocMllmProcessor(tokenizer, image_size=_IMAGE_SIZE, num_image_tokens=num_tokens)
+    add_special_tokens(tokenizer, box_format)
+    processor = ClocMllmProcessor(
+        tokenizer,
+        image_size=_IMAGE_SIZE,
+        num_image_tokens=num_tokens,
+        box_format=box_format.kind,
+        num_bins=box_format.num_bins,
+        box_head=box_format.head,
+    )
     cloc = ModelConfig(
         clip_config={
             "embed_dim": 384,
@@ -53,7 +65,9 @@ def random_predictor(num_layers: int) -> GroundingPredictor:
         eos_token_id=None,  # every answer has NEW_TOKENS tokens
         pad_token_id=tokenizer.pad_token_id,
     )
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("image", "region")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<{name}>") for name in ("image", "region", "box")
+    }
     torch.manual_seed(0)
     config = ClocMllmConfig(
         llama,
@@ -61,6 +75,9 @@ def random_predictor(num_layers: int) -> GroundingPredictor:
         image_token_id=ids["image"],
         region_token_id=ids["region"],
         vision_features="encoder",
+        box_format=box_format.kind,
+        num_bins=box_format.num_bins,
+        box_token_id=ids["box"] if box_format.head else None,
         fingerprint=processor.fingerprint,
     )
     return GroundingPredictor(ClocMllmForConditionalGeneration(config), processor)
