@@ -76,7 +76,7 @@ class ClocDetector:
     """CLOC labels for its own next round: one box for each phrase, from its text prompt.
 
     A box's score for a phrase is the cosine of their embeddings; it never exceeds 1, and below 0
-    is no. It is no probability: what a threshold keeps is measured in docs/labelling.md.
+    is no. It is no probability: docs/labelling.md says how to choose a threshold.
     """
 
     def __init__(self, model: Cloc, tokenizer: TextTokenizer) -> None:
