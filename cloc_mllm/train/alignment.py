@@ -67,12 +67,19 @@ def align_projectors(
         None where `config.alignment.steps` is 0.
 
     Raises:
-        ValueError: boxes are not written as location tokens, which scene tokens are made of.
+        ValueError: boxes are not written as location tokens, which scene tokens are made of; a
+            vision encoder that learns here and is frozen afterwards.
     """
     if not config.alignment.steps:
         return None
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     settings = config.alignment
+    if settings.vision_lr and not any(name.startswith("vision.") for name in trainable):
+        raise ValueError(
+            f"alignment.vision_lr is {settings.vision_lr}, but the vision encoder is frozen "
+            "afterwards, so no checkpoint of stage 2 would hold what it learnt; set "
+            "model.freeze_vision_encoder to false"
+        )
     learning = _PROJECTORS if settings.vision_lr == 0 else (*_PROJECTORS, "vision.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(learning))

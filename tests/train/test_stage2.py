@@ -167,6 +167,22 @@ def test_alignment_moves_the_projectors_alone_and_resumes_finished(config) -> No
     ]
 
 
+def test_alignment_may_teach_the_encoder_that_stage_2_goes_on_training(config) -> None:
+    config.alignment = AlignmentConfig(
+        steps=2, global_batch_size=4, optimizer="muon", lr=1e-2, vision_lr=1e-3
+    )
+    records = load_records(config.data.train)
+    with pytest.raises(ValueError, match=r"frozen afterwards.*freeze_vision_encoder to false"):
+        run_stage2(config)
+    config.model.freeze_vision_encoder = False
+    model, processor = build_mllm(config.model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    align_projectors(model, processor, records, config)
+    moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert any(name.startswith("vision.encoder") for name in moved)
+    assert not any(name.startswith("language_model") for name in moved)
+
+
 def test_alignment_of_images_without_regions_is_finite(config) -> None:
     model, processor = build_mllm(config.model)
     record = dataclasses.replace(load_records(config.data.train)[0], regions=[])
