@@ -275,8 +275,8 @@ class ConversationConfig:
 
 @dataclass
 class AlignmentConfig:
-    """Before stage 2: projectors alone, towards the language model's own embeddings of what the
-    records say is there (`train/alignment.py`). Only for a language model that
+    """Before stage 2: the projectors learn to write the language model's own embeddings of what
+    the records say is there (`train/alignment.py`). Only for a language model that
     `training/tiny_llm.py` made.
 
     Args:

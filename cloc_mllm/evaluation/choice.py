@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cloc_mllm.evaluation.by_kind import with_kinds
 from cloc_mllm.evaluation.predictions import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.statistics import QueryScores
 
@@ -41,12 +42,7 @@ def chance(references: Sequence[ReferenceRow]) -> dict[str, float]:
 
 
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
-    scores = _scores(pairs)
-    kinds = sorted({pair.reference.kind for pair in pairs})
-    for kind in kinds if len(kinds) > 1 else []:
-        of_kind = _scores([pair for pair in pairs if pair.reference.kind == kind])
-        scores |= {f"{metric}/{kind}": of_kind[metric] for metric in of_kind if "/" not in metric}
-    return scores
+    return with_kinds(pairs, _scores)
 
 
 def _scores(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:

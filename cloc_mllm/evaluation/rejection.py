@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from cloc_mllm.evaluation import grounding
 from cloc_mllm.evaluation.binary import auroc, binary_scores
+from cloc_mllm.evaluation.by_kind import with_kinds
 from cloc_mllm.evaluation.predictions import ScoredPair
 from cloc_mllm.evaluation.statistics import QueryScores
+from cloc_mllm.evaluation.yes_no import words_of
 
 PRESENT, ABSENT = "present", "absent"
 RULE = (
@@ -26,17 +27,11 @@ _DENIALS = frozenset(("no", "not", "none", "nothing", "cannot", "absent", "missi
 
 def refuses(text: str) -> bool:
     """Whether a text without a box says that the thing is not there, by the declared words."""
-    words = re.findall(r"[a-z]+", re.sub(r"n['’]t\b", " not", text.lower()))
-    return not _DENIALS.isdisjoint(words)
+    return not _DENIALS.isdisjoint(words_of(text))
 
 
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
-    scores = _scores(pairs)
-    kinds = sorted({pair.reference.kind for pair in pairs})
-    for kind in kinds if len(kinds) > 1 else []:
-        of_kind = _scores([pair for pair in pairs if pair.reference.kind == kind])
-        scores |= {f"{metric}/{kind}": values for metric, values in of_kind.items()}
-    return scores
+    return with_kinds(pairs, _scores)
 
 
 def is_failure(pair: ScoredPair) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cloc_mllm.evaluation.binary import binary_scores
+from cloc_mllm.evaluation.by_kind import with_kinds
 from cloc_mllm.evaluation.predictions import ScoredPair
 from cloc_mllm.evaluation.statistics import QueryScores
 
@@ -22,7 +23,7 @@ RULE = (
 
 def read_yes_no(text: str) -> str | None:
     """`yes`, `no`, or None if the declared rule reads neither."""
-    words = re.findall(r"[a-z]+", re.sub(r"n['’]t\b", " not", text.lower()))
+    words = words_of(text)
     if words and words[0] in ("yes", "no"):
         return words[0]
     says_yes = "yes" in words
@@ -32,14 +33,14 @@ def read_yes_no(text: str) -> str | None:
     return "yes" if says_yes else "no"
 
 
+def words_of(text: str) -> list[str]:
+    """English words in lower case, `n't` as `not`."""
+    return re.findall(r"[a-z]+", re.sub(r"n['’]t\b", " not", text.lower()))
+
+
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     """Of all questions, then by `kind` (the split) if there are several."""
-    scores = _scores(pairs)
-    kinds = sorted({pair.reference.kind for pair in pairs})
-    for kind in kinds if len(kinds) > 1 else []:
-        of_kind = _scores([pair for pair in pairs if pair.reference.kind == kind])
-        scores |= {f"{metric}/{kind}": values for metric, values in of_kind.items()}
-    return scores
+    return with_kinds(pairs, _scores)
 
 
 def is_failure(pair: ScoredPair) -> bool:

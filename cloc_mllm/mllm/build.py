@@ -42,10 +42,8 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
             f"a {config.quantization} language model cannot be trained whole; set model.lora.rank "
             "above 0"
         )
-    if (config.quantization, config.lora.variant) == (
-        "8bit",
-        "dora",
-    ) and not torch.cuda.is_available():
+    dora_in_8_bits = config.quantization == "8bit" and config.lora.variant == "dora"
+    if dora_in_8_bits and not torch.cuda.is_available():
         raise ValueError(
             "peft's DoRA cannot read 8-bit weights on a CPU; set model.quantization to 4bit, or "
             "model.lora.variant to lora or rslora"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -48,13 +49,21 @@ def quantized_layers(model: nn.Module) -> dict[str, Any]:
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """A state dict on the CPU in which a quantised layer has the float32 weight it computes with,
     under the name that the layer it was made of has."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    for layer, module in quantized_layers(model).items():
-        packed = [n for n in state if n.startswith(f"{layer}.weight") or n == f"{layer}.SCB"]
-        packed += [n for n in state if n == f"{layer}.weight_format"]
-        state = {name: tensor for name, tensor in state.items() if name not in packed}
+    layers = quantized_layers(model)
+    state = {
+        name: tensor.detach().cpu()
+        for name, tensor in model.state_dict().items()
+        if not _is_packed(name, layers)
+    }
+    for layer, module in layers.items():
         state[f"{layer}.weight"] = _dequantized(module).float().cpu()
     return state
+
+
+def _is_packed(name: str, layers: Collection[str]) -> bool:
+    """Whether a tensor holds the codes of a quantised layer, or what they are read with:
+    `LAYER.weight`, `LAYER.weight.absmax` and others, `LAYER.weight_format`, `LAYER.SCB`."""
+    return name.partition(".weight")[0] in layers or name.removesuffix(".SCB") in layers
 
 
 def _dequantized(module: Any) -> Tensor:

@@ -3,6 +3,7 @@
 For each image token the target is the scene token (`mllm/scene_tokens.py`) of what the records say
 lies there: a dense answer for all tokens of an image, without running the language model. LLaVA
 aligns its projector first, too, with captions through the language model.
+With `alignment.vision_lr` the vision encoder learns along with them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.config import OptimConfig, Stage2Config
+from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.modeling import VisionInputs
@@ -67,19 +68,12 @@ def align_projectors(
         None where `config.alignment.steps` is 0.
 
     Raises:
-        ValueError: boxes are not written as location tokens, which scene tokens are made of; a
-            vision encoder that learns here and is frozen afterwards.
+        ValueError: boxes are not written as location tokens, which scene tokens are made of.
     """
     if not config.alignment.steps:
         return None
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     settings = config.alignment
-    if settings.vision_lr and not any(name.startswith("vision.") for name in trainable):
-        raise ValueError(
-            f"alignment.vision_lr is {settings.vision_lr}, but the vision encoder is frozen "
-            "afterwards, so no checkpoint of stage 2 would hold what it learnt; set "
-            "model.freeze_vision_encoder to false"
-        )
     learning = _PROJECTORS if settings.vision_lr == 0 else (*_PROJECTORS, "vision.")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(learning))
@@ -111,6 +105,24 @@ def align_projectors(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return result
+
+
+def check_vision_is_kept(model: nn.Module, settings: AlignmentConfig) -> None:
+    """A checkpoint of stage 2 holds what stage 2 trains, so the encoder must not be aligned and
+    then frozen.
+
+    Raises:
+        ValueError: it would be, or a part of it.
+    """
+    frozen = any(
+        n.startswith("vision.") and not p.requires_grad for n, p in model.named_parameters()
+    )
+    if settings.steps and settings.vision_lr and frozen:
+        raise ValueError(
+            f"alignment.vision_lr is {settings.vision_lr}, but (a part of) the vision encoder "
+            "is frozen afterwards, so no checkpoint of stage 2 would hold what it learnt; set "
+            "model.freeze_vision_encoder to false and leave it out of optim.layer_lr's zeros"
+        )
 
 
 def alignment_step(processor: ClocMllmProcessor) -> StepFn:

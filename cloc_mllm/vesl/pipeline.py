@@ -150,11 +150,12 @@ def select_regions(
     fates["suppressed"] += len(found) - len(regions)
     fates["kept"] += len(regions)
     named = {queries[phrase] for phrase in best[scores >= selection.threshold].tolist()}
+    carried = {region.phrase for region in regions}
     highest = dict(zip(queries, detections.scores.amax(dim=0).tolist(), strict=True))
     dropped = [
         DroppedPhrase(query, _why(query in named, score >= selection.threshold))
         for query, score in highest.items()
-        if query not in {region.phrase for region in regions}
+        if query not in carried
     ]
     return Selected(regions, dropped, fates)
 

@@ -174,6 +174,8 @@ def test_alignment_may_teach_the_encoder_that_stage_2_goes_on_training(config) -
     records = load_records(config.data.train)
     with pytest.raises(ValueError, match=r"frozen afterwards.*freeze_vision_encoder to false"):
         run_stage2(config)
+    with pytest.raises(ValueError, match="is frozen afterwards"):
+        run_stage2(config, dry_run=True)
     config.model.freeze_vision_encoder = False
     model, processor = build_mllm(config.model)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
