@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,12 +104,7 @@ class GroundingPredictor:
     def ground(self, image: Picture, phrases: Sequence[str]) -> list[GroundedAnswer]:
         """Where is each phrase? One box each; decoding allows nothing else (`BoxGrammar`), but for
         `not in the image` where the model was taught to say so."""
-        if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
-            raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
-        picture = load_picture(image)
-        questions = [PROMPTS["ground"].format(phrase=phrase.strip()) for phrase in phrases]
-        requests = [ChatRequest(picture, question) for question in questions]
-        return self.answer(requests, boxes_only=True)
+        return self.answer(ground_requests(load_picture(image), phrases), boxes_only=True)
 
     def refer(self, image: Picture, boxes: Boxes) -> list[str]:
         """What is in each box? Boxes are clipped to the picture.
@@ -155,13 +150,10 @@ class GroundingPredictor:
         Args:
             boxes_only: each answer is one box (see `ground`), of as many tokens as that takes.
         """
-        grammar = self._grammar if boxes_only else None
-        if grammar:
-            max_new_tokens = grammar.max_tokens
         answers: list[GroundedAnswer] = []
         for start in range(0, len(requests), _BATCH_SIZE):
-            batch = requests[start : start + _BATCH_SIZE]
-            answers += self._answer_batch(batch, max_new_tokens, grammar)
+            reading = self.read(requests[start : start + _BATCH_SIZE])
+            answers += self.write(reading, max_new_tokens=max_new_tokens, boxes_only=boxes_only)
         return answers
 
     def stream(self, image: Picture, question: str) -> Iterator[str]:
@@ -169,32 +161,42 @@ class GroundingPredictor:
 
         Raises what `ask` raises, once the first piece is asked for.
         """
-        inputs = self.prepare([ChatRequest(load_picture(image), question)])
+        reading = self.read([ChatRequest(load_picture(image), question)])
         streamer = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
         with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(self._generate, inputs, _TEXT_TOKENS, streamer=streamer)
+            writing = pool.submit(self._generate, reading, _TEXT_TOKENS, streamer=streamer)
             # also ends the loop below if `generate` raised and so never ended the stream
             writing.add_done_callback(lambda _: streamer.end())
             yield from (piece for piece in streamer if piece)
             writing.result()
 
-    def _answer_batch(
-        self, requests: Sequence[ChatRequest], max_new_tokens: int, grammar: BoxGrammar | None
+    @torch.inference_mode()
+    def read(self, requests: Sequence[ChatRequest]) -> Mapping[str, Any]:
+        """One batch for `write`: a picture that several questions share is read already."""
+        return prefill_shared(self.model, self.prepare(requests))
+
+    def write(
+        self,
+        reading: Mapping[str, Any],
+        *,
+        max_new_tokens: int = _TEXT_TOKENS,
+        boxes_only: bool = False,
     ) -> list[GroundedAnswer]:
-        inputs = self.prepare(requests)
-        prompt_length = inputs["input_ids"].shape[1]
+        """Answers to what `read` returned, whose key-value cache they continue: it serves once."""
+        prompt_length = reading["input_ids"].shape[1]
         options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
-        if grammar:
-            options["logits_processor"] = [BoxLogitsProcessor(grammar, prompt_length)]
+        if boxes_only:
+            options["logits_processor"] = [BoxLogitsProcessor(self._grammar, prompt_length)]
+            max_new_tokens = self._grammar.max_tokens
         with self.model.hidden_states_of_answers() as states:
-            output = self._generate(inputs, max_new_tokens, **options)
+            output = self._generate(reading, max_new_tokens, **options)
         log_probs = self.model.compute_transition_scores(
             output.sequences, output.logits, normalize_logits=True
         )
         new_tokens = output.sequences[:, prompt_length:]
-        hidden = torch.stack(states, 1) if states else [None] * len(requests)
+        hidden = torch.stack(states, 1) if states else [None] * len(new_tokens)
         return [self._answer(*row) for row in zip(new_tokens, log_probs, hidden, strict=True)]
 
     def prepare(self, requests: Sequence[ChatRequest]) -> BatchFeature:
@@ -206,9 +208,8 @@ class GroundingPredictor:
         ).to(self.model.device)
 
     @torch.inference_mode()
-    def _generate(self, inputs: BatchFeature, max_new_tokens: int, **options: Any) -> Any:
-        prepared = prefill_shared(self.model, inputs)
-        return self.model.generate(**prepared, max_new_tokens=max_new_tokens, **options)
+    def _generate(self, reading: Mapping[str, Any], max_new_tokens: int, **options: Any) -> Any:
+        return self.model.generate(**reading, max_new_tokens=max_new_tokens, **options)
 
     def _prompt(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -230,6 +231,14 @@ class GroundingPredictor:
             confidence = float(logits.sigmoid().min().detach()) if regressed else confidence
         parsed = self.processor.coordinates.parse(text, regressed)
         return GroundedAnswer(text, Boxes.normalized(parsed.boxes), parsed.failure, confidence)
+
+
+def ground_requests(image: Image.Image, phrases: Sequence[str]) -> list[ChatRequest]:
+    """The questions where each phrase is; a blank one is a ValueError."""
+    if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
+        raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
+    questions = [PROMPTS["ground"].format(phrase=phrase.strip()) for phrase in phrases]
+    return [ChatRequest(image, question) for question in questions]
 
 
 def load_picture(image: Picture) -> Image.Image:

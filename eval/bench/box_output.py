@@ -1,13 +1,14 @@
-"""Milliseconds a box: box head and location tokens against integers as text, under the grammar, the
-picture and the start of the questions read anew in each call.
+"""Milliseconds a box: box head and location tokens against integers as text, under the grammar; the
+picture and the start of the questions read anew in each call (`ground`), or read before (`write`).
 
     python eval/bench/box_output.py --layers 4 30 --out runs/bench/box_output.json
 """
 
 import argparse
+import itertools
 import statistics
 
-from cloc_mllm.bench.box_output import check_boxes, ground, predictors
+from cloc_mllm.bench.box_output import check_boxes, ground, predictors, write
 from cloc_mllm.bench.ratio import interleaved_ratio, machine_state, report, save_samples
 
 
@@ -20,20 +21,20 @@ def main() -> None:
     args = parser.parse_args()
     machine, results = machine_state(), {}
     print(machine)
-    for num_layers in args.layers:
-        sides = {name: ground(p, args.questions) for name, p in predictors(num_layers).items()}
+    for num_layers, timed in itertools.product(args.layers, (ground, write)):
+        sides = {name: timed(p, args.questions) for name, p in predictors(num_layers).items()}
         for side in sides.values():
             check_boxes(side())
         text = sides.pop("integers as text")
         for name, side in sides.items():
-            title = f"{num_layers} layers, {args.questions} boxes, {name} against integers as text"
+            title = f"{timed.__name__}, {num_layers} layers, {args.questions} boxes, {name}"
             ratio = results[title] = interleaved_ratio(side, text, pairs=args.pairs, warmups=0)
             ours, theirs = (
                 1000 * statistics.median(seconds) / args.questions
                 for seconds in (ratio.cpu.ours, ratio.cpu.theirs)
             )
             print(
-                f"{report(title, ratio)}: {ours:.1f} against {theirs:.1f} ms a box, "
+                f"{report(title, ratio)}: {ours:.1f} ms a box, integers as text {theirs:.1f}, "
                 f"{1 / ratio.cpu.median:.2f} x faster (CPU)",
                 flush=True,
             )

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from cloc_mllm.bench.box_output import FORMATS, check_boxes, ground, predictors
+from cloc_mllm.bench.box_output import FORMATS, check_boxes, ground, predictors, write
 
 
 def test_each_way_answers_every_question_in_its_own_number_of_tokens():
@@ -10,8 +10,10 @@ def test_each_way_answers_every_question_in_its_own_number_of_tokens():
     assert made.keys() == FORMATS.keys()
     written = {}
     for name, predictor in made.items():
-        answers = ground(predictor, 2)()
+        answers, after_reading = ground(predictor, 2)(), write(predictor, 2)
         check_boxes(answers)
+        for _ in range(2):  # a reading is not used up
+            assert [a.raw_text for a in after_reading()] == [a.raw_text for a in answers]
         written[name] = [len(predictor.processor.tokenize(a.raw_text)) for a in answers]
     assert written["box head"] == [1, 1] and written["location tokens"] == [4, 4]
     assert min(written["integers as text"]) > 8
