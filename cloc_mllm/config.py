@@ -227,6 +227,8 @@ class MllmConfig:
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
         vision_features: `encoder` gives the LLM the tower's tokens f_I'(x); `encoder+prompter`
             appends each token's region embedding (the Prompter's readout) to it.
+        projector: of image tokens: `linear`; `mlp`; `pixel_shuffle`, an MLP of 2 x 2 neighbours, so
+            a quarter of the tokens; `resampler`, `num_queries` learnt queries that attend to them.
         projector_width: hidden width of the projectors; 0 takes the language model's. A small
             language model wants it wider (docs/results.md).
         freeze_vision_encoder: train only projector and LoRA when true.
@@ -244,6 +246,8 @@ class MllmConfig:
     cloc: str = ""
     language_model: str = ""
     vision_features: Literal["encoder", "encoder+prompter"] = "encoder+prompter"
+    projector: Literal["linear", "mlp", "pixel_shuffle", "resampler"] = "mlp"
+    num_queries: int = 64
     projector_width: int = 0
     freeze_vision_encoder: bool = True
     box_format: Literal["integers", "location_tokens"] = "location_tokens"
@@ -312,7 +316,7 @@ class TinyLlmConfig:
     Args:
         width, layers, heads, mlp_width: of the Llama.
         num_scenes: how many different scenes it reads about (training split).
-        image_size, num_image_tokens: of the encoder it will read from.
+        image_size, num_image_tokens: of the encoder and the projector it will read from.
         noise: standard deviation of what is added to scene tokens, in units of their own.
         coordinate_smoothing: as in `MllmConfig`.
     """

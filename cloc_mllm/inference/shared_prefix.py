@@ -31,9 +31,8 @@ def prefill_shared(
         (Mamba).
     """
     num_rows, num_images = len(inputs["input_ids"]), len(inputs["pixel_values"])
-    one_each = (inputs["input_ids"] == model.config.image_token_id).sum(
-        1
-    ) == model.vision.num_tokens
+    found = (inputs["input_ids"] == model.config.image_token_id).sum(1)
+    one_each = found == model.num_image_tokens
     if num_images == num_rows or not one_each.all() or model.language_model._is_stateful:
         return inputs
     config = model.config

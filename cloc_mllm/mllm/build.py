@@ -23,6 +23,7 @@ from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, Box
 from cloc_mllm.mllm.language_model import load_language_model, plain_state
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
+from cloc_mllm.mllm.projector import num_image_tokens
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.position import sinusoidal_code
 
@@ -61,7 +62,9 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
     processor = ClocMllmProcessor(
         tokenizer,
         image_size=cloc_config.image_size,
-        num_image_tokens=cloc.vision.num_tokens,
+        num_image_tokens=num_image_tokens(
+            config.projector, cloc.vision.grid_hw, config.num_queries
+        ),
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
         box_head=box_format.head,
@@ -174,6 +177,8 @@ def _model_config(
         region_token_id=region_token_id,
         location_token_start=location[0] if location else None,
         vision_features=config.vision_features,
+        projector=config.projector,
+        num_queries=config.num_queries,
         projector_width=config.projector_width,
         box_format=box_format.kind,
         num_bins=box_format.num_bins,

@@ -20,6 +20,7 @@ class ClocMllmConfig(PreTrainedConfig):
         image_token_id, region_token_id: placeholders that image and region features replace.
         location_token_start: id of `<loc_0>`, the others follow; None when boxes are integers.
         vision_features: `encoder`, or `encoder+prompter` to append each token's region embedding.
+        projector, num_queries: see `MllmConfig`.
         projector_width: hidden width of the projectors; 0 takes the language model's.
         box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
         coordinate_smoothing: standard deviation in bins of the target around a location token.
@@ -41,6 +42,8 @@ class ClocMllmConfig(PreTrainedConfig):
         region_token_id: int = 1,
         location_token_start: int | None = None,
         vision_features: str = "encoder+prompter",
+        projector: str = "mlp",
+        num_queries: int = 64,
         projector_width: int = 0,
         box_format: str = "location_tokens",
         num_bins: int = 100,
@@ -55,16 +58,19 @@ class ClocMllmConfig(PreTrainedConfig):
             # transformers makes an empty config of every class to compare defaults with
             values = dict(text_config or {"model_type": "llama"})
             text_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        if vision_features not in ("encoder", "encoder+prompter"):
-            raise ValueError(
-                f"vision_features must be 'encoder' or 'encoder+prompter', got {vision_features!r}"
-            )
+        _check_choice("vision_features", vision_features, ("encoder", "encoder+prompter"))
+        kinds = ("linear", "mlp", "pixel_shuffle", "resampler")
+        _check_choice("projector", projector, kinds)
+        if num_queries < 1:
+            raise ValueError(f"num_queries must be at least 1, got {num_queries}")
         self.text_config = text_config
         self.cloc_config = cloc_config or {}
         self.image_token_id = image_token_id
         self.region_token_id = region_token_id
         self.location_token_start = location_token_start
         self.vision_features = vision_features
+        self.projector = projector
+        self.num_queries = num_queries
         self.projector_width = projector_width
         self.box_format = box_format
         self.num_bins = num_bins
@@ -89,3 +95,9 @@ class ClocMllmConfig(PreTrainedConfig):
         if self.location_token_start is None or self.coordinate_smoothing <= 0:
             return None
         return SoftBins(self.location_token_start, self.num_bins, self.coordinate_smoothing)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -1,7 +1,8 @@
 """The MLLM as a Transformers model: CLOC encoder, projectors, any causal language model.
 
 Letters: B rows of the batch, I distinct images, K of them in rows (`vision_inputs`), S canvas side,
-N tokens of an image, T text tokens, R regions (packed), H width of the language model.
+N tokens of an image as the projector makes them, T text tokens, R regions (packed), H width of the
+language model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, answer_loss_of_hidden
-from cloc_mllm.mllm.projector import Projector, to_original_frame
+from cloc_mllm.mllm.projector import (
+    Projector,
+    build_image_projector,
+    num_image_tokens,
+    to_original_frame,
+    word_std,
+)
 from cloc_mllm.mllm.vision_inputs import VisionInputs, rows_of_blocks
 from cloc_mllm.models.build import build_cloc_vision
 from cloc_mllm.models.position import token_cells
@@ -61,13 +68,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         feature_dims = [self.vision.token_dim]
         if config.vision_features == "encoder+prompter":
             feature_dims.append(self.vision.embed_dim)
-        num_boxes = len(feature_dims)
-        width = config.text_config.hidden_size
-        word_std = getattr(config.text_config, "initializer_range", 0.02)
-        hidden = config.projector_width
-        self.projector = Projector(feature_dims, width, word_std, num_boxes, hidden)
+        grid_hw, width = self.vision.grid_hw, config.text_config.hidden_size
+        self.num_image_tokens = num_image_tokens(config.projector, grid_hw, config.num_queries)
+        self.projector = build_image_projector(config, feature_dims, grid_hw)
         self.region_projector = Projector(
-            [self.vision.embed_dim], width, word_std, hidden_dim=hidden
+            [self.vision.embed_dim], width, word_std(config), hidden_dim=config.projector_width
         )
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if config.box_token_id is not None:
@@ -188,7 +193,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
         """Image features float[I, N, H] and region features float[R, H] for the language model."""
-        dtype = self.projector.output.weight.dtype
+        dtype = self.region_projector.output.weight.dtype
         image = self.vision.encode_image(inputs.pixel_values.to(dtype))
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [image.tokens], [cells]
@@ -239,7 +244,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self._insert_regions(input_ids, embeds, region_features, region_rows)
 
     def _block_rows(self, input_ids: Tensor) -> Tensor:
-        return rows_of_blocks(input_ids == self.config.image_token_id, self.vision.num_tokens)
+        return rows_of_blocks(input_ids == self.config.image_token_id, self.num_image_tokens)
 
     def _insert_images(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
         """`features`: float[K, N, H], of the blocks in their order."""

@@ -48,7 +48,7 @@ class ClocMllmProcessor(ProcessorMixin):
     Args:
         tokenizer: the language model's, with the tokens `special_tokens` lists added to it.
         image_size: S in pixels.
-        num_image_tokens: N.
+        num_image_tokens: N, as the model's projector makes them.
         box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
         fingerprint: what training used; any difference to this processor is a `ValueError`.
         chat_template: by default the tokenizer's, made to understand image items, or a plain one.

@@ -107,13 +107,18 @@ def align_projectors(
     return result
 
 
-def check_vision_is_kept(model: nn.Module, settings: AlignmentConfig) -> None:
-    """A checkpoint of stage 2 holds what stage 2 trains, so the encoder must not be aligned and
-    then frozen.
-
-    Raises:
-        ValueError: it would be, or a part of it.
+def check_alignment(model: ClocMllmForConditionalGeneration, settings: AlignmentConfig) -> None:
     """
+    Raises:
+        ValueError: the projector's tokens have no place in the image; or (a part of) the encoder
+            would be aligned and then frozen: a checkpoint of stage 2 holds what stage 2 trains.
+    """
+    if settings.steps and model.config.projector == "resampler":
+        raise ValueError(
+            "alignment tells each image token what lies at its place, but the resampler's tokens "
+            "have none; set alignment.steps to 0, or model.projector to mlp, linear or "
+            "pixel_shuffle"
+        )
     frozen = any(
         n.startswith("vision.") and not p.requires_grad for n, p in model.named_parameters()
     )

@@ -21,7 +21,7 @@ from cloc_mllm.mllm import (
 )
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
-from cloc_mllm.train.alignment import align_projectors, check_vision_is_kept
+from cloc_mllm.train.alignment import align_projectors, check_alignment
 from cloc_mllm.train.entry import dry_run_report, parse_job
 from cloc_mllm.train.loop import Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
@@ -53,7 +53,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     phrases = phrases_of(dataset) if model.config.says_not_there else []
     collator = ConversationCollator(processor, config.conversations, phrases=phrases)
     freeze_by_lr(model, config.optim)
-    check_vision_is_kept(model, config.alignment)
+    check_alignment(model, config.alignment)
     if dry_run:
         print(dry_run_report(config, model, config.run, config.data, len(dataset)))
         print("\n" + show_sample(dataset, processor, collator, config.run.seed))

@@ -192,6 +192,33 @@ def test_alignment_of_images_without_regions_is_finite(config) -> None:
     assert losses["regions"] == 0 and torch.isfinite(losses["loss"])
 
 
+@pytest.mark.parametrize("projector", ["linear", "pixel_shuffle"])
+def test_alignment_follows_the_projectors_tokens(config, projector) -> None:
+    config.model.projector = projector
+    config.alignment = AlignmentConfig(steps=2, global_batch_size=2, lr=1e-2)
+    model, processor = build_mllm(config.model)
+    records = load_records(config.data.train)
+    batch = AlignmentCollator(processor)([(0, records[0])])
+    before = alignment_step(processor)(model, batch)["cells"]
+
+    align_projectors(model, processor, records, config)
+
+    assert batch.scene.cell_names.shape[1] == processor.num_image_tokens
+    assert alignment_step(processor)(model, batch)["cells"] < before
+
+
+def test_a_resampler_cannot_be_aligned(config) -> None:
+    config.model.projector, config.alignment.steps = "resampler", 1
+    with pytest.raises(ValueError, match=r"resampler's tokens have none; set alignment.steps to 0"):
+        run_stage2(config, dry_run=True)
+
+
+def test_dry_run_shows_the_projectors_tokens(config, capsys) -> None:
+    config.model.projector = "pixel_shuffle"
+    run_stage2(config, dry_run=True)
+    assert "<image> x 4" in capsys.readouterr().out
+
+
 def test_alignment_needs_location_tokens(config) -> None:
     config.model.box_format = "integers"
     config.alignment.steps = 1
