@@ -227,6 +227,8 @@ class MllmConfig:
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
         vision_features: `encoder` gives the LLM the tower's tokens f_I'(x); `encoder+prompter`
             appends each token's region embedding (the Prompter's readout) to it.
+        region_features: what a region token is made of, beside its box: `prompter` is stage 1's
+            region embedding; `roi` is RoI-Align of the image tokens; `coordinates` is nothing.
         projector: of image tokens: `linear`; `mlp`; `pixel_shuffle`, an MLP of 2 x 2 neighbours, so
             a quarter of the tokens; `resampler`, `num_queries` learnt queries that attend to them.
         projector_width: hidden width of the projectors; 0 takes the language model's. A small
@@ -246,6 +248,7 @@ class MllmConfig:
     cloc: str = ""
     language_model: str = ""
     vision_features: Literal["encoder", "encoder+prompter"] = "encoder+prompter"
+    region_features: Literal["prompter", "roi", "coordinates"] = "prompter"
     projector: Literal["linear", "mlp", "pixel_shuffle", "resampler"] = "mlp"
     num_queries: int = 64
     projector_width: int = 0

@@ -177,6 +177,7 @@ def _model_config(
         region_token_id=region_token_id,
         location_token_start=location[0] if location else None,
         vision_features=config.vision_features,
+        region_features=config.region_features,
         projector=config.projector,
         num_queries=config.num_queries,
         projector_width=config.projector_width,

@@ -20,7 +20,7 @@ class ClocMllmConfig(PreTrainedConfig):
         image_token_id, region_token_id: placeholders that image and region features replace.
         location_token_start: id of `<loc_0>`, the others follow; None when boxes are integers.
         vision_features: `encoder`, or `encoder+prompter` to append each token's region embedding.
-        projector, num_queries: see `MllmConfig`.
+        region_features, projector, num_queries: see `MllmConfig`.
         projector_width: hidden width of the projectors; 0 takes the language model's.
         box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
         coordinate_smoothing: standard deviation in bins of the target around a location token.
@@ -42,6 +42,7 @@ class ClocMllmConfig(PreTrainedConfig):
         region_token_id: int = 1,
         location_token_start: int | None = None,
         vision_features: str = "encoder+prompter",
+        region_features: str = "prompter",
         projector: str = "mlp",
         num_queries: int = 64,
         projector_width: int = 0,
@@ -59,6 +60,7 @@ class ClocMllmConfig(PreTrainedConfig):
             values = dict(text_config or {"model_type": "llama"})
             text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         _check_choice("vision_features", vision_features, ("encoder", "encoder+prompter"))
+        _check_choice("region_features", region_features, ("prompter", "roi", "coordinates"))
         kinds = ("linear", "mlp", "pixel_shuffle", "resampler")
         _check_choice("projector", projector, kinds)
         if num_queries < 1:
@@ -69,6 +71,7 @@ class ClocMllmConfig(PreTrainedConfig):
         self.region_token_id = region_token_id
         self.location_token_start = location_token_start
         self.vision_features = vision_features
+        self.region_features = region_features
         self.projector = projector
         self.num_queries = num_queries
         self.projector_width = projector_width

@@ -33,6 +33,7 @@ from cloc_mllm.mllm.projector import (
     to_original_frame,
     word_std,
 )
+from cloc_mllm.mllm.regions import read_regions, region_dims
 from cloc_mllm.mllm.vision_inputs import VisionInputs, rows_of_blocks
 from cloc_mllm.models.build import build_cloc_vision
 from cloc_mllm.models.position import token_cells
@@ -72,7 +73,10 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.num_image_tokens = num_image_tokens(config.projector, grid_hw, config.num_queries)
         self.projector = build_image_projector(config, feature_dims, grid_hw)
         self.region_projector = Projector(
-            [self.vision.embed_dim], width, word_std(config), hidden_dim=config.projector_width
+            region_dims(config.region_features, self.vision),
+            width,
+            word_std(config),
+            hidden_dim=config.projector_width,
         )
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if config.box_token_id is not None:
@@ -206,9 +210,10 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features = self.projector(features, token_boxes)
 
         region_image = inputs.image_index[inputs.region_image_index]
-        z = self.vision.embed_boxes(image, inputs.region_boxes, region_image)
+        kind = self.config.region_features
+        features = read_regions(kind, self.vision, image, inputs.region_boxes, region_image)
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
-        return image_features, self.region_projector([z], [boxes])
+        return image_features, self.region_projector(features, [boxes])
 
     @torch.no_grad()
     def prefill(self, prefix_ids: Tensor, inputs: VisionInputs) -> tuple[DynamicCache, Tensor]:

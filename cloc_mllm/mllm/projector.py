@@ -42,7 +42,7 @@ class Projector(nn.Module):
         num_boxes: int = 1,
         hidden_dim: int = 0,
     ) -> None:
-        """`hidden_dim` 0 takes `output_dim`."""
+        """`hidden_dim` 0 takes `output_dim`; `feature_dims` may be [], for boxes alone."""
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in feature_dims)
         hidden_dim = hidden_dim or output_dim
@@ -52,7 +52,7 @@ class Projector(nn.Module):
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """`features`: float[..., D_i]; `boxes`: float[..., 4] normalised each -> float[..., H]."""
-        inputs = _coded(self.norms, features, boxes)
+        inputs = _coded(self.norms, features, boxes, self.output.weight.dtype)
         return self.output(F.gelu(self.hidden(inputs)))
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class LinearProjector(nn.Module):
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """As `Projector`'s."""
-        return self.output(_coded(self.norms, features, boxes))
+        return self.output(_coded(self.norms, features, boxes, self.output.weight.dtype))
 
     @torch.no_grad()
     def reset(self, output_std: float) -> None:
@@ -138,7 +138,7 @@ class Resampler(nn.Module):
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """`features`: float[B, N, D_i]; `boxes`: float[B, N, 4] -> float[B, Q, H]."""
-        inputs = _coded(self.norms, features, boxes)
+        inputs = _coded(self.norms, features, boxes, self.output.weight.dtype)
         queries = self.query(self.queries).expand(len(inputs), -1, -1)
         heads = (
             x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -208,11 +208,13 @@ def merge_neighbours(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     return squares.flatten(3, 4).flatten(1, 2)
 
 
-def _coded(norms: nn.ModuleList, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+def _coded(
+    norms: nn.ModuleList, features: Sequence[Tensor], boxes: Sequence[Tensor], dtype: torch.dtype
+) -> Tensor:
     """Normalised features and the codes of boxes, side by side: float[..., sum D_i + codes]."""
     normed = [norm(feature) for norm, feature in zip(norms, features, strict=True)]
     codes = [sinusoidal_code(b.float().clamp(*_CODE_RANGE), _CODE_DIM) for b in boxes]
-    return torch.cat([*normed, *(code.to(normed[0].dtype) for code in codes)], -1)
+    return torch.cat([*normed, *(code.to(dtype) for code in codes)], -1)
 
 
 def _reset(layer: nn.Linear, gain: float = 1.0) -> None:
