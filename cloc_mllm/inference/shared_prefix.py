@@ -1,9 +1,9 @@
 """Many questions about one image: what they all start with is read once an image.
 
-Rows of one batch begin alike: the chat template, the image, "Where is". `prefill_shared` runs those
-P tokens through the language model once for each of the I images, hands the key-value cache to
-the B rows, and leaves `generate` only each row's own rest. With I tokens an image and q a question,
-k questions on an image cost I + kq tokens instead of k(I + q).
+Rows of one batch begin alike: the chat template, the image or images, "Where is". `prefill_shared`
+runs those P tokens through the language model once for all rows of an image, hands the key-value
+cache to the B rows, and leaves `generate` only each row's own rest. With I tokens an image and q a
+question, k questions on an image cost I + kq tokens instead of k(I + q).
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ def prefill_shared(
         inputs: of `ClocMllmProcessor`, images included: int64[B, T], padded on the left.
 
     Returns:
-        `inputs` as they are where nothing is saved: each row has its own image or not just one, the
-        rows differ before the image's end, or the language model keeps a state that has no gaps
-        (Mamba).
+        `inputs` as they are where nothing is saved: each row has its own images or another number
+        of them, the rows differ before the images' end, or the language model keeps a state that
+        has no gaps (Mamba).
     """
-    num_rows, num_images = len(inputs["input_ids"]), len(inputs["pixel_values"])
     found = (inputs["input_ids"] == model.config.image_token_id).sum(1)
-    one_each = found == model.num_image_tokens
-    if num_images == num_rows or not one_each.all() or model.language_model._is_stateful:
+    if (found != found[0]).any() or model.language_model._is_stateful:
+        return inputs
+    images_of_rows = inputs["image_index"].view(len(found), -1)
+    if len(images_of_rows.unique(dim=0)) == len(found):
         return inputs
     config = model.config
     input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
@@ -48,7 +49,8 @@ def prefill_shared(
         "attention_mask": attention_mask,
         "past_key_values": cache,
         "region_features": region_features,
-        "region_image_index": vision.region_image_index,
+        # the images are in the cache: a region belongs to its row
+        "region_image_index": vision.region_image_index // images_of_rows.shape[1],
     }
 
 

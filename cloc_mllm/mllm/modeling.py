@@ -111,7 +111,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 `VisionInputs`; `image_index` defaults to one image a block, `image_frame` to images
                 without padding. None together for text alone.
             region_features: float[R, H] of `prefill`, when the images are in the cache already;
-                only `region_image_index` goes with it.
+                `region_image_index` then holds the row of each.
             labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt. In training mode the
                 output then holds the last position's logits only.
             answer_boxes: float[K, 4] of the labels' `<box>` tokens, in their order, normalised to
@@ -217,24 +217,28 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def prefill(self, prefix_ids: Tensor, inputs: VisionInputs) -> tuple[DynamicCache, Tensor]:
-        """Read each image and the tokens that all rows start with once; questions come after.
+        """Read images and the tokens that all rows start with once; questions come after.
 
         Args:
-            prefix_ids: int64[P], with the N image tokens and without a `<region>`.
+            prefix_ids: int64[P], with the N tokens of each image and without a `<region>`.
 
         Returns:
             the cache of P tokens for B rows, which `generate` continues when it is given all of
             `input_ids` and `attention_mask`; region features float[R, H] for `forward`.
         """
         image_features, region_features = self.encode_vision(inputs)
-        input_ids = prefix_ids.expand(len(image_features), -1)
+        num_blocks = int((prefix_ids == self.config.image_token_id).sum()) // self.num_image_tokens
+        starts, start_of_row = inputs.image_index.view(-1, num_blocks).unique(
+            dim=0, return_inverse=True
+        )
+        input_ids = prefix_ids.expand(len(starts), -1)
         embeds = self._insert_images(
-            input_ids, self.get_input_embeddings()(input_ids), image_features
+            input_ids, self.get_input_embeddings()(input_ids), image_features[starts.flatten()]
         )
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
         # the body alone: nobody asks which token follows an image token
         self.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        cache.batch_select_indices(inputs.image_index)
+        cache.batch_select_indices(start_of_row)
         return cache, region_features
 
     def _insert_vision(

@@ -63,6 +63,20 @@ def test_shared_prefill_equals_one_call_each(predictor, requests):
         torch.testing.assert_close(logits[row, 0], alone[0, 0], atol=1e-4, rtol=1e-4)
 
 
+def test_rows_of_two_images_share_them_both(predictor):
+    texts = ["<image><image> Which has a crab?", "<image><image> Where is it in <region>?"]
+    pictures = [[BLUE, NOISE], [BLUE, NOISE], [NOISE, BLUE], [NOISE, BLUE]]
+    regions = [[[], []], [[], OTHER_BOX], [[], []], [OTHER_BOX, []]]
+    inputs = predictor.processor(pictures, texts * 2, regions)
+    prepared = prefill_shared(predictor.model, inputs)
+
+    actual = predictor.model.generate(**prepared, max_new_tokens=6)
+
+    assert "past_key_values" in prepared
+    expected = predictor.model.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(actual[:, -6:], expected[:, -6:])
+
+
 def test_an_image_is_read_once_and_only_questions_are_left(predictor):
     read = []
     hook = predictor.model.language_model.base_model.register_forward_pre_hook(
