@@ -223,6 +223,8 @@ class MllmConfig:
     """How the CLOC encoder enters the language model.
 
     Args:
+        init: an MLLM that stage 2 wrote, to be trained further in the place of `cloc`,
+            `language_model` and fresh projectors; settings of its form stay as they are there.
         cloc: directory of a stage-1 model.
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
         vision_features: `encoder` gives the LLM the tower's tokens f_I'(x); `encoder+prompter`
@@ -245,6 +247,7 @@ class MllmConfig:
             `8bit` (LLM.int8). Everything else, and all that is trained, stays float32.
     """
 
+    init: str = ""
     cloc: str = ""
     language_model: str = ""
     vision_features: Literal["encoder", "encoder+prompter"] = "encoder+prompter"

@@ -38,12 +38,18 @@ def save_adapter(
     """`dtype` is that of the parts; peft's file has its own.
 
     Raises:
-        ValueError: the language model was trained whole, so there is no adapter.
+        ValueError: the language model was trained whole, so there is no adapter; or it came out of
+            an MLLM (`model.init`) and lies nowhere alone.
     """
     if not hasattr(model.language_model, "peft_config"):
         raise ValueError(
             "the language model has no LoRA (model.lora.rank is 0), so there is no adapter to "
             "save; write the whole model with --merge"
+        )
+    if not model.language_model.peft_config["default"].base_model_name_or_path:
+        raise ValueError(
+            "the run trained an MLLM further (model.init), so no language model lies anywhere that "
+            "an adapter could stand on; write the whole model with --merge"
         )
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)

@@ -20,23 +20,28 @@ from transformers import (
 from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
-from cloc_mllm.mllm.language_model import load_language_model, plain_state
+from cloc_mllm.mllm.language_model import (
+    attention_for_training,
+    load_language_model,
+    plain_state,
+)
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
 from cloc_mllm.mllm.projector import num_image_tokens
-from cloc_mllm.models.build import load_cloc
+from cloc_mllm.models.build import check_fingerprint, load_cloc
 from cloc_mllm.models.position import sinusoidal_code
 
 
 def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
-    """Stage 1's encoder, fresh projectors and a language model with LoRA, ready to train.
+    """Stage 1's encoder, fresh projectors and a language model, or a whole MLLM (`config.init`),
+    with LoRA, ready to train.
 
     Trainable are the projectors, LoRA and the location tokens' embeddings (or the whole language
     model at `lora.rank` 0), and the vision encoder where it is not frozen.
 
     Raises:
         ValueError: settings that exclude each other; a tokenizer without an end of sequence.
-        FileNotFoundError: `config.cloc` is no stage-1 model directory.
+        FileNotFoundError: `config.cloc` is no stage-1 model directory, or `config.init` no MLLM's.
     """
     if config.quantization != "none" and not config.lora.rank:
         raise ValueError(
@@ -49,6 +54,16 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
             "peft's DoRA cannot read 8-bit weights on a CPU; set model.quantization to 4bit, or "
             "model.lora.variant to lora or rslora"
         )
+    model, processor = _continue(config) if config.init else _assemble(config)
+    model.vision.requires_grad_(not config.freeze_vision_encoder)
+    if config.lora.rank:
+        names = processor.coordinates.tokens() + [BOX_TOKEN] * processor.box_head
+        written = token_ids(processor.tokenizer, names)
+        model.language_model = add_lora(model.language_model, config.lora, written)
+    return model, processor
+
+
+def _assemble(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     cloc, _, cloc_config = load_cloc(config.cloc)
     tokenizer = AutoTokenizer.from_pretrained(config.language_model)
     if tokenizer.eos_token is None:
@@ -73,16 +88,38 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
     model_config = _model_config(config, language_model, cloc_config, processor)
     model = ClocMllmForConditionalGeneration(model_config, language_model)
     model.vision.load_state_dict(cloc.vision.state_dict())
-    model.vision.requires_grad_(not config.freeze_vision_encoder)
     model.generation_config = _generation_config(language_model, tokenizer)
     location = token_ids(tokenizer, box_format.tokens())
     add_embeddings(language_model, range(num_old, len(tokenizer)), location)
     model.config.text_config.vocab_size = language_model.config.vocab_size
     for projector in (model.projector, model.region_projector):
         projector.reset(float(_weight(language_model.get_input_embeddings()).std()))
-    if config.lora.rank:
-        written = [*location, *token_ids(tokenizer, [BOX_TOKEN] * box_format.head)]
-        model.language_model = add_lora(language_model, config.lora, written)
+    return model, processor
+
+
+def _continue(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+    """What stage 2 wrote before, to be trained further."""
+    if not (Path(config.init) / "processor_config.json").is_file():
+        raise FileNotFoundError(
+            f"model.init {config.init} is no MLLM directory (processor_config.json is missing); "
+            "expected what stage 2 writes to OUTPUT_DIR/model, or `cloc-mllm export --mllm --merge`"
+        )
+    model = ClocMllmForConditionalGeneration.from_pretrained(
+        config.init, dtype=torch.float32, attn_implementation=attention_for_training()
+    )
+    processor = ClocMllmProcessor.from_pretrained(config.init)
+    check_fingerprint(model.config.fingerprint, processor.fingerprint, config.init)
+    theirs = {**vars(model.config), "box_head": processor.box_head}
+    for field in dataclasses.fields(MllmConfig):
+        given = getattr(config, field.name)
+        if field.name in ("init", "freeze_vision_encoder", "lora") or given == field.default:
+            continue
+        if field.name not in theirs or given != theirs[field.name]:
+            raise ValueError(
+                f"model.{field.name} is {given!r}, but model.init {config.init} "
+                f"{'has ' + repr(theirs[field.name]) if field.name in theirs else 'brings its own'}"
+                "; leave it out, a model that is trained further keeps its form"
+            )
     return model, processor
 
 

@@ -120,5 +120,8 @@ def _check(config: Stage2Config) -> None:
     if config.run.micro_batch_size:
         raise ValueError("run.micro_batch_size is for stage 1, whose loss compares images; leave 0")
     for name, maker in (("cloc", "training/stage1.py"), ("language_model", "training/tiny_llm.py")):
-        if not getattr(config.model, name):
-            raise ValueError(f"model.{name} is empty; name one, such as {maker} writes")
+        if not getattr(config.model, name) and not config.model.init:
+            raise ValueError(
+                f"model.{name} is empty; name one, such as {maker} writes, or in model.init an "
+                "MLLM to train further"
+            )

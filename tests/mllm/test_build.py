@@ -294,3 +294,54 @@ def test_an_adapter_that_lost_a_part_is_refused(mllm_config, tmp_path):
 
     with pytest.raises(ValueError, match=r"missing \['projector.output.weight'\]"):
         load_adapter(tmp_path / "adapter")
+
+
+def test_an_mllm_that_is_trained_further_starts_with_its_own_weights(mllm_config, mllm_dir):
+    first = ClocMllmForConditionalGeneration.from_pretrained(mllm_dir)
+    mllm_config.init, mllm_config.cloc, mllm_config.language_model = str(mllm_dir), "", ""
+    mllm_config.lora = LoraConfig(rank=2)
+
+    model, processor = build_mllm(mllm_config)
+
+    inputs = inputs_for(processor)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(**inputs).logits, first(**inputs).logits)
+    trainable = {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"projector", "region_projector", "language_model"}
+    assert "peft" in type(model.language_model).__module__
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_bins", 50, "num_bins is 50, but model.init .* has 20"),
+        ("box_head", True, "box_head is True, but model.init .* has False"),
+        ("cloc", "somewhere", "cloc is 'somewhere', but model.init .* brings its own"),
+        ("quantization", "4bit", "quantization is '4bit', but model.init .* brings its own"),
+    ],
+)
+def test_an_mllm_that_is_trained_further_keeps_its_form(
+    mllm_config, mllm_dir, name, value, message
+):
+    mllm_config.init, mllm_config.cloc, mllm_config.language_model = str(mllm_dir), "", ""
+    mllm_config.lora = LoraConfig(rank=2)
+    setattr(mllm_config, name, value)
+
+    with pytest.raises(ValueError, match=message):
+        build_mllm(mllm_config)
+
+
+def test_only_an_mllm_can_be_trained_further(mllm_config, cloc_dir):
+    mllm_config.init = str(cloc_dir)
+
+    with pytest.raises(FileNotFoundError, match="model.init .* is no MLLM directory"):
+        build_mllm(mllm_config)
+
+
+def test_an_mllm_that_is_trained_further_leaves_no_adapter(mllm_config, mllm_dir, tmp_path):
+    mllm_config.init, mllm_config.cloc, mllm_config.language_model = str(mllm_dir), "", ""
+    mllm_config.lora = LoraConfig(rank=2)
+
+    with pytest.raises(ValueError, match="write the whole model with --merge"):
+        save_adapter(*build_mllm(mllm_config), tmp_path / "adapter")
+    merge_and_save(*build_mllm(mllm_config), tmp_path / "merged")
