@@ -25,7 +25,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "cloc_mllm.inference.commands", "main_ground", "PICTURE PHRASE...: draw the box of a phrase"
     ),
     "refer": Subcommand(
-        "cloc_mllm.inference.commands", "main_refer", "PICTURE X1 Y1 X2 Y2: say what is in a box"
+        "cloc_mllm.inference.commands",
+        "main_refer",
+        "PICTURE X1 Y1 X2 Y2: say what is in a region",
     ),
     "demo": Subcommand("cloc_mllm.demo", "main", "both of them in the browser"),
     "data": Subcommand(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig
+from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig, PrompterConfig
 
 TEXTS = [
     "Where is the smaller crab?",
@@ -20,6 +21,10 @@ TEXTS = [
 @pytest.fixture(scope="session")
 def cloc_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stage-1 directory: ViT of width 32 on a 4 x 4 grid."""
+    return save_tiny_cloc(tmp_path_factory.mktemp("cloc"), PrompterConfig())
+
+
+def save_tiny_cloc(directory: Path, prompter: PrompterConfig) -> Path:
     from cloc_mllm.data.tokenizer import load_text_tokenizer
     from cloc_mllm.models.build import build_cloc, save_cloc
 
@@ -32,10 +37,10 @@ def cloc_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=64,
         tokenizer="open_clip:ViT-B-16",
         context_length=16,
+        prompter=prompter,
     )
     tokenizer = load_text_tokenizer(config.tokenizer, config.context_length)
     torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("cloc")
     save_cloc(build_cloc(config, tokenizer), directory, config, tokenizer)
     return directory
 
@@ -82,6 +87,18 @@ def _tiny_config(cloc_dir: Path, llm_dir: Path) -> MllmConfig:
 @pytest.fixture
 def mllm_config(cloc_dir: Path, llm_dir: Path) -> MllmConfig:
     return _tiny_config(cloc_dir, llm_dir)
+
+
+@pytest.fixture(scope="session")
+def roi_mllm_dir(cloc_dir: Path, llm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved MLLM that pools image tokens under boxes, points and masks."""
+    from cloc_mllm.mllm import build_mllm, merge_and_save
+
+    torch.manual_seed(0)
+    config = replace(_tiny_config(cloc_dir, llm_dir), region_features="roi")
+    directory = tmp_path_factory.mktemp("roi_mllm")
+    merge_and_save(*build_mllm(config), directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from cloc_mllm.geometry import Boxes
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+    from cloc_mllm.mllm.regions import RegionLike
 
 _MAX_DRAWN_PX = 1600
 
@@ -46,28 +47,63 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
 
 
 def main_refer(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm refer PICTURE X1 Y1 X2 Y2`."""
+    """`cloc-mllm refer PICTURE X1 Y1 X2 Y2 | --point X,Y | --mask FILE`."""
     parser = _parser(
         "refer",
-        "Say what is in a box of a picture, and draw it.",
+        "Say what is in a box of a picture, at a point or under a mask, and draw it.",
         "example: cloc-mllm refer beach.jpg 120 80 310 240",
     )
-    for name in ("X1", "Y1", "X2", "Y2"):
-        parser.add_argument("box", action="append", type=float, metavar=name)
-    parser.add_argument("--normalized", action="store_true", help="the box is in 0..1, not pixels")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("box", nargs="*", type=float, metavar="X1 Y1 X2 Y2")
+    parser.add_argument("--point", type=_point, metavar="X,Y", help="instead of the box")
+    parser.add_argument(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="instead of the box: a picture of the same size; what is not black is meant",
+    )
+    parser.add_argument("--normalized", action="store_true", help="numbers are 0..1, not pixels")
+    arguments = parser.parse_intermixed_args(argv)
+    ways = [bool(arguments.box), arguments.point is not None, arguments.mask is not None]
+    if sum(ways) != 1 or len(arguments.box) not in (0, 4):
+        parser.error("give the four numbers of one box, or --point X,Y, or --mask FILE")
 
-    from cloc_mllm.geometry import Boxes
     from cloc_mllm.inference.grounding_predictor import load_picture
 
     image = load_picture(arguments.picture)
-    given = [arguments.box]
-    boxes = Boxes.normalized(given) if arguments.normalized else Boxes.pixels(given, *image.size)
+    regions, shown = _asked(arguments, image)
     predictor = _load_predictor(arguments.mllm)
-    (answer,) = predictor.refer(image, boxes)
-    print(f"{_pixels(boxes.to_pixels(*image.size).xyxy[0].tolist())}: {answer}")
-    _draw(image, boxes, [answer], arguments.out)
+    (answer,) = predictor.refer(image, regions)
+    print(f"{_pixels(shown.to_pixels(*image.size).xyxy[0].tolist())}: {answer}")
+    _draw(image, shown, [answer], arguments.out)
     return 0
+
+
+def _asked(arguments: Namespace, image: Image.Image) -> tuple[Boxes | list[RegionLike], Boxes]:
+    """What `refer` gets, and the box to show for it."""
+    import numpy as np
+    import torch
+
+    from cloc_mllm.geometry import Boxes
+    from cloc_mllm.inference.grounding_predictor import load_picture
+    from cloc_mllm.mllm.regions import around, as_mask
+
+    if arguments.box:
+        given, normalized = [arguments.box], arguments.normalized
+        box = Boxes.normalized(given) if normalized else Boxes.pixels(given, *image.size)
+        return box, box
+    if arguments.mask is not None:
+        region = torch.from_numpy(np.array(load_picture(arguments.mask).convert("L")) > 0)
+    else:
+        sides = (1, 1) if arguments.normalized else image.size
+        region = torch.tensor([x / side for x, side in zip(arguments.point, sides, strict=True)])
+    mask = as_mask(region, image.size)
+    assert mask is not None
+    return [region], Boxes.normalized([around(mask)])
+
+
+def _point(text: str) -> list[float]:
+    x, y = map(float, text.split(","))  # argparse says which text was wrong
+    return [x, y]
 
 
 def _parser(command: str, description: str, example: str) -> ArgumentParser:

@@ -20,6 +20,7 @@ from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.mllm.regions import RegionLike, Regions, around, as_mask
 from cloc_mllm.models.build import check_fingerprint
 from cloc_mllm.shipped import shipped_directory
 
@@ -34,12 +35,13 @@ class ChatRequest:
     """One question about one picture.
 
     Args:
-        region: one box that the question's `<region>` stands for; None without a `<region>`.
+        region: one box, point or mask that the question's `<region>` stands for; None without a
+            `<region>`.
     """
 
     image: Image.Image
     question: str
-    region: Boxes | None = None
+    region: Regions = None
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,21 @@ class GroundingPredictor:
         `not in the image` where the model was taught to say so."""
         return self.answer(ground_requests(load_picture(image), phrases), boxes_only=True)
 
-    def refer(self, image: Picture, boxes: Boxes) -> list[str]:
-        """What is in each box? Boxes are clipped to the picture.
+    def refer(self, image: Picture, regions: Boxes | Sequence[RegionLike]) -> list[str]:
+        """What is in each region? Boxes are clipped to the picture.
+
+        Args:
+            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`).
 
         Raises:
-            ValueError: a box that cannot be used (inverted, outside, under a pixel); says why.
+            ValueError: a region that cannot be used (a box inverted, outside or under a pixel; a
+                point outside; a mask empty or of another size), or points and masks that this model
+                does not know (`mllm.regions.check_takes_masks`); says why.
         """
         picture = load_picture(image)
-        requests = [self.refer_request(picture, box) for box in boxes.to_normalized().xyxy.tolist()]
+        if isinstance(regions, Boxes):
+            regions = regions.to_normalized().xyxy.tolist()
+        requests = [self.refer_request(picture, region) for region in regions]
         return [answer.raw_text for answer in self.answer(requests)]
 
     def caption(self, image: Picture) -> str:
@@ -124,19 +133,13 @@ class GroundingPredictor:
         """Any question about the picture; `failure` is set unless the answer is boxes."""
         return self.answer([ChatRequest(load_picture(image), question)])[0]
 
-    def refer_request(self, image: Image.Image, box: Sequence[float]) -> ChatRequest:
-        """The question what is in a normalised box, clipped to the picture."""
-        width, height = image.size
-        box_px = [value * size for value, size in zip(box, (width, height) * 2, strict=True)]
-        cleaned, reason = clean_box(box_px, width, height)
-        if cleaned is None:
-            shown = ", ".join(f"{value:.1f}" for value in box_px)
-            raise ValueError(
-                f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
-                "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
-            )
-        question = PROMPTS["refer"].format(box=self.processor.coordinates.encode(cleaned))
-        return ChatRequest(image, question, Boxes.normalized([cleaned]))
+    def refer_request(self, image: Image.Image, region: RegionLike) -> ChatRequest:
+        """The question what is in a region: a normalised box is clipped to the picture, of a point
+        or a mask the words tell the box around it."""
+        mask = as_mask(region, image.size)
+        box = _checked_box(region, image) if mask is None else around(mask)
+        question = PROMPTS["refer"].format(box=self.processor.coordinates.encode(box))
+        return ChatRequest(image, question, [box if mask is None else mask])
 
     def answer(
         self,
@@ -246,3 +249,18 @@ def load_picture(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     return decode_image(Path(image).read_bytes(), str(image))
+
+
+def _checked_box(box: RegionLike, image: Image.Image) -> Sequence[float]:
+    """A normalised box, clipped to the picture."""
+    width, height = image.size
+    sides = torch.tensor([width, height] * 2, dtype=torch.float64)
+    box_px = (torch.as_tensor(box, dtype=torch.float64) * sides).tolist()
+    cleaned, reason = clean_box(box_px, width, height)
+    if cleaned is None:
+        shown = ", ".join(f"{value:.1f}" for value in box_px)
+        raise ValueError(
+            f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
+            "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
+        )
+    return cleaned

@@ -42,7 +42,8 @@ def prefill_shared(
     input_ids, attention_mask = gap_after(length, input_ids, attention_mask)
     if (input_ids[:, length:] == config.image_token_id).any():
         return inputs
-    vision = VisionInputs(*(inputs[name] for name in VisionInputs._fields))
+    given = {name: inputs[name] for name in VisionInputs._fields if name in inputs}
+    vision = VisionInputs(**given)
     cache, region_features = model.prefill(input_ids[0, :length], vision)
     return {
         "input_ids": input_ids,

@@ -97,6 +97,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_index: Tensor | None = None,
         region_boxes: Tensor | None = None,
         region_image_index: Tensor | None = None,
+        region_masks: Tensor | None = None,
         region_features: Tensor | None = None,
         labels: Tensor | None = None,
         answer_boxes: Tensor | None = None,
@@ -107,9 +108,9 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids, attention_mask: int64[B, T].
-            pixel_values, image_frame, image_index, region_boxes, region_image_index: see
-                `VisionInputs`; `image_index` defaults to one image a block, `image_frame` to images
-                without padding. None together for text alone.
+            pixel_values, image_frame, image_index, region_boxes, region_image_index, region_masks:
+                see `VisionInputs`; `image_index` defaults to one image a block, `image_frame` to
+                images without padding. None together for text alone.
             region_features: float[R, H] of `prefill`, when the images are in the cache already;
                 `region_image_index` then holds the row of each.
             labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt. In training mode the
@@ -120,7 +121,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 labelled positions (at least 1) of this call.
 
         Raises:
-            ValueError: a row's placeholders do not match its features.
+            ValueError: a row's placeholders do not match its features; regions are points or masks,
+                which the model does not know.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -129,7 +131,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids, to know where the features belong")
-            given = (pixel_values, image_frame, image_index, region_boxes, region_image_index)
+            regions = (region_boxes, region_image_index, region_masks)
+            given = (pixel_values, image_frame, image_index, *regions)
             inputs_embeds = self._insert_vision(input_ids, inputs_embeds, given)
         elif region_features is not None:
             assert input_ids is not None and region_image_index is not None
@@ -210,8 +213,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features = self.projector(features, token_boxes)
 
         region_image = inputs.image_index[inputs.region_image_index]
-        kind = self.config.region_features
-        features = read_regions(kind, self.vision, image, inputs.region_boxes, region_image)
+        features = read_regions(self.config.region_features, self.vision, image, inputs)
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
         return image_features, self.region_projector(features, [boxes])
 

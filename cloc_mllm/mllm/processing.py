@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, prepro
 from cloc_mllm.geometry import CANVAS, Boxes
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.losses import IGNORE_INDEX
+from cloc_mllm.mllm.regions import Regions, packed_masks, regions_on_canvas
 from cloc_mllm.models.build import check_fingerprint
 
 # for language models that bring no chat template of their own
@@ -38,7 +39,6 @@ _FLATTEN_CONTENT = (
     "{%- endfor -%}{%- set messages = flat.messages -%}"
 )
 
-Regions = Boxes | Sequence[Sequence[float]] | None
 Messages = Sequence[dict[str, Any]]
 
 
@@ -99,19 +99,20 @@ class ClocMllmProcessor(ProcessorMixin):
         Args:
             images: for each row a PIL image (or path), a list of them, or None for text alone.
             text: one a row, with one `<image>` an image and one `<region>` a region.
-            regions: for each row its boxes: `Boxes` of the original image, or normalised xyxy. A
-                row of several images has a list of them, one an image; its `<region>` tokens name
-                the first image's boxes, then the second's.
+            regions: for each row its regions: `Boxes` of the original image, or a list of boxes,
+                points and masks (`RegionLike`). A row of several images has a list of them, one an
+                image; its `<region>` tokens name the first image's regions, then the second's.
             kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
 
         Returns:
             input_ids, attention_mask int64[B, T]; with images also pixel_values float[I, 3, S, S],
             image_frame float[I, 4], image_index int64[K], region_boxes float[R, 4],
-            region_image_index int64[R] (see `VisionInputs`). An image object that is there
-            several times is prepared once.
+            region_image_index int64[R], and with points or masks region_masks float[R, S, S] (see
+            `VisionInputs`). An image object that is there several times is prepared once.
 
         Raises:
-            ValueError: images, regions and placeholders do not match; names the sample.
+            ValueError: images, regions and placeholders do not match, or a point or mask does not
+                fit its image; names the sample.
         """
         if text is None or return_tensors != "pt":
             raise ValueError("pass `text` (one a row); the result is always torch tensors ('pt')")
@@ -144,14 +145,23 @@ class ClocMllmProcessor(ProcessorMixin):
         place = {key: index for index, key in enumerate(distinct)}
         image_index = [place[id(image)] for image in blocks]
         boxes: list[Tensor] = []
+        masks: list[Tensor | None] = []
         region_image_index: list[int] = []
         given = (
-            part for row, r in zip(rows, regions, strict=True) for part in _by_image(r, len(row))
+            (sample, part)
+            for sample, (row, r) in enumerate(zip(rows, regions, strict=True))
+            for part in _by_image(r, len(row))
         )
-        for block, of_image in enumerate(given):
+        for block, (sample, of_image) in enumerate(given):
             letterbox = prepared[image_index[block]][1]
-            boxes.append(letterbox.to_canvas(of_image).xyxy.float())
-            region_image_index += [block] * len(of_image)
+            try:
+                of_boxes, of_masks = regions_on_canvas(of_image, letterbox)
+            except ValueError as error:
+                raise ValueError(f"sample {sample}: {error}") from error
+            boxes.append(of_boxes)
+            masks += of_masks
+            region_image_index += [block] * len(of_boxes)
+        region_masks = packed_masks(masks)
         whole = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS)
         return {
             "pixel_values": torch.stack([pixels for pixels, _ in prepared]),
@@ -159,6 +169,7 @@ class ClocMllmProcessor(ProcessorMixin):
             "image_index": torch.tensor(image_index),
             "region_boxes": torch.cat(boxes),
             "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
+            **({} if region_masks is None else {"region_masks": region_masks}),
         }
 
     def tokenize(self, text: str) -> list[int]:
@@ -324,7 +335,7 @@ def _listed(row: Any, index: int) -> list[Any]:
     return images
 
 
-def _by_image(regions: Any, num_images: int) -> list[Boxes]:
+def _by_image(regions: Any, num_images: int) -> list[Any]:
     """A row's regions image by image. A row of one image may give them without a list around."""
     if num_images > 1 and regions is not None:
         parts = list(regions)
@@ -335,10 +346,10 @@ def _by_image(regions: Any, num_images: int) -> list[Boxes]:
             )
     else:
         parts = [regions] * min(1, num_images) if num_images <= 1 else [None] * num_images
-    return [part if isinstance(part, Boxes) else Boxes.normalized(part or []) for part in parts]
+    return [[] if part is None else part for part in parts]
 
 
-def _check_regions(row: int, text: str, regions: Sequence[Boxes]) -> None:
+def _check_regions(row: int, text: str, regions: Sequence[Sized]) -> None:
     found, given = text.count(REGION_TOKEN), sum(map(len, regions))
     if found != given:
         raise ValueError(

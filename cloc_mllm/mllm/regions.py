@@ -1,15 +1,99 @@
-"""Regions of the MLLM: what a `<region>` token is made of.
+"""Regions of the MLLM: boxes, points and masks on the canvas, and what a `<region>` token is
+made of.
 
-Letters: B images, N image tokens, R regions (packed), D_i widths of their features.
+Letters: B images, N image tokens, R regions (packed), D_i widths of their features, S canvas side.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
+from cloc_mllm.geometry import Boxes, Letterbox
+from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.cloc import ClocVision
-from cloc_mllm.models.region_pooling import roi_align_tokens
+from cloc_mllm.models.position import mask_boxes, mask_coverage
+from cloc_mllm.models.region_pooling import pool_under_masks, roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures
+
+# four numbers are a box (xyxy), two a point (xy), both normalised to the original image; bool[H, W]
+# of the image's size is a mask (a NumPy array serves, too)
+RegionLike = Sequence[float] | Tensor
+Regions = Boxes | Sequence[RegionLike] | None
+
+
+def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
+    """bool[H, W] of a mask, or of a point: the pixel it lies in; None for a box.
+
+    Raises:
+        ValueError: a mask that is empty or of another size, a point outside of the image, or
+            what is no region.
+    """
+    width, height = image_wh
+    values = torch.as_tensor(region)
+    if values.ndim == 2:
+        if tuple(values.shape) != (height, width):
+            raise ValueError(
+                f"expected a mask[{height}, {width}] (rows, columns of the image), got "
+                f"{list(values.shape)}; draw it over the original image"
+            )
+        if not (values > 0).any():
+            raise ValueError("the mask is empty; it must mark at least one pixel")
+        return values > 0
+    if tuple(values.shape) not in ((2,), (4,)):
+        raise ValueError(
+            "a region is a box (4 numbers), a point (2) or a mask [H, W], got shape "
+            f"{list(values.shape)}"
+        )
+    if len(values) == 4:
+        return None
+    point = [float(value) for value in values]
+    if not all(0 <= value <= 1 for value in point):
+        raise ValueError(f"expected a point x, y in 0..1 of the image, got {point}")
+    # a pixel's number over the number of pixels must come back as that pixel
+    column, row = (
+        min(side - 1, math.floor(value * side + 1e-3))
+        for value, side in zip(point, (width, height), strict=True)
+    )
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[row, column] = True
+    return mask
+
+
+def around(mask: Tensor) -> list[float]:
+    """The box of what is on: bool[H, W] -> xyxy, normalised to the mask."""
+    return mask_boxes(mask[None])[0].tolist()
+
+
+def regions_on_canvas(regions: Regions, letterbox: Letterbox) -> tuple[Tensor, list[Tensor | None]]:
+    """Boxes float[R, 4] in the canvas frame, of a mask or point those around it, and the masks:
+    float[S, S] over the canvas, None for a box.
+
+    Raises:
+        ValueError: as `as_mask`.
+    """
+    if isinstance(regions, Boxes):
+        return letterbox.to_canvas(regions).xyxy.float(), [None] * len(regions)
+    given = [] if regions is None else list(regions)
+    image_wh = letterbox.original_width, letterbox.original_height
+    masks = [as_mask(region, image_wh) for region in given]
+    boxes = [
+        torch.as_tensor(region, dtype=torch.float64).tolist() if mask is None else around(mask)
+        for region, mask in zip(given, masks, strict=True)
+    ]
+    canvas = letterbox.to_canvas(Boxes.normalized(boxes)).xyxy.float()
+    return canvas, [None if mask is None else letterbox.mask_to_canvas(mask) for mask in masks]
+
+
+def packed_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """`VisionInputs.region_masks` of one mask a region; None where all are boxes."""
+    some = next((mask for mask in masks if mask is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.zeros_like(some) if mask is None else mask for mask in masks])
 
 
 def region_dims(kind: str, vision: ClocVision) -> list[int]:
@@ -20,12 +104,49 @@ def region_dims(kind: str, vision: ClocVision) -> list[int]:
 
 
 def read_regions(
-    kind: str, vision: ClocVision, image: ImageFeatures, boxes: Tensor, image_index: Tensor
+    kind: str, vision: ClocVision, image: ImageFeatures, inputs: VisionInputs
 ) -> list[Tensor]:
-    """Features of `boxes: float[R, 4]` (canvas frame) on images int64[R]: float[R, D_i] each."""
+    """Features of all regions: float[R, D_i] each.
+
+    Raises:
+        ValueError: there are masks, which this model does not know.
+    """
+    boxes, masks = inputs.region_boxes, inputs.region_masks
+    image_index = inputs.image_index[inputs.region_image_index]
+    if masks is not None:
+        check_takes_masks(kind, vision)
     if kind == "coordinates":
         return []
     if kind == "roi":
-        pooled = roi_align_tokens(image.tokens, image.grid_hw, boxes, image_index)
-        return [pooled.to(image.tokens.dtype)]
-    return [vision.embed_boxes(image, boxes, image_index)]
+        features = roi_align_tokens(image.tokens, image.grid_hw, boxes, image_index)
+        features = features.to(image.tokens.dtype)
+    else:
+        features = vision.embed_boxes(image, boxes, image_index)
+    if masks is None:
+        return [features]
+    masked = masks.flatten(1).any(1).nonzero()[:, 0]
+    masks, image_index = masks[masked], image_index[masked]
+    if kind == "roi":
+        of_masks = pool_under_masks(image.tokens, mask_coverage(masks, image.grid_hw), image_index)
+    else:
+        of_masks = vision.embed_masks(image, masks, image_index)
+    return [features.index_copy(0, masked, of_masks.to(features.dtype))]
+
+
+def check_takes_masks(kind: str, vision: ClocVision) -> None:
+    """
+    Raises:
+        ValueError: the model knows boxes alone, so points and masks would mean nothing to it.
+    """
+    knows_masks = vision.prompter is not None and vision.prompter.mask is not None
+    if kind == "roi" or (kind == "prompter" and knows_masks):
+        return
+    why = (
+        "its region tokens hold a box alone (model.region_features: coordinates)"
+        if kind == "coordinates"
+        else "its encoder learnt no points and masks (model.prompter.free_form of stage 1)"
+    )
+    raise ValueError(
+        f"this model takes boxes, not points and masks: {why}; pass the box around them, or a "
+        "model of stage 2 with model.region_features roi, or with an encoder of free_form"
+    )

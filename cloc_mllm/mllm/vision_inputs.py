@@ -20,6 +20,8 @@ class VisionInputs(NamedTuple):
         image_frame: float[I, 4], the canvas as a box in the original's normalised frame.
         image_index: int64[K], the image of each block; blocks row by row, in the order of tokens.
         region_boxes: float[R, 4], canvas frame.
+        region_masks: float[R, S, S] over the canvas, of regions that are points or masks; zeros
+            where a region is its box, None where all are.
         region_image_index: int64[R], the block whose image each region lies on; a row's regions
             stand in the order of its `<region>` tokens.
     """
@@ -29,9 +31,10 @@ class VisionInputs(NamedTuple):
     image_index: Tensor
     region_boxes: Tensor
     region_image_index: Tensor
+    region_masks: Tensor | None = None
 
     @classmethod
-    def filled(
+    def filled(  # noqa: PLR0913  its fields
         cls,
         num_blocks: int,
         pixel_values: Tensor,
@@ -39,6 +42,7 @@ class VisionInputs(NamedTuple):
         image_index: Tensor | None,
         region_boxes: Tensor | None,
         region_image_index: Tensor | None,
+        region_masks: Tensor | None = None,
     ) -> VisionInputs:
         """What may be left out: images one a block, without padding, no regions."""
         num_images = len(pixel_values)
@@ -53,8 +57,9 @@ class VisionInputs(NamedTuple):
             image_frame = pixel_values.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(num_images, 4)
         if region_boxes is None or region_image_index is None:
             region_boxes = image_frame.new_zeros(0, 4)
-            region_image_index = image_index.new_zeros(0)
-        return cls(pixel_values, image_frame, image_index, region_boxes, region_image_index)
+            region_image_index, region_masks = image_index.new_zeros(0), None
+        given = (pixel_values, image_frame, image_index, region_boxes, region_image_index)
+        return cls(*given, region_masks)
 
     def repeated(self, times: int, block_rows: Tensor, num_rows: int) -> VisionInputs:
         """For rows that are each repeated `times` in place; images are only pointed to again.
@@ -74,9 +79,11 @@ class VisionInputs(NamedTuple):
                 place = torch.searchsorted(of_row, self.region_image_index[its_regions])
                 region_blocks.append(num_blocks + place)
                 num_blocks += len(of_row)
+        masks, of_region = self.region_masks, torch.cat(regions)
         return self._replace(
             image_index=self.image_index[torch.cat(blocks)],
-            region_boxes=self.region_boxes[torch.cat(regions)],
+            region_boxes=self.region_boxes[of_region],
+            region_masks=None if masks is None else masks[of_region],
             region_image_index=torch.cat(region_blocks),
         )
 

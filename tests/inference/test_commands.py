@@ -91,3 +91,26 @@ def test_help_reads_well_and_loads_no_torch(command):
     assert f"usage: cloc-mllm {command}" in result.stdout and "example: " in result.stdout
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert "argparse" in imported and not imported & {"torch", "transformers"}
+
+
+def test_refer_takes_a_point_or_a_mask(picture, roi_mllm_dir, capsys):
+    mask = Image.new("1", (96, 48))
+    mask.paste(1, (24, 12, 48, 36))
+    mask.save("mask.png")
+    model = ["--mllm", str(roi_mllm_dir)]
+
+    assert main(["refer", picture, "--mask", "mask.png", *model]) == 0
+    assert capsys.readouterr().out.startswith("24 12 48 36: ")
+    for point in (["--point", "24,12"], ["--normalized", "--point", "0.25,0.25"]):
+        assert main(["refer", picture, *point, *model]) == 0
+        assert capsys.readouterr().out.startswith("24 12 25 13: ")
+    assert main(["refer", *model, picture, "24", "12", "48", "36"]) == 0
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["1", "2", "3"], ["1", "2", "3", "4", "--point", "1,2"], ["--point", "1"]]
+)
+def test_refer_wants_one_region(picture, capsys, argv):
+    with pytest.raises(SystemExit, match="2"):
+        main(["refer", picture, *argv])
+    assert "--point" in capsys.readouterr().err

@@ -186,3 +186,23 @@ def test_a_processor_of_another_model_is_refused_by_name(predictor):
             GroundingPredictor(model, predictor.processor)
     finally:
         config.fingerprint = predictor.processor.fingerprint
+
+
+def test_points_and_masks_are_asked_with_the_box_around_them(roi_mllm_dir):
+    predictor = GroundingPredictor.from_pretrained(roi_mllm_dir, device="cpu")
+    mask = torch.zeros(48, 96, dtype=torch.bool)
+    mask[12:36, 24:72] = True
+    box = [0.25, 0.25, 0.75, 0.75]
+
+    requests = [predictor.refer_request(PICTURE, region) for region in (box, mask, [0.5, 0.5])]
+
+    assert requests[0].question == requests[1].question != requests[2].question
+    regions = [box, mask, [0.5, 0.5]]
+    together = predictor.refer(PICTURE, regions)  # one picture: read once for all
+    assert together == [predictor.refer(PICTURE.copy(), [region])[0] for region in regions]
+    assert predictor.refer(PICTURE, Boxes.normalized([box])) == together[:1]
+
+
+def test_a_model_of_boxes_refuses_points_and_masks(predictor):
+    with pytest.raises(ValueError, match="takes boxes, not points and masks: its encoder learnt"):
+        predictor.refer(PICTURE, [[0.5, 0.5]])
