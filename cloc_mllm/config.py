@@ -267,11 +267,18 @@ class MllmConfig:
 
 @dataclass
 class ConversationConfig:
-    """Which questions a record becomes; shares need not add up to one (they are weights).
+    """Which questions a record becomes, and how they are laid into sequences.
 
-    `locate` asks for the box of a region token. A small language model learns grounding several
-    times faster with it (docs/results.md). `absent` asks for what is not there, to be answered
-    "not in the image".
+    Args:
+        questions_per_image: drawn anew each time an image is seen.
+        ground, refer, caption: weights of the tasks, which need not add up to one.
+        locate: asks for the box of a region token. A small language model learns grounding several
+            times faster with it (docs/results.md).
+        absent: asks for what is not there, to be answered "not in the image".
+        max_length: longest sequence in tokens; questions that do not fit behind their image are
+            left out and counted.
+        pack: several images may share a sequence where that saves padding, each seeing itself
+            alone. Loss and gradient stay what they are, up to rounding.
     """
 
     questions_per_image: int = 6
@@ -281,6 +288,7 @@ class ConversationConfig:
     locate: float = 0.0
     absent: float = 0.0
     max_length: int = 512
+    pack: bool = True
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Records to what the MLLM trains on: questions about pictures, or about scenes in words.
 
-Letters: B images (one row each), S canvas side, N image tokens, T text tokens, R regions.
+Letters: B sequences, S canvas side, N image tokens, T text tokens, R regions.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.conversations import Turn, build_turns
-from cloc_mllm.data.records import Box, Record, Region
-from cloc_mllm.mllm.packing import PackedRow, pack_questions, pad_rows
+from cloc_mllm.data.records import Record, Region
+from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import SceneTargets, scene_targets
 
@@ -33,7 +33,7 @@ class MllmBatch:
             with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
         scene: for scenes in words, what stands in the place of the pictures.
         num_dropped: questions that did not fit into `max_length`.
-        ids: the records' ids, in order.
+        ids: the records' ids, in the order of the pictures: sequence by sequence.
     """
 
     inputs: dict[str, Tensor]
@@ -44,6 +44,20 @@ class MllmBatch:
     def to(self, device: torch.device | str) -> MllmBatch:
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, scene=self.scene and self.scene.to(device))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A record as one row; `turns` are those that are in it."""
+
+    record: Record
+    row: PackedRow
+    turns: list[Turn]
+    num_dropped: int
+
+    @property
+    def regions(self) -> list[Region]:
+        return [turn.region for turn in self.turns if turn.region is not None]
 
 
 class ConversationCollator:
@@ -68,27 +82,22 @@ class ConversationCollator:
         self.phrases = phrases
 
     def __call__(self, items: Items) -> MllmBatch:
-        rows: list[PackedRow] = []
-        regions: list[list[Region]] = []
-        answer_boxes: list[Box] = []
-        num_dropped = 0
-        for seed, record in items:
-            turns = self._turns(record, np.random.default_rng(seed))
-            row = pack_questions(
-                [self.processor.encode_conversation(as_messages(turn)) for turn in turns],
-                self.processor.image_token_id,
-                self.config.max_length,
-            )
-            rows.append(row)
-            num_dropped += len(turns) - len(row.kept)
-            kept = [turns[index] for index in row.kept]
-            regions.append([turn.region for turn in kept if turn.region is not None])
-            answer_boxes += [turn.answer_box for turn in kept if turn.answer_box is not None]
-        records = [record for _, record in items]
-        inputs = pad_rows(rows, self.processor.tokenizer.pad_token_id)
+        asked = [self._ask(record, seed) for seed, record in items]
+        sequences = [[index] for index in range(len(asked))]
+        if self.config.pack:
+            lengths = [len(one.row.input_ids) for one in asked]
+            sequences = balanced_sequences(lengths, self.config.max_length)
+        inputs = pad_sequences(
+            [[asked[index].row for index in sequence] for sequence in sequences],
+            self.processor.tokenizer.pad_token_id,
+        )
+        asked = [asked[index] for sequence in sequences for index in sequence]
+        records = [one.record for one in asked]
+        regions = [one.regions for one in asked]
         scene = None
         if self.processor.box_head:
-            inputs["answer_boxes"] = torch.tensor(answer_boxes).reshape(-1, 4)
+            boxes = [t.answer_box for one in asked for t in one.turns if t.answer_box is not None]
+            inputs["answer_boxes"] = torch.tensor(boxes).reshape(-1, 4)
         if self.pictures:
             inputs |= self.processor.vision_inputs(
                 [record.load_image() for record in records],
@@ -96,7 +105,18 @@ class ConversationCollator:
             )
         else:
             scene = scene_targets(self.processor, records, regions)
+        num_dropped = sum(one.num_dropped for one in asked)
         return MllmBatch(inputs, scene, num_dropped, [record.id for record in records])
+
+    def _ask(self, record: Record, seed: int) -> _Asked:
+        turns = self._turns(record, np.random.default_rng(seed))
+        row = pack_questions(
+            [self.processor.encode_conversation(as_messages(turn)) for turn in turns],
+            self.processor.image_token_id,
+            self.config.max_length,
+        )
+        kept = [turns[index] for index in row.kept]
+        return _Asked(record, row, kept, len(turns) - len(kept))
 
     def _turns(self, record: Record, rng: np.random.Generator) -> list[Turn]:
         coordinates = self.processor.coordinates

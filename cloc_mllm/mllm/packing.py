@@ -1,12 +1,13 @@
-"""All questions of an image behind one copy of its tokens.
+"""All questions of an image behind one copy of its tokens, and several such rows in a sequence.
 
 Each question sees the image and itself, never its neighbours, and counts its positions from the
 end of the image: the model computes exactly what it would for one question at a time, which is how
-it is asked later, at a fraction of the cost. Letters: B rows, T tokens of the longest row.
+it is asked later, at a fraction of the cost. Letters: B sequences, T tokens of the longest one.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,17 @@ from torch import Tensor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 
 _SHARED, _PADDING = 0, -1  # segments; questions are numbered from 1
+# A token's attention costs as much as all else of it in a sequence of so many tokens: measured on a
+# CPU at 576 wide (SmolLM2); narrower models reach it sooner, wider ones later.
+_TOKENS_OF_EVEN_COST = 1000
 
 
 @dataclass
 class PackedRow:
-    """One image's tokens.
+    """One image's tokens (or a text alone, all of it shared).
 
     Attributes:
+        labels: `IGNORE_INDEX` at the first token, which nothing of its own row writes.
         segments: 0 for the shared start, then the number of the question.
         kept: indices of the conversations that are in it.
     """
@@ -67,28 +72,80 @@ def pack_questions(
     return row
 
 
-def pad_rows(rows: Sequence[PackedRow], pad_token_id: int) -> dict[str, Tensor]:
+def balanced_sequences(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """Which rows share a sequence: rows by index, each whole and once, in rising order.
+
+    Longest first, each row goes to the shortest sequence. How many sequences there are is what
+    costs least: few have long ones, whose attention is dear, many have padding. Where nothing is
+    gained each row stays alone, in its place.
+
+    Args:
+        max_length: no sequence is longer, unless a row is.
+    """
+    alone = [[index] for index in range(len(lengths))]
+    best, least = alone, _cost(alone, lengths)
+    limit = max(max_length, *lengths)
+    for num_sequences in range(-(-sum(lengths) // limit), len(lengths)):
+        sequences = _longest_first(lengths, num_sequences)
+        fits = max(sum(lengths[i] for i in sequence) for sequence in sequences) <= limit
+        if fits and (cost := _cost(sequences, lengths)) < least:
+            best, least = sequences, cost
+    return best
+
+
+def _longest_first(lengths: Sequence[int], num_sequences: int) -> list[list[int]]:
+    sequences: list[list[int]] = [[] for _ in range(num_sequences)]
+    shortest = [(0, place) for place in range(num_sequences)]
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        length, place = shortest[0]
+        sequences[place].append(index)
+        heapq.heapreplace(shortest, (length + lengths[index], place))
+    return [sorted(sequence) for sequence in sequences]
+
+
+def _cost(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
+    """Of the padded rectangle, in tokens that attend to nothing."""
+    longest = max(sum(lengths[index] for index in sequence) for sequence in sequences)
+    return len(sequences) * longest * (1 + longest / _TOKENS_OF_EVEN_COST)
+
+
+def pad_sequences(sequences: Sequence[Sequence[PackedRow]], pad_token_id: int) -> dict[str, Tensor]:
     """input_ids, labels, position_ids int64[B, T] and an additive attention_mask
-    float32[B, 1, T, T]."""
-    segments = _padded([row.segments for row in rows], _PADDING)
+    float32[B, 1, T, T]; the rows of a sequence stand one behind the other and see none of each
+    other."""
+
+    def padded(field: str, fill: int) -> Tensor:
+        values = [[v for row in rows for v in getattr(row, field)] for rows in sequences]
+        return _padded(values, fill)
+
     return {
-        "input_ids": _padded([row.input_ids for row in rows], pad_token_id),
-        "labels": _padded([row.labels for row in rows], IGNORE_INDEX),
-        "position_ids": _padded([row.position_ids for row in rows], 0),
-        "attention_mask": _block_mask(segments),
+        "input_ids": padded("input_ids", pad_token_id),
+        "labels": padded("labels", IGNORE_INDEX),
+        "position_ids": padded("position_ids", 0),
+        "attention_mask": _block_mask(sequences),
     }
 
 
-def _block_mask(segments: Tensor) -> Tensor:
-    """0 where a token may look (back, at the shared start or its own question), lowest elsewhere.
+def _block_mask(sequences: Sequence[Sequence[PackedRow]]) -> Tensor:
+    """0 where a token may look (back, at its own question or at its row's shared start), lowest
+    elsewhere.
 
-    Padding looks at itself, so that its softmax is defined.
+    Padding looks at padding, so that its softmax is defined.
     """
-    length = segments.shape[1]
-    query, key = segments[:, :, None], segments[:, None, :]
-    visible = ((key == _SHARED) | (key == query)).tril()
+    own, shared = [], []
+    for rows in sequences:
+        own_of, shared_of, first = [], [], 0  # segments are counted through the sequence
+        for row in rows:
+            own_of += [first + segment for segment in row.segments]
+            shared_of += [first + _SHARED] * len(row.segments)
+            first += max(row.segments) + 1
+        own.append(own_of)
+        shared.append(shared_of)
+    key = _padded(own, _PADDING)[:, None, :]
+    query, start = key.mT, _padded(shared, _PADDING)[:, :, None]
+    visible = ((key == query) | (key == start)).tril_()
     mask = torch.full(visible.shape, torch.finfo(torch.float32).min)
-    return mask.masked_fill(visible, 0.0).view(-1, 1, length, length)
+    return mask.masked_fill_(visible, 0.0)[:, None]
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 # no part in the arithmetic (`steps` stretches the learning rate schedule, which is its purpose).
 FREE_KEYS = frozenset(
     {
+        "conversations.pack",
         "data.cache_dir",
         "data.num_workers",
         "data.train",

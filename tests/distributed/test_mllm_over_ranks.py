@@ -1,7 +1,9 @@
-"""Stage 2 on two gloo ranks, one of which may see no image: no hang, the curve of one process."""
+"""Stage 2 on two gloo ranks, one of which may see no image: no hang, the curve of one process.
+Also where each rank packs its own rows."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.config import OptimConfig, RunConfig
+from cloc_mllm.config import ConversationConfig, OptimConfig, RunConfig
+from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
-from cloc_mllm.mllm.collate import MllmBatch
+from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.logging import read_log
 from cloc_mllm.train.loop import Job, train
@@ -48,10 +51,25 @@ def train_mixed(model_dir: Path, output_dir: Path, zero_stage: int) -> None:
         with_image = [text for text in texts if "<image>" in text]
         return MllmBatch({**inputs, "labels": labels}, None, len(with_image), list(texts))
 
+    run_steps(model, ROWS, collate, output_dir, zero_stage)
+
+
+def train_records(model_dir: Path, output_dir: Path, *, pack: bool) -> None:
+    """Eight scenes, one with a row several times as long as the others'."""
+    processor = ClocMllmProcessor.from_pretrained(model_dir)
+    model = ClocMllmForConditionalGeneration.from_pretrained(model_dir)
+    records = list(generate_scenes(8, split="train", seed=0))
+    long = ["a crab and a clock " * 8]
+    records[1] = dataclasses.replace(records[1], captions=long, regions=[])
+    ask = ConversationConfig(questions_per_image=3, pack=pack)
+    run_steps(model, records, ConversationCollator(processor, ask), output_dir, zero_stage=2)
+
+
+def run_steps(model: Any, dataset: Any, collate: Any, output_dir: Path, zero_stage: Any) -> None:
     job = Job(
         model,
         answer_step,
-        ROWS,
+        dataset,
         collate,
         lambda trained, directory: None,
         resolved_config={},
@@ -62,7 +80,7 @@ def train_mixed(model_dir: Path, output_dir: Path, zero_stage: int) -> None:
         steps=6,
         global_batch_size=4,
         precision="fp32",
-        zero_stage=zero_stage,  # type: ignore[arg-type]
+        zero_stage=zero_stage,
         log_every=1,
         save_every=0,
     )
@@ -72,6 +90,7 @@ def train_mixed(model_dir: Path, output_dir: Path, zero_stage: int) -> None:
 def train_at_every_stage(model_dir: Path, root: Path) -> None:
     for zero_stage in STAGES:
         train_mixed(model_dir, root / f"zero{zero_stage}", zero_stage)
+    train_records(model_dir, root / "packed", pack=True)
 
 
 @pytest.fixture(scope="module")
@@ -93,4 +112,14 @@ def test_text_only_one_and_two_image_rows(
         for directory in (two_ranks / f"zero{zero_stage}", tmp_path)
     )
     assert len(actual) == 6
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_each_rank_packs_its_own_rows(two_ranks: Path, mllm_dir: Path, tmp_path: Path) -> None:
+    """Two ranks lay out two rows each, one process four, unpacked."""
+    train_records(mllm_dir, tmp_path, pack=False)
+    actual, expected = (
+        [row["loss"] for row in read_log(directory / "log.jsonl")]
+        for directory in (two_ranks / "packed", tmp_path)
+    )
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
