@@ -121,13 +121,10 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 labelled positions (at least 1) of this call.
 
         Raises:
-            ValueError: a row's placeholders do not match its features; regions are points or masks,
-                which the model does not know.
+            ValueError: a row's placeholders do not match its features; an unknown kind of region.
         """
         if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("pass input_ids or inputs_embeds, got neither")
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = self._embed_tokens(input_ids)
         if pixel_values is not None:
             if input_ids is None:
                 raise ValueError("pixel_values need input_ids, to know where the features belong")
@@ -147,6 +144,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is None:
             return self.language_model(**inputs)
         return self._learn(inputs, labels, answer_boxes, num_items_in_batch)
+
+    def _embed_tokens(self, input_ids: Tensor | None) -> Tensor:
+        if input_ids is None:
+            raise ValueError("pass input_ids or inputs_embeds, got neither")
+        return self.get_input_embeddings()(input_ids)
 
     def _learn(
         self,
