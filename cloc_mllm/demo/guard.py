@@ -41,7 +41,7 @@ class RequestGuard:
             await _refuse(send, 403, "this server fetches nothing from elsewhere")
             return
         if scope["method"] == "POST" and not path.endswith("/upload"):
-            body = await _read_body(receive)
+            body = await read_body(receive, MAX_BODY_BYTES)
             if body is None:
                 await _refuse(send, 413, f"the request is larger than {MAX_BODY_BYTES} bytes")
                 return
@@ -52,16 +52,16 @@ class RequestGuard:
         await self.app(scope, receive, _with_policy(send))
 
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body, or None when it is longer than `MAX_BODY_BYTES`."""
-    body = b""
+async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
+    """The whole body, or None when it is longer than `max_bytes`."""
+    body = bytearray()
     while True:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > max_bytes:
             return None
         if not message.get("more_body", False):
-            return body
+            return bytes(body)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -15,6 +15,7 @@ from transformers import BatchFeature, TextIteratorStreamer
 
 from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
 from cloc_mllm.data.images import decode_image
+from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import Boxes, clean_box
 from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
@@ -226,14 +227,42 @@ class GroundingPredictor:
         length = self.processor.answer_length(tokens.tolist())
         text = self.processor.decode_answer(tokens)
         confidence = float(log_probs[:length].mean().exp()) if length else None
-        regressed: list[list[float]] = []
-        if hidden is not None:
-            wrote_box = tokens[:length] == self.model.config.box_token_id
-            boxes, logits = self.model.box_head(hidden[:length][wrote_box])
-            regressed = boxes.tolist()
-            confidence = float(logits.sigmoid().min().detach()) if regressed else confidence
+        regressed, confidences = self.read_boxes(tokens[:length], hidden)
+        confidence = min(confidences, default=confidence)
         parsed = self.processor.coordinates.parse(text, regressed)
         return GroundedAnswer(text, Boxes.normalized(parsed.boxes), parsed.failure, confidence)
+
+    def read_boxes(
+        self, tokens: Tensor, hidden: Tensor | None
+    ) -> tuple[list[list[float]], list[float]]:
+        """What the box head reads for each `<box>` of an answer: boxes normalised to the picture,
+        and confidences. Nothing for a model without a head.
+
+        Args:
+            tokens: int64[T] generated ids.
+            hidden: float[T or more, H] that wrote them.
+        """
+        if hidden is None:
+            return [], []
+        wrote_box = tokens.to(hidden.device) == self.model.config.box_token_id
+        boxes, logits = self.model.box_head(hidden[: len(tokens)][wrote_box])
+        return boxes.tolist(), logits.detach().sigmoid().tolist()
+
+
+def checked_box(box_px: Sequence[float], width: int, height: int) -> Box:
+    """A box in pixels -> clipped to the picture and normalised.
+
+    Raises:
+        ValueError: it cannot be used (inverted, outside, under a pixel); says why.
+    """
+    cleaned, reason = clean_box(box_px, width, height)
+    if cleaned is None:
+        shown = ", ".join(f"{value:.1f}" for value in box_px)
+        raise ValueError(
+            f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
+            "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
+        )
+    return cleaned
 
 
 def ground_requests(image: Image.Image, phrases: Sequence[str]) -> list[ChatRequest]:
@@ -251,16 +280,8 @@ def load_picture(image: Picture) -> Image.Image:
     return decode_image(Path(image).read_bytes(), str(image))
 
 
-def _checked_box(box: RegionLike, image: Image.Image) -> Sequence[float]:
+def _checked_box(box: RegionLike, image: Image.Image) -> Box:
     """A normalised box, clipped to the picture."""
     width, height = image.size
     sides = torch.tensor([width, height] * 2, dtype=torch.float64)
-    box_px = (torch.as_tensor(box, dtype=torch.float64) * sides).tolist()
-    cleaned, reason = clean_box(box_px, width, height)
-    if cleaned is None:
-        shown = ", ".join(f"{value:.1f}" for value in box_px)
-        raise ValueError(
-            f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
-            "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
-        )
-    return cleaned
+    return checked_box((torch.as_tensor(box, dtype=torch.float64) * sides).tolist(), width, height)

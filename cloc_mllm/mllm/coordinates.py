@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cloc_mllm.data.conversations import NOT_THERE
 
@@ -28,6 +28,16 @@ _PATTERNS = {
     "integers": (re.compile(_INTEGERS_BOX), re.compile(rf"{_INTEGERS_BOX}(?: {_INTEGERS_BOX})*")),
     "location_tokens": (re.compile(_LOCATION * 4), re.compile(rf"(?:{_LOCATION})+")),
 }
+
+_HEAD_BOX = re.compile(re.escape(BOX_TOKEN))
+
+
+class PlacedBox(NamedTuple):
+    """A box (xyxy, normalised to the original image) that a text writes in `[start, end)`."""
+
+    start: int
+    end: int
+    box: XYXY
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,27 @@ class BoxFormat:
             last = self.num_bins - 1
             boxes.append((left / last, top / last, right / last, bottom / last))
         return ParsedBoxes(boxes)
+
+    def find(
+        self, text: str, regressed: Sequence[Sequence[float]] = ()
+    ) -> tuple[list[PlacedBox], list[str]]:
+        """Boxes anywhere in a text, in their order, and why what looks like others is none.
+
+        Args:
+            regressed: as for `parse`.
+        """
+        one, whole = (_HEAD_BOX, _HEAD_BOX) if self.head else _PATTERNS[self.kind]
+        found: list[PlacedBox] = []
+        failures: list[str] = []
+        for index, run in enumerate(whole.finditer(text)):
+            parsed = self.parse(run.group(), regressed[index : index + 1])
+            if parsed.failure is not None:
+                failures.append(parsed.failure)
+                continue
+            matches = one.finditer(text, run.start(), run.end())
+            for match, box in zip(matches, parsed.boxes, strict=True):
+                found.append(PlacedBox(match.start(), match.end(), box))
+        return found, failures
 
     def rewrite(self, text: str, write: Callable[[XYXY], str]) -> str:
         """The text with each box that parses written by `write`; all else stays as it is."""

@@ -1,7 +1,3 @@
-import functools
-import itertools
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -11,38 +7,6 @@ from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference import ChatRequest, GroundingPredictor
 
 PICTURE = Image.new("RGB", (96, 48), "teal")
-
-
-@pytest.fixture(scope="module")
-def predictor(mllm_dir: Path) -> GroundingPredictor:
-    return GroundingPredictor.from_pretrained(mllm_dir, device="cpu")
-
-
-@pytest.fixture
-def always(predictor, monkeypatch):
-    """Make the model write given texts, one a row, whatever it is asked."""
-
-    def write(*texts: str) -> None:
-        eos = predictor.processor.tokenizer.eos_token_id
-        rows = [[*predictor.processor.tokenize(text), eos] for text in texts]
-        steps = itertools.count()
-
-        @functools.wraps(predictor.model.forward)  # generate() reads its signature
-        def forward(*args, **kwargs):
-            output = original(*args, **kwargs)
-            step = next(steps)
-            # log probability of the chosen token: log(9/10)
-            logits = torch.full_like(output.logits, -1e4)
-            for row, ids in enumerate(rows):
-                logits[row, -1, 0] = torch.log(torch.tensor(0.1))
-                logits[row, -1, ids[min(step, len(ids) - 1)]] = torch.log(torch.tensor(0.9))
-            output.logits = logits
-            return output
-
-        original = predictor.model.forward
-        monkeypatch.setattr(predictor.model, "forward", forward)
-
-    return write
 
 
 def test_a_box_answer_is_parsed_into_the_pictures_frame(predictor, always):

@@ -100,6 +100,28 @@ def test_several_boxes_come_back_in_order():
             assert actual == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("box_format", "text", "expected", "failures"),
+    [
+        (INTEGERS, "a crab [0, 0, 999, 999] [1, 1, 2, 2], [3, 3, 1, 1].", [7, 24], ["inverted"]),
+        (INTEGERS, "[1, 2, 3]", [], []),
+        (LOCATIONS, "a <loc_0><loc_1><loc_2><loc_3> b", [2], []),
+        (LOCATIONS, "<loc_0><loc_1><loc_2><loc_3>" * 2, [0, 28], []),
+        (LOCATIONS, "a <loc_0><loc_1><loc_2> b <loc_200>", [], ["wrong_count"] * 2),
+        (BoxFormat("integers", head=True), "<box> and <box>", [10], ["zero_area"]),
+    ],
+    ids=["integers", "three", "tokens", "two", "wrong", "head"],
+)
+def test_boxes_are_found_inside_a_text(box_format, text, expected, failures):
+    found, actual_failures = box_format.find(text, [(0.5, 0, 0.5, 1), (0, 0, 1, 1)])
+
+    assert [place.start for place in found] == expected
+    assert actual_failures == failures
+    regressed = [(0, 0, 1, 1)] * box_format.head
+    for start, end, box in found:
+        assert box_format.parse(text[start:end], regressed).boxes == [box]
+
+
 def test_integers_always_use_1000_bins_and_add_no_token():
     assert BoxFormat("integers", 64) == INTEGERS
     assert INTEGERS.tokens() == []

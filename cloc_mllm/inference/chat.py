@@ -1,0 +1,254 @@
+"""A whole chat, several turns and images, answered token by token: what a server needs.
+
+`GroundingPredictor` asks single questions in batches; a chat is one row, may be sampled, ends at
+given words and can be stopped after any token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from cloc_mllm.data.records import Box
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.mllm.coordinates import BOX_TOKEN
+
+_BROKEN_CHARACTER = "\ufffd"  # how the first tokens of a character of several bytes decode
+
+
+class PromptTooLong(ValueError):
+    """The prompt leaves no room for an answer in the language model's context."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """What is asked.
+
+    Args:
+        messages: as `ClocMllmProcessor.render` takes them, an image item for each of `images`.
+        images: RGB, in the order of their items.
+        regions: of each image, in any frame of that image; the `<region>` of the texts stand for
+            the first image's, then the second's.
+    """
+
+    messages: Sequence[dict[str, Any]]
+    images: Sequence[Image.Image] = ()
+    regions: Sequence[Boxes] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to answer: `temperature` 0 is greedy. `stop`: words that end the answer and are not in
+    it. `seed`: None draws another answer each time."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerBox:
+    """A box of an answer.
+
+    Args:
+        text: how the answer writes it.
+        box: xyxy, normalised to the original image.
+        confidence: what a box head says, or else the geometric mean of the probabilities of the
+            tokens that write it, 0..1.
+    """
+
+    text: str
+    box: Box
+    confidence: float
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """What was answered.
+
+    Args:
+        boxes: of the text, in order.
+        box_failures: why what looks like other boxes is none, see `mllm.coordinates.ParsedBoxes`.
+        finish_reason: `length` if `max_new_tokens` or the context ended it.
+        num_prompt_tokens, num_new_tokens: image tokens and the end of sequence are counted.
+    """
+
+    text: str
+    boxes: list[AnswerBox]
+    box_failures: list[str]
+    finish_reason: Literal["stop", "length"]
+    num_prompt_tokens: int
+    num_new_tokens: int
+
+
+@torch.inference_mode()
+def answer_chat(
+    predictor: GroundingPredictor, chat: Chat, sampling: Sampling, on_token: Callable[[str], None]
+) -> ChatAnswer:
+    """Answer one chat.
+
+    Args:
+        on_token: called after each token with the text that is certain since the last call, maybe
+            none; joined, the calls give `text`. What it raises ends the answer and comes through.
+
+    Raises:
+        PromptTooLong: the prompt fills the language model's context.
+        ValueError: images, regions and placeholders do not match.
+    """
+    inputs = _prepare(predictor, chat)
+    num_prompt_tokens = inputs["input_ids"].shape[1]
+    limit = min(sampling.max_new_tokens, _room(predictor, num_prompt_tokens))
+    scores = _LogProbs()
+    written = _Written(predictor, num_prompt_tokens, sampling.stop, scores, on_token)
+    if sampling.temperature > 0:
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        how |= {"top_k": 0}
+    else:
+        how = {"do_sample": False}
+    with predictor.model.hidden_states_of_answers() as states:
+        predictor.model.generate(
+            **inputs,
+            **how,
+            max_new_tokens=limit,
+            logits_processor=[scores],
+            stopping_criteria=[written],
+        )
+    written.finish()
+    hidden = torch.cat(states) if states else None
+    boxes, failures = _boxes(predictor, written, hidden)
+    num_new_tokens = len(written.ids)
+    ended = written.cut is not None or num_new_tokens < limit or written.has_ended
+    reason: Literal["stop", "length"] = "stop" if ended else "length"
+    return ChatAnswer(written.visible, boxes, failures, reason, num_prompt_tokens, num_new_tokens)
+
+
+def _prepare(predictor: GroundingPredictor, chat: Chat) -> Any:
+    text = predictor.processor.render(chat.messages, add_generation_prompt=True)
+    regions: Any = chat.regions[0] if len(chat.regions) == 1 else chat.regions or None
+    images = [list(chat.images)] if chat.images else None
+    return predictor.processor(images, [text], [regions]).to(predictor.model.device)
+
+
+def _room(predictor: GroundingPredictor, num_prompt_tokens: int) -> int:
+    """Tokens that the context still holds."""
+    config = predictor.model.config.text_config
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:  # a language model without positions has no such limit
+        return 2**31
+    if num_prompt_tokens >= context:
+        raise PromptTooLong(
+            f"the messages are {num_prompt_tokens} tokens, images included, but the model's "
+            f"context holds {context} with the answer; shorten them"
+        )
+    return context - num_prompt_tokens
+
+
+class _LogProbs(LogitsProcessor):
+    """Notes what each next token would have cost, before temperature and top_p."""
+
+    last: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.last = scores.float().log_softmax(-1)
+        return scores
+
+
+@dataclass
+class _Written(StoppingCriteria):
+    """The answer so far; `generate` calls it after each token.
+
+    Attributes:
+        ids: the new tokens, with the end of sequence.
+        text: of `ids`, with outer blanks and what follows a stop word.
+        ends: length of `text` after each token.
+        cut: where in `text` the first stop word begins, None without one.
+    """
+
+    predictor: GroundingPredictor
+    prompt_length: int
+    stop: tuple[str, ...]
+    scores: _LogProbs
+    on_token: Callable[[str], None]
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    text: str = ""
+    cut: int | None = None
+    num_shown: int = 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.ids = input_ids[0, self.prompt_length :].tolist()
+        self.log_probs.append(float(self.scores.last[0, self.ids[-1]]))
+        processor = self.predictor.processor
+        answer = self.ids[: processor.answer_length(self.ids)]
+        self.text = processor.tokenizer.decode(answer, skip_special_tokens=True)
+        self.ends.append(len(self.text))
+        places = [place for word in self.stop if (place := self.text.find(word)) >= 0]
+        self.cut = min(places, default=None)
+        self._show(self._certain())
+        return torch.full((1,), self.cut is not None, device=input_ids.device)
+
+    def finish(self) -> None:
+        self._show(self.visible)
+
+    @property
+    def visible(self) -> str:
+        return self.text[: self.cut].strip()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.predictor.processor.answer_length(self.ids) < len(self.ids)
+
+    def probability(self, start: int, end: int) -> float:
+        """Geometric mean over the tokens that wrote any of `text[start:end]`."""
+        starts = [0, *self.ends[:-1]]
+        spans = zip(starts, self.ends, self.log_probs, strict=True)
+        wrote = [log_prob for left, right, log_prob in spans if left < end and right > start]
+        return math.exp(sum(wrote) / len(wrote))
+
+    def _certain(self) -> str:
+        """The visible text without an end that the next token may change or make a stop word of."""
+        text = self.text.lstrip()
+        if self.cut is not None:
+            return self.visible
+        held = max((_overlap(text, word) for word in self.stop), default=0)
+        return text[: len(text) - held].rstrip().rstrip(_BROKEN_CHARACTER).rstrip()
+
+    def _show(self, text: str) -> None:
+        self.on_token(text[self.num_shown :])
+        self.num_shown = max(self.num_shown, len(text))
+
+
+def _overlap(text: str, word: str) -> int:
+    """Length of the longest end of `text` that `word` begins with."""
+    lengths = range(min(len(text), len(word) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(word[:length])), 0)
+
+
+def _boxes(
+    predictor: GroundingPredictor, written: _Written, hidden: Tensor | None
+) -> tuple[list[AnswerBox], list[str]]:
+    """`hidden`: float[T, H] that wrote the tokens, for a model with a box head."""
+    regressed, confidences = predictor.read_boxes(torch.tensor(written.ids), hidden)
+    text = written.text[: written.cut]
+    found, failures = predictor.processor.coordinates.find(text, regressed)
+    boxes = []
+    for start, end, box in found:
+        if confidences:
+            confidence = confidences[text.count(BOX_TOKEN, 0, start)]
+        else:
+            confidence = written.probability(start, end)
+        boxes.append(AnswerBox(text[start:end], box, confidence))
+    return boxes, failures

@@ -1,0 +1,93 @@
+"""An OpenAI-compatible endpoint over a grounding MLLM.
+
+`python -m pip install cloc-mllm[serve]`, then `cloc-mllm serve`. FastAPI is imported only when it
+starts.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from cloc_mllm.serve.limits import Limits
+
+_SECONDS_TO_FINISH = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm serve`: load the model, answer until interrupted.
+
+    Returns:
+        128 + the number of the signal that ended it.
+
+    Raises:
+        ValueError: the address cannot be listened on.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    limits = parser.instantiate_classes(arguments).limits
+
+    # before the weights, so that a port that is taken is told at once
+    with listen(arguments.host, arguments.port) as listening:
+        import uvicorn
+        from transformers.utils.logging import disable_progress_bar
+
+        from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+        from cloc_mllm.serve.app import build_app
+        from cloc_mllm.train.stopping import StopRequest
+
+        disable_progress_bar()
+        predictor = GroundingPredictor.from_pretrained(arguments.mllm or None)
+        name = arguments.name or model_name(arguments.mllm)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                build_app(predictor, name, limits),
+                log_level="warning",
+                timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+            )
+        )
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"model {name!r} on http://{shown}:{port}/v1, Ctrl-C ends it", flush=True)
+        # the server handles signals itself and raises them again when it has closed
+        with StopRequest() as stop:
+            server.run(sockets=[listening])
+    return 128 + stop.signal_number if stop.requested else 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"cannot listen on {host} port {port} ({error}); choose another --host or --port"
+        ) from error
+
+
+def model_name(directory: str) -> str:
+    """`runs/stage2/model` is `stage2`; the shipped model is `cloc-mllm`."""
+    if not directory:
+        return "cloc-mllm"
+    path = Path(directory).resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="cloc-mllm serve",
+        description="An OpenAI-compatible endpoint (/v1/chat/completions) on this machine. It has "
+        "no passwords: put a proxy that has in front of it before others can reach it.",
+    )
+    parser.add_argument(
+        "--mllm", default="", metavar="DIR", help="stage-2 model; the shipped one by default"
+    )
+    parser.add_argument("--name", default="", help="model name; by default of its directory")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0: any")
+    parser.add_class_arguments(Limits, "limits")
+    return parser

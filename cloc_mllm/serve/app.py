@@ -1,0 +1,216 @@
+"""The routes of the endpoint, free of sockets and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from cloc_mllm.demo.guard import read_body
+from cloc_mllm.inference.chat import ChatAnswer
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.serve.errors import ApiError, error_body
+from cloc_mllm.serve.limits import Limits
+from cloc_mllm.serve.questions import Question, read_question
+from cloc_mllm.serve.responses import DONE, Completion, event, model_object
+from cloc_mllm.serve.schema import CompletionRequest, parse_body
+from cloc_mllm.serve.worker import Job, Worker
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it
+
+Value = TypeVar("Value")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before there was anything to send."""
+
+
+def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastAPI:
+    """The endpoint over one model; `name` is what it is called."""
+    worker = Worker(predictor, limits)
+    started = int(time.time())
+
+    @asynccontextmanager
+    async def closing_worker(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(worker.close)
+
+    # without the pages of documentation, which load scripts from elsewhere
+    app = FastAPI(title="cloc-mllm", openapi_url=None, lifespan=closing_worker)
+    _answer_errors(app)
+    models = [model_object(name, started, predictor.processor.coordinates)]
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": name, "requests": worker.num_taken}
+
+    @app.get("/v1/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": models}
+
+    @app.get("/v1/models/{wanted:path}")
+    async def one_model(wanted: str) -> dict[str, Any]:
+        _check_model(wanted, name)
+        return models[0]
+
+    @app.post("/v1/chat/completions")
+    async def complete(http: Request) -> Response:
+        deadline = asyncio.get_running_loop().time() + limits.seconds
+        _check_content_type(http)
+        worker.take_place()
+        try:
+            request, question = await _read(http, predictor, limits, name)
+        except BaseException:
+            worker.leave_place()
+            raise
+        job = worker.start(question)
+        completion = Completion(name, question)
+        if not request.stream:
+            return await _answer_whole(http, job, completion, deadline)
+        wants_usage = request.stream_options and request.stream_options.include_usage
+        return await _answer_stream(http, job, completion, deadline, bool(wants_usage))
+
+    return app
+
+
+async def _read(
+    http: Request, predictor: GroundingPredictor, limits: Limits, name: str
+) -> tuple[CompletionRequest, Question]:
+    try:
+        body = await asyncio.wait_for(read_body(http.receive, limits.body_bytes), limits.seconds)
+    except asyncio.TimeoutError as error:
+        raise ApiError(408, "the request did not arrive in time", code="timeout") from error
+    if body is None:
+        raise ApiError(
+            413,
+            f"the request is larger than {limits.body_bytes:,} bytes; send smaller pictures",
+            code="request_too_large",
+        )
+
+    def parse() -> tuple[CompletionRequest, Question]:
+        request = parse_body(body)
+        _check_model(request.model or name, name)
+        return request, read_question(request, limits, predictor.processor.coordinates)
+
+    return await run_in_threadpool(parse)
+
+
+async def _answer_whole(
+    http: Request, job: Job, completion: Completion, deadline: float
+) -> Response:
+    async def last_event() -> ChatAnswer:
+        async for piece in job.events(deadline):
+            if isinstance(piece, ChatAnswer):
+                return piece
+        raise AssertionError("the events end with the answer")
+
+    try:
+        return JSONResponse(completion.whole(await _unless_gone(http, last_event())))
+    except ClientGone:
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    finally:
+        job.cancel()
+
+
+async def _answer_stream(
+    http: Request, job: Job, completion: Completion, deadline: float, wants_usage: bool
+) -> Response:
+    """Headers go out with the first token, so that a refusal still has its status."""
+    events = job.events(deadline)
+
+    async def lines(first: str) -> AsyncIterator[str]:
+        yield completion.chunk({"role": "assistant", "content": ""})
+        for line in completion.chunks(first, wants_usage):
+            yield line
+        try:
+            async for piece in events:
+                for line in completion.chunks(piece, wants_usage):
+                    yield line
+        except ApiError as error:
+            yield event(error.body())
+        yield DONE
+
+    try:
+        first = await _unless_gone(http, anext(events))
+    except ClientGone:
+        job.cancel()
+        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    except BaseException:
+        job.cancel()
+        raise
+    assert isinstance(first, str), "every answer begins with a token"
+    return _CancellingStream(lines(first), job)
+
+
+class _CancellingStream(StreamingResponse):
+    """Stops the model however the response ends: a client that leaves, a server that closes."""
+
+    def __init__(self, lines: AsyncIterator[str], job: Job) -> None:
+        super().__init__(
+            lines, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancel()
+
+
+async def _unless_gone(http: Request, value: Awaitable[Value]) -> Value:
+    """The awaited value. Raises `ClientGone` as soon as the client closes the connection."""
+
+    async def gone() -> None:
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+
+    waiting, leaving = asyncio.ensure_future(value), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientGone
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+
+
+def _check_content_type(http: Request) -> None:
+    """Pages of other sites cannot send JSON here without asking first, and are never allowed."""
+    came = http.headers.get("content-type", "")
+    if came.partition(";")[0].strip().lower() != "application/json":
+        raise ApiError(415, f"expected content-type application/json, got {came[:80]!r}")
+
+
+def _check_model(wanted: str, name: str) -> None:
+    if wanted != name:
+        raise ApiError(
+            404,
+            f"there is no model {wanted[:80]!r} here; ask {name!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(HTTPException)
+    async def no_such_route(http: Request, error: HTTPException) -> Response:
+        message = f"{error.detail}: {http.method} {http.url.path}"
+        return JSONResponse(error_body(error.status_code, message), error.status_code)
+
+    @app.exception_handler(Exception)  # logged by the server, which gets it after this
+    async def failed(_: Request, error: Exception) -> Response:
+        return JSONResponse(error_body(500, "the server failed; its log says more"), 500)

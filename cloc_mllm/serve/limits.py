@@ -1,0 +1,43 @@
+"""How much one request, and all of them together, may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Each is a `--limits.NAME` of `cloc-mllm serve`.
+
+    Args:
+        body_bytes: of a request; pictures in it are base64, 4/3 of their size.
+        images: of a request.
+        image_bytes: of one encoded picture.
+        image_pixels: of one picture, read from its header before any pixel is decoded.
+        messages: of a request.
+        text_chars: of all its messages together.
+        answer_tokens: longest answer; a request that asks for more gets these.
+        default_answer_tokens: where a request names no `max_tokens`.
+        waiting: requests beside the one that is answered; one more is refused with 429.
+        seconds: from a request's arrival to the end of its answer.
+    """
+
+    body_bytes: int = 32_000_000
+    images: int = 8
+    image_bytes: int = 10_000_000
+    image_pixels: int = 16_000_000
+    messages: int = 64
+    text_chars: int = 32_000
+    answer_tokens: int = 1024
+    default_answer_tokens: int = 256
+    waiting: int = 16
+    seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name in ("waiting", "images") else 1
+            if not getattr(self, field.name) >= least:
+                raise ValueError(
+                    f"limits.{field.name} is {getattr(self, field.name)}; it must be at least "
+                    f"{least}"
+                )

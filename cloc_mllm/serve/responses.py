@@ -1,0 +1,86 @@
+"""Answers as OpenAI's objects. What OpenAI has not: `boxes` and `box_failures` of a message."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.inference.chat import AnswerBox, ChatAnswer
+from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.serve.questions import Question
+
+DONE = "data: [DONE]\n\n"
+
+
+class Completion:
+    """The objects of one answer, which share an id."""
+
+    def __init__(self, model: str, question: Question) -> None:
+        self.question = question
+        self._head = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, answer: ChatAnswer) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice = {"index": 0, "message": message | self._boxes(answer), "logprobs": None}
+        choice["finish_reason"] = answer.finish_reason
+        head = {**self._head, "object": "chat.completion"}
+        return head | {"choices": [choice], "usage": usage(answer)}
+
+    def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        return self._chunk([choice])
+
+    def chunks(self, piece: str | ChatAnswer, with_usage: bool) -> list[str]:
+        """What a stream says for an event of `worker.Job`."""
+        if isinstance(piece, str):
+            return [self.chunk({"content": piece})] if piece else []
+        lines = [self.chunk(self._boxes(piece), piece.finish_reason)]
+        return [*lines, self._chunk([], usage=usage(piece))] if with_usage else lines
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        head = {**self._head, "object": "chat.completion.chunk"}
+        return event(head | {"choices": choices} | more)
+
+    def _boxes(self, answer: ChatAnswer) -> dict[str, Any]:
+        boxes = [box_object(box, self.question) for box in answer.boxes]
+        failures = {"box_failures": answer.box_failures} if answer.box_failures else {}
+        return {"boxes": boxes} | failures
+
+
+def box_object(box: AnswerBox, question: Question) -> dict[str, Any]:
+    """`xyxy` is in pixels of the picture, so it is there if the question has exactly one."""
+    shown: dict[str, Any] = {"text": box.text, "xyxy_norm": list(box.box)}
+    shown["confidence"] = box.confidence
+    if question.phrase is not None:
+        shown["label"] = question.phrase
+    if len(question.sizes) == 1:
+        sides = question.sizes[0] * 2
+        shown["xyxy"] = [value * side for value, side in zip(box.box, sides, strict=True)]
+    return shown
+
+
+def usage(answer: ChatAnswer) -> dict[str, int]:
+    return {
+        "prompt_tokens": answer.num_prompt_tokens,
+        "completion_tokens": answer.num_new_tokens,
+        "total_tokens": answer.num_prompt_tokens + answer.num_new_tokens,
+    }
+
+
+def event(value: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def model_object(name: str, created: int, box_format: BoxFormat) -> dict[str, Any]:
+    """Also tells how boxes are written and which questions the model was taught."""
+    written = {"box_format": box_format.kind, "num_bins": box_format.num_bins}
+    head = {"id": name, "object": "model", "created": created, "owned_by": "cloc-mllm"}
+    return head | written | {"prompts": PROMPTS}

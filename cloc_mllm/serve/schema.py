@@ -1,0 +1,129 @@
+"""The fields of a chat completion request that mean something here, and their types.
+
+Unknown fields are ignored, as clients send them; those that would change the answer and are not
+implemented are refused, unless their value asks for nothing.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cloc_mllm.serve.errors import ApiError
+
+# With the values that ask for nothing; null is one everywhere.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "web_search_options": (),
+}
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+def _text_as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _one_as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+_StopWords = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ImageUrl(_Fields):
+    url: str
+
+
+class Regions(_Fields):
+    """Boxes xyxy of the picture; `unit` is never guessed."""
+
+    unit: Literal["pixels", "normalized"]
+    boxes: list[Annotated[list[_Number], Field(min_length=4, max_length=4)]]
+
+
+class Part(_Fields):
+    """A piece of a message: a text, or a picture with the boxes its `<region>` stand for."""
+
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+    regions: Regions | None = None
+
+
+class Message(_Fields):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[Part], BeforeValidator(_text_as_parts), Field(min_length=1)]
+
+
+class StreamOptions(_Fields):
+    include_usage: bool | None = None
+
+
+class CompletionRequest(_Fields):
+    model: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Literal[1] | None = None
+    seed: int | None = None
+    stop: Annotated[_StopWords | None, BeforeValidator(_one_as_list)] = None
+
+
+def parse_body(body: bytes) -> CompletionRequest:
+    """JSON -> a request whose fields have their types.
+
+    Raises:
+        ApiError: 400 that names the first field that is wrong.
+    """
+    try:
+        request = CompletionRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _refusal(error) from error
+    for name, neutral in _UNSUPPORTED.items():
+        value = (request.model_extra or {}).get(name)
+        if value is not None and value not in neutral:
+            raise ApiError(
+                400,
+                f"{name} is not supported here, got {reprlib.repr(value)}; leave it out",
+                param=name,
+                code="unsupported_parameter",
+            )
+    return request
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {first['msg']}", code="invalid_json")
+    param = _path(first["loc"])
+    came = "" if first["type"] == "missing" else f", got {reprlib.repr(first['input'])}"
+    return ApiError(400, f"{param or 'the body'}: {first['msg']}{came}", param=param or None)
+
+
+def _path(places: Sequence[int | str]) -> str:
+    """`messages[0].content` for ("messages", 0, "content")."""
+    parts = [f"[{place}]" if isinstance(place, int) else f".{place}" for place in places]
+    return "".join(parts).lstrip(".")

@@ -1,0 +1,142 @@
+"""The one thread that runs the model, and the line in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+from jinja2 import TemplateError
+
+from cloc_mllm.data.images import ImageError
+from cloc_mllm.inference.chat import ChatAnswer, PromptTooLong, answer_chat
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.serve.errors import ApiError
+from cloc_mllm.serve.limits import Limits
+from cloc_mllm.serve.questions import Question
+
+_RETRY_AFTER_S = 5
+
+
+class _Cancelled(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Job:
+    """A question in the line. Its events are pieces of text, then its answer."""
+
+    def __init__(self) -> None:
+        self.future: Future[ChatAnswer]
+        self.cancelled = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[str | Future[ChatAnswer]] = asyncio.Queue()
+
+    def cancel(self) -> None:
+        """Leave the line, or stop after the token that is being made; nothing if it is done."""
+        self.cancelled.set()
+        self.future.cancel()
+
+    def put(self, event: str | Future[ChatAnswer]) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def events(self, deadline: float) -> AsyncIterator[str | ChatAnswer]:
+        """Raises `ApiError`: what the question was refused for, or 504 at `deadline` (of the
+        loop's clock)."""
+        while True:
+            left = deadline - self._loop.time()
+            try:
+                event = await asyncio.wait_for(self._events.get(), max(left, 0.0))
+            except asyncio.TimeoutError as error:
+                self.cancel()
+                raise ApiError(
+                    504, "the answer took too long; ask for less, or later", code="timeout"
+                ) from error
+            if isinstance(event, str):
+                yield event
+                continue
+            try:
+                yield event.result()
+                return
+            except (CancelledError, _Cancelled) as error:
+                raise ApiError(503, "the server is closing", code="closing") from error
+
+
+class Worker:
+    """Answers one question at a time, in the order they came.
+
+    A place in the line is taken before a request's body is read, so that no more bodies are in
+    memory than the line is long.
+    """
+
+    def __init__(self, predictor: GroundingPredictor, limits: Limits) -> None:
+        self.predictor = predictor
+        self._num_places = limits.waiting + 1
+        self._num_taken = 0
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._jobs: set[Job] = set()
+
+    @property
+    def num_taken(self) -> int:
+        """Requests that are read, wait or are answered."""
+        return self._num_taken
+
+    def take_place(self) -> None:
+        """Raises `ApiError` 429 if there is none."""
+        with self._lock:
+            if self._num_taken >= self._num_places:
+                raise ApiError(
+                    429,
+                    f"{self._num_taken} requests are waiting already; try again later",
+                    code="queue_full",
+                    headers={"Retry-After": str(_RETRY_AFTER_S)},
+                )
+            self._num_taken += 1
+
+    def leave_place(self) -> None:
+        with self._lock:
+            self._num_taken -= 1
+
+    def start(self, question: Question) -> Job:
+        """Put a question in the line; the place taken for it is left when it is done."""
+        job = Job()
+        self._jobs.add(job)
+        job.future = self._pool.submit(self._answer, question, job)
+        job.future.add_done_callback(lambda future: self._done(job, future))
+        return job
+
+    def close(self) -> None:
+        """Stop what runs and wait for it; nothing else starts."""
+        for job in list(self._jobs):
+            job.cancel()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(self, question: Question, job: Job) -> ChatAnswer:
+        def on_token(piece: str) -> None:
+            if job.cancelled.is_set():
+                raise _Cancelled
+            job.put(piece)
+
+        try:
+            return answer_chat(self.predictor, question.chat(), question.sampling, on_token)
+        except PromptTooLong as error:
+            raise ApiError(
+                400, str(error), param="messages", code="context_length_exceeded"
+            ) from error
+        except ImageError as error:
+            raise ApiError(400, str(error), code="invalid_image") from error
+        except TemplateError as error:
+            raise ApiError(
+                400,
+                f"the model's chat template refuses these messages: {error}",
+                param="messages",
+            ) from error
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
+
+    def _done(self, job: Job, future: Future[ChatAnswer]) -> None:
+        self._jobs.discard(job)
+        self.leave_place()
+        job.put(future)
