@@ -334,7 +334,7 @@ def test_an_mllm_that_is_trained_further_keeps_its_form(
 def test_only_an_mllm_can_be_trained_further(mllm_config, cloc_dir):
     mllm_config.init = str(cloc_dir)
 
-    with pytest.raises(FileNotFoundError, match="model.init .* is no MLLM directory"):
+    with pytest.raises(FileNotFoundError, match=r"model\.init .* is no MLLM directory"):
         build_mllm(mllm_config)
 
 
