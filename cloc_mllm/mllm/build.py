@@ -83,6 +83,7 @@ def _assemble(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
         box_head=box_format.head,
+        max_tiles=config.max_tiles,
     )
     language_model = load_language_model(config.language_model, config.quantization)
     model_config = _model_config(config, language_model, cloc_config, processor)
@@ -109,7 +110,7 @@ def _continue(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
     )
     processor = ClocMllmProcessor.from_pretrained(config.init)
     check_fingerprint(model.config.fingerprint, processor.fingerprint, config.init)
-    theirs = {**vars(model.config), "box_head": processor.box_head}
+    theirs = {**vars(model.config), **vars(processor)}
     for field in dataclasses.fields(MllmConfig):
         given = getattr(config, field.name)
         if field.name in ("init", "freeze_vision_encoder", "lora") or given == field.default:

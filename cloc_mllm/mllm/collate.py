@@ -110,8 +110,9 @@ class ConversationCollator:
 
     def _ask(self, record: Record, seed: int) -> _Asked:
         turns = self._turns(record, np.random.default_rng(seed))
+        sizes = [(record.width, record.height)]
         row = pack_questions(
-            [self.processor.encode_conversation(as_messages(turn)) for turn in turns],
+            [self.processor.encode_conversation(as_messages(turn), sizes) for turn in turns],
             self.processor.image_token_id,
             self.config.max_length,
         )

@@ -6,8 +6,9 @@ Letters: B rows, I distinct images, S canvas side, N tokens of an image, T text 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import load_image
 
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
-from cloc_mllm.geometry import CANVAS, Boxes
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.regions import Regions, packed_masks, regions_on_canvas
+from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
 # for language models that bring no chat template of their own
@@ -50,6 +51,8 @@ class ClocMllmProcessor(ProcessorMixin):
         image_size: S in pixels.
         num_image_tokens: N, as the model's projector makes them.
         box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
+        max_tiles: of the tiles that larger images are cut into beside the whole one, N tokens each
+            (`mllm/views.py`); 0 shows every image whole and small.
         fingerprint: what training used; any difference to this processor is a `ValueError`.
         chat_template: by default the tokenizer's, made to understand image items, or a plain one.
     """
@@ -62,6 +65,7 @@ class ClocMllmProcessor(ProcessorMixin):
         box_format: str = "location_tokens",
         num_bins: int = 100,
         box_head: bool = False,
+        max_tiles: int = 0,
         fingerprint: dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
@@ -75,6 +79,7 @@ class ClocMllmProcessor(ProcessorMixin):
         self.box_format = box_format
         self.num_bins = num_bins
         self.box_head = box_head
+        self.max_tiles = max_tiles
         self.image_token = IMAGE_TOKEN
         self.image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         actual = self._fingerprint()
@@ -137,47 +142,54 @@ class ClocMllmProcessor(ProcessorMixin):
         if len(images) != len(regions):
             raise ValueError(f"got regions for {len(regions)} samples but {len(images)} images")
         rows = [[row] if isinstance(row, Image.Image) else list(row) for row in images]
-        blocks = [image for row in rows for image in row]
-        distinct = {id(image): image for image in blocks}
+        distinct = {id(image): image for row in rows for image in row}
+        views = {key: self.views(image.size) for key, image in distinct.items()}
         prepared = [
-            preprocess(image.convert("RGB"), self.image_size) for image in distinct.values()
+            preprocess(view.crop(distinct[key]).convert("RGB"), self.image_size)[0]
+            for key, of_image in views.items()
+            for view in of_image
         ]
-        place = {key: index for index, key in enumerate(distinct)}
-        image_index = [place[id(image)] for image in blocks]
+        ends = itertools.accumulate(map(len, views.values()))
+        place = {key: end - len(views[key]) for key, end in zip(views, ends, strict=True)}
+        image_index: list[int] = []
         boxes: list[Tensor] = []
         masks: list[Tensor | None] = []
         region_image_index: list[int] = []
-        given = (
-            (sample, part)
-            for sample, (row, r) in enumerate(zip(rows, regions, strict=True))
-            for part in _by_image(r, len(row))
-        )
-        for block, (sample, of_image) in enumerate(given):
-            letterbox = prepared[image_index[block]][1]
-            try:
-                of_boxes, of_masks = regions_on_canvas(of_image, letterbox)
-            except ValueError as error:
-                raise ValueError(f"sample {sample}: {error}") from error
-            boxes.append(of_boxes)
-            masks += of_masks
-            region_image_index += [block] * len(of_boxes)
+        for sample, (row, of_row) in enumerate(zip(rows, regions, strict=True)):
+            for image, of_image in zip(row, _by_image(of_row, len(row)), strict=True):
+                its_views = views[id(image)]
+                try:
+                    of_boxes, of_masks, seen_on = regions_on_canvas(of_image, its_views)
+                except ValueError as error:
+                    raise ValueError(f"sample {sample}: {error}") from error
+                boxes.append(of_boxes)
+                masks += of_masks
+                region_image_index += [len(image_index) + view for view in seen_on]
+                image_index += range(place[id(image)], place[id(image)] + len(its_views))
         region_masks = packed_masks(masks)
-        whole = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS)
         return {
-            "pixel_values": torch.stack([pixels for pixels, _ in prepared]),
-            "image_frame": torch.cat([box.to_original(whole).xyxy for _, box in prepared]),
+            "pixel_values": torch.stack(prepared),
+            "image_frame": torch.cat([view.frame() for of in views.values() for view in of]),
             "image_index": torch.tensor(image_index),
             "region_boxes": torch.cat(boxes),
             "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
             **({} if region_masks is None else {"region_masks": region_masks}),
         }
 
+    def views(self, image_wh: tuple[int, int]) -> list[View]:
+        """The blocks of N tokens that an image of this size becomes (see `mllm/views.py`)."""
+        return image_views(image_wh, self.image_size, self.max_tiles)
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a rendered chat (the template wrote all special tokens already)."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def encode_conversation(self, messages: Messages) -> tuple[list[int], list[int]]:
+    def encode_conversation(
+        self, messages: Messages, image_sizes: Iterable[tuple[int, int]] = ()
+    ) -> tuple[list[int], list[int]]:
         """A chat with answers -> (input ids, labels), for training.
+
+        `image_sizes`: (width, height) of its images in order; not needed without tiles.
 
         Each answer and its end-of-sequence token are labels, all else is `IGNORE_INDEX`. The
         chat is tokenised in pieces, cut where an answer starts and ends: what the model learns to
@@ -185,7 +197,7 @@ class ClocMllmProcessor(ProcessorMixin):
         """
         ids: list[int] = []
         labels: list[int] = []
-        rendered = ""
+        rendered, sizes = "", iter(image_sizes)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -196,7 +208,7 @@ class ClocMllmProcessor(ProcessorMixin):
                     f"the chat template rewrites earlier messages when message {turn} is added, "
                     "so the answer's tokens cannot be told; use a template that only appends"
                 )
-            question_ids = self.tokenize(self._expand_image(prompt[len(rendered) :]))
+            question_ids = self.tokenize(self._expand_images(prompt[len(rendered) :], sizes))
             answer_ids = self.tokenize(through_answer[len(prompt) :])
             ids += question_ids + answer_ids
             labels += [IGNORE_INDEX] * len(question_ids) + self._answer_labels(answer_ids)
@@ -250,10 +262,16 @@ class ClocMllmProcessor(ProcessorMixin):
                     f"sample {row} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} placeholders but "
                     f"{len(of_row)} images; write one placeholder an image"
                 )
-        return [self._expand_image(text) for text in texts]
+        sizes = (image.size for of_row in images for image in of_row)
+        return [self._expand_images(text, sizes) for text in texts]
 
-    def _expand_image(self, text: str) -> str:
-        return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_image_tokens)
+    def _expand_images(self, text: str, sizes: Iterator[tuple[int, int]]) -> str:
+        """N tokens a view in the place of each `<image>`."""
+        if not self.max_tiles:
+            return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_image_tokens)
+        before, *after = text.split(IMAGE_TOKEN)
+        counts = (len(self.views(next(sizes))) * self.num_image_tokens for _ in after)
+        return before + "".join(IMAGE_TOKEN * next(counts) + piece for piece in after)
 
     def _answer_labels(self, answer_ids: list[int]) -> list[int]:
         """Learn up to the first end of sequence; what a template writes after it is no answer."""
@@ -266,8 +284,10 @@ class ClocMllmProcessor(ProcessorMixin):
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         template = str(self.chat_template)
         head = {"box_head": True} if self.box_head else {}
+        tiles = {"max_tiles": self.max_tiles} if self.max_tiles else {}
         return {
             **head,
+            **tiles,
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
             "resize": "long side, bicubic, centred padding",

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cloc_mllm.geometry import Boxes, Letterbox
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.mllm.views import View, sharpest_view
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.cloc import ClocVision
 from cloc_mllm.models.position import mask_boxes, mask_coverage
@@ -68,24 +69,38 @@ def around(mask: Tensor) -> list[float]:
     return mask_boxes(mask[None])[0].tolist()
 
 
-def regions_on_canvas(regions: Regions, letterbox: Letterbox) -> tuple[Tensor, list[Tensor | None]]:
-    """Boxes float[R, 4] in the canvas frame, of a mask or point those around it, and the masks:
-    float[S, S] over the canvas, None for a box.
+def regions_on_canvas(
+    regions: Regions, views: Sequence[View]
+) -> tuple[Tensor, list[Tensor | None], list[int]]:
+    """Boxes float[R, 4] in the canvas frame, of a mask or point those around it; the masks,
+    float[S, S] over the canvas, None for a box; the view that each region is on (a mask is always
+    on the first).
 
     Raises:
         ValueError: as `as_mask`.
     """
     if isinstance(regions, Boxes):
-        return letterbox.to_canvas(regions).xyxy.float(), [None] * len(regions)
+        regions = regions.to_normalized().xyxy.tolist()
     given = [] if regions is None else list(regions)
-    image_wh = letterbox.original_width, letterbox.original_height
-    masks = [as_mask(region, image_wh) for region in given]
+    masks = [as_mask(region, views[0].image_wh) for region in given]
     boxes = [
         torch.as_tensor(region, dtype=torch.float64).tolist() if mask is None else around(mask)
         for region, mask in zip(given, masks, strict=True)
     ]
-    canvas = letterbox.to_canvas(Boxes.normalized(boxes)).xyxy.float()
-    return canvas, [None if mask is None else letterbox.mask_to_canvas(mask) for mask in masks]
+    seen_on = [
+        sharpest_view(views, box) if mask is None else 0
+        for box, mask in zip(boxes, masks, strict=True)
+    ]
+    on_canvas = [
+        views[view].to_canvas(Boxes.normalized([box]))
+        for view, box in zip(seen_on, boxes, strict=True)
+    ]
+    whole = views[0].letterbox
+    return (
+        torch.cat([torch.zeros(0, 4), *(box.xyxy.float() for box in on_canvas)]),
+        [None if mask is None else whole.mask_to_canvas(mask) for mask in masks],
+        seen_on,
+    )
 
 
 def packed_masks(masks: Sequence[Tensor | None]) -> Tensor | None:

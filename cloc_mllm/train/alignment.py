@@ -119,6 +119,11 @@ def check_alignment(model: ClocMllmForConditionalGeneration, settings: Alignment
             "have none; set alignment.steps to 0, or model.projector to mlp, linear or "
             "pixel_shuffle"
         )
+    if settings.steps and "max_tiles" in model.config.fingerprint:
+        raise ValueError(
+            "alignment knows the whole image's tokens alone; set alignment.steps or "
+            "model.max_tiles to 0"
+        )
     frozen = any(
         n.startswith("vision.") and not p.requires_grad for n, p in model.named_parameters()
     )

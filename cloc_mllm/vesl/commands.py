@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from cloc_mllm.config import LabelConfig
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.report import time_estimates
 
 

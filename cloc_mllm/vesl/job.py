@@ -11,8 +11,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cloc_mllm.config import LabelConfig
 from cloc_mllm.data.storage import is_url
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.pipeline import Selection
 from cloc_mllm.vesl.report import write_report
 from cloc_mllm.vesl.shards import (

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from cloc_mllm.config import LabelConfig
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.shards import Shard
 from cloc_mllm.vesl.sources import open_source
 from cloc_mllm.vesl.worker import ShardDone, ShardLabeller, read_shard

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cloc_mllm.config import LabelConfig
 from cloc_mllm.data.drawing import draw_record
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.shards import Summary
 
 PAPER_BOXES_PER_IMAGE = 11.6

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from cloc_mllm.config import LabelConfig
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.vesl.captioner import Captioner
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.detector import load_detector
 from cloc_mllm.vesl.phrases import PhraseExtractor
 from cloc_mllm.vesl.pipeline import Labelled, Labeller, Selection

@@ -13,6 +13,7 @@ from cloc_mllm.geometry import Boxes, Letterbox
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.mllm.regions import as_mask, read_regions, regions_on_canvas
+from cloc_mllm.mllm.views import image_views
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.position import mask_boxes, token_cells
 from tests.tiny_mllm import save_tiny_cloc
@@ -108,13 +109,14 @@ def test_a_painted_shape_is_found_under_its_mask(size, shape):
         (width // 5, height // 3, width // 2, height - height // 8), fill=1
     )
 
-    boxes, (mask,) = regions_on_canvas([np.array(drawn)], letterbox)
+    boxes, (mask,), (view,) = regions_on_canvas([np.array(drawn)], image_views(size, 64, 4))
 
     canvas = letterbox.apply(drawn.convert("RGB"), (0, 0, 0))
     white = torch.from_numpy(np.array(canvas)[..., 0] > 127)
     near = F.max_pool2d(white[None].float(), 3, 1, 1)[0] > 0
     assert white.sum() > 20
     assert (mask > 0)[white].all() and near[mask > 0].all()
+    assert view == 0  # whole, whatever tiles there are
     edges = mask_boxes(white[None])
     torch.testing.assert_close(boxes, edges, atol=1 / 64, rtol=0)
 
@@ -128,7 +130,7 @@ def test_a_point_is_found_where_it_was_painted(size):
     picture.putpixel((column, row), 255)
 
     at = [(column + 0.5) / width, (row + 0.5) / height]
-    boxes, (mask,) = regions_on_canvas([at], letterbox)
+    boxes, (mask,), _ = regions_on_canvas([at], image_views(size, 64, 4))
 
     canvas = np.array(letterbox.apply(picture.convert("RGB"), (0, 0, 0)))[..., 0]
     assert mask.flatten()[canvas.argmax()] == 1 and mask.sum() <= 4

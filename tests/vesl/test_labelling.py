@@ -22,11 +22,11 @@ from filelock import FileLock
 
 from cloc_mllm import cli
 from cloc_mllm.bench.self_training import label_quality
-from cloc_mllm.config import LabelConfig
 from cloc_mllm.data.parquet import RefusedBuildError, load_records, read_manifest
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.storage import sha256_of
 from cloc_mllm.vesl import job
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.job import LabelResult, label_images
 from cloc_mllm.vesl.worker import ShardContent, ShardDone, ShardLabeller
 

@@ -9,9 +9,9 @@ import pytest
 
 pytest.importorskip("ray")
 
-from cloc_mllm.config import LabelConfig
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
+from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.job import label_images
 from cloc_mllm.vesl.ray_job import plan_workers
 from tests.vesl.test_labelling import save_photos

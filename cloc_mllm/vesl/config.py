@@ -1,0 +1,60 @@
+"""The settings of `cloc-mllm label`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class LabelConfig:
+    """Labelling with VESL (docs/labelling.md): `cloc-mllm label --images photos --output_dir out`.
+
+    Args:
+        images: records (a directory that `cloc-mllm data build` made, one of its files, or a URL),
+            whose regions are replaced; or a folder, tar or zip of photos.
+        captions: of photos: a JSON lines file of `{"image": NAME, "captions": [TEXT, ...]}`; ""
+            looks for NAME.txt beside each photo, one caption a line.
+        output_dir: records, logs and `report.html`; must be new. An unfinished run goes on.
+        captioner: "" keeps the given captions alone; otherwise a Transformers image-text-to-text
+            model (directory or name), whose caption is put before them.
+        caption_prompt: what a chat captioner is asked; "" asks for every object.
+        detector: which kind of model finds the boxes.
+        detector_model: its directory or Hugging Face name; "" takes the CLOC that ships, OWLv2 L/14
+            or Grounding DINO base.
+        detector_size: side in pixels of OWLv2's input (the paper: 448); 0 takes the model's own.
+        threshold: smallest confidence of a box. CLOC's is a cosine (docs/labelling.md).
+        nms_iou: of two boxes of one phrase that overlap at least so much the better is kept.
+        max_queries: phrases of an image that are asked for.
+        phrase_form: `paper` as written ("the small dogs"), `name` bare and singular ("small dog").
+        limit: at most this many images; 0 is all.
+        shard_size: images a file; what a stop loses of each worker is less than one file.
+        batch_size: images at a time; halved where they do not fit into a GPU's memory.
+        max_drop_share: largest share of images that may be unusable.
+        executor: `ray` (one machine, or a cluster by `ray_address`) or `inline`, in this process.
+        num_workers: processes that hold the models; 0 is one a GPU, or one a core without GPUs.
+        ray_address: of a running cluster (`ray start`), which reads `images` and writes
+            `output_dir` by the same paths; "" starts Ray on this machine alone.
+        num_examples: pictures in the report.
+    """
+
+    images: str = ""
+    captions: str = ""
+    output_dir: str = "runs/labels"
+    captioner: str = ""
+    caption_prompt: str = ""
+    detector: Literal["cloc", "owlv2", "grounding_dino"] = "cloc"
+    detector_model: str = ""
+    detector_size: int = 0
+    threshold: float = 0.1
+    nms_iou: float = 0.5
+    max_queries: int = 20
+    phrase_form: Literal["paper", "name"] = "paper"
+    limit: int = 0
+    shard_size: int = 1000
+    batch_size: int = 16
+    max_drop_share: float = 0.05
+    executor: Literal["ray", "inline"] = "ray"
+    num_workers: int = 0
+    ray_address: str = ""
+    num_examples: int = 12
