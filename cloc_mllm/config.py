@@ -91,6 +91,9 @@ class DataConfig:
         validation: the same for the periodic evaluation; "" skips it.
         cache_dir: keeps the shards of a URL on this disk, each fetched when first needed; "" reads
             them in place, a few requests a record.
+        feature_cache: stage 2 with a frozen encoder only: keeps the tokens of each picture in this
+            directory, so that no step decodes a picture or runs the encoder (docs/stage2.md). All
+            ranks must see it. "" is off.
         num_workers: loader processes per rank.
         regions_per_image: M of equation 2, drawn at random each time an image is seen.
         flip: mirror half of the images (leave off when phrases name left and right).
@@ -103,6 +106,7 @@ class DataConfig:
     train: str = ""
     validation: str = ""
     cache_dir: str = ""
+    feature_cache: str = ""
     num_workers: int = 1
     regions_per_image: int = 4
     flip: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.conversations import Turn, build_turns
 from cloc_mllm.data.records import Record, Region
+from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import SceneTargets, scene_targets
@@ -66,6 +67,7 @@ class ConversationCollator:
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
         phrases: of the whole data set, for questions about what an image does not show.
+        features: of all pictures, in place of the pictures.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class ConversationCollator:
         *,
         pictures: bool = True,
         phrases: Sequence[str] = (),
+        features: FeatureCache | None = None,
     ) -> None:
         self.processor = processor
         self.config = config
         self.pictures = pictures
         self.phrases = phrases
+        self.features = features
 
     def __call__(self, items: Items) -> MllmBatch:
         asked = [self._ask(record, seed) for seed, record in items]
@@ -96,13 +100,11 @@ class ConversationCollator:
         regions = [one.regions for one in asked]
         scene = None
         if self.processor.box_head:
-            boxes = [t.answer_box for one in asked for t in one.turns if t.answer_box is not None]
-            inputs["answer_boxes"] = torch.tensor(boxes).reshape(-1, 4)
+            answers = [t.answer_box for one in asked for t in one.turns if t.answer_box is not None]
+            inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
-            inputs |= self.processor.vision_inputs(
-                [record.load_image() for record in records],
-                [[region.box for region in of_record] for of_record in regions],
-            )
+            boxes = [[region.box for region in of_record] for of_record in regions]
+            inputs |= record_inputs(self.processor, records, boxes, self.features)
         else:
             scene = scene_targets(self.processor, records, regions)
         num_dropped = sum(one.num_dropped for one in asked)

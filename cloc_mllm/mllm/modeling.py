@@ -37,6 +37,7 @@ from cloc_mllm.mllm.regions import read_regions, region_dims
 from cloc_mllm.mllm.vision_inputs import VisionInputs, rows_of_blocks
 from cloc_mllm.models.build import build_cloc_vision
 from cloc_mllm.models.position import token_cells
+from cloc_mllm.models.vision_encoder import ImageFeatures
 
 
 class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -202,8 +203,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
         """Image features float[I, N, H] and region features float[R, H] for the language model."""
-        dtype = self.region_projector.output.weight.dtype
-        image = self.vision.encode_image(inputs.pixel_values.to(dtype))
+        image = self._encode(inputs.pixel_values)
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [image.tokens], [cells]
         if self.config.vision_features == "encoder+prompter":
@@ -218,6 +218,12 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = read_regions(self.config.region_features, self.vision, image, inputs)
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
         return image_features, self.region_projector(features, [boxes])
+
+    def _encode(self, pixel_values: Tensor) -> ImageFeatures:
+        if pixel_values.ndim == 3:  # encoded before; nothing here reads the pooled features
+            unread = pixel_values.new_zeros(len(pixel_values), 0)
+            return ImageFeatures(unread, pixel_values, self.vision.grid_hw)
+        return self.vision.encode_image(pixel_values.to(self.region_projector.output.weight.dtype))
 
     @torch.no_grad()
     def prefill(self, prefix_ids: Tensor, inputs: VisionInputs) -> tuple[DynamicCache, Tensor]:
@@ -299,10 +305,12 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return sum((feature.sum() * 0.0 for feature in features), pixels.new_zeros(()))
 
     def train(self, mode: bool = True) -> ClocMllmForConditionalGeneration:
-        """A frozen vision encoder stays in eval mode: its batch norms must not drift either."""
+        """A frozen vision encoder stays in eval mode, also where the Prompter learns: its batch
+        norms must not drift either, and its tokens be the same each time."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.vision.parameters()):
-            self.vision.eval()
+        for part in (self.vision, self.vision.encoder):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         return self
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Letters: B rows, I distinct images, S canvas side, N tokens of an image, T text 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
@@ -20,7 +19,7 @@ from transformers.image_utils import load_image
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.losses import IGNORE_INDEX
-from cloc_mllm.mllm.regions import Regions, packed_masks, regions_on_canvas
+from cloc_mllm.mllm.regions import Regions, place_regions
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
@@ -149,32 +148,13 @@ class ClocMllmProcessor(ProcessorMixin):
             for key, of_image in views.items()
             for view in of_image
         ]
-        ends = itertools.accumulate(map(len, views.values()))
-        place = {key: end - len(views[key]) for key, end in zip(views, ends, strict=True)}
-        image_index: list[int] = []
-        boxes: list[Tensor] = []
-        masks: list[Tensor | None] = []
-        region_image_index: list[int] = []
-        for sample, (row, of_row) in enumerate(zip(rows, regions, strict=True)):
-            for image, of_image in zip(row, _by_image(of_row, len(row)), strict=True):
-                its_views = views[id(image)]
-                try:
-                    of_boxes, of_masks, seen_on = regions_on_canvas(of_image, its_views)
-                except ValueError as error:
-                    raise ValueError(f"sample {sample}: {error}") from error
-                boxes.append(of_boxes)
-                masks += of_masks
-                region_image_index += [len(image_index) + view for view in seen_on]
-                image_index += range(place[id(image)], place[id(image)] + len(its_views))
-        region_masks = packed_masks(masks)
-        return {
-            "pixel_values": torch.stack(prepared),
-            "image_frame": torch.cat([view.frame() for of in views.values() for view in of]),
-            "image_index": torch.tensor(image_index),
-            "region_boxes": torch.cat(boxes),
-            "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
-            **({} if region_masks is None else {"region_masks": region_masks}),
-        }
+        number = {key: index for index, key in enumerate(distinct)}
+        placed = place_regions(
+            list(views.values()),
+            [[number[id(image)] for image in row] for row in rows],
+            [_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
+        )
+        return {"pixel_values": torch.stack(prepared), **placed}
 
     def views(self, image_wh: tuple[int, int]) -> list[View]:
         """The blocks of N tokens that an image of this size becomes (see `mllm/views.py`)."""

@@ -6,6 +6,7 @@ Letters: B images, N image tokens, R regions (packed), D_i widths of their featu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -103,12 +104,47 @@ def regions_on_canvas(
     )
 
 
-def packed_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
-    """`VisionInputs.region_masks` of one mask a region; None where all are boxes."""
+def place_regions(
+    views: Sequence[Sequence[View]],
+    rows: Sequence[Sequence[int]],
+    regions: Sequence[Sequence[Regions]],
+) -> dict[str, Tensor]:
+    """All of `VisionInputs` but the pixels.
+
+    Args:
+        views: of each distinct image.
+        rows: the images of each row, by their numbers.
+        regions: of each image of each row.
+
+    Raises:
+        ValueError: as `as_mask`; names the row.
+    """
+    first_of = list(itertools.accumulate(map(len, views), initial=0))
+    image_index: list[int] = []
+    boxes: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    region_image_index: list[int] = []
+    for sample, (row, of_row) in enumerate(zip(rows, regions, strict=True)):
+        for image, of_image in zip(row, of_row, strict=True):
+            try:
+                of_boxes, of_masks, seen_on = regions_on_canvas(of_image, views[image])
+            except ValueError as error:
+                raise ValueError(f"sample {sample}: {error}") from error
+            boxes.append(of_boxes)
+            masks += of_masks
+            region_image_index += [len(image_index) + view for view in seen_on]
+            image_index += range(first_of[image], first_of[image + 1])
+    placed = {
+        "image_frame": torch.cat([view.frame() for of_image in views for view in of_image]),
+        "image_index": torch.tensor(image_index),
+        "region_boxes": torch.cat(boxes),
+        "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
+    }
     some = next((mask for mask in masks if mask is not None), None)
-    if some is None:
-        return None
-    return torch.stack([torch.zeros_like(some) if mask is None else mask for mask in masks])
+    if some is not None:
+        filled = [torch.zeros_like(some) if mask is None else mask for mask in masks]
+        placed["region_masks"] = torch.stack(filled)
+    return placed
 
 
 def region_dims(kind: str, vision: ClocVision) -> list[int]:

@@ -1,7 +1,8 @@
 """What a batch shows, and where in its rows it belongs.
 
 A block is the N `<image>` tokens of one image in a row. A row has none (text alone) or several.
-Letters: B rows, T tokens, I distinct images, K blocks, R regions, S canvas side.
+Letters: B rows, T tokens, I distinct images, K blocks, R regions, S canvas side, N tokens of an
+image, D encoder width.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ class VisionInputs(NamedTuple):
     """As the processor emits it.
 
     Attributes:
-        pixel_values: float[I, 3, S, S].
+        pixel_values: float[I, 3, S, S]; or float[I, N, D], what the encoder made of them before
+            (`mllm/feature_cache.py`).
         image_frame: float[I, 4], the canvas as a box in the original's normalised frame.
         image_index: int64[K], the image of each block; blocks row by row, in the order of tokens.
         region_boxes: float[R, 4], canvas frame.

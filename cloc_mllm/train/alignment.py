@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
+from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.modeling import VisionInputs
 from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets
 from cloc_mllm.train.engine import StepFn
@@ -43,15 +44,14 @@ class AlignmentBatch:
 class AlignmentCollator:
     """`(sample_seed, Record)` items -> AlignmentBatch; nothing is random."""
 
-    def __init__(self, processor: ClocMllmProcessor) -> None:
+    def __init__(self, processor: ClocMllmProcessor, features: FeatureCache | None = None) -> None:
         self.processor = processor
+        self.features = features
 
     def __call__(self, items: Sequence[tuple[int, Record]]) -> AlignmentBatch:
         records = [record for _, record in items]
-        vision = self.processor.vision_inputs(
-            [record.load_image() for record in records],
-            [[region.box for region in record.regions] for record in records],
-        )
+        boxes = [[region.box for region in record.regions] for record in records]
+        vision = record_inputs(self.processor, records, boxes, self.features)
         regions = [record.regions for record in records]
         return AlignmentBatch(vision, scene_targets(self.processor, records, regions))
 
@@ -61,6 +61,7 @@ def align_projectors(
     processor: ClocMllmProcessor,
     dataset: Sequence[Record],
     config: Stage2Config,
+    features: FeatureCache | None = None,
 ) -> TrainResult | None:
     """Trains `model`'s projectors in place, in `config.run.output_dir/alignment`, resumable.
 
@@ -81,7 +82,7 @@ def align_projectors(
         model,
         alignment_step(processor),
         dataset,
-        AlignmentCollator(processor),
+        AlignmentCollator(processor, features),
         lambda trained, directory: None,  # a finished run resumes from its last checkpoint, too
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,

@@ -35,6 +35,7 @@ FREE_KEYS = frozenset(
     {
         "conversations.pack",
         "data.cache_dir",
+        "data.feature_cache",
         "data.num_workers",
         "data.train",
         "data.validation",

@@ -95,6 +95,10 @@ def _check(config: Stage1Config) -> None:
             "data.train is empty; name a directory of records: "
             "`cloc-mllm data build` makes one from built-in scenes"
         )
+    if config.data.feature_cache:
+        raise ValueError(
+            "data.feature_cache is for stage 2; the encoder learns here, leave it empty"
+        )
     if bool(config.data.free_form_share) != config.model.prompter.free_form:
         raise ValueError(
             "model.prompter.free_form and data.free_form_share go together: got "

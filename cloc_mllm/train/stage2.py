@@ -23,6 +23,7 @@ from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.alignment import align_projectors, check_alignment
 from cloc_mllm.train.entry import dry_run_report, parse_job
+from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 
@@ -54,11 +55,14 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     collator = ConversationCollator(processor, config.conversations, phrases=phrases)
     freeze_by_lr(model, config.optim)
     check_alignment(model, config.alignment)
+    if config.data.feature_cache:
+        check_encoder_is_frozen(model)
     if dry_run:
         print(dry_run_report(config, model, config.run, config.data, len(dataset)))
         print("\n" + show_sample(dataset, processor, collator, config.run.seed))
         return TrainResult(step=0)
-    aligned = align_projectors(model, processor, dataset, config)
+    collator.features = fill_features(model, processor, dataset, config)
+    aligned = align_projectors(model, processor, dataset, config, collator.features)
     if aligned is not None and aligned.exit_code:
         return aligned
     if config.run.gradient_checkpointing:

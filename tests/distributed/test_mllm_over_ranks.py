@@ -1,5 +1,5 @@
 """Stage 2 on two gloo ranks, one of which may see no image: no hang, the curve of one process.
-Also where each rank packs its own rows."""
+Also where each rank packs its own rows, and the ranks fill one feature cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.config import ConversationConfig, OptimConfig, RunConfig
+from cloc_mllm.config import (
+    ConversationConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    Stage2Config,
+)
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
+from cloc_mllm.train.features import fill_features
 from cloc_mllm.train.logging import read_log
 from cloc_mllm.train.loop import Job, train
 from cloc_mllm.train.stage2 import answer_step
@@ -54,15 +61,21 @@ def train_mixed(model_dir: Path, output_dir: Path, zero_stage: int) -> None:
     run_steps(model, ROWS, collate, output_dir, zero_stage)
 
 
-def train_records(model_dir: Path, output_dir: Path, *, pack: bool) -> None:
-    """Eight scenes, one with a row several times as long as the others'."""
+def train_records(model_dir: Path, output_dir: Path, cache: str = "") -> None:
+    """Eight scenes, one with a row several times as long as the others'; packed and at ZeRO-3 with
+    the features in `cache`, neither without."""
     processor = ClocMllmProcessor.from_pretrained(model_dir)
     model = ClocMllmForConditionalGeneration.from_pretrained(model_dir)
+    model.vision.requires_grad_(False)
     records = list(generate_scenes(8, split="train", seed=0))
     long = ["a crab and a clock " * 8]
     records[1] = dataclasses.replace(records[1], captions=long, regions=[])
-    ask = ConversationConfig(questions_per_image=3, pack=pack)
-    run_steps(model, records, ConversationCollator(processor, ask), output_dir, zero_stage=2)
+    collator = ConversationCollator(
+        processor, ConversationConfig(questions_per_image=3, pack=bool(cache))
+    )
+    config = Stage2Config(data=DataConfig(feature_cache=cache), run=RunConfig(precision="fp32"))
+    collator.features = fill_features(model, processor, records, config)
+    run_steps(model, records, collator, output_dir, zero_stage=3 if cache else 0)
 
 
 def run_steps(model: Any, dataset: Any, collate: Any, output_dir: Path, zero_stage: Any) -> None:
@@ -90,7 +103,7 @@ def run_steps(model: Any, dataset: Any, collate: Any, output_dir: Path, zero_sta
 def train_at_every_stage(model_dir: Path, root: Path) -> None:
     for zero_stage in STAGES:
         train_mixed(model_dir, root / f"zero{zero_stage}", zero_stage)
-    train_records(model_dir, root / "packed", pack=True)
+    train_records(model_dir, root / "packed", str(root / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +128,14 @@ def test_text_only_one_and_two_image_rows(
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
-def test_each_rank_packs_its_own_rows(two_ranks: Path, mllm_dir: Path, tmp_path: Path) -> None:
+def test_each_rank_packs_its_rows_and_encodes_its_share(
+    two_ranks: Path, mllm_dir: Path, tmp_path: Path
+) -> None:
     """Two ranks lay out two rows each, one process four, unpacked."""
-    train_records(mllm_dir, tmp_path, pack=False)
+    train_records(mllm_dir, tmp_path)
     actual, expected = (
         [row["loss"] for row in read_log(directory / "log.jsonl")]
         for directory in (two_ranks / "packed", tmp_path)
     )
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert len(list((two_ranks / "cache").rglob("*.safetensors"))) == 8

@@ -1,0 +1,109 @@
+"""Before stage 2: the frozen encoder reads each picture of the run once (`data.feature_cache`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cloc_mllm.config import Stage2Config
+from cloc_mllm.data.records import Record
+from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
+from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
+from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
+from cloc_mllm.train.data_order import DataOrder
+from cloc_mllm.train.engine import resolve_precision, start_processes
+from cloc_mllm.train.stopping import ignore_stop_signals
+
+_BATCH = 32  # pictures encoded at a time
+
+
+def fill_features(
+    model: ClocMllmForConditionalGeneration,
+    processor: ClocMllmProcessor,
+    dataset: Sequence[Record],
+    config: Stage2Config,
+) -> FeatureCache | None:
+    """The cache with all pictures that the run will see; None where the config names none. Every
+    rank calls it and encodes its share of what is missing. `check_encoder_is_frozen` comes before.
+    """
+    if not config.data.feature_cache:
+        return None
+    device = start_processes()
+    model.vision.to(device)
+    bf16 = resolve_precision(config.run.precision) == "bf16"
+    cache = FeatureCache(config.data.feature_cache, encoder_identity(model, processor, bf16=bf16))
+    wanted = _seen(len(dataset), config)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        _BATCH,
+        sampler=wanted[rank() :: world_size()],
+        collate_fn=_Missing(cache, processor.image_size),
+        num_workers=config.data.num_workers,
+        worker_init_fn=ignore_stop_signals,
+    )
+    start, num_encoded = time.monotonic(), 0
+    encoder = model.vision.encoder.eval()
+    for records, pixel_values in loader:
+        if not records:
+            continue
+        # as in training: without `no_grad` the same attention kernel is chosen
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            tokens = encoder(pixel_values.to(device)).tokens
+        for record, of_record in zip(records, tokens, strict=True):
+            cache.save(record, of_record)
+        num_encoded += len(records)
+    total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
+    if is_main():
+        seconds = time.monotonic() - start
+        print(f"{cache.root}: {total:,} of {len(wanted):,} pictures encoded in {seconds:.0f} s")
+    barrier()
+    return cache
+
+
+def check_encoder_is_frozen(model: ClocMllmForConditionalGeneration) -> None:
+    """
+    Raises:
+        ValueError: a part of the encoder learns, so its tokens change; or pictures have tiles,
+            which are not kept.
+    """
+    if "max_tiles" in model.config.fingerprint:
+        raise ValueError(
+            "data.feature_cache keeps one canvas a picture, without tiles; set model.max_tiles to "
+            '0, or data.feature_cache to ""'
+        )
+    learns = [name for name, p in model.vision.encoder.named_parameters() if p.requires_grad]
+    if learns:
+        raise ValueError(
+            f"data.feature_cache keeps what the vision encoder computes, but {len(learns)} of its "
+            f"parameters learn (vision.encoder.{learns[0]}); set model.freeze_vision_encoder to "
+            'true, or optim.layer_lr to {"vision.encoder": 0}, or data.feature_cache to ""'
+        )
+
+
+class _Missing:
+    """Records -> those that are not in the cache, and float[I, 3, S, S] of them; in a worker."""
+
+    def __init__(self, cache: FeatureCache, image_size: int) -> None:
+        self.cache = cache
+        self.image_size = image_size
+
+    def __call__(self, records: list[Record]) -> tuple[list[Record], Tensor]:
+        missing = [record for record in records if record not in self.cache]
+        pixels = [preprocess(record.load_image(), self.image_size)[0] for record in missing]
+        return missing, torch.stack(pixels) if pixels else torch.empty(0)
+
+
+def _seen(num_records: int, config: Stage2Config) -> list[int]:
+    """Records of stage 2 and of the alignment before it, which start alike."""
+    run, alignment = config.run, config.alignment
+    positions = max(
+        run.steps * run.global_batch_size, alignment.steps * alignment.global_batch_size
+    )
+    order = DataOrder(num_records, min(num_records, positions), run.seed)
+    return sorted(index for _, index in order.batch(0))
