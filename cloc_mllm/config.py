@@ -88,6 +88,8 @@ class DataConfig:
 
     Args:
         train: directory (or file) of Parquet records, or its URL (`s3://bucket/set`).
+        mixture: instead of `train`, several of them, each with the weight of its share of the
+            samples: `{DIR_A: 2, DIR_B: 1}` takes two of every three from DIR_A.
         validation: the same for the periodic evaluation; "" skips it.
         cache_dir: keeps the shards of a URL on this disk, each fetched when first needed; "" reads
             them in place, a few requests a record.
@@ -104,6 +106,7 @@ class DataConfig:
     """
 
     train: str = ""
+    mixture: dict[str, float] = field(default_factory=dict)
     validation: str = ""
     cache_dir: str = ""
     feature_cache: str = ""

@@ -32,6 +32,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def launched_rank() -> int:
+    """What the launcher said, also before the processes know each other."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def barrier() -> None:
     if is_distributed():
         dist.barrier()

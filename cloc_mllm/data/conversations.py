@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -92,11 +92,31 @@ def build_turns(
         elif task == "locate":
             turns.append(locate_turn(record.regions[index], box_format))
         elif task == "absent":
-            question = PROMPTS["absent"].format(phrase=phrases[index])
-            turns.append(Turn(question, NOT_THERE, "absent"))
+            turns.append(absent_turn(phrases[index]))
         else:
             turns.append(Turn(PROMPTS["caption"], record.captions[index], "caption"))
     return turns
+
+
+def possible_turns(
+    record: Record, config: ConversationConfig, box_format: BoxText, phrases: Sequence[str] = ()
+) -> Iterator[Turn]:
+    """Every question that `build_turns` may ask about a record."""
+    if config.ground:
+        for region, texts in zip(record.regions, unambiguous_texts(record), strict=True):
+            yield from (ground_turn(text, region.box, box_format) for text in texts)
+    if config.refer:
+        yield from (refer_turn(region, box_format) for region in record.regions)
+    if config.locate:
+        yield from (locate_turn(region, box_format) for region in record.regions)
+    if config.caption:
+        yield from (Turn(PROMPTS["caption"], text, "caption") for text in record.captions)
+    if config.absent:
+        yield from (absent_turn(phrases[index]) for index in _absent(record, phrases))
+
+
+def absent_turn(phrase: str) -> Turn:
+    return Turn(PROMPTS["absent"].format(phrase=phrase), NOT_THERE, "absent")
 
 
 def ground_turn(text: str, box: Box, box_format: BoxText) -> Turn:

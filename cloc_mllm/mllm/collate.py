@@ -48,7 +48,7 @@ class MllmBatch:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A record as one row; `turns` are those that are in it."""
 
     record: Record
@@ -86,7 +86,7 @@ class ConversationCollator:
         self.features = features
 
     def __call__(self, items: Items) -> MllmBatch:
-        asked = [self._ask(record, seed) for seed, record in items]
+        asked = [self.ask(record, seed) for seed, record in items]
         sequences = [[index] for index in range(len(asked))]
         if self.config.pack:
             lengths = [len(one.row.input_ids) for one in asked]
@@ -110,16 +110,20 @@ class ConversationCollator:
         num_dropped = sum(one.num_dropped for one in asked)
         return MllmBatch(inputs, scene, num_dropped, [record.id for record in records])
 
-    def _ask(self, record: Record, seed: int) -> _Asked:
+    def ask(self, record: Record, seed: int) -> Asked:
+        """One record's questions; its picture is not looked at."""
         turns = self._turns(record, np.random.default_rng(seed))
         sizes = [(record.width, record.height)]
-        row = pack_questions(
-            [self.processor.encode_conversation(as_messages(turn), sizes) for turn in turns],
-            self.processor.image_token_id,
-            self.config.max_length,
-        )
+        try:
+            row = pack_questions(
+                [self.processor.encode_conversation(as_messages(turn), sizes) for turn in turns],
+                self.processor.image_token_id,
+                self.config.max_length,
+            )
+        except ValueError as error:
+            raise ValueError(f"record {record.id}: {error}") from error
         kept = [turns[index] for index in row.kept]
-        return _Asked(record, row, kept, len(turns) - len(kept))
+        return Asked(record, row, kept, len(turns) - len(kept))
 
     def _turns(self, record: Record, rng: np.random.Generator) -> list[Turn]:
         coordinates = self.processor.coordinates

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
+from cloc_mllm.data.mixture import Mixture, parts_of
+from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
@@ -59,7 +61,7 @@ class AlignmentCollator:
 def align_projectors(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: Sequence[Record],
+    dataset: RecordDataset | Mixture,
     config: Stage2Config,
     features: FeatureCache | None = None,
 ) -> TrainResult | None:
@@ -87,6 +89,7 @@ def align_projectors(
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
+        mixture=parts_of(dataset),
         only_trainable=True,
     )
     run = dataclasses.replace(

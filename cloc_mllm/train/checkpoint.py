@@ -176,10 +176,11 @@ def remove_leftovers(root: Path) -> None:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"run": {"seed": 1}}` becomes `{"run.seed": 1}`; values as JSON would give them back."""
+    """`{"run": {"seed": 1}}` becomes `{"run.seed": 1}`; values as JSON would give them back. An
+    empty dictionary is as good as none: so a new one spoils no older checkpoint."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = json.loads(json.dumps(value))

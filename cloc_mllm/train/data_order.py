@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from cloc_mllm.data.mixture import Part
+from cloc_mllm.train.interleave import cycle_of
 from cloc_mllm.train.stopping import ignore_stop_signals
 
 _PREFETCH_BATCHES = 4  # ready for each worker, so that a slow image or a slow step stalls nobody
@@ -24,15 +27,27 @@ class DataOrder:
 
     A batch may span two epochs; within an epoch each sample comes exactly once. Step k is found
     without walking through the steps before it.
+
+    Each data set of a `mixture` (its samples follow those of the one before) has epochs of its own.
+    Of the first n samples of the stream, for any n, less than one more or less than its share come
+    from each.
     """
 
     num_samples: int
     global_batch_size: int
     seed: int
+    mixture: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
             raise ValueError("the training data is empty; it needs at least one record")
+        assert not self.mixture or self.num_samples == sum(
+            part.num_samples for part in self.mixture
+        )
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.mixture or (Part("", self.num_samples, 1.0),)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[SampleKey]:
         """This rank's contiguous part of the global batch of `step`."""
@@ -40,14 +55,38 @@ class DataOrder:
         start = step * self.global_batch_size + rank * local_batch_size
         return [self._key(position) for position in range(start, start + local_batch_size)]
 
+    def num_seen(self, steps: int) -> list[int]:
+        """Samples of each part in the first `steps` steps."""
+        cycle = cycle_of(tuple(part.weight for part in self.parts))
+        num_cycles, place = divmod(steps * self.global_batch_size, len(cycle.part))
+        rest = np.bincount(cycle.part[:place], minlength=len(self.parts))
+        return (num_cycles * cycle.counts + rest).tolist()
+
+    def epochs_of_samples(self, steps: int) -> Iterator[int]:
+        """For each sample how many epochs begin within so many steps."""
+        for part, seen in zip(self.parts, self.num_seen(steps), strict=True):
+            yield from itertools.repeat(-(-seen // part.num_samples), part.num_samples)
+
     def _key(self, position: int) -> SampleKey:
-        epoch, offset = divmod(position, self.num_samples)
-        return epoch, int(_permutation(self.seed, epoch, self.num_samples)[offset])
+        cycle = cycle_of(tuple(part.weight for part in self.parts))
+        num_cycles, place = divmod(position, len(cycle.part))
+        number = int(cycle.part[place])
+        of_part = num_cycles * int(cycle.counts[number]) + int(cycle.before[place])
+        epoch, offset = divmod(of_part, self.parts[number].num_samples)
+        start = sum(part.num_samples for part in self.parts[:number])
+        permutation = _permutations(self.seed, number, self.parts[number].num_samples)
+        return epoch, start + int(permutation(epoch)[offset])
 
 
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_samples)
+@cache
+def _permutations(seed: int, part: int, num_samples: int) -> Callable[[int], np.ndarray]:
+    """Of a part by epoch; two of them are kept, as a batch may span two epochs."""
+
+    @lru_cache(maxsize=2)
+    def of_epoch(epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch, part]).permutation(num_samples)
+
+    return of_epoch
 
 
 @dataclass(frozen=True)
@@ -68,6 +107,11 @@ class RankBatches:
         return self.stop - self.start
 
 
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """What a sample's random choices start from, each time it is seen."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
+
+
 @dataclass(frozen=True)
 class SeededDataset:
     """Looks samples up by key and gives each its own seed, so that what the collator draws
@@ -78,8 +122,7 @@ class SeededDataset:
 
     def __getitem__(self, key: SampleKey) -> tuple[int, Any]:
         epoch, index = key
-        sample_seed = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]
-        return int(sample_seed), self.dataset[index]
+        return sample_seed(self.seed, epoch, index), self.dataset[index]
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from torch import nn
 
-from cloc_mllm.config import DataConfig, RunConfig
+from cloc_mllm.config import DataConfig, RunConfig, Stage1Config, Stage2Config
+from cloc_mllm.train.data_order import DataOrder
 
 Config = TypeVar("Config")
 
@@ -40,14 +41,11 @@ def parse_job(
     return config_class(**{name: values[name] for name in names}), bool(values["dry_run"])
 
 
-def dry_run_report(
-    config: Any, model: nn.Module, run: RunConfig, data: DataConfig, num_samples: int
-) -> str:
+def dry_run_report(config: Stage1Config | Stage2Config, model: nn.Module, order: DataOrder) -> str:
     """The resolved config, what trains and what is frozen, and how the batches add up."""
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
-    return "\n".join(
-        [resolved, *_parameter_table(model), "", *_batch_arithmetic(run, data, num_samples)]
-    )
+    arithmetic = _batch_arithmetic(config.run, config.data, order)
+    return "\n".join([resolved, *_parameter_table(model), "", *arithmetic])
 
 
 def _parameter_table(model: nn.Module) -> list[str]:
@@ -64,15 +62,34 @@ def _parameter_table(model: nn.Module) -> list[str]:
     ]
 
 
-def _batch_arithmetic(run: RunConfig, data: DataConfig, num_samples: int) -> list[str]:
+def _batch_arithmetic(run: RunConfig, data: DataConfig, order: DataOrder) -> list[str]:
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     images = run.steps * run.global_batch_size
     return [
         f"images a step:    {run.global_batch_size} = {num_ranks} rank(s) x "
         f"{run.global_batch_size // num_ranks}",
         f"images seen:      {images:,} = {run.steps:,} steps x {run.global_batch_size}",
-        f"epochs:           {images / num_samples:.2f} of {num_samples:,} images",
+        *_epochs(run, order),
         f"regions seen:     {_regions(data, images)}",
+    ]
+
+
+def _epochs(run: RunConfig, order: DataOrder) -> list[str]:
+    epochs = [
+        seen / part.num_samples
+        for part, seen in zip(order.parts, order.num_seen(run.steps), strict=True)
+    ]
+    if not order.mixture:
+        return [f"epochs:           {epochs[0]:.2f} of {order.num_samples:,} images"]
+    total = sum(part.weight for part in order.mixture)
+    width = max(len(part.name) for part in order.mixture)
+    return [
+        f"{'mixture':<{width}}  {'images':>13}  {'weight':>8}  {'share':>8}  {'epochs':>8}",
+        *(
+            f"{part.name:<{width}}  {part.num_samples:>13,}  {part.weight:>8g}  "
+            f"{part.weight / total:>8.2%}  {of_part:>8.2f}"
+            for part, of_part in zip(order.mixture, epochs, strict=True)
+        ),
     ]
 
 

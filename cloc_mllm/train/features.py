@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cloc_mllm.config import Stage2Config
+from cloc_mllm.data.mixture import Mixture, parts_of
+from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
@@ -26,7 +27,7 @@ _BATCH = 32  # pictures encoded at a time
 def fill_features(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: Sequence[Record],
+    dataset: RecordDataset | Mixture,
     config: Stage2Config,
 ) -> FeatureCache | None:
     """The cache with all pictures that the run will see; None where the config names none. Every
@@ -38,7 +39,7 @@ def fill_features(
     model.vision.to(device)
     bf16 = resolve_precision(config.run.precision) == "bf16"
     cache = FeatureCache(config.data.feature_cache, encoder_identity(model, processor, bf16=bf16))
-    wanted = _seen(len(dataset), config)
+    wanted = _seen(dataset, config)
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         _BATCH,
@@ -99,11 +100,13 @@ class _Missing:
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 
 
-def _seen(num_records: int, config: Stage2Config) -> list[int]:
+def _seen(dataset: RecordDataset | Mixture, config: Stage2Config) -> list[int]:
     """Records of stage 2 and of the alignment before it, which start alike."""
-    run, alignment = config.run, config.alignment
+    run, alignment, parts = config.run, config.alignment, parts_of(dataset)
     positions = max(
         run.steps * run.global_batch_size, alignment.steps * alignment.global_batch_size
     )
-    order = DataOrder(num_records, min(num_records, positions), run.seed)
-    return sorted(index for _, index in order.batch(0))
+    if not parts:
+        positions = min(len(dataset), positions)  # one epoch has them all
+    order = DataOrder(len(dataset), positions, run.seed, parts)
+    return sorted({index for _, index in order.batch(0)})

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, RunConfig
+from cloc_mllm.data.mixture import Part
 from cloc_mllm.distributed import (
     all_reduce_flag,
     barrier,
@@ -63,6 +64,7 @@ class Job:
         resolved_config, fingerprint: stored in every checkpoint; a run resumes only from its own.
         evaluate: called on the main rank, the model in `eval()` and without gradient.
         num_workers: loader processes per rank.
+        mixture: data sets that `dataset` is made of, one behind another; () is one alone.
         only_trainable: leave frozen parameters out of checkpoints (they come with the model).
     """
 
@@ -75,6 +77,7 @@ class Job:
     fingerprint: dict[str, Any]
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     num_workers: int = 0
+    mixture: tuple[Part, ...] = ()
     only_trainable: bool = False
 
 
@@ -109,7 +112,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     deadline = time.monotonic() + (config.max_seconds or math.inf)
     model, output_dir = job.model, Path(config.output_dir)
     checkpoints = output_dir / "checkpoints"
-    order = DataOrder(len(job.dataset), config.global_batch_size, config.seed)
+    order = DataOrder(len(job.dataset), config.global_batch_size, config.seed, job.mixture)
     identity = {
         "num_samples": len(job.dataset),
         "config": job.resolved_config,

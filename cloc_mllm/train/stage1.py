@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
+from cloc_mllm.data.mixture import load_training_data, parts_of
 from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
@@ -20,6 +21,7 @@ from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import StepFn, resolve_precision
 from cloc_mllm.train.entry import dry_run_report, parse_job
 from cloc_mllm.train.loop import Job, TrainResult, train
@@ -50,7 +52,8 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     precision = resolve_precision(config.run.precision)
     run = dataclasses.replace(config.run, precision=precision)
     config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
-    dataset: Sequence[Record] = load_records(config.data.train, cache_dir=config.data.cache_dir)
+    records = load_training_data(config.data)
+    dataset: Sequence[Record] = records
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
     tokenizer = load_tokenizer(config.model)
@@ -58,7 +61,9 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     model = build_cloc(config.model, tokenizer)
     freeze_by_lr(model, config.optim)
     if dry_run:
-        print(dry_run_report(config, model, config.run, config.data, len(dataset)))
+        batch_size, seed = config.run.global_batch_size, config.run.seed
+        order = DataOrder(len(records), batch_size, seed, parts_of(records))
+        print(dry_run_report(config, model, order))
         return TrainResult(step=0)
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
@@ -85,16 +90,12 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
         evaluate=_evaluation(config, tokenizer),
         num_workers=config.data.num_workers,
+        mixture=parts_of(records),
     )
     return train(job, config.run, config.optim)
 
 
 def _check(config: Stage1Config) -> None:
-    if not config.data.train:
-        raise ValueError(
-            "data.train is empty; name a directory of records: "
-            "`cloc-mllm data build` makes one from built-in scenes"
-        )
     if config.data.feature_cache:
         raise ValueError(
             "data.feature_cache is for stage 2; the encoder learns here, leave it empty"

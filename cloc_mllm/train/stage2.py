@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import Stage2Config
 from cloc_mllm.data.conversations import phrases_of
-from cloc_mllm.data.parquet import RecordDataset, load_records
-from cloc_mllm.distributed import all_reduce_sum, world_size
+from cloc_mllm.data.mixture import load_training_data, parts_of
+from cloc_mllm.data.records import Record
+from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
     ClocMllmProcessor,
@@ -22,10 +23,12 @@ from cloc_mllm.mllm import (
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.alignment import align_projectors, check_alignment
+from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.entry import dry_run_report, parse_job
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
+from cloc_mllm.train.preflight import check_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +50,9 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    dataset = load_records(config.data.train, cache_dir=config.data.cache_dir)
+    dataset = load_training_data(config.data)
+    mixture, run = parts_of(dataset), config.run
+    order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
     model, processor = build_mllm(config.model)
     model.config.says_not_there = config.conversations.absent > 0
@@ -58,8 +63,17 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     if config.data.feature_cache:
         check_encoder_is_frozen(model)
     if dry_run:
-        print(dry_run_report(config, model, config.run, config.data, len(dataset)))
-        print("\n" + show_sample(dataset, processor, collator, config.run.seed))
+        print(dry_run_report(config, model, order) + "\n")
+    checked = check_records(
+        dataset.without_images(),
+        len(dataset),
+        collator,
+        seed=run.seed,
+        num_epochs=order.epochs_of_samples(run.steps),
+    ).report()
+    if launched_rank() == 0:
+        print(f"{checked}\n{show_sample(dataset[0], processor, collator, run.seed)}")
+    if dry_run:
         return TrainResult(step=0)
     collator.features = fill_features(model, processor, dataset, config)
     aligned = align_projectors(model, processor, dataset, config, collator.features)
@@ -82,6 +96,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
+        mixture=mixture,
         only_trainable=True,
     )
     return train(job, config.run, config.optim)
@@ -97,12 +112,12 @@ def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
 
 
 def show_sample(
-    dataset: RecordDataset, processor: ClocMllmProcessor, collator: ConversationCollator, seed: int
+    record: Record, processor: ClocMllmProcessor, collator: ConversationCollator, seed: int
 ) -> str:
-    """The first record as the model is taught it; what it must learn to say stands in [[ ]]."""
-    batch = collator([(seed, dataset[0])])
-    ids, labels = batch.inputs["input_ids"][0].tolist(), batch.inputs["labels"][0].tolist()
-    pieces, learning = [f"one sample ({batch.ids[0]}), learnt parts in [[ ]]:\n"], False
+    """A record as the model is taught it; what it must learn to say stands in [[ ]]."""
+    row = collator.ask(record, seed).row
+    ids, labels = row.input_ids, row.labels
+    pieces, learning = [f"one sample ({record.id}), learnt parts in [[ ]]:\n"], False
     for token, label in zip([*ids, None], [*labels, IGNORE_INDEX], strict=True):
         if (label != IGNORE_INDEX) != learning:
             learning = not learning
@@ -116,11 +131,6 @@ def show_sample(
 
 
 def _check(config: Stage2Config) -> None:
-    if not config.data.train:
-        raise ValueError(
-            "data.train is empty; name a directory of records: "
-            "`cloc-mllm data build` makes one from built-in scenes"
-        )
     if config.run.micro_batch_size:
         raise ValueError("run.micro_batch_size is for stage 1, whose loss compares images; leave 0")
     for name, maker in (("cloc", "training/stage1.py"), ("language_model", "training/tiny_llm.py")):

@@ -183,6 +183,13 @@ def state_of(**changes: Any) -> dict[str, Any]:
     return json.loads(json.dumps(state | changes))
 
 
+def test_a_setting_that_came_later_and_is_empty_spoils_no_checkpoint() -> None:
+    state = {"config": {"data": {"flip": False}}, "fingerprint": {}, "num_samples": 4}
+    check_same_run(state, {"data": {"flip": False, "mixture": {}}}, {}, 4)
+    with pytest.raises(ValueError, match=r"data\.mixture\.a: '\(absent\)' != 1"):
+        check_same_run(state, {"data": {"flip": False, "mixture": {"a": 1}}}, {}, 4)
+
+
 def test_the_same_run_may_continue_with_other_steps_and_paths() -> None:
     config = {"run": {"seed": 0, "steps": 99}, "optim": {"betas": (0.9, 0.98)}}
     check_same_run(state_of(), config, {"image_size": 64, "tokenizer": "abc"}, 20)

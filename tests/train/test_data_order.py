@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cloc_mllm.data.mixture import Part
 from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset, load_batches
+from cloc_mllm.train.interleave import cycle_of
 
 
 @settings(max_examples=50, deadline=None)
@@ -42,6 +49,81 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
     assert first != second
     assert first != other_seed
     assert first != sorted(first)
+
+
+WEIGHTS = st.lists(st.sampled_from([1, 2.0, 3, 0.5, 0.7, 7]), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(weights=WEIGHTS)
+def test_any_number_of_turns_is_shared_out_to_within_one(weights: list[float]) -> None:
+    cycle = cycle_of(tuple(weights))
+    shares = [Fraction(str(weight)) / sum(Fraction(str(w)) for w in weights) for weight in weights]
+    most = Fraction(2 * len(weights) - 3, 2 * len(weights) - 2) if len(weights) > 1 else 0
+    had = [0] * len(weights)
+    for turn, part in enumerate(cycle.part.tolist() * 2, 1):
+        if turn <= len(cycle.part):
+            assert cycle.before[turn - 1] == had[part]
+        had[part] += 1
+        for share, of_part in zip(shares, had, strict=True):
+            assert abs(of_part - share * turn) <= most
+    assert had == (2 * cycle.counts).tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    weights=st.permutations([1, 2, 0.5, 0.3]),
+    batch=st.sampled_from([1, 4, 6]),
+    start=st.integers(0, 40),
+)
+def test_a_mixture_equals_each_part_walked_through_from_the_start(
+    sizes: list[int], weights: list[float], batch: int, start: int
+) -> None:
+    parts = tuple(Part(str(n), *pair) for n, pair in enumerate(zip(sizes, weights, strict=False)))
+    order = DataOrder(sum(sizes), batch, 3, parts)
+    streams = [iter(walked(3, number, size)) for number, size in enumerate(sizes)]
+    turns = itertools.cycle(cycle_of(tuple(part.weight for part in parts)).part.tolist())
+    stream = [next(streams[part]) for part in itertools.islice(turns, batch * (start + 3))]
+    expected = [(epoch, sum(sizes[:part]) + index) for part, epoch, index in stream]
+
+    actual = [key for step in range(start, start + 3) for key in order.batch(step)]
+    assert actual == expected[batch * start :]
+    seen = [sum(part == number for part, _, _ in stream) for number in range(len(sizes))]
+    assert order.num_seen(start + 3) == seen
+    epochs = list(order.epochs_of_samples(start + 3))
+    for epoch, index in expected:
+        assert epoch < epochs[index]
+
+
+def walked(seed: int, part: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(part, epoch, index) of a part alone, without end."""
+    for epoch in itertools.count():
+        for index in np.random.default_rng([seed, epoch, part]).permutation(size):
+            yield part, epoch, int(index)
+
+
+def test_a_mixture_of_one_is_the_set_itself() -> None:
+    alone, mixed = DataOrder(7, 4, 5), DataOrder(7, 4, 5, (Part("a", 7, 0.3),))
+    assert [alone.batch(step) for step in range(9)] == [mixed.batch(step) for step in range(9)]
+
+
+def test_the_order_of_one_set_is_that_of_earlier_versions() -> None:
+    expected = np.random.default_rng([5, 1]).permutation(7).tolist()
+    assert DataOrder(7, 7, 5).batch(1) == [(1, index) for index in expected]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_mixture_does_not_depend_on_ranks_or_where_it_resumes(world_size: int) -> None:
+    order = DataOrder(10, 8, 3, (Part("a", 3, 2), Part("b", 7, 1)))
+    parts = [RankBatches(order, 4, 9, rank, world_size) for rank in range(world_size)]
+    actual = [[key for part in step for key in part] for step in zip(*parts, strict=True)]
+    assert actual == [order.batch(step) for step in range(4, 9)]
+
+
+def test_weights_of_too_many_digits_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[1, 0.333333\] .* repeats after 1,333,333 samples"):
+        cycle_of((1, 0.333333))
 
 
 def test_sample_seeds_follow_run_seed_epoch_and_sample_only() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cloc_mllm.config import (
@@ -69,6 +72,51 @@ def test_dry_run_shows_what_is_learnt_and_trains_nothing(config, capsys) -> None
     learnt = [piece.split("]]")[0] for piece in shown.split("[[")[2:]]
     assert learnt and all(piece.endswith("</s>") for piece in learnt)
     assert not Path(config.run.output_dir).exists()
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry run", "run"])
+def test_records_that_do_not_fit_are_refused_before_the_first_step(config, dry_run: bool) -> None:
+    config.conversations.max_length = 30
+    with pytest.raises(ValueError, match=r"8 records cannot .*\n  8 x too_long: .* of 30; "):
+        run_stage2(config, dry_run=dry_run)
+    assert not Path(config.run.output_dir).exists()
+
+
+def test_a_run_shows_its_data_first(config, capsys) -> None:
+    config.run.steps = 1
+    run_stage2(config)
+    shown = capsys.readouterr().out
+    assert "preflight: 8 of 8 records checked, all can be trained on\none sample (" in shown
+
+
+def test_a_mixture_is_reported_resumed_and_not_changed(
+    config, tiny_scenes, tmp_path: Path, capsys
+) -> None:
+    write_records(tiny_scenes[8:11], tmp_path / "other")
+    mixture = {config.data.train: 3, str(tmp_path / "other"): 1}
+    config.data = dataclasses.replace(config.data, train="", mixture=mixture)
+    run_stage2(config, dry_run=True)
+    shown = capsys.readouterr().out
+    # 3 steps of 4: 9 and 3 samples
+    assert re.search(r"train +8 +3 +75\.00% +1\.12\n", shown)
+    assert re.search(r"other +3 +1 +25\.00% +1\.00\n", shown)
+    assert "preflight: 11 of 11 records" in shown
+    run_stage2(config)
+    unbroken = load_file(Path(config.run.output_dir) / "model" / "model.safetensors")
+
+    config.run.output_dir = str(tmp_path / "resumed")
+    run_stage2(
+        dataclasses.replace(config, run=dataclasses.replace(config.run, steps=3, save_every=1))
+    )
+    last = Path(config.run.output_dir) / "checkpoints" / "step_00000003"
+    shutil.rmtree(last)
+    run_stage2(config)
+    resumed = load_file(Path(config.run.output_dir) / "model" / "model.safetensors")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in unbroken.items())
+
+    config.data.mixture = {**mixture, str(tmp_path / "other"): 2}
+    with pytest.raises(ValueError, match=r"config data\.mixture\..*other: 1 != 2"):
+        run_stage2(config)
 
 
 def test_it_trains_and_saves_a_plain_model(config) -> None:
