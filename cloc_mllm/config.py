@@ -12,6 +12,9 @@ RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
 Quantization = Literal["none", "4bit", "8bit"]
+VisionFeatures = Literal["encoder", "encoder+prompter"]
+RegionFeatures = Literal["prompter", "roi", "coordinates"]
+ImageProjection = Literal["linear", "mlp", "pixel_shuffle", "resampler"]
 
 
 @dataclass
@@ -259,9 +262,9 @@ class MllmConfig:
     init: str = ""
     cloc: str = ""
     language_model: str = ""
-    vision_features: Literal["encoder", "encoder+prompter"] = "encoder+prompter"
-    region_features: Literal["prompter", "roi", "coordinates"] = "prompter"
-    projector: Literal["linear", "mlp", "pixel_shuffle", "resampler"] = "mlp"
+    vision_features: VisionFeatures = "encoder+prompter"
+    region_features: RegionFeatures = "prompter"
+    projector: ImageProjection = "mlp"
     num_queries: int = 64
     projector_width: int = 0
     max_tiles: int = 0

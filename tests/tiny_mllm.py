@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,24 +55,53 @@ def llm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tokenizer = train_byte_level_bpe(TEXTS, vocab_size=300)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
+    config = LlamaConfig(**tiny_shape(tokenizer), tie_word_embeddings=True)
     directory = tmp_path_factory.mktemp("llm")
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def tiny_shape(tokenizer: Any) -> dict[str, Any]:
+    """Arguments of a language model's config, whatever its family."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+        "initializer_range": 0.2,
+    }
+
+
+def one_step_and_back(model: Any, processor: Any, inputs: Any, part: Any, directory: Path) -> Any:
+    """Train a step, of which every parameter of `part` has its share, save, load: the logits are
+    the same. Returns the loaded model."""
+    from cloc_mllm.mllm import ClocMllmForConditionalGeneration, merge_and_save
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    loss = model.train()(**inputs).loss
+    loss.backward()
+    for name, parameter in part.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    optimizer.step()
+    with torch.no_grad():
+        assert model(**inputs).loss < loss
+        expected = model.eval()(**{**inputs, "labels": None}).logits
+
+    merge_and_save(model, processor, directory)
+
+    loaded = ClocMllmForConditionalGeneration.from_pretrained(directory).eval()
+    with torch.no_grad():
+        actual = loaded(**{**inputs, "labels": None}).logits
+    # a model loads with another attention kernel than it trains with
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    return loaded
 
 
 def _tiny_config(cloc_dir: Path, llm_dir: Path) -> MllmConfig:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from cloc_mllm.config import ModelConfig
+from cloc_mllm.config import ImageProjection, ModelConfig, RegionFeatures, VisionFeatures
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.losses import SoftBins
 
@@ -59,10 +59,9 @@ class ClocMllmConfig(PreTrainedConfig):
             # transformers makes an empty config of every class to compare defaults with
             values = dict(text_config or {"model_type": "llama"})
             text_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        _check_choice("vision_features", vision_features, ("encoder", "encoder+prompter"))
-        _check_choice("region_features", region_features, ("prompter", "roi", "coordinates"))
-        kinds = ("linear", "mlp", "pixel_shuffle", "resampler")
-        _check_choice("projector", projector, kinds)
+        _check_choice("vision_features", vision_features, get_args(VisionFeatures))
+        _check_choice("region_features", region_features, get_args(RegionFeatures))
+        _check_choice("projector", projector, get_args(ImageProjection))
         if num_queries < 1:
             raise ValueError(f"num_queries must be at least 1, got {num_queries}")
         self.text_config = text_config

@@ -80,28 +80,33 @@ def regions_on_canvas(
     Raises:
         ValueError: as `as_mask`.
     """
+    boxes, masks = _boxes_and_masks(regions, views[0].image_wh)
+    xyxy = boxes.to_normalized().xyxy.tolist()
+    seen_on = [
+        sharpest_view(views, box) if mask is None else 0
+        for box, mask in zip(xyxy, masks, strict=True)
+    ]
+    on_each = torch.stack([view.to_canvas(boxes).xyxy.float() for view in views])
+    whole = views[0].letterbox
+    return (
+        on_each[seen_on, range(len(seen_on))],
+        [None if mask is None else whole.mask_to_canvas(mask) for mask in masks],
+        seen_on,
+    )
+
+
+def _boxes_and_masks(
+    regions: Regions, image_wh: tuple[int, int]
+) -> tuple[Boxes, list[Tensor | None]]:
     if isinstance(regions, Boxes):
-        regions = regions.to_normalized().xyxy.tolist()
+        return regions, [None] * len(regions)
     given = [] if regions is None else list(regions)
-    masks = [as_mask(region, views[0].image_wh) for region in given]
+    masks = [as_mask(region, image_wh) for region in given]
     boxes = [
         torch.as_tensor(region, dtype=torch.float64).tolist() if mask is None else around(mask)
         for region, mask in zip(given, masks, strict=True)
     ]
-    seen_on = [
-        sharpest_view(views, box) if mask is None else 0
-        for box, mask in zip(boxes, masks, strict=True)
-    ]
-    on_canvas = [
-        views[view].to_canvas(Boxes.normalized([box]))
-        for view, box in zip(seen_on, boxes, strict=True)
-    ]
-    whole = views[0].letterbox
-    return (
-        torch.cat([torch.zeros(0, 4), *(box.xyxy.float() for box in on_canvas)]),
-        [None if mask is None else whole.mask_to_canvas(mask) for mask in masks],
-        seen_on,
-    )
+    return Boxes.normalized(boxes), masks
 
 
 def place_regions(

@@ -127,10 +127,6 @@ class ClocVision(nn.Module):
         return self.encoder.token_dim
 
     @property
-    def num_tokens(self) -> int:
-        return self.encoder.num_tokens
-
-    @property
     def grid_hw(self) -> tuple[int, int]:
         return self.encoder.grid_hw
 

@@ -51,10 +51,6 @@ class VisionEncoder(nn.Module):
             height, width = visual.grid_size
             self.grid_hw = (int(height), int(width))
 
-    @property
-    def num_tokens(self) -> int:
-        return self.grid_hw[0] * self.grid_hw[1]
-
     def forward(self, pixel_values: Tensor) -> ImageFeatures:
         """`pixel_values: float[B, 3, S, S]`, normalised with the model's mean and std."""
         expected = (3, self.image_size, self.image_size)

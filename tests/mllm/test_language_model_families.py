@@ -13,7 +13,7 @@ from cloc_mllm.data.tokenizer import train_byte_level_bpe
 from cloc_mllm.inference import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
 from cloc_mllm.mllm.losses import IGNORE_INDEX
-from tests.tiny_mllm import TEXTS
+from tests.tiny_mllm import TEXTS, tiny_shape
 
 # How the templates of these families are built: what opens a turn, what closes it, and whether the
 # closing token is the tokenizer's end of sequence.
@@ -64,21 +64,7 @@ def save_family(family: str, template: str, closing: str, directory: Path) -> No
     if closing == "<|im_end|>":  # as Qwen and SmolLM do; Llama, Gemma and Phi have another eos
         tokenizer.eos_token = closing
     tokenizer.chat_template = template
-    config = AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=256,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
+    config = AutoConfig.for_model(family, **tiny_shape(tokenizer), head_dim=16)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(closing or tokenizer.eos_token)]

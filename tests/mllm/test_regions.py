@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw
 
 from cloc_mllm.config import ConversationConfig, PrompterConfig
 from cloc_mllm.geometry import Boxes, Letterbox
-from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
+from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.mllm.regions import as_mask, read_regions, regions_on_canvas
 from cloc_mllm.mllm.views import image_views
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.position import mask_boxes, token_cells
-from tests.tiny_mllm import save_tiny_cloc
+from tests.tiny_mllm import one_step_and_back, save_tiny_cloc
 
 BOX = [0.25, 0.25, 0.75, 0.5]
 KINDS = ("prompter", "roi", "coordinates")
@@ -45,23 +45,9 @@ def test_each_takes_one_step_and_comes_back_with_the_same_logits(
     model, processor = build(kind)
     config = ConversationConfig(questions_per_image=2, ground=0, caption=0)  # `refer` alone
     batch = ConversationCollator(processor, config)(list(enumerate(tiny_scenes[:2])))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    loss = model.train()(**batch.inputs).loss
-    loss.backward()
-    for name, parameter in model.region_projector.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
-    optimizer.step()
-    with torch.no_grad():
-        assert model(**batch.inputs).loss < loss
-        expected = model.eval()(**{**batch.inputs, "labels": None}).logits
 
-    merge_and_save(model, processor, tmp_path)
+    loaded = one_step_and_back(model, processor, batch.inputs, model.region_projector, tmp_path)
 
-    loaded = ClocMllmForConditionalGeneration.from_pretrained(tmp_path).eval()
-    with torch.no_grad():
-        actual = loaded(**{**batch.inputs, "labels": None}).logits
-    # a model loads with another attention kernel than it trains with
-    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     assert loaded.config.region_features == kind
 
 
