@@ -23,7 +23,7 @@ from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.data_order import sample_seed
 
-MAX_RECORDS = 1_000_000  # more are not looked at; a bad one among them stops the run when it comes
+MAX_RECORDS = 200_000  # more are not looked at; a bad one among them stops the run when it comes
 _NUM_EXAMPLES = 3
 _SLACK = 4  # bytes; some tokenizers put a space before each piece
 _JOINED = 8  # tokens; pieces may split otherwise where a template joins them

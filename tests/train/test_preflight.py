@@ -53,6 +53,12 @@ def test_good_records_are_counted_and_no_image_is_read(processor, tiny_scenes, t
     assert line == "preflight: 16 of 16 records checked, all can be trained on"
 
 
+def test_of_many_records_the_first_are_checked(processor, tiny_scenes, monkeypatch) -> None:
+    monkeypatch.setattr("cloc_mllm.train.preflight.MAX_RECORDS", 3)
+    line = report(tiny_scenes, processor, GROUND)
+    assert line == "preflight: 3 of 16 records checked, all can be trained on"
+
+
 @pytest.mark.parametrize(
     ("change", "config", "reason"),
     [
