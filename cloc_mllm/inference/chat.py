@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.mllm.box_grammar import BoxLogitsProcessor
 from cloc_mllm.mllm.coordinates import BOX_TOKEN
 
 _BROKEN_CHARACTER = "\ufffd"  # how the first tokens of a character of several bytes decode
@@ -78,7 +79,8 @@ class ChatAnswer:
 
     Args:
         boxes: of the text, in order.
-        box_failures: why what looks like other boxes is none, see `mllm.coordinates.ParsedBoxes`.
+        box_failures: why what looks like other boxes is none, see `mllm.coordinates.ParsedBoxes`:
+            integers are not held to the grammar, and any box may be cut at `max_new_tokens`.
         finish_reason: `length` if `max_new_tokens` or the context ended it.
         num_prompt_tokens, num_new_tokens: image tokens and the end of sequence are counted.
     """
@@ -109,6 +111,7 @@ def answer_chat(
     num_prompt_tokens = inputs["input_ids"].shape[1]
     limit = min(sampling.max_new_tokens, _room(predictor, num_prompt_tokens))
     scores = _LogProbs()
+    held = BoxLogitsProcessor(predictor.grammar, num_prompt_tokens, boxes_only=False)
     written = _Written(predictor, num_prompt_tokens, sampling.stop, scores, on_token)
     if sampling.temperature > 0:
         if sampling.seed is not None:
@@ -122,7 +125,7 @@ def answer_chat(
             **inputs,
             **how,
             max_new_tokens=limit,
-            logits_processor=[scores],
+            logits_processor=[scores, held],
             stopping_criteria=[written],
         )
     written.finish()

@@ -76,7 +76,7 @@ class GroundingPredictor:
         self.model = model.eval()
         self.processor = processor
         instead = NOT_THERE if model.config.says_not_there else ""
-        self._grammar = BoxGrammar(processor.tokenizer, processor.coordinates, instead)
+        self.grammar = BoxGrammar(processor.tokenizer, processor.coordinates, instead)
 
     @classmethod
     def from_pretrained(
@@ -190,12 +190,16 @@ class GroundingPredictor:
     ) -> list[GroundedAnswer]:
         """Answers to what `read` returned, whose key-value cache they continue: it serves once."""
         prompt_length = reading["input_ids"].shape[1]
-        options: dict[str, Any] = {"output_logits": True, "return_dict_in_generate": True}
         if boxes_only:
-            options["logits_processor"] = [BoxLogitsProcessor(self._grammar, prompt_length)]
-            max_new_tokens = self._grammar.max_tokens
+            max_new_tokens = self.grammar.max_tokens
         with self.model.hidden_states_of_answers() as states:
-            output = self._generate(reading, max_new_tokens, **options)
+            output = self._generate(
+                reading,
+                max_new_tokens,
+                boxes_only=boxes_only,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         log_probs = self.model.compute_transition_scores(
             output.sequences, output.logits, normalize_logits=True
         )
@@ -212,8 +216,19 @@ class GroundingPredictor:
         ).to(self.model.device)
 
     @torch.inference_mode()
-    def _generate(self, reading: Mapping[str, Any], max_new_tokens: int, **options: Any) -> Any:
-        return self.model.generate(**reading, max_new_tokens=max_new_tokens, **options)
+    def _generate(
+        self,
+        reading: Mapping[str, Any],
+        max_new_tokens: int,
+        *,
+        boxes_only: bool = False,
+        **options: Any,
+    ) -> Any:
+        prompt_length = reading["input_ids"].shape[1]
+        held = BoxLogitsProcessor(self.grammar, prompt_length, boxes_only=boxes_only)
+        return self.model.generate(
+            **reading, max_new_tokens=max_new_tokens, logits_processor=[held], **options
+        )
 
     def _prompt(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]

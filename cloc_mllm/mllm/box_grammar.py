@@ -1,8 +1,10 @@
-"""Decoding that can only write a box, or one given text instead: which token may come next.
+"""Decoding that writes no malformed box: which token may come next.
 
-Integers are held to their grammar character by character, whatever the tokenizer makes of them;
-location tokens come four to a box. In both the right and lower ends lie beyond the left and upper
-ones, so what comes out always parses to a box with an area.
+An answer is one box, or one given text instead; or it is free, and its location tokens come in
+whole boxes (integers are plain text there, a `<box>` token is a box by itself). Integers are held
+to their grammar character by character, whatever the tokenizer makes of them; location tokens come
+four to a box. In both the right and lower ends lie beyond the left and upper ones, so what comes
+out always parses to a box with an area.
 """
 
 from __future__ import annotations
@@ -75,6 +77,23 @@ class BoxGrammar:
             ids = [*ids, self.instead[len(answer)]]
         return ids or [self.end]
 
+    def banned_in_text(self, answer: Sequence[int], size: int) -> list[tuple[int, int]]:
+        """Ranges of ids, first and past the last, that may not follow a free answer.
+
+        Args:
+            size: of the vocabulary.
+        """
+        if self.location_start is None:
+            return []
+        first, past = self.location_start, self.location_start + self.last_bin + 1
+        begun = 0
+        while begun < len(answer) and first <= answer[-1 - begun] < past:
+            begun += 1
+        open_box = answer[len(answer) - begun % 4 :]
+        low, high = self._range([token - first for token in open_box])
+        banned = [(first, first + low), (first + high + 1, past)]
+        return [*banned, (0, first), (past, size)] if open_box else banned
+
     def _box_goes_on(self, answer: Sequence[int]) -> list[int]:
         """[] where no box has begun, or one is complete."""
         if self.box_token is not None:
@@ -124,19 +143,28 @@ class BoxGrammar:
 
 
 class BoxLogitsProcessor(LogitsProcessor):
-    """Keeps `generate` to one box an answer: `generate(logits_processor=[...])`.
+    """Keeps `generate` to the grammar: `generate(logits_processor=[...])`.
 
     Args:
         prompt_length: tokens of the (padded) prompt, in front of the answers.
+        boxes_only: an answer is one box, or is free.
     """
 
-    def __init__(self, grammar: BoxGrammar, prompt_length: int) -> None:
+    def __init__(self, grammar: BoxGrammar, prompt_length: int, *, boxes_only: bool) -> None:
         self.grammar = grammar
         self.prompt_length = prompt_length
+        self.boxes_only = boxes_only
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """int64[B, T], float[B, V] -> float[B, V], minus infinity where a token may not come."""
-        return mask_logits(self.grammar, input_ids[:, self.prompt_length :].tolist(), scores)
+        answers = input_ids[:, self.prompt_length :].tolist()
+        if self.boxes_only:
+            return mask_logits(self.grammar, answers, scores)
+        masked = scores.clone()
+        for row, answer in zip(masked, answers, strict=True):
+            for start, end in self.grammar.banned_in_text(answer, len(row)):
+                row[start:end] = -torch.inf
+        return masked
 
 
 def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: Tensor) -> Tensor:

@@ -63,14 +63,22 @@ def test_pieces_join_to_the_text_and_stop_words_are_cut(
 
 
 def test_boxes_between_words_are_found_with_their_confidence(predictor, always) -> None:
-    good, bad = "<loc_0><loc_5><loc_19><loc_10>", "<loc_9><loc_5><loc_3><loc_10>"
-    always(f"a crab {good} and {bad} {good}{good}")
+    good, inverted = "<loc_0><loc_5><loc_19><loc_10>", "<loc_9><loc_5><loc_3><loc_10>"
+    always(f"a crab {good} and {inverted} {good}{good}")
     answer, _ = ask(predictor, Chat([user("What is there?")]))
+    assert answer.boxes.pop(1).text == "<loc_9><loc_5><loc_10><loc_10>"  # held to the grammar
     assert [box.text for box in answer.boxes] == [good] * 3
-    assert answer.box_failures == ["inverted"]
+    assert not answer.box_failures
     for box in answer.boxes:
         assert box.box == pytest.approx((0, 5 / 19, 1, 10 / 19))
         assert box.confidence == pytest.approx(0.9, abs=1e-4)
+
+
+def test_a_box_cut_by_the_limit_is_a_failure(predictor, always) -> None:
+    always("<loc_0><loc_5><loc_19><loc_10> <loc_0><loc_5><loc_19><loc_10>")
+    answer, _ = ask(predictor, Chat([user("What is there?")]), max_new_tokens=7)
+    assert len(answer.boxes) == len(answer.box_failures) == 1
+    assert answer.finish_reason == "length"
 
 
 def test_a_box_head_is_read_where_the_token_stands(mllm_config: MllmConfig) -> None:

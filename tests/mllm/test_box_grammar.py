@@ -15,6 +15,7 @@ from cloc_mllm.mllm.processing import add_special_tokens
 
 LOCATIONS = BoxFormat("location_tokens", 20)
 INTEGERS = BoxFormat("integers")
+HEAD = BoxFormat("location_tokens", 20, head=True)
 
 
 def tokenizer_for(box_format: BoxFormat) -> PreTrainedTokenizerBase:
@@ -45,6 +46,33 @@ def test_random_answers_are_boxes(
         parsed = box_format.parse(tokenizer.decode(answer[:-1]))
         assert parsed.failure is None and len(parsed.boxes) == 1, tokenizer.decode(answer)
         assert grammar.allowed(answer) == [grammar.end]
+
+
+@pytest.mark.parametrize("box_format", [LOCATIONS, INTEGERS, HEAD], ids=["tokens", "text", "head"])
+def test_location_tokens_of_a_free_answer_come_in_whole_boxes(box_format: BoxFormat) -> None:
+    tokenizer = tokenizer_for(box_format)
+    grammar = BoxGrammar(tokenizer, box_format)
+    held = BoxLogitsProcessor(grammar, 1, boxes_only=False)
+    tokens = tokenizer.convert_tokens_to_ids(box_format.tokens())
+    words = torch.tensor([5, 9, tokenizer.eos_token_id, *tokens])
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.full((50, len(tokenizer)), -1e4)
+    ids = torch.zeros((50, 1), dtype=torch.long)
+    for _ in range(120):
+        logits[:, words] = torch.randn((50, len(words)), generator=rng)
+        ids = torch.cat([ids, held(ids, logits).argmax(-1, keepdim=True)], 1)
+        if box_format is not LOCATIONS:
+            assert torch.equal(held(ids, logits), logits)
+    if box_format is not LOCATIONS:
+        return
+    num_boxes = 0
+    for row in ids[:, 1:].tolist():
+        while (begun := grammar.banned_in_text(row, len(tokenizer))) and len(begun) > 2:
+            row.pop()  # cut where the answer ends
+        found, failures = box_format.find(tokenizer.decode(row))
+        num_boxes += len(found)
+        assert not failures
+    assert num_boxes > 500
 
 
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0.5, 0.1, 0.6, 0.2), (0.0, 0.9, 0.1, 1.0)])
@@ -90,7 +118,9 @@ def test_masked_logits_keep_what_may_come() -> None:
     logits = torch.randn(2, start + 30)
     prompt = torch.full((2, 3), 7)
     answers = torch.tensor([[start + 18, start + 5], [start + 17, start + 6]])
-    actual = BoxLogitsProcessor(grammar, 3)(torch.cat([prompt, answers], 1), logits)
+    actual = BoxLogitsProcessor(grammar, 3, boxes_only=True)(
+        torch.cat([prompt, answers], 1), logits
+    )
     kept = actual.isfinite()
     assert kept[0].nonzero().flatten().tolist() == [start + 19]
     assert kept[1].nonzero().flatten().tolist() == [start + 18, start + 19]
