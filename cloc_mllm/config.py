@@ -314,7 +314,7 @@ class AlignmentConfig:
         steps: 0 leaves it out.
         optimizer: as in `OptimConfig`.
         vision_lr: above 0 trains the vision encoder, too: its tokens then learn to tell the name
-            and the box of the thing they show. Needs `freeze_vision_encoder` off.
+            and the box of the thing they show.
     """
 
     steps: int = 0

@@ -77,7 +77,7 @@ def align_projectors(
         return None
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     settings = config.alignment
-    learning = _PROJECTORS if settings.vision_lr == 0 else (*_PROJECTORS, "vision.")
+    learning = taught_parts(settings)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(learning))
     job = Job(
@@ -90,7 +90,7 @@ def align_projectors(
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
         mixture=parts_of(dataset),
-        only_trainable=True,
+        kept_frozen=(),
     )
     run = dataclasses.replace(
         config.run,
@@ -111,11 +111,17 @@ def align_projectors(
     return result
 
 
+def taught_parts(settings: AlignmentConfig) -> tuple[str, ...]:
+    """Prefixes of the names of the parameters that alignment changes."""
+    if not settings.steps:
+        return ()
+    return (*_PROJECTORS, "vision.") if settings.vision_lr else _PROJECTORS
+
+
 def check_alignment(model: ClocMllmForConditionalGeneration, settings: AlignmentConfig) -> None:
     """
     Raises:
-        ValueError: the projector's tokens have no place in the image; or (a part of) the encoder
-            would be aligned and then frozen: a checkpoint of stage 2 holds what stage 2 trains.
+        ValueError: the projector's tokens have no place in the image.
     """
     if settings.steps and model.config.projector == "resampler":
         raise ValueError(
@@ -127,15 +133,6 @@ def check_alignment(model: ClocMllmForConditionalGeneration, settings: Alignment
         raise ValueError(
             "alignment knows the whole image's tokens alone; set alignment.steps or "
             "model.max_tiles to 0"
-        )
-    frozen = any(
-        n.startswith("vision.") and not p.requires_grad for n, p in model.named_parameters()
-    )
-    if settings.steps and settings.vision_lr and frozen:
-        raise ValueError(
-            f"alignment.vision_lr is {settings.vision_lr}, but (a part of) the vision encoder "
-            "is frozen afterwards, so no checkpoint of stage 2 would hold what it learnt; set "
-            "model.freeze_vision_encoder to false and leave it out of optim.layer_lr's zeros"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cloc_mllm.config import Stage2Config
+from cloc_mllm.config import AlignmentConfig, Stage2Config
 from cloc_mllm.data.mixture import Mixture, parts_of
 from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
@@ -67,16 +67,23 @@ def fill_features(
     return cache
 
 
-def check_encoder_is_frozen(model: ClocMllmForConditionalGeneration) -> None:
+def check_encoder_is_frozen(
+    model: ClocMllmForConditionalGeneration, alignment: AlignmentConfig
+) -> None:
     """
     Raises:
-        ValueError: a part of the encoder learns, so its tokens change; or pictures have tiles,
+        ValueError: a part of the encoder learns (or is aligned), so its tokens change; or pictures have tiles,
             which are not kept.
     """
     if "max_tiles" in model.config.fingerprint:
         raise ValueError(
             "data.feature_cache keeps one canvas a picture, without tiles; set model.max_tiles to "
             '0, or data.feature_cache to ""'
+        )
+    if alignment.steps and alignment.vision_lr:
+        raise ValueError(
+            "data.feature_cache keeps what the vision encoder computes, but alignment.vision_lr "
+            'changes it; set one of them to 0 or ""'
         )
     learns = [name for name, p in model.vision.encoder.named_parameters() if p.requires_grad]
     if learns:

@@ -65,7 +65,8 @@ class Job:
         evaluate: called on the main rank, the model in `eval()` and without gradient.
         num_workers: loader processes per rank.
         mixture: data sets that `dataset` is made of, one behind another; () is one alone.
-        only_trainable: leave frozen parameters out of checkpoints (they come with the model).
+        kept_frozen: frozen parameters that checkpoints hold, by prefixes of their names; others
+            come with the model.
     """
 
     model: nn.Module
@@ -78,7 +79,7 @@ class Job:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     num_workers: int = 0
     mixture: tuple[Part, ...] = ()
-    only_trainable: bool = False
+    kept_frozen: tuple[str, ...] = ("",)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
             if _due(config.save_every, done, last or stopping):
                 state, keep = identity | {"step": done}, config.keep_checkpoints
                 save_run(
-                    engine, model, state, checkpoints, keep=keep, only_trainable=job.only_trainable
+                    engine, model, state, checkpoints, keep=keep, kept_frozen=job.kept_frozen
                 )
             if stopping and not last:
                 exit_code = _agreed_exit_code(stop.signal_number)

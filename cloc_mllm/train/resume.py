@@ -54,11 +54,11 @@ def save_run(
     root: Path,
     *,
     keep: int,
-    only_trainable: bool,
+    kept_frozen: tuple[str, ...],
 ) -> None:
     """Writes a checkpoint from the main rank; every rank must call it. `state` holds `step`."""
     moments, optimizer_steps = optimizer_state(engine, model)
-    weights = _weights(model, only_trainable)
+    weights = _weights(model, kept_frozen)
     if is_main():
         state = state | {"optimizer_steps": optimizer_steps}
         save_checkpoint(root, Checkpoint(weights, moments, state), keep)
@@ -85,12 +85,14 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
             targets[name].copy_(tensor)
 
 
-def _weights(model: nn.Module, only_trainable: bool) -> dict[str, Tensor]:
+def _weights(model: nn.Module, kept_frozen: tuple[str, ...]) -> dict[str, Tensor]:
     """Parameters (tied ones once) and the buffers that a state dict has, whole, copied to the CPU
     of the main rank. Every rank calls it."""
     persistent = model.state_dict().keys()
     parameters = {
-        name: p for name, p in model.named_parameters() if p.requires_grad or not only_trainable
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad or name.startswith(kept_frozen)
     }
     buffers = {name: b for name, b in model.named_buffers() if name in persistent}
     weights = {}

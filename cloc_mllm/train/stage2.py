@@ -22,7 +22,7 @@ from cloc_mllm.mllm import (
 )
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
-from cloc_mllm.train.alignment import align_projectors, check_alignment
+from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.entry import dry_run_report, parse_job
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
@@ -61,7 +61,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     freeze_by_lr(model, config.optim)
     check_alignment(model, config.alignment)
     if config.data.feature_cache:
-        check_encoder_is_frozen(model)
+        check_encoder_is_frozen(model, config.alignment)
     if dry_run:
         print(dry_run_report(config, model, order) + "\n")
     checked = check_records(
@@ -97,7 +97,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
         mixture=mixture,
-        only_trainable=True,
+        kept_frozen=taught_parts(config.alignment),
     )
     return train(job, config.run, config.optim)
 

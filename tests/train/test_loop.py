@@ -283,10 +283,10 @@ def test_frozen_parameters_do_not_move(tmp_path: Path) -> None:
 def test_checkpoints_may_leave_frozen_parameters_out(tmp_path: Path) -> None:
     optim = OptimConfig(lr=1e-2, warmup_steps=0, layer_lr={"encoder": 0.0})
     stop = at_step(5, lambda: signal.raise_signal(signal.SIGTERM))
-    train_toy(run_config(tmp_path / "a"), optim, only_trainable=True, step_fn=stop)
+    train_toy(run_config(tmp_path / "a"), optim, kept_frozen=(), step_fn=stop)
     weights = load_checkpoint(last_checkpoint(tmp_path / "a")).weights
     assert not [name for name in weights if name.startswith("encoder")]
-    resumed, _ = train_toy(run_config(tmp_path / "a"), optim, only_trainable=True)
+    resumed, _ = train_toy(run_config(tmp_path / "a"), optim, kept_frozen=())
     unbroken, _ = train_toy(run_config(tmp_path / "b"), optim)
     for actual, expected in zip(resumed.parameters(), unbroken.parameters(), strict=True):
         assert torch.equal(actual, expected)

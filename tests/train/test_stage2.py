@@ -26,6 +26,7 @@ from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.train.alignment import AlignmentCollator, align_projectors, alignment_step
+from cloc_mllm.train.export import load_trained
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
 from cloc_mllm.train.stage2 import answer_step, main, run_stage2
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
@@ -215,22 +216,37 @@ def test_alignment_moves_the_projectors_alone_and_resumes_finished(config) -> No
     ]
 
 
-def test_alignment_may_teach_the_encoder_that_stage_2_goes_on_training(config) -> None:
+def test_alignment_may_teach_the_encoder(config) -> None:
     config.alignment = AlignmentConfig(
         steps=2, global_batch_size=4, optimizer="muon", lr=1e-2, vision_lr=1e-3
     )
     records = load_records(config.data.train)
-    with pytest.raises(ValueError, match=r"frozen afterwards.*freeze_vision_encoder to false"):
-        run_stage2(config)
-    with pytest.raises(ValueError, match="is frozen afterwards"):
-        run_stage2(config, dry_run=True)
-    config.model.freeze_vision_encoder = False
     model, processor = build_mllm(config.model)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     align_projectors(model, processor, records, config)
     moved = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
     assert any(name.startswith("vision.encoder") for name in moved)
     assert not any(name.startswith("language_model") for name in moved)
+
+
+def test_a_checkpoint_holds_what_alignment_taught_and_stage_2_froze(config) -> None:
+    config.alignment = AlignmentConfig(steps=2, global_batch_size=4, lr=1e-2, vision_lr=1e-3)
+    config.optim.layer_lr = {"projector": 0}
+    assert config.model.freeze_vision_encoder
+    run_stage2(config)
+    run = Path(config.run.output_dir)
+    saved = AutoModelForImageTextToText.from_pretrained(run / "model").state_dict()
+    exported, _ = load_trained(run)
+    frozen = {
+        name: p
+        for name, p in exported.named_parameters()
+        if name.startswith(("vision.", "projector."))
+    }
+    for name, parameter in frozen.items():
+        assert torch.equal(parameter, saved[name]), name
+    config.data.feature_cache = "cache"
+    with pytest.raises(ValueError, match=r"alignment\.vision_lr changes it"):
+        run_stage2(config, dry_run=True)
 
 
 def test_alignment_of_images_without_regions_is_finite(config) -> None:
