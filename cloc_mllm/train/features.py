@@ -72,8 +72,8 @@ def check_encoder_is_frozen(
 ) -> None:
     """
     Raises:
-        ValueError: a part of the encoder learns (or is aligned), so its tokens change; or pictures have tiles,
-            which are not kept.
+        ValueError: a part of the encoder learns (or is aligned), so its tokens change; or
+            pictures have tiles, which are not kept.
     """
     if "max_tiles" in model.config.fingerprint:
         raise ValueError(

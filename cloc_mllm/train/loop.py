@@ -165,9 +165,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
                 state, keep = identity | {"step": done}, config.keep_checkpoints
-                save_run(
-                    engine, model, state, checkpoints, keep=keep, kept_frozen=job.kept_frozen
-                )
+                save_run(engine, model, state, checkpoints, keep=keep, kept_frozen=job.kept_frozen)
             if stopping and not last:
                 exit_code = _agreed_exit_code(stop.signal_number)
                 log.message(f"stopped after step {done}; the same command continues from there")
