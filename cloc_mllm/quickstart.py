@@ -1,7 +1,7 @@
 """`cloc-mllm quickstart`: the whole road on built-in data, on a laptop's CPU.
 
-Shows the shipped model first, then makes data, trains CLOC, a small language model, the MLLM of
-both, and plain CLIP at CLOC's budget, two at a time; evaluates, and writes one report.
+Shows the shipped model first. Then, two at a time: a small language model, which needs no data;
+data and CLOC; plain CLIP at CLOC's budget; the MLLM. Evaluates, and writes one report.
 """
 
 from __future__ import annotations
@@ -97,8 +97,6 @@ def _telling_example() -> tuple[Record, str]:
 
 def _train(out: Path, budget: float) -> None:
     data = str(out / "data")
-    for command in _data_commands(data, budget):
-        _run(out, command)
     scenes = ("--data.train", f"{data}/train")
     stage1 = (*_config("stage1_openmoji", budget), *scenes)
     stage1 += ("--data.validation", f"{data}/validation")
@@ -121,11 +119,13 @@ def _train(out: Path, budget: float) -> None:
         ),
     )  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(_run, out, command, 0.5) for command in (cloc, llm, clip)]
-        for needed in jobs[:2]:
+        language_model = pool.submit(_run, out, llm)
+        for command in _data_commands(data, budget):
+            _run(out, command)
+        encoder, baseline = (pool.submit(_run, out, command) for command in (cloc, clip))
+        for needed in (language_model, encoder):
             needed.result()
-        jobs.append(pool.submit(_run, out, mllm, 0.5))
-        for job in jobs:
+        for job in (pool.submit(_run, out, mllm), baseline):
             job.result()
 
 
@@ -147,7 +147,7 @@ def _data_commands(data: str, budget: float) -> list[Command]:
             f"{split} scenes",
             (
                 "data", "build", "scenes", "--split", split, "--num",
-                str(math.ceil(number * budget)), "--workers", str(os.cpu_count() or 1),
+                str(math.ceil(number * budget)), "--workers", str(_half_the_cores()),
                 "--out", f"{data}/{split}",
             ),
         )
@@ -164,15 +164,19 @@ def _evaluation_arguments(out: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _run(out: Path, command: Command, share: float = 1.0) -> None:
-    """Run a command on its share of the cores (on OMP_NUM_THREADS of them, where that is set).
+def _half_the_cores() -> int:
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def _run(out: Path, command: Command) -> None:
+    """Run a command on half the cores (on OMP_NUM_THREADS of them, where that is set).
     Output goes to `out/logs`; the last line is shown now and then.
 
     Raises:
         ValueError: the command failed; names its log.
     """
-    threads = str(max(1, int((os.cpu_count() or 1) * share)))
-    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", **os.environ}
+    threads = {"OMP_NUM_THREADS": str(_half_the_cores()), "OMP_WAIT_POLICY": "passive"}
+    environment = {**threads, **os.environ}
     log = out / "logs" / command.log_name
     log.parent.mkdir(exist_ok=True)
     started = time.monotonic()
