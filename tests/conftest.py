@@ -11,10 +11,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # each miss of an unreachable hub would cost
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from cloc_mllm.data.records import Record
+
+# a busy machine is no reason to fail
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 

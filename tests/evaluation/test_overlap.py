@@ -54,7 +54,7 @@ def random_and_adversarial() -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(box, box)
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @example((-1.6e308, 0.11, 4.4e307, 1.6e308), (0.23, 4.4e307, 1.18e308, 1.18e308))  # by atheris
 def test_equals_exact_arithmetic(a, b):
     actual = paired_iou(np.array([a]), np.array([b]))[0]
@@ -64,7 +64,6 @@ def test_equals_exact_arithmetic(a, b):
 
 
 @given(st.lists(st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 8), max_size=5))
-@settings(deadline=None)
 def test_any_numbers_give_a_value_from_0_to_1(rows):
     values = np.array(rows, dtype=np.float64).reshape(-1, 8)
     actual = paired_iou(values[:, :4], values[:, 4:])

@@ -231,6 +231,7 @@ def test_a_quantised_language_model_learns_and_merges_into_what_it_became(
     """8 bits round activations too, which merged weights do not: measured 0.02 of 6.0."""
     pytest.importorskip("bitsandbytes")
     mllm_config.lora, mllm_config.quantization = LoraConfig(rank=2), quantization
+    torch.manual_seed(0)
     model, processor = build_mllm(mllm_config)
     inputs = inputs_for(processor)
     labels = inputs["input_ids"].clone()
@@ -238,7 +239,7 @@ def test_a_quantised_language_model_learns_and_merges_into_what_it_became(
     with torch.no_grad():
         before = model.eval()(**inputs, labels=labels).loss
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(10):
+    for _ in range(30):
         model.train()(**inputs, labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -250,11 +251,6 @@ def test_a_quantised_language_model_learns_and_merges_into_what_it_became(
         after = model.eval()(**inputs, labels=labels)
         merged = loaded(**inputs, labels=labels)
     assert math.isfinite(before) and after.loss < 0.5 * before
-    print(
-        quantization,
-        (merged.logits - after.logits).abs().max(),
-        after.logits.abs().max(),
-    )
     torch.testing.assert_close(merged.logits, after.logits, atol=atol, rtol=0)
     assert not quantized_layers(loaded)
 

@@ -15,7 +15,7 @@ from cloc_mllm.train.data_order import DataOrder, RankBatches, SeededDataset, lo
 from cloc_mllm.train.interleave import cycle_of
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(num_samples=st.integers(1, 30), batch=st.integers(1, 12), seed=st.integers(0, 5))
 def test_each_epoch_shows_every_sample_exactly_once(
     num_samples: int, batch: int, seed: int
@@ -54,7 +54,7 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 WEIGHTS = st.lists(st.sampled_from([1, 2.0, 3, 0.5, 0.7, 7]), min_size=1, max_size=5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(weights=WEIGHTS)
 def test_any_number_of_turns_is_shared_out_to_within_one(weights: list[float]) -> None:
     cycle = cycle_of(tuple(weights))
@@ -70,7 +70,7 @@ def test_any_number_of_turns_is_shared_out_to_within_one(weights: list[float]) -
     assert had == (2 * cycle.counts).tolist()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     weights=st.permutations([1, 2, 0.5, 0.3]),

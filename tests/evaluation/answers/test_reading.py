@@ -166,7 +166,7 @@ texts = st.one_of(
 
 @pytest.mark.parametrize("name", FORMATS)
 @given(text=texts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @example(text="[" * 5000)
 @example(text="\ud800")
 def test_no_text_makes_a_reading_raise(name, text):
@@ -190,7 +190,6 @@ boxes_text = st.lists(st.integers(0, 105), min_size=1, max_size=9)
 
 
 @given(numbers=boxes_text)
-@settings(deadline=None)
 def test_our_own_formats_read_as_our_own_model_does(numbers):
     tokens = "".join(f"<loc_{number}>" for number in numbers)
     integers = f"[{', '.join(str(number * 10) for number in numbers)}]"

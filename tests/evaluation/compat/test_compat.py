@@ -81,7 +81,7 @@ texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_si
 
 @pytest.mark.parametrize("name", COMPATS)
 @given(answers=st.lists(texts, min_size=1, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(answers=["[" * 3000 + "]" * 3000, "9" * 400, f"[{'9' * 400}, 1, 1, 1]", "\ud800", ""])
 @example(answers=[f"[{'9' * 5000}, 1, 1, 1]", f'[{{"bbox": [1, 2, 3, {"9" * 400}]}}]'])
 def test_no_text_makes_a_scorer_raise(name, answers):
@@ -106,7 +106,7 @@ def boxes():
 
 
 @given(rows=st.lists(st.tuples(texts, boxes()), min_size=1, max_size=5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_bbox_rec_equals_lmms_eval(rows):
     module = peer("tasks/refcoco/utils_rec.py")
     results = [
@@ -123,7 +123,7 @@ def test_bbox_rec_equals_lmms_eval(rows):
 
 
 @given(rows=st.lists(st.tuples(texts, boxes()), min_size=1, max_size=5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_refcoco_grounding_equals_lmms_eval(rows):
     pytest.importorskip("loguru", reason="lmms-eval logs with it")
     module = peer("tasks/refcoco_grounding/utils.py")
