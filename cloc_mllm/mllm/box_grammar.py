@@ -77,22 +77,17 @@ class BoxGrammar:
             ids = [*ids, self.instead[len(answer)]]
         return ids or [self.end]
 
-    def banned_in_text(self, answer: Sequence[int], size: int) -> list[tuple[int, int]]:
-        """Ranges of ids, first and past the last, that may not follow a free answer.
-
-        Args:
-            size: of the vocabulary.
-        """
-        if self.location_start is None:
-            return []
+    def banned_in_text(self, answer: Sequence[int]) -> list[slice]:
+        """Ids that may not follow a free answer; for boxes of location tokens."""
+        assert self.location_start is not None
         first, past = self.location_start, self.location_start + self.last_bin + 1
         begun = 0
         while begun < len(answer) and first <= answer[-1 - begun] < past:
             begun += 1
         open_box = answer[len(answer) - begun % 4 :]
         low, high = self._range([token - first for token in open_box])
-        banned = [(first, first + low), (first + high + 1, past)]
-        return [*banned, (0, first), (past, size)] if open_box else banned
+        banned = [slice(first, first + low), slice(first + high + 1, past)]
+        return [*banned, slice(first), slice(past, None)] if open_box else banned
 
     def _box_goes_on(self, answer: Sequence[int]) -> list[int]:
         """[] where no box has begun, or one is complete."""
@@ -157,13 +152,15 @@ class BoxLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """int64[B, T], float[B, V] -> float[B, V], minus infinity where a token may not come."""
+        if not self.boxes_only and self.grammar.location_start is None:
+            return scores
         answers = input_ids[:, self.prompt_length :].tolist()
         if self.boxes_only:
             return mask_logits(self.grammar, answers, scores)
         masked = scores.clone()
         for row, answer in zip(masked, answers, strict=True):
-            for start, end in self.grammar.banned_in_text(answer, len(row)):
-                row[start:end] = -torch.inf
+            for banned in self.grammar.banned_in_text(answer):
+                row[banned] = -torch.inf
         return masked
 
 

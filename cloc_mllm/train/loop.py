@@ -65,8 +65,8 @@ class Job:
         evaluate: called on the main rank, the model in `eval()` and without gradient.
         num_workers: loader processes per rank.
         mixture: data sets that `dataset` is made of, one behind another; () is one alone.
-        kept_frozen: frozen parameters that checkpoints hold, by prefixes of their names; others
-            come with the model.
+        kept_frozen: frozen parameters that checkpoints hold, by prefixes of their names ("": all);
+            others come with the model.
     """
 
     model: nn.Module
