@@ -64,7 +64,7 @@ def decode_image(data: bytes, name: str, wanted_side: int | None = None) -> Imag
             if wanted_side is not None:
                 _draft(image, wanted_side)
             image.load()
-            return _as_rgb(_upright(image))
+            return _upright(_as_rgb(image), _turn(image))
     except UnidentifiedImageError as error:
         expected = ", ".join(IMAGE_FORMATS)
         raise ImageError(name, "not_an_image", f"expected {expected}; it is none") from error
@@ -99,9 +99,11 @@ def _draft(image: Image.Image, wanted_side: int) -> None:
             return
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _turn(image)
-    return image if turn is None else image.transpose(turn)
+def _upright(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    if turn is not None:
+        image = image.transpose(turn)
+    image.info = {}  # Pillow copies the EXIF block: whoever reads its tag would turn once more
+    return image
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
