@@ -88,6 +88,20 @@ class Boxes:
         normalized = self.to_normalized().xyxy
         return Boxes(normalized * normalized.new_tensor([width, height] * 2), frame)
 
+    def check_not_turned(self, width: float, height: float) -> None:
+        """Refuses pixels of the same picture before a quarter turn.
+
+        Raises:
+            ValueError: they are pixels of a `height` x `width` picture.
+        """
+        found = (self.frame.width, self.frame.height)
+        if self.frame.kind == "pixels" and width != height and found == (height, width):
+            raise ValueError(
+                f"the boxes are in pixels of a {found[0]:.0f} x {found[1]:.0f} picture, but the "
+                f"upright one is {width:.0f} x {height:.0f}: a photo with an EXIF orientation is "
+                "turned first; take the size of what `open_image` returns"
+            )
+
     def _require(self, kind: FrameKind) -> None:
         if self.frame.kind != kind:
             raise ValueError(
@@ -158,6 +172,7 @@ class Letterbox:
 
     def to_canvas(self, boxes: Boxes) -> Boxes:
         """Boxes of the original image (normalised or pixels) -> canvas frame."""
+        boxes.check_not_turned(self.original_width, self.original_height)
         scale, offset = self._affine(boxes.xyxy)
         xyxy = boxes.to_normalized().xyxy
         if self.flip:

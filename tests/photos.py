@@ -20,20 +20,30 @@ TURN_BY_ORIENTATION = {
 }
 
 
+def turned(upright: Image.Image, orientation: int) -> Image.Image:
+    """The picture as a camera that writes this orientation stores it."""
+    turn = TURN_BY_ORIENTATION.get(orientation)
+    return upright if turn is None else upright.transpose(turn)
+
+
+def exif(orientation: int) -> bytes:
+    block = Image.Exif()
+    block[ORIENTATION_TAG] = orientation
+    return block.tobytes()
+
+
 def encoded(
     upright: Image.Image,
-    orientation: int | None = None,
     image_format: str = "PNG",
+    *,
+    orientation: int | None = None,
     **options: object,
 ) -> bytes:
-    """An image file that shows `upright` once turned by its tag; None writes no tag."""
+    """An image file that shows `upright` once it is turned by its tag; None writes no tag."""
     stored = upright
     if orientation is not None:
-        turn = TURN_BY_ORIENTATION[orientation]
-        stored = upright if turn is None else upright.transpose(turn)
-        exif = Image.Exif()
-        exif[ORIENTATION_TAG] = orientation
-        options["exif"] = exif
+        stored = turned(upright, orientation)
+        options["exif"] = exif(orientation)
     file = io.BytesIO()
     stored.save(file, image_format, **options)
     return file.getvalue()
