@@ -136,6 +136,24 @@ def distributed_uses(tree: ast.AST) -> Iterator[str]:
             yield f"line {node.lineno}: torch.distributed; use cloc_mllm.distributed"
 
 
+IMAGE_OPENERS = {"Image.open", "PIL.Image.open", "cv2.imread"}
+IMAGE_OPENING_IMPORTS = (
+    "PIL.Image.open",
+    "transformers.image_utils.load_image",
+    "transformers.image_utils.load_images",
+    "torchvision.io.",
+)
+
+
+def image_openings(tree: ast.AST) -> Iterator[str]:
+    for line, name in imported_modules(tree):
+        if name.startswith(IMAGE_OPENING_IMPORTS):
+            yield f"line {line}: import of {name}; use cloc_mllm.data.images.open_image"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) in IMAGE_OPENERS:
+            yield f"line {node.lineno}: {dotted(node.func)}; use open_image"
+
+
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -189,6 +207,16 @@ def test_only_one_module_talks_to_torch_distributed(path: Path) -> None:
         assert list(distributed_uses(tree_of(path))) == []
 
 
+# the second measures bare decoding, beside which the loaders stand
+MAY_OPEN_IMAGES = ("cloc_mllm/data/images.py", "cloc_mllm/bench/loader.py")
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=label)
+def test_images_come_in_one_way(path: Path) -> None:
+    if label(path) not in MAY_OPEN_IMAGES:
+        assert list(image_openings(tree_of(path))) == []
+
+
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=label)
 def test_modules_and_functions_stay_short(path: Path) -> None:
     limit = MAX_SCRIPT_LINES if path in SCRIPTS else MAX_MODULE_LINES
@@ -215,6 +243,10 @@ def test_modules_and_functions_stay_short(path: Path) -> None:
         (distributed_uses, "import torch.distributed as dist"),
         (distributed_uses, "from torch import distributed"),
         (distributed_uses, "torch.distributed.barrier()"),
+        (image_openings, "import PIL.Image\nPIL.Image.open(f)"),
+        (image_openings, "from PIL import Image\nwith Image.open(f) as image: pass"),
+        (image_openings, "from transformers.image_utils import load_image"),
+        (image_openings, "def f():\n    from torchvision.io import decode_image"),
         (deep_functions, "def f():\n if a:\n  for b in c:\n   if d:\n    if e:\n     pass"),
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import train"),
         (lambda tree: upward_imports("data", tree), "def f():\n    import cloc_mllm.mllm.x"),
@@ -232,6 +264,7 @@ def test_the_checks_find_what_they_look_for(check, source: str) -> None:
         (banned_calls, "model.eval()\nyaml.safe_load(f)\nrun(c, shell=False)"),
         (swallowed_exceptions, "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),
         (swallowed_exceptions, "try:\n    f()\nexcept ValueError:\n    pass"),
+        (image_openings, "image = record.load_image()\nimage = open_image(path)"),
         (deep_functions, "def f():\n if a: pass\n elif b: pass\n elif c: pass\n elif d: pass"),
         (lambda tree: upward_imports("train", tree), "from cloc_mllm.data import records"),
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import __version__"),
