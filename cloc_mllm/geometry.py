@@ -88,6 +88,21 @@ class Boxes:
         normalized = self.to_normalized().xyxy
         return Boxes(normalized * normalized.new_tensor([width, height] * 2), frame)
 
+    def turned(self, turn: Image.Transpose) -> Boxes:
+        """Normalised boxes of a picture -> of the picture after a quarter turn."""
+        self._require("normalized")
+        x1, y1, x2, y2 = self.xyxy.unbind(1)
+        if turn is Image.Transpose.ROTATE_90:
+            moved = [y1, 1 - x2, y2, 1 - x1]
+        elif turn is Image.Transpose.ROTATE_270:
+            moved = [1 - y2, x1, 1 - y1, x2]
+        elif turn is Image.Transpose.TRANSPOSE:
+            moved = [y1, x1, y2, x2]
+        else:
+            assert turn is Image.Transpose.TRANSVERSE, turn
+            moved = [1 - y2, 1 - x2, 1 - y1, 1 - x1]
+        return Boxes(torch.stack(moved, 1), NORMALIZED)
+
     def check_not_turned(self, width: float, height: float) -> None:
         """Refuses pixels of the same picture before a quarter turn.
 

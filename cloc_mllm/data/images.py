@@ -108,16 +108,42 @@ def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, 
     Pixels are decoded only for a PNG that may state an orientation behind them. More than
     `max_pixels` never are: the size is then that of the stored picture, not turned.
     """
+    header = _read_header(data, max_pixels)
+    if header is None:
+        return None
+    (width, height), turn = header
+    return (height, width) if turn in _SIDEWAYS else (width, height)
+
+
+def turn_of_boxes(data: bytes, stated_wh: tuple[float, float]) -> Image.Transpose | None:
+    """Tells what brings boxes upright that were annotated in pixels of the stated size.
+
+    Tools that ignore EXIF state the size and the boxes of the picture before its turn. A quarter
+    turn exchanges width and height, so the stated size tells the two frames apart.
+
+    Returns:
+        the quarter turn, or None where the stated size is the upright one or cannot tell (a square
+        picture, a half turn, a mirrored one): such boxes are taken as upright.
+    """
+    header = _read_header(data, MAX_IMAGE_PIXELS)
+    if header is None:
+        return None
+    (width, height), turn = header
+    is_before_turn = (stated_wh[0] - stated_wh[1]) * (width - height) > 0
+    return turn if turn in _SIDEWAYS and is_before_turn else None
+
+
+def _read_header(
+    data: bytes, max_pixels: int
+) -> tuple[tuple[int, int], Image.Transpose | None] | None:
+    """The stored width and height, and the turn that brings the picture upright."""
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except (*_DECODE_ERRORS, *_BOMB_ERRORS):
         return None
-    width, height = image.size
-    if width * height > max_pixels:
-        return width, height
-    if image.format == "PNG" and not any(key in data for key in _PNG_ORIENTATION_KEYS):
-        return width, height
-    return (height, width) if _turn(image) in _SIDEWAYS else (width, height)
+    is_too_large = image.width * image.height > max_pixels
+    is_plain = image.format == "PNG" and not any(key in data for key in _PNG_ORIENTATION_KEYS)
+    return image.size, None if is_too_large or is_plain else _turn(image)
 
 
 def _read(path: str | Path, name: str) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from cloc_mllm.data import images
-from cloc_mllm.data.images import ImageError, open_image, upright_size
+from cloc_mllm.data.images import ImageError, open_image, turn_of_boxes, upright_size
 from tests.photos import ORIENTATION_TAG, encoded, exif, turned
 
 NOISE = Image.effect_noise((64, 48), 80).convert("RGB")
@@ -309,6 +309,19 @@ def test_sizes_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch) -> Non
     assert upright_size(encoded(NOISE, "JPEG", orientation=6)) == (64, 48)
     assert upright_size(late, max_pixels=24 * 16 - 1) == (16, 24)
     assert upright_size(b"<html>") is None
+
+
+def test_a_size_that_tells_no_turn_leaves_boxes_upright() -> None:
+    """A square, a half turn, a photo without a tag, the upright size."""
+    square = encoded(Image.new("RGB", (64, 64)), orientation=6)
+    wide = Image.new("RGB", (90, 60))
+    assert turn_of_boxes(square, (64, 64)) is None
+    assert turn_of_boxes(encoded(wide, orientation=3), (90, 60)) is None
+    assert turn_of_boxes(encoded(wide), (60, 90)) is None
+    assert turn_of_boxes(encoded(wide, orientation=6), (90, 60)) is None
+    assert turn_of_boxes(encoded(wide, orientation=6), (60, 90)) is Image.Transpose.ROTATE_270
+    assert turn_of_boxes(encoded(wide, orientation=6), (30.0, 45.0)) is not None  # resized
+    assert turn_of_boxes(b"<html>", (60, 90)) is None
 
 
 # JPEGs decoded smaller

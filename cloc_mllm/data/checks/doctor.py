@@ -15,7 +15,7 @@ from PIL import Image
 
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.drawing import contact_sheet, draw_regions, region_color
-from cloc_mllm.data.images import ImageError, open_image, upright_size
+from cloc_mllm.data.images import ImageError, open_image, turn_of_boxes, upright_size
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.files import Files, open_files, read_image, read_json, read_rows
 from cloc_mllm.data.records import Box
@@ -210,14 +210,16 @@ def _draw(
     pictures: list[Image.Image] = []
     titles: list[str] = []
     drawn: set[str] = set()
+    num_turned = 0
     for case in cases:
         if len(pictures) == args.num:
             break
         if case.image in drawn:
             continue
         drawn.add(case.image)
+        data = _image(files, case.image)
         try:
-            image = open_image(_image(files, case.image), name=case.image)
+            image = open_image(data, name=case.image)
         except ImageError:
             continue
         size = case.size or (float(image.width), float(image.height))
@@ -229,7 +231,11 @@ def _draw(
             boxes.append(case.truth)
             labels.append("truth")
         colors = [region_color(index) for index in range(len(boxes))]
-        pictures.append(draw_regions(image, Boxes.pixels(boxes, *size), labels, colors=colors))
+        upright = Boxes.pixels(boxes, *size).to_normalized()
+        if (turn := turn_of_boxes(data, size)) is not None:
+            upright = upright.turned(turn)
+            num_turned += 1
+        pictures.append(draw_regions(image, upright, labels, colors=colors))
         titles.append(f"{case.image} {json.dumps(case.numbers)}")
     if not pictures:
         print("no overlay: none of the rows' images is in --images")
@@ -237,3 +243,8 @@ def _draw(
     args.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, titles).save(args.out)
     print(f"{len(pictures)} overlays drawn on {args.out}\n")
+    if num_turned:
+        print(
+            f"{num_turned} of them state the size of the photo before its EXIF turn; their boxes "
+            "are turned with it\n"
+        )
