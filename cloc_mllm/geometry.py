@@ -89,19 +89,19 @@ class Boxes:
         return Boxes(normalized * normalized.new_tensor([width, height] * 2), frame)
 
     def turned(self, turn: Image.Transpose) -> Boxes:
-        """Normalised boxes of a picture -> of the picture after a quarter turn."""
+        """Moves normalised boxes with a picture that is turned or mirrored."""
         self._require("normalized")
         x1, y1, x2, y2 = self.xyxy.unbind(1)
-        if turn is Image.Transpose.ROTATE_90:
-            moved = [y1, 1 - x2, y2, 1 - x1]
-        elif turn is Image.Transpose.ROTATE_270:
-            moved = [1 - y2, x1, 1 - y1, x2]
-        elif turn is Image.Transpose.TRANSPOSE:
-            moved = [y1, x1, y2, x2]
-        else:
-            assert turn is Image.Transpose.TRANSVERSE, turn
-            moved = [1 - y2, 1 - x2, 1 - y1, 1 - x1]
-        return Boxes(torch.stack(moved, 1), NORMALIZED)
+        corners = {
+            Image.Transpose.ROTATE_90: [y1, 1 - x2, y2, 1 - x1],
+            Image.Transpose.ROTATE_180: [1 - x2, 1 - y2, 1 - x1, 1 - y1],
+            Image.Transpose.ROTATE_270: [1 - y2, x1, 1 - y1, x2],
+            Image.Transpose.FLIP_LEFT_RIGHT: [1 - x2, y1, 1 - x1, y2],
+            Image.Transpose.FLIP_TOP_BOTTOM: [x1, 1 - y2, x2, 1 - y1],
+            Image.Transpose.TRANSPOSE: [y1, x1, y2, x2],
+            Image.Transpose.TRANSVERSE: [1 - y2, 1 - x2, 1 - y1, 1 - x1],
+        }
+        return Boxes(torch.stack(corners[turn], 1), NORMALIZED)
 
     def check_not_turned(self, width: float, height: float) -> None:
         """Refuses pixels of the same picture before a quarter turn.

@@ -70,6 +70,16 @@ def test_no_boxes_are_boxes() -> None:
     assert Letterbox(10, 20, 8).to_canvas(Boxes.normalized([])).xyxy.shape == (0, 4)
 
 
+@pytest.mark.parametrize("turn", Image.Transpose)
+def test_a_box_is_turned_with_its_picture(turn: Image.Transpose) -> None:
+    picture = Image.new("L", (40, 20))
+    picture.paste(255, (4, 2, 10, 18))
+    boxes = Boxes.pixels([[4, 2, 10, 18]], 40, 20).to_normalized().turned(turn)
+    moved = picture.transpose(turn)
+    expected = moved.getbbox()
+    assert boxes.to_pixels(*moved.size).xyxy[0].tolist() == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
