@@ -24,7 +24,9 @@ def add_split(commands: Any) -> None:
         "when the set grows, and two sets that share an image never part it.",
     )
     split.add_argument("data", help="a directory that `build` made, or its URL")
-    split.add_argument("--out", metavar="DIR", type=Path, required=True, help="one folder a part")
+    split.add_argument(
+        "--output_dir", metavar="DIR", type=Path, required=True, help="one folder per part"
+    )
     split.add_argument(
         "--parts",
         metavar="NAME=SHARE",
@@ -44,7 +46,7 @@ def add_merge(commands: Any) -> None:
         "is dropped and counted (`duplicate_id`), or joined with --join.",
     )
     merge.add_argument("data", nargs="+", help="directories that `build` made, or their URLs")
-    merge.add_argument("--out", metavar="DIR", type=Path, required=True, help="must be new")
+    merge.add_argument("--output_dir", metavar="DIR", type=Path, required=True, help="must be new")
     merge.add_argument(
         "--join",
         action="store_true",
@@ -88,10 +90,10 @@ def _run_split(args: argparse.Namespace) -> None:
         arguments = {"source": str(args.data), "part": name, "share": parts[name]}
         count = write_records(
             tqdm(chosen, desc=name, unit=" records"),
-            args.out / name,
+            args.output_dir / name,
             arguments={**arguments, "seed": args.seed},
         )
-        print(f"{name}: {count:,} records in {args.out / name}")
+        print(f"{name}: {count:,} records in {args.output_dir / name}")
 
 
 def _run_merge(args: argparse.Namespace) -> None:
@@ -100,12 +102,12 @@ def _run_merge(args: argparse.Namespace) -> None:
     merged = merge_records(datasets, join=args.join, drop_log=drop_log)
     write_records(
         tqdm(merged, desc="merging", unit=" records"),
-        args.out,
+        args.output_dir,
         arguments={"source": "merge", "data": list(map(str, args.data)), "join": args.join},
         drop_log=drop_log,
     )
     print(drop_log.summary())
-    print(f"written to {args.out}")
+    print(f"written to {args.output_dir}")
 
 
 def merge_records(

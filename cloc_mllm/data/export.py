@@ -36,7 +36,7 @@ def add_export(commands: Any) -> None:
     _add(formats, "ms-swift", "rows.jsonl with <bbox> and objects, images/", _ms_swift)
     tars = _add(formats, "webdataset", "tars of jpg, txt and json in GRIT's layout", _webdataset)
     tars.add_argument(
-        "--shard-size", metavar="N", type=int, default=1000, help="default: %(default)s"
+        "--shard_size", metavar="N", type=int, default=1000, help="default: %(default)s"
     )
 
 
@@ -44,7 +44,11 @@ def _add(formats: Any, name: str, summary: str, write: Write) -> argparse.Argume
     parser: argparse.ArgumentParser = formats.add_parser(name, help=summary, description=summary)
     parser.add_argument("data", help="a directory that `build` made, or its URL")
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="directory to make; must be new"
+        "--output_dir",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="directory to make; must be new",
     )
     parser.set_defaults(run=_run, write=write)
     return parser
@@ -55,20 +59,20 @@ def _run(args: argparse.Namespace) -> None:
     for what, count in counts.items():
         if count:
             print(f"{what + ':':20} {count:>9,}")
-    print(f"written to {args.out}")
+    print(f"written to {args.output_dir}")
 
 
 def _coco(records: Iterable[Record], args: argparse.Namespace) -> Any:
-    return write_coco(records, args.out)
+    return write_coco(records, args.output_dir)
 
 
 def _llava(records: Iterable[Record], args: argparse.Namespace) -> Any:
-    return write_llava(records, args.out, frame=args.frame, decimals=args.decimals)
+    return write_llava(records, args.output_dir, frame=args.frame, decimals=args.decimals)
 
 
 def _ms_swift(records: Iterable[Record], args: argparse.Namespace) -> Any:
-    return write_ms_swift(records, args.out)
+    return write_ms_swift(records, args.output_dir)
 
 
 def _webdataset(records: Iterable[Record], args: argparse.Namespace) -> Any:
-    return write_webdataset(records, args.out, shard_size=args.shard_size)
+    return write_webdataset(records, args.output_dir, shard_size=args.shard_size)

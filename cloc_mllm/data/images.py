@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import io
 import struct
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 ImageSource = Image.Image | str | Path | bytes | np.ndarray
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # what records hold, and what a user may send
+# what `storable` reads beside them, of files on disk; more would be more decoders to attack
+CONVERTED_FORMATS = ("BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+FILE_FORMATS = IMAGE_FORMATS + CONVERTED_FORMATS
 MAX_IMAGE_PIXELS = 64_000_000  # checked in the header, before any pixel is decoded
 # At this ratio a resized draft differs from a resized full decode by as much (1.3 grey levels) as
 # a bilinear from a bicubic resize; at 1.1 by 1.7, at 2 by 0.6 (640 px photos, mean over pixels).
@@ -32,11 +37,15 @@ _UNDO_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = tuple(_UNDO_ORIENTATION[orientation] for orientation in (5, 6, 7, 8))
+# the quarter turns, which exchange width and height
+SIDEWAYS = tuple(_UNDO_ORIENTATION[orientation] for orientation in (5, 6, 7, 8))
 # where a PNG can state an orientation, also behind its pixels
 _PNG_ORIENTATION_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # what Pillow's decoders raise on damaged files
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
+# how a HEIC photo starts, behind the length of its first box
+_HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1"))
+_LOSSY_FORMATS = ("AVIF", "HEIF")  # saved as JPEG: a PNG would be ten times as large for nothing
 _BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -50,6 +59,7 @@ class ImageError(ValueError):
         message = f"image of {name!r} cannot be used ({reason}): {detail}" if reason else name
         super().__init__(message)
         self.reason = reason
+        self.detail = detail
 
 
 def open_image(
@@ -102,48 +112,108 @@ def open_image(
         raise ImageError(name, "broken_image", f"{detail}; fetch or save it again") from error
 
 
-def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int] | None:
-    """(width, height) as `open_image` gives them, mostly from the header; None for no image.
+class Header(NamedTuple):
+    """What the header of an image file states.
+
+    Attributes:
+        stored_wh: width and height in pixels of the picture as it is stored.
+        turn: what brings it upright, None for nothing.
+    """
+
+    stored_wh: tuple[int, int]
+    turn: Image.Transpose | None
+
+    @property
+    def upright_wh(self) -> tuple[int, int]:
+        width, height = self.stored_wh
+        return (height, width) if self.turn in SIDEWAYS else (width, height)
+
+
+def read_header(
+    data: bytes,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    formats: tuple[str, ...] = IMAGE_FORMATS,
+) -> Header | None:
+    """Reads the size and the turn of an image file, mostly from its header; None for no image.
 
     Pixels are decoded only for a PNG that may state an orientation behind them. More than
-    `max_pixels` never are: the size is then that of the stored picture, not turned.
+    `max_pixels` never are: the picture then counts as upright.
     """
-    header = _read_header(data, max_pixels)
-    if header is None:
-        return None
-    (width, height), turn = header
-    return (height, width) if turn in _SIDEWAYS else (width, height)
-
-
-def turn_of_boxes(data: bytes, stated_wh: tuple[float, float]) -> Image.Transpose | None:
-    """Tells what brings boxes upright that were annotated in pixels of the stated size.
-
-    Tools that ignore EXIF state the size and the boxes of the picture before its turn. A quarter
-    turn exchanges width and height, so the stated size tells the two frames apart.
-
-    Returns:
-        the quarter turn, or None where the stated size is the upright one or cannot tell (a square
-        picture, a half turn, a mirrored one): such boxes are taken as upright.
-    """
-    header = _read_header(data, MAX_IMAGE_PIXELS)
-    if header is None:
-        return None
-    (width, height), turn = header
-    is_before_turn = (stated_wh[0] - stated_wh[1]) * (width - height) > 0
-    return turn if turn in _SIDEWAYS and is_before_turn else None
-
-
-def _read_header(
-    data: bytes, max_pixels: int
-) -> tuple[tuple[int, int], Image.Transpose | None] | None:
-    """The stored width and height, and the turn that brings the picture upright."""
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = _open(data, formats)
     except (*_DECODE_ERRORS, *_BOMB_ERRORS):
         return None
     is_too_large = image.width * image.height > max_pixels
     is_plain = image.format == "PNG" and not any(key in data for key in _PNG_ORIENTATION_KEYS)
-    return image.size, None if is_too_large or is_plain else _turn(image)
+    turn = None if is_too_large or is_plain else _turn(image)
+    if image.format == "TIFF" and turn in SIDEWAYS:  # Pillow states the upright size
+        return Header((image.height, image.width), turn)
+    return Header(image.size, turn)
+
+
+def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int] | None:
+    """(width, height) as `open_image` gives them, by `read_header`; None for no image."""
+    header = read_header(data, max_pixels)
+    return None if header is None else header.upright_wh
+
+
+def storable(data: bytes, *, name: str = "") -> tuple[bytes, str]:
+    """Converts an image file of a build to one that records hold.
+
+    JPEG, PNG and WebP files stay as they are, byte for byte. Of the formats of
+    `CONVERTED_FORMATS` it is what `open_image` would show: the first frame, upright, transparency
+    on white, grey scaled to 8 bits. The new file is a PNG, and of AVIF and HEIC photos, which are
+    lossy themselves, a JPEG of quality 95.
+
+    Returns:
+        the file, and the name of its old format, "" for what stays.
+
+    Raises:
+        ImageError: as `open_image` does.
+    """
+    image = _from_file(data, name, FILE_FORMATS)
+    found = str(image.format)
+    if found in IMAGE_FORMATS or data.startswith(b"\xff\xd8"):  # an MPO starts as its first JPEG
+        return data, ""
+    _refuse_floats(image, name)
+    _check_size(image, name)
+    try:
+        image.load()
+        turn = _turn(image)
+        picture = _as_rgb(image)
+    except (*_DECODE_ERRORS, AssertionError) as error:
+        detail = f"{error}; fetch or save it again"
+        raise ImageError(name, "broken_image", detail) from error
+    picture.info = {}
+    options: dict[str, Any] = {}
+    if turn is not None:
+        exif = Image.Exif()
+        exif[_ORIENTATION_TAG] = next(
+            tag for tag, undo in _UNDO_ORIENTATION.items() if undo is turn
+        )
+        options["exif"] = exif
+    file = io.BytesIO()
+    if found in _LOSSY_FORMATS:
+        picture.save(file, "JPEG", quality=95, subsampling=0, **options)
+    else:
+        picture.save(file, "PNG", **options)
+    return file.getvalue(), "HEIC" if found == "HEIF" else found
+
+
+def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """Opens a file of one of the formats; HEIC with `pillow-heif`, where that is installed."""
+    if formats != IMAGE_FORMATS:
+        if is_heic(data) and find_spec("pillow_heif") is not None:
+            from pillow_heif import register_heif_opener
+
+            register_heif_opener()
+        Image.init()
+        formats = tuple(name for name in formats if name in Image.OPEN)
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def is_heic(data: bytes) -> bool:
+    return data[4:12] in _HEIC_BRANDS
 
 
 def _read(path: str | Path, name: str) -> bytes:
@@ -155,14 +225,12 @@ def _read(path: str | Path, name: str) -> bytes:
 
 def _undecoded(source: object, name: str) -> Image.Image:
     if isinstance(source, Image.Image):
-        if source.mode == "F":
-            detail = "its pixels are floats, whose white is unknown; scale them to 0..255, mode L"
-            raise ImageError(name, "not_an_image", detail)
+        _refuse_floats(source, name)
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     if isinstance(source, bytes):
-        return _from_file(source, name)
+        return _from_file(source, name, IMAGE_FORMATS)
     raise ImageError(
         name,
         "not_an_image",
@@ -171,19 +239,24 @@ def _undecoded(source: object, name: str) -> Image.Image:
     )
 
 
-def _from_file(data: bytes, name: str) -> Image.Image:
+def _from_file(data: bytes, name: str, formats: tuple[str, ...]) -> Image.Image:
     if not data:
         raise ImageError(name, "missing_image", "there is no image file")
     try:
-        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        return _open(data, formats)
     except UnidentifiedImageError as error:
-        expected = ", ".join(IMAGE_FORMATS)
-        detail = f"expected {expected}, got a file that starts with {data[:12]!r}; convert it"
-        raise ImageError(name, "not_an_image", detail) from error
+        raise ImageError(name, "not_an_image", _what_else(data, formats)) from error
     except _BOMB_ERRORS as error:
         raise ImageError(name, "image_too_large", str(error)) from error
     except _DECODE_ERRORS as error:
         raise ImageError(name, "broken_image", str(error)) from error
+
+
+def _what_else(data: bytes, formats: tuple[str, ...]) -> str:
+    if is_heic(data) and "HEIF" in formats:
+        return "it is a HEIC photo; run: pip install pillow-heif"
+    expected = ", ".join(formats)
+    return f"expected {expected}, got a file that starts with {data[:12]!r}; convert it"
 
 
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
@@ -198,6 +271,12 @@ def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
             "channels last",
         )
     return Image.fromarray(pixels)
+
+
+def _refuse_floats(image: Image.Image, name: str) -> None:
+    if image.mode == "F":
+        detail = "its pixels are floats, whose white is unknown; scale them to 0..255, mode L"
+        raise ImageError(name, "not_an_image", detail)
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cloc_mllm import __version__
+from cloc_mllm.data.acceptance import refuse_lossy_build, refuse_no_regions
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.records import SCHEMA_VERSION, Record, Region
 from cloc_mllm.data.storage import Place, cached, is_url, join, open_binary, sha256_of
@@ -38,10 +39,6 @@ CACHE_BYTES = 256 << 20  # row groups that one process keeps, so a small set is 
 MAX_OPEN_SHARDS = 256  # for one process; each is an open file and its footer
 _REBUILD = "the data set is damaged: build it again with `cloc-mllm data build`"
 _VERSION_KEY = b"cloc_mllm.schema_version"
-
-
-class RefusedBuildError(ValueError):
-    """A build whose source gave no record, or lost more of them than it may; nothing is kept."""
 
 
 def record_features() -> Features:
@@ -70,7 +67,7 @@ def record_features() -> Features:
     )
 
 
-def write_records(
+def write_records(  # noqa: PLR0913  what a build can be told
     records: Iterable[Record],
     directory: str | Path,
     *,
@@ -78,6 +75,7 @@ def write_records(
     arguments: dict[str, Any] | None = None,
     drop_log: DropLog | None = None,
     max_drop_share: float = 1.0,
+    allow_no_regions: bool = True,
 ) -> int:
     """Write records (already through `validate_record`) as a new data set.
 
@@ -85,13 +83,16 @@ def write_records(
         directory: must not exist, or be an empty folder.
         arguments: how the records were made (source, seed, ...), for the manifest.
         drop_log: the account that the records' reader keeps; read when `records` is exhausted.
-        max_drop_share: largest share of dropped records that is still delivered.
+        max_drop_share: largest share of records, regions, expressions or captions that may be
+            dropped.
+        allow_no_regions: off refuses a set without a region, unless it has captions and no region
+            was read (pictures with captions are a set of their own).
 
     Returns:
         the number of records written.
 
     Raises:
-        RefusedBuildError: no usable record, or more was dropped than allowed.
+        RefusedBuildError: no usable record, no region, or more was dropped than allowed.
         ValueError: the directory is taken.
     """
     directory = Path(directory)
@@ -105,11 +106,15 @@ def write_records(
     try:
         files = _write_shards(records, partial, shard_size)
         num_records = sum(file["rows"] for file in files)
-        _refuse_bad_build(num_records, drop_log, max_drop_share)
+        refuse_lossy_build(num_records, drop_log, max_drop_share)
+        if not allow_no_regions:
+            refuse_no_regions(drop_log)
         drop_log.write(partial / DROPS_NAME)
         contents = {
             "arguments": arguments or {},
+            "delivered": dict(drop_log.delivered),
             "dropped": drop_log.counts,
+            "set_aside": drop_log.set_aside,
             "notes": dict(drop_log.notes),
             "files": files,
         }
@@ -124,7 +129,8 @@ def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> N
     """Write the manifest of a directory of shards, make all of it durable and give it its name.
 
     Args:
-        contents: `files` as `write_shard` describes them, `arguments`, `dropped` and `notes`.
+        contents: `files` as `write_shard` describes them, `arguments`, `notes`, and the counts
+            `delivered`, `dropped` and `set_aside` of a `DropLog`.
     """
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -138,18 +144,6 @@ def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> N
     partial.chmod(0o755)  # mkdtemp makes it private
     partial.rename(directory)  # replaces an empty folder, fails on any other
     _fsync(directory.parent)
-
-
-def _refuse_bad_build(num_records: int, drop_log: DropLog, max_drop_share: float) -> None:
-    share = drop_log.drop_share()
-    if share > max_drop_share:
-        raise RefusedBuildError(
-            f"{drop_log.num_dropped('record'):,} records ({share:.1%}) were dropped, at most "
-            f"{max_drop_share:.1%} may be; nothing was written. Mend the source, or allow it "
-            "with a larger --max-drop-share (max_drop_share)"
-        )
-    if num_records == 0:
-        raise RefusedBuildError("the source holds no record that can be used; nothing was written")
 
 
 def _write_shards(
@@ -196,7 +190,7 @@ def write_shard(records: Iterable[Record], path: Path) -> dict[str, Any]:
 def _to_row(record: Record) -> dict[str, Any]:
     row = dict(vars(record))
     row["image"] = {"bytes": record.image, "path": None}
-    row["regions"] = [vars(region) for region in record.regions]
+    row["regions"] = [region.stored() for region in record.regions]
     return row
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from cloc_mllm.data.drop_log import DropLog, Kind
-from cloc_mllm.data.images import ImageError, open_image
+from cloc_mllm.data.drop_log import DropLog, Kind, shown
+from cloc_mllm.data.images import ImageError, open_image, storable
 from cloc_mllm.geometry import clean_box
 
 __all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "check_box", "validate_record"]
@@ -35,6 +35,7 @@ class Region:
         expressions: referring expressions whose answer is this box.
         category: the class of the region, "" where the source has none.
         group: the same for regions that one phrase names together, "" for a region on its own.
+        found: the box as its source states it, for messages; no part of a record on disk.
     """
 
     box: Box
@@ -43,6 +44,11 @@ class Region:
     expressions: list[str] = field(default_factory=list)
     category: str = ""
     group: str = ""
+    found: Any = field(default=None, compare=False, repr=False)
+
+    def stored(self) -> dict[str, Any]:
+        """The fields that a record on disk holds."""
+        return {name: value for name, value in vars(self).items() if name != "found"}
 
 
 @dataclass
@@ -68,14 +74,15 @@ class Record:
 def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     """Takes everything unusable out of a record and counts each drop by its reason.
 
-    No other place decides. Width and height become those of the upright image.
+    No other place decides. Width and height become those of the upright image, and an image file
+    that records do not hold is converted (`images.storable`), which is noted.
 
     | kind | reason | rule |
     |---|---|---|
     | record | `missing_id` | the id is empty or no text |
     | record | `duplicate_id` | a record of this id was delivered before |
     | record | `missing_image` | no image bytes |
-    | record | `not_an_image` | not a JPEG, PNG or WebP file |
+    | record | `not_an_image` | none of `images.FILE_FORMATS` |
     | record | `broken_image` | it does not decode to the end |
     | record | `image_too_large` | more than `images.MAX_IMAGE_PIXELS` pixels |
     | region | `not_finite` | a coordinate is NaN, infinite or no number |
@@ -95,15 +102,19 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
         the record, or None if it cannot be used.
     """
     if fault := _id_fault(record.id, drop_log):
-        _drop_record(record, fault, drop_log)
+        drop_record(record, fault, record.id, drop_log)
         return None
     try:
-        image = record.load_image()
+        data, old_format = storable(record.image, name=record.id)
+        image = open_image(data, name=record.id)
     except ImageError as error:
-        _drop_record(record, error.reason, drop_log)
+        drop_record(record, error.reason, error.detail, drop_log)
         return None
+    if old_format:
+        drop_log.note(f"{old_format} images converted to {_format_name(data)}", example=record.id)
     valid = replace(
         record,
+        image=data,
         width=image.width,
         height=image.height,
         captions=_checked_texts(record.captions, "caption", record.id, drop_log),
@@ -122,24 +133,27 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     return valid
 
 
+def drop_record(record: Record, reason: str, found: Any, drop_log: DropLog) -> None:
+    """Counts a record and its parts as dropped."""
+    drop_log.add("record", str(record.id), reason, found)
+    drop_log.add("caption", str(record.id), reason, count=len(record.captions))
+    for index, region in enumerate(record.regions):
+        _drop_region(region, f"{record.id}/{index}", reason, "", drop_log)
+
+
+def _format_name(data: bytes) -> str:
+    return "PNG" if data.startswith(b"\x89PNG") else "JPEG"
+
+
 def _id_fault(record_id: Any, drop_log: DropLog) -> str | None:
     if clean_text(record_id)[0] is None:
         return "missing_id"
     return "duplicate_id" if record_id in drop_log.delivered_ids else None
 
 
-def _drop_record(record: Record, reason: str, drop_log: DropLog) -> None:
-    drop_log.add("record", str(record.id), reason)
-    for _ in record.captions:
-        drop_log.add("caption", str(record.id), reason)
-    for index, region in enumerate(record.regions):
-        _drop_region(region, f"{record.id}/{index}", reason, drop_log)
-
-
-def _drop_region(region: Region, item_id: str, reason: str, drop_log: DropLog) -> None:
-    drop_log.add("region", item_id, reason)
-    for _ in region.expressions:
-        drop_log.add("expression", item_id, reason)
+def _drop_region(region: Region, item_id: str, reason: str, found: Any, drop_log: DropLog) -> None:
+    drop_log.add("region", item_id, reason, found)
+    drop_log.add("expression", item_id, reason, found, count=len(region.expressions))
 
 
 def _checked_region(
@@ -147,9 +161,14 @@ def _checked_region(
 ) -> Region | None:
     box, fault = check_box(region.box, image_wh)
     phrase, text_fault = clean_text(region.phrase)
-    fault = fault or text_fault or (None if _is_finite(region.score) else "bad_score")
-    if box is None or phrase is None or fault:
-        _drop_region(region, item_id, str(fault), drop_log)
+    score_fault = None if _is_finite(region.score) else "bad_score"
+    if box is None or phrase is None or score_fault:
+        found = {text_fault: region.phrase, score_fault: region.score}
+        if fault:
+            stated = region.box if region.found is None else region.found
+            found[fault] = f"{shown(stated)} in a picture of {image_wh[0]} x {image_wh[1]}"
+        reason = str(fault or text_fault or score_fault)
+        _drop_region(region, item_id, reason, found[reason], drop_log)
         return None
     return replace(
         region,
@@ -158,6 +177,7 @@ def _checked_region(
         expressions=_checked_texts(region.expressions, "expression", item_id, drop_log),
         category=clean_text(region.category)[0] or "",
         group=clean_text(region.group)[0] or "",
+        found=None,
     )
 
 
@@ -174,7 +194,8 @@ def check_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | No
         return None, "mostly_outside"
     if width * image_wh[0] < MIN_BOX_SIDE_PX or height * image_wh[1] < MIN_BOX_SIDE_PX:
         return None, "too_small"
-    return clipped, None
+    x1, y1, x2, y2 = clipped
+    return (x1 + 0.0, y1 + 0.0, x2, y2), None  # -0.0 becomes 0.0
 
 
 def _is_finite(value: Any) -> bool:
@@ -186,7 +207,7 @@ def _checked_texts(texts: Sequence[str], kind: Kind, item_id: str, drop_log: Dro
     for raw in texts:
         text, fault = clean_text(raw)
         if text is None:
-            drop_log.add(kind, item_id, str(fault))
+            drop_log.add(kind, item_id, str(fault), raw)
         else:
             checked.append(text)
     return checked
@@ -202,5 +223,7 @@ def clean_text(text: Any) -> tuple[str | None, str | None]:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return None, "bad_text"
+    # a byte order mark inside a text is left over from files that were joined
+    text = text.replace("\ufeff", "")
     words = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text).split()
     return (" ".join(words), None) if words else (None, "empty_text")

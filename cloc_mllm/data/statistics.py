@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
+from cloc_mllm.data.drop_log import note_line, set_aside_lines
 from cloc_mllm.data.records import Record
 
 _AREA_EDGES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -42,8 +44,8 @@ def describe_records(records: Iterable[Record]) -> str:
         _counts(
             "",
             [
-                ("regions an image", _spread(regions_per_image)),
-                ("words a phrase", _spread(phrase_words)),
+                ("regions per image", _spread(regions_per_image)),
+                ("words per phrase", _spread(phrase_words)),
             ],
         ),
         _counts("box area, share of the image", _histogram(areas, _AREA_EDGES)),
@@ -51,6 +53,21 @@ def describe_records(records: Iterable[Record]) -> str:
         _counts("most frequent phrases", phrases.most_common(_NUM_TOP_PHRASES)),
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def describe_build(manifest: dict[str, Any]) -> str:
+    """Says what the build of a data set dropped, with shares, set aside and noted."""
+    lines = ["when it was built"]
+    delivered = manifest.get("delivered", {})
+    for kind, reasons in manifest["dropped"].items():
+        dropped = sum(reasons.values())
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+        read = dropped + delivered.get(kind, 0)
+        of = f" of {read:,}, {dropped / read:.1%}" if kind in delivered else ""
+        lines.append(f"{'dropped:':12} {dropped:>9,} {kind}s{of} ({listed})")
+    lines += set_aside_lines(manifest.get("set_aside", {}))
+    lines += [note_line(what, count) for what, count in manifest["notes"].items()]
+    return "\n".join(lines) if len(lines) > 1 else "nothing was dropped when it was built"
 
 
 def _spread(values: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from cloc_mllm.data.readers import boxes_from_xywh
 from cloc_mllm.data.readers.coco import Annotation, class_name, group_by_image, read_table
+from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.evaluation.predictions import Box, ReferenceRow
 from cloc_mllm.evaluation.queries import Benchmark, Query, clean_text
 from cloc_mllm.geometry import clean_box
@@ -98,8 +99,8 @@ def read_true_boxes(
     annotations_of = group_by_image(table["annotations"])
     wanted = set(image_ids)
     for image in table["images"]:
-        annotations = annotations_of.pop(repr(image.get("id")), [])
-        if str(image.get("id")) not in wanted:
+        annotations = annotations_of.pop(id_key(image.get("id")), [])
+        if id_key(image.get("id")) not in wanted:
             boxes.dropped[NO_RECORD] += len(annotations)
             continue
         boxes.items += _of_image(image, annotations, names, rules or BoxRules(), boxes.dropped)
@@ -142,9 +143,10 @@ def true_box_queries(boxes: TrueBoxes, task: str) -> Iterator[tuple[Query, Refer
 
 
 def _names(categories: Sequence[Annotation], path: str | Path) -> dict[str, str]:
-    """Category id (its `repr`) -> name, lower-case, underscores as spaces."""
+    """Category id (its `id_key`) -> name, lower-case, underscores as spaces."""
     names = {
-        repr(row.get("id")): clean_text(str(class_name(row.get("name")))) for row in categories
+        str(id_key(row.get("id"))): clean_text(str(class_name(row.get("name"))))
+        for row in categories
     }
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice or not names:
@@ -154,7 +156,7 @@ def _names(categories: Sequence[Annotation], path: str | Path) -> dict[str, str]
 
 def _bands(categories: Sequence[Annotation], names: dict[str, str]) -> dict[str, str]:
     return {
-        names[repr(row.get("id"))]: BANDS[row["frequency"]]
+        names[str(id_key(row.get("id")))]: BANDS[row["frequency"]]
         for row in categories
         if row.get("frequency") in BANDS
     }
@@ -170,7 +172,7 @@ def _of_image(
     size = image.get("width"), image.get("height")
     boxes = boxes_from_xywh([row.get("bbox") for row in annotations], *size)
     for row, normalized in zip(annotations, boxes, strict=True):
-        category = repr(row.get("category_id"))
+        category = str(id_key(row.get("category_id")))
         box, fault = _checked(normalized, size, rules.min_side_px)
         if category not in names:
             fault = "unknown_category"
@@ -180,8 +182,8 @@ def _of_image(
             dropped[str(fault)] += 1
             continue
         yield TrueBox(
-            f"{image['id']}#{row.get('id')}",
-            str(image["id"]),
+            f"{id_key(image['id'])}#{row.get('id')}",
+            str(id_key(image["id"])),
             box,
             names[category],
             row.get("segmentation"),

@@ -8,12 +8,17 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from cloc_mllm.data.drop_log import note_line
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.report import time_estimates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Label images, print the throughput, say where the report is."""
+    """Labels images, prints the throughput, says where the report is.
+
+    Returns:
+        0, or 1 where no image got a box.
+    """
     parser = ArgumentParser(
         prog="cloc-mllm label",
         description="Find what captions name in their images, with VESL: captions, noun phrases, "
@@ -33,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{num_labelled:,} images labelled with {result.num_regions:,} boxes, "
         f"{result.num_dropped:,} dropped (drops.jsonl says why)"
     )
-    for note, number in result.notes.items():
-        print(f"not used: {number:,} {note}")
+    for what, count in result.notes.items():
+        print(note_line(what, count, result.examples.get(what, ())))
     print(
         f"this run: {result.num_now:,} images in {result.seconds:.1f} s after loading the models, "
         f"{rate:.2f} images a second"
@@ -42,4 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for amount, duration in time_estimates(rate):
         print(f"  {amount:>6} images at this rate: {duration}")
     print(f"records: {config.output_dir}\nreport: {Path(config.output_dir) / 'report.html'}")
-    return 0
+    if result.num_regions:
+        return 0
+    fates = ", ".join(f"{count:,} {reason}" for reason, count in result.phrases.items() if count)
+    print(
+        f"no image got a box ({fates or 'no phrase was found'}): see the report for the reasons; "
+        "try a lower --threshold, another --detector, or captions that name things"
+    )
+    return 1

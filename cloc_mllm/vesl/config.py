@@ -14,7 +14,8 @@ class LabelConfig:
         images: records (a directory that `cloc-mllm data build` made, one of its files, or a URL),
             whose regions are replaced; or a folder, tar or zip of photos.
         captions: of photos: a JSON lines file of `{"image": NAME, "captions": [TEXT, ...]}`; ""
-            looks for NAME.txt beside each photo, one caption a line.
+            looks for NAME.txt beside each photo, one caption per line.
+        encoding: of captions without a byte order mark; "" is UTF-8.
         output_dir: records, logs and `report.html`; must be new. An unfinished run goes on.
         captioner: "" keeps the given captions alone; otherwise a Transformers image-text-to-text
             model (directory or name), whose caption is put before them.
@@ -40,6 +41,7 @@ class LabelConfig:
 
     images: str = ""
     captions: str = ""
+    encoding: str = ""
     output_dir: str = "runs/labels"
     captioner: str = ""
     caption_prompt: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cloc_mllm.vesl.shards import (
     done_summary,
     finish,
     partial_directory,
+    sum_counts,
 )
 from cloc_mllm.vesl.sources import Source, open_source
 from cloc_mllm.vesl.worker import ShardDone, ShardLabeller, read_shard
@@ -50,7 +51,9 @@ class LabelResult:
         num_regions: that the others got.
         num_now: images of this run.
         seconds: that this run took, without the loading of the models.
-        notes: what the source holds that is not labelled, with its number.
+        notes: what the source holds that is not labelled, or was converted, with its number.
+        examples: the first few names of some notes.
+        phrases: what became of the phrases: `kept` got a box, the others by reason.
     """
 
     num_images: int
@@ -59,6 +62,8 @@ class LabelResult:
     num_now: int
     seconds: float
     notes: dict[str, int]
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    phrases: dict[str, int] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
@@ -79,7 +84,7 @@ def label_images(config: LabelConfig) -> LabelResult:
     output_dir = Path(config.output_dir)
     if output_dir.exists():
         raise ValueError(f"{output_dir} already exists; name another directory or remove it first")
-    source = open_source(config.images, config.captions)
+    source = open_source(config.images, config.captions, config.encoding)
     if not config.captioner and not source.has_captions():
         raise ValueError(
             f"no image of {config.images} has a caption, so there is nothing to look for: put "
@@ -158,10 +163,12 @@ def _label(config: LabelConfig, partial: Path, source: Source) -> LabelResult:
         num_regions=sum(summary.num_regions for summary in summaries),
         num_now=num_now,
         seconds=seconds,
-        notes=source.notes,
+        notes=sum_counts([source.notes, *(summary.notes for summary in summaries)]),
+        examples=source.examples,
+        phrases=sum_counts(summary.phrases for summary in summaries),
     )
     write_report(partial / "report.html", partial, summaries, config, result.images_per_second)
-    finish(partial, Path(config.output_dir), summaries, asdict(config), source.notes)
+    finish(partial, Path(config.output_dir), summaries, asdict(config), result.notes)
     return result
 
 

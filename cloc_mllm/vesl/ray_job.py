@@ -56,7 +56,7 @@ def label_with_ray(
             [asdict(shard) for shard in shards],
             override_num_blocks=min(len(shards), _MAX_BLOCKS),
         )
-        read = partial(_read, images=config.images, captions=config.captions)
+        read = partial(_read, source=(config.images, config.captions, config.encoding))
         if workers.gpus_each:
             rows = rows.map(read, num_cpus=1)
         done = rows.map(
@@ -114,8 +114,8 @@ class _Actor:
         return {"done": self.label(row["content"])}
 
 
-def _read(row: dict[str, Any], images: str, captions: str) -> dict[str, Any]:
-    return {"content": read_shard(Shard(**row), _opened(images, captions))}
+def _read(row: dict[str, Any], source: tuple[str, str, str]) -> dict[str, Any]:
+    return {"content": read_shard(Shard(**row), _opened(*source))}
 
 
 _opened = lru_cache(maxsize=1)(open_source)  # once in each worker process

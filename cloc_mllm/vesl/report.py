@@ -170,7 +170,7 @@ def _fates(summaries: Sequence[Summary]) -> str:
     for summary in summaries:
         phrases.update(summary.phrases)
         boxes.update(summary.boxes)
-        dropped.update(f"{kind}: {reason}" for kind, _, reason in summary.dropped)
+        dropped.update(f"{kind}: {reason}" for kind, _, reason, *_ in summary.dropped)
     tables = [
         ("What became of the phrases", phrases),
         ("What became of the detector's boxes", boxes),

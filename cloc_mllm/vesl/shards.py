@@ -11,16 +11,16 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.parquet import DROPS_NAME, RefusedBuildError, seal_data_set, write_shard
+from cloc_mllm.data.acceptance import RefusedBuildError
+from cloc_mllm.data.drop_log import Drop, DropLog, write_drops
+from cloc_mllm.data.parquet import DROPS_NAME, seal_data_set, write_shard
 from cloc_mllm.data.storage import sha256_of
 from cloc_mllm.vesl.pipeline import Labelled
-
-Drop = tuple[str, str, str]  # kind, id and reason of what `validate_record` refused
 
 TEMPORARY = ".writing-"  # what a killed run may leave of a file
 _PLAN_NAME = "plan.json"
@@ -46,7 +46,8 @@ class Summary:
     Attributes:
         file: entry of the manifest; empty if no image could be used.
         ids: of the records, in the file's order.
-        dropped: `[kind, id, reason]` of what `validate_record` refused.
+        dropped: the fields of `Drop` of what `validate_record` refused.
+        notes: what it did beside, such as converting images, with the number.
         boxes: what became of the detector's boxes.
         phrases: queries that got a box under `kept`, the others by reason.
         words: number of regions by the number of words of their phrase.
@@ -59,6 +60,7 @@ class Summary:
     file: dict[str, Any] = field(default_factory=dict)
     ids: list[str] = field(default_factory=list)
     dropped: list[list[str]] = field(default_factory=list)
+    notes: dict[str, int] = field(default_factory=dict)
     boxes: dict[str, int] = field(default_factory=dict)
     phrases: dict[str, int] = field(default_factory=dict)
     words: dict[str, int] = field(default_factory=dict)
@@ -124,11 +126,12 @@ def done_summary(partial: Path, shard: Shard) -> Summary | None:
 
 
 def write_shard_files(
-    partial: Path, shard: Shard, labelled: Sequence[Labelled], dropped: Sequence[Drop]
+    partial: Path, shard: Shard, labelled: Sequence[Labelled], drop_log: DropLog
 ) -> Summary:
     """The records, the log of phrases, then the summary that makes the shard count."""
     summary = Summary(shard.index, shard.start, shard.stop)
-    summary.dropped = [list(entry) for entry in dropped]
+    summary.dropped = [list(drop) for drop in drop_log.drops]
+    summary.notes = dict(drop_log.notes)
     if labelled:
         temporary = partial / f"{TEMPORARY}{shard.name}.{os.getpid()}"
         entry = write_shard([item.record for item in labelled], temporary)
@@ -177,27 +180,25 @@ def finish(
     Raises:
         RefusedBuildError: more images were unusable than allowed; nothing is lost, the shards stay.
     """
-    dropped = [entry for summary in summaries for entry in summary.dropped]
+    dropped = [Drop(*entry) for summary in summaries for entry in summary.dropped]  # type: ignore[arg-type]
     num_images = sum(summary.num_images for summary in summaries)
     num_dropped = sum(summary.num_dropped for summary in summaries)
     ids = [record_id for summary in summaries for record_id in summary.ids]
     assert len(ids) + num_dropped == num_images, "an image is neither labelled nor dropped"
     max_drop_share = arguments["max_drop_share"]
     if not ids or num_dropped > max_drop_share * num_images:
-        reasons = Counter(reason for kind, _, reason in dropped if kind == "record")
+        reasons = Counter(drop.reason for drop in dropped if drop.kind == "record")
         listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         raise RefusedBuildError(
             f"{num_dropped:,} of {num_images:,} images cannot be used ({listed}), at most "
             f"{max_drop_share:.1%} may be. Allow it with a larger --max_drop_share; what is "
             f"labelled waits in {partial}"
         )
-    with open(partial / DROPS_NAME, "w", encoding="utf-8") as file:
-        for kind, item_id, reason in dropped:
-            file.write(json.dumps({"kind": kind, "id": item_id, "reason": reason}) + "\n")
+    write_drops(dropped, partial / DROPS_NAME)
     counts: dict[str, dict[str, int]] = {}
-    for kind, _, reason in dropped:
-        of_kind = counts.setdefault(kind, {})
-        of_kind[reason] = of_kind.get(reason, 0) + 1
+    for drop in dropped:
+        of_kind = counts.setdefault(drop.kind, {})
+        of_kind[drop.reason] = of_kind.get(drop.reason, 0) + 1
     contents = {
         "arguments": arguments,
         "dropped": counts,
@@ -205,6 +206,13 @@ def finish(
         "files": [summary.file for summary in summaries if summary.file],
     }
     seal_data_set(partial, output_dir, contents)
+
+
+def sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for one in counts:
+        total.update(one)
+    return dict(total)
 
 
 def write_durably(path: Path, text: str) -> None:

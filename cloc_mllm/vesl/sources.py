@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.parquet import load_records, read_manifest
-from cloc_mllm.data.readers.files import IMAGE_SUFFIXES, open_files, read_rows
+from cloc_mllm.data.readers.files import open_files, settle
+from cloc_mllm.data.readers.names import is_image_name, without_suffix
+from cloc_mllm.data.readers.photos import OTHER_FILES
+from cloc_mllm.data.readers.texts import decode, lines_of, read_rows
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.storage import is_url, sha256_of
+
+_NUM_EXAMPLES = 3  # names shown with a note
 
 
 class Source(Protocol):
@@ -19,9 +25,11 @@ class Source(Protocol):
 
     Attributes:
         notes: what it holds that is not labelled, with its number.
+        examples: the first few names of each.
     """
 
     notes: dict[str, int]
+    examples: dict[str, list[str]]
 
     def __len__(self) -> int: ...
 
@@ -35,8 +43,13 @@ class Source(Protocol):
         """Whether any image has one."""
 
 
-def open_source(images: str, captions: str = "") -> Source:
-    """
+def open_source(images: str, captions: str = "", encoding: str = "") -> Source:
+    """Opens records, or a folder, tar or zip of photos.
+
+    Args:
+        captions: of photos: a file of them; "" looks for NAME.txt beside each.
+        encoding: of texts without a byte order mark; "" is UTF-8.
+
     Raises:
         FileNotFoundError: there is nothing at `images`.
         ValueError: it holds no image, or `captions` cannot be used.
@@ -46,7 +59,7 @@ def open_source(images: str, captions: str = "") -> Source:
     path = Path(images)
     is_records = is_url(images) or images.endswith(".parquet") or (path / "manifest.json").is_file()
     if not is_records:
-        return _Photos(path, captions)
+        return _Photos(path, captions, encoding)
     if captions:
         raise ValueError(f"{images} holds records with captions of their own; leave out --captions")
     return _Records(images)
@@ -57,6 +70,7 @@ class _Records:
         self.place = place
         self.records = load_records(place)
         self.notes: dict[str, int] = {}
+        self.examples: dict[str, list[str]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,28 +88,32 @@ class _Records:
 
 
 class _Photos:
-    """The id of a photo is its file name."""
+    """Photos at any depth. The id of a photo is its path below the folder."""
 
-    def __init__(self, path: Path, captions: str) -> None:
+    def __init__(self, path: Path, captions: str, encoding: str) -> None:
         self.path = path
+        self.encoding = encoding
         self._stack = ExitStack()
         self.files = self._stack.enter_context(open_files(path))
-        names = self.files.names()
-        self.names = sorted(n for n in names if n.lower().endswith(IMAGE_SUFFIXES))
+        self.names = [name for name in self.files.names() if is_image_name(name)]
         if not self.names:
+            there = ", ".join(map(shown, self.files.names()[:_NUM_EXAMPLES])) or "nothing"
             raise ValueError(
-                f"{path} holds no photo ({', '.join(IMAGE_SUFFIXES)}); for records give the "
-                "directory that `cloc-mllm data build` made"
+                f"{path} holds no photo, but {there}; for records give the directory that "
+                "`cloc-mllm data build` made"
             )
+        self.notes: dict[str, int] = {}
+        self.examples: dict[str, list[str]] = {}
+        captioned = set() if captions else {f"{without_suffix(n)}.txt" for n in self.names}
+        others = [n for n in self.files.names() if not is_image_name(n) and n not in captioned]
+        self._note(OTHER_FILES, others)
         self.captions_file = captions
-        self.captions = _read_captions(captions) if captions else None
-        if self.captions is not None and not self.captions.keys() & set(self.names):
-            raise ValueError(
-                f"no image of {captions} is in {path}: its first is "
-                f"{next(iter(self.captions), None)!r}, the first photo is {self.names[0]!r}"
-            )
-        num_absent = len((self.captions or {}).keys() - set(self.names))
-        self.notes = {"captioned images that are not there": num_absent} if num_absent else {}
+        self.captions = self._read_captions(captions) if captions else None
+
+    def _note(self, what: str, names: list[str]) -> None:
+        if names:
+            self.notes[what] = len(names)
+            self.examples[what] = [shown(name) for name in names[:_NUM_EXAMPLES]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -116,23 +134,37 @@ class _Photos:
     def _captions(self, name: str) -> list[str]:
         if self.captions is not None:
             return self.captions.get(name, [])
-        beside = self.files.read(f"{PurePosixPath(name).stem}.txt") or b""
-        lines = beside.decode("utf-8", errors="surrogateescape").splitlines()
-        return [line for line in lines if line.strip()]
+        beside = self.files.read(f"{without_suffix(name)}.txt") or b""
+        text = decode(beside, name, self.encoding, "surrogateescape")
+        return [line for line in lines_of(text) if line.strip()]
 
-
-def _read_captions(path: str) -> dict[str, list[str]]:
-    captions: dict[str, list[str]] = {}
-    for place, row in read_rows(path):
-        name = row.get("image") if isinstance(row, dict) else None
-        texts = row.get("captions") if isinstance(row, dict) else None
-        if not isinstance(name, str) or not isinstance(texts, list):
+    def _read_captions(self, path: str) -> dict[str, list[str]]:
+        """Reads photo -> captions; rows of photos that are not there are noted."""
+        texts_of: dict[str, list[str]] = {}
+        for place, row in read_rows(path, self.encoding):
+            name = row.get("image") if isinstance(row, dict) else None
+            texts = row.get("captions") if isinstance(row, dict) else None
+            if not isinstance(name, str) or not isinstance(texts, list):
+                raise ValueError(
+                    f'{path}, {place}: expected {{"image": NAME, "captions": [TEXT, ...]}}, got '
+                    f"{'no valid JSON' if row is None else str(row)[:80]}"
+                )
+            texts_of.setdefault(name, []).extend(texts)
+        matches = settle(self.files, [(name,) for name in texts_of])
+        captions: dict[str, list[str]] = {}
+        for (name,), match in matches.items():
+            if match.path:
+                captions.setdefault(match.path, []).extend(texts_of[name])
+        absent = [name for (name,), match in matches.items() if not match.path]
+        if not captions:
             raise ValueError(
-                f'{path}, {place}: expected {{"image": NAME, "captions": [TEXT, ...]}}, got '
-                f"{'no valid JSON' if row is None else str(row)[:80]}"
+                f"no image of {path} is in {self.path}: its first is {next(iter(texts_of), None)!r}"
+                f", the first photo is {self.names[0]!r}"
             )
-        captions.setdefault(PurePosixPath(name).name, []).extend(texts)
-    return captions
+        self._note("captioned images that are not there", absent)
+        without = [name for name in self.names if name not in captions]
+        self._note("photos that no row captions", without)
+        return captions
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -16,17 +16,17 @@ from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.detector import load_detector
 from cloc_mllm.vesl.phrases import PhraseExtractor
 from cloc_mllm.vesl.pipeline import Labelled, Labeller, Selection
-from cloc_mllm.vesl.shards import Drop, Shard, write_shard_files
+from cloc_mllm.vesl.shards import Shard, write_shard_files
 from cloc_mllm.vesl.sources import Source
 
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The images of a shard: those that can be used, and what `validate_record` dropped."""
+    """The images of a shard that can be used, and what `validate_record` says of the others."""
 
     shard: Shard
     records: list[Record]
-    dropped: list[Drop]
+    drop_log: DropLog
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_shard(shard: Shard, source: Source) -> ShardContent:
     drop_log = DropLog()
     read = source.read(shard.start, shard.stop)
     checked = [validate_record(record, drop_log) for record in read]
-    return ShardContent(shard, [r for r in checked if r is not None], list(drop_log.entries))
+    return ShardContent(shard, [r for r in checked if r is not None], drop_log)
 
 
 def load_labeller(config: LabelConfig, device: str = "") -> Labeller:
@@ -79,7 +79,7 @@ class ShardLabeller:
     def __call__(self, content: ShardContent) -> ShardDone:
         started = time.monotonic()
         labelled = self._label(content.records)
-        write_shard_files(self.directory, content.shard, labelled, content.dropped)
+        write_shard_files(self.directory, content.shard, labelled, content.drop_log)
         num_images = content.shard.stop - content.shard.start
         return ShardDone(num_images, time.monotonic() - started)
 

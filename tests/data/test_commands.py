@@ -58,7 +58,9 @@ def test_too_many_drops_fail_the_build(tmp_path: Path, capsys: pytest.CaptureFix
     assert "3 kept         1 dropped (missing_image 1)" in capsys.readouterr().out
     assert not out.exists()
     report = (tmp_path / "data.drops.jsonl").read_text()
-    assert json.loads(report) == {"kind": "record", "id": "3", "reason": "missing_image"}
+    found = "3.jpg; there are 3 image files, such as 0.jpg"
+    drop = {"kind": "record", "id": "3", "reason": "missing_image", "found": found}
+    assert json.loads(report) == drop
     assert main(["build", "coco", *source, "--out", str(out), "--max-drop-share", "0.25"]) == 0
     assert len(load_records(out)) == 3
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cloc_mllm.data import parquet
-from cloc_mllm.data.parquet import RefusedBuildError, load_records, read_manifest, write_records
+from cloc_mllm.data.acceptance import RefusedBuildError
+from cloc_mllm.data.parquet import load_records, read_manifest, write_records
 from cloc_mllm.data.records import DropLog, Record, Region
 
 

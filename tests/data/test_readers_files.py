@@ -1,17 +1,19 @@
+"""Folders, tars and zips alike: files by their path, and what is no such source."""
+
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from cloc_mllm.data.readers import boxes_from_xywh, boxes_from_xyxy
 from cloc_mllm.data.readers import files as files_module
-from cloc_mllm.data.readers.files import open_files, read_image, read_json
+from cloc_mllm.data.readers.files import open_files, read_image
 
-CONTENT = {"a.jpg": b"first", "b.png": b"second"}
+CONTENT = {"a.jpg": b"first", "night/a.jpg": b"second", "night/b.png": b"third", "x.txt": b"text"}
 
 
 def add_to_tar(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -24,41 +26,60 @@ def add_to_tar(archive: tarfile.TarFile, name: str, data: bytes) -> None:
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The files of CONTENT below `images/`, as each kind of source."""
     if request.param == "folder":
-        (tmp_path / "images").mkdir()
         for name, data in CONTENT.items():
-            (tmp_path / "images" / name).write_bytes(data)
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
         return tmp_path
     path = tmp_path / f"images.{request.param}"
     if request.param == "tar":
         with tarfile.open(path, "w") as tar:
             for name, data in CONTENT.items():
-                add_to_tar(tar, f"images/{name}", data)
+                add_to_tar(tar, f"./images/{name}", data)
     else:
         with zipfile.ZipFile(path, "w") as archive:
             for name, data in CONTENT.items():
-                archive.writestr(f"images/{name}", data)
+                archive.writestr(f"images\\{name}", data)
     return path
 
 
-def test_files_are_found_by_name(source: Path) -> None:
+def test_files_are_known_by_their_path(source: Path) -> None:
     with open_files(source, "images") as files:
-        assert sorted(files.names()) == ["a.jpg", "b.png"]
-        assert files.read("b.png") == b"second"
-        assert files.read("some/where/a.jpg") == b"first"
-        assert [read_image(files, name) for name in ("a", "b", "c")] == [b"first", b"second", b""]
+        assert files.names() == sorted(CONTENT)
+        assert {name: files.read(name) for name in files.names()} == CONTENT
+        assert read_image(files, "some/where/night/b.png") == b"third"
+        assert [read_image(files, name) for name in ("b", "night/a", "c")] == [
+            b"third",
+            b"second",
+            b"",
+        ]
+    with open_files(source) as files:
+        assert files.names() == sorted(f"images/{name}" for name in CONTENT)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "/", "c.jpg", "x" * 5000, "a\0.jpg"])
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "c.jpg", "x" * 5000, "a\0.jpg", "night"])
 def test_absent_name_is_none(source: Path, name: str) -> None:
     with open_files(source, "images") as files:
         assert files.read(name) is None
+        assert read_image(files, name) == b""
 
 
-def test_large_file_counts_as_absent(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_file_is_not_read(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files_module, "MAX_FILE_BYTES", 5)
     with open_files(source, "images") as files:
         assert files.read("a.jpg") == b"first"
-        assert files.read("b.png") is None
+        assert files.read("night/a.jpg") is None
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "train").mkdir(parents=True)
+    (tmp_path / "disk" / "train" / "a.jpg").write_bytes(b"1")
+    (tmp_path / "images").mkdir()
+    os.symlink(tmp_path / "disk" / "train", tmp_path / "images" / "train")
+    os.symlink(tmp_path / "images", tmp_path / "images" / "again")
+    with open_files(tmp_path / "images") as files:
+        assert files.names() == ["train/a.jpg"]
+        assert files.read("train/a.jpg") == b"1"
 
 
 def test_links_and_devices_in_a_tar_are_not_files(tmp_path: Path) -> None:
@@ -70,17 +91,17 @@ def test_links_and_devices_in_a_tar_are_not_files(tmp_path: Path) -> None:
         add_to_tar(tar, "../../escape.jpg", b"data")
         add_to_tar(tar, "._escape.jpg", b"what macOS adds")
     with open_files(tmp_path / "x.tar") as files:
-        assert list(files.names()) == ["escape.jpg"]
+        assert files.names() == ["escape.jpg"]
         assert files.read("escape.jpg") == b"data"
     assert [path.name for path in tmp_path.rglob("*")] == ["x.tar"]
 
 
-def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_members_of_one_path_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         add_to_tar(tar, "train/a.jpg", b"1")
-        add_to_tar(tar, "val/a.jpg", b"2")
+        add_to_tar(tar, "./train/a.jpg", b"2")
     with (
-        pytest.raises(ValueError, match=r"two files named 'a.jpg'"),
+        pytest.raises(ValueError, match=r"two files named 'train/a.jpg'"),
         open_files(tmp_path / "x.tar"),
     ):
         pass
@@ -151,30 +172,3 @@ def test_other_file_is_refused(tmp_path: Path) -> None:
         open_files(tmp_path / "x.tar.gz"),
     ):
         pass
-
-
-def test_json_error_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text("{")
-    with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
-        read_json(tmp_path / "x.json")
-
-
-def test_box_conventions() -> None:
-    expected = pytest.approx((0.1, 0.2, 0.3, 0.6))
-    assert boxes_from_xyxy([[10, 10, 30, 30]], 100, 50)[0] == expected
-    assert boxes_from_xywh([[10, 10, 20, 20]], "100", 50.0)[0] == expected
-
-
-@pytest.mark.parametrize(
-    "row", [None, 7, "ab", [1, 2, 3], [1, 2, 3, 4, 5], [None] * 4, [1, 2, 3, {}]]
-)
-def test_row_that_is_no_box_becomes_nan(row: object) -> None:
-    good, bad = boxes_from_xyxy([[10, 10, 30, 30], row], 100, 50)
-    assert good == pytest.approx((0.1, 0.2, 0.3, 0.6))
-    assert all(value != value for value in bad)
-
-
-@pytest.mark.parametrize("width", [0, -5, None, "wide", float("nan")])
-def test_bad_image_size_becomes_nan(width: object) -> None:
-    (box,) = boxes_from_xyxy([[10, 10, 30, 30]], width, 50)
-    assert all(value != value for value in box)

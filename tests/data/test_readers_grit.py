@@ -49,7 +49,7 @@ def test_one_row(tmp_path: Path) -> None:
     [
         ("{", {"record": {"bad_row": 1}}),
         ([1], {"record": {"bad_row": 1}}),
-        (make_row(key=7), {"record": {"bad_row": 1}}),
+        (make_row(key=True), {"record": {"bad_row": 1}}),
         (make_row(noun_chunks=[[1, 2, 3]], ref_exps=None), {"region": {"bad_row": 1}}),
         (make_row(noun_chunks=[[5, 5, *COVER, 1]], ref_exps=[]), {"region": {"bad_row": 1}}),
         (

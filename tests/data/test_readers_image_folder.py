@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from cloc_mllm.data.readers.image_folder import read_class_names, read_image_folder
+from cloc_mllm.data.readers.photos import OTHER_FILES
 from cloc_mllm.data.records import DropLog
 
 
@@ -33,7 +34,8 @@ def test_a_folder_is_a_class(images: Path, tmp_path: Path) -> None:
     ]
     assert records[0].source == "image-folder"
     assert log.counts == {"record": {"not_an_image": 1}, "caption": {"not_an_image": 1}}
-    assert log.notes == {"files that are no image by their name": 1}
+    assert log.notes == {OTHER_FILES: 1}
+    assert log.examples == {OTHER_FILES: ["guinea_pig/notes.txt"]}
 
 
 def test_without_names_the_folder_is_the_name(images: Path) -> None:
@@ -44,7 +46,7 @@ def test_without_names_the_folder_is_the_name(images: Path) -> None:
 def test_wordnet_folders_need_names_unless_they_are_all_of_imagenet(tmp_path: Path) -> None:
     for index in range(999):
         (tmp_path / f"n{index:08}").mkdir()
-    with pytest.raises(ValueError, match=r"has 999 WordNet folders .* --class-names"):
+    with pytest.raises(ValueError, match=r"has 999 WordNet folders .* --class_names"):
         list(read_image_folder(tmp_path, drop_log=DropLog()))
     (tmp_path / "n00000999").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "n00000999" / "x.png")

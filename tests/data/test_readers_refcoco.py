@@ -49,7 +49,6 @@ def test_rows_of_one_photo(tmp_path: Path) -> None:
         pytest.param(make_row(bbox=[200, 10, 20, 20]), "outside", id="outside"),
         pytest.param(make_row(bbox=[float("nan")] * 4), "not_finite", id="nan"),
         pytest.param(make_row(bbox="10,10,20,20"), "not_finite", id="box_as_text"),
-        pytest.param(make_row(width=0), "not_finite", id="no_width"),
         pytest.param(make_row(sents=" "), "empty_text", id="blank"),
         pytest.param(make_row(sents=None), "bad_text", id="null_text"),
         pytest.param(make_row(img_id="COCO_train2014_000000000006_1"), "missing_image", id="photo"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.records import DropLog, Record, Region, validate_record
 from tests.photos import encoded
 
@@ -40,7 +42,6 @@ def make_record(**changes: object) -> Record:
     [
         pytest.param(b"", "missing_image", id="no_bytes"),
         pytest.param(b"<html>404 Not Found</html>", "not_an_image", id="html_as_jpg"),
-        pytest.param(encoded(Image.new("RGB", (8, 8)), "GIF"), "not_an_image", id="gif"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "not_an_image", id="eps"),
         pytest.param(NOISE_JPEG[: len(NOISE_JPEG) // 2], "broken_image", id="truncated_jpeg"),
         pytest.param(NOISE_PNG[: len(NOISE_PNG) // 2], "broken_image", id="truncated_png"),
@@ -53,6 +54,18 @@ def test_unusable_image_is_dropped_with_its_reason(data: bytes, reason: str) -> 
     log = DropLog()
     assert validate_record(record, log) is None
     assert log.counts["record"] == {reason: 1}
+
+
+def test_a_file_of_another_format_is_converted_and_noted() -> None:
+    log = DropLog()
+    valid = validate_record(make_record(image=encoded(Image.new("RGB", (40, 30)), "BMP")), log)
+    assert valid is not None
+    assert valid.image.startswith(b"\x89PNG")
+    assert (valid.width, valid.height) == (40, 30)
+    assert (log.notes, log.examples) == (
+        {"BMP images converted to PNG": 1},
+        {"BMP images converted to PNG": ["a"]},
+    )
 
 
 # boxes
@@ -90,6 +103,32 @@ def test_bad_box_is_dropped_with_its_reason(box: tuple[float, ...], reason: str)
     assert [region.phrase for region in valid.regions] == ["dog"]
     assert log.counts == {"region": {reason: 1}, "expression": {reason: 2}}
     assert log.entries[0] == ("region", "a/0", reason)
+    assert log.drops[0].found.endswith("in a picture of 40 x 30")
+
+
+def test_negative_zero_never_leaves() -> None:
+    record = make_record(regions=[Region(box=(-0.0, -0.0, 0.5, 0.5), phrase="cat")])
+    valid = validate_record(record, DropLog())
+    assert valid is not None
+    assert [math.copysign(1, value) for value in valid.regions[0].box] == [1, 1, 1, 1]
+
+
+def test_what_was_found_is_kept_and_leaves_the_record() -> None:
+    regions = [
+        Region(box=(9.0, 9.0, 9.5, 9.5), phrase="cat", found={"id": 7, "bbox": [360, 270, 20, 15]}),
+        Region(box=GOOD_BOX, phrase=7, found="x"),  # type: ignore[arg-type]
+        Region(box=GOOD_BOX, phrase="cat", score=NAN),
+        Region(box=GOOD_BOX, phrase="cat", found="as annotated"),
+    ]
+    log = DropLog()
+    valid = validate_record(make_record(regions=regions), log)
+    assert valid is not None
+    assert [region.found for region in valid.regions] == [None]
+    assert [(drop.reason, drop.found) for drop in log.drops] == [
+        ("outside", "{'bbox': [360, 270, 20, 15], 'id': 7} in a picture of 40 x 30"),
+        ("bad_text", "7"),
+        ("bad_score", "nan"),
+    ]
 
 
 def test_box_that_sticks_out_a_hair_is_clipped() -> None:
@@ -146,6 +185,7 @@ def test_no_box_is_lost_and_order_does_not_matter(boxes: list, order: list[int])
     [
         pytest.param("", "empty_text", id="empty"),
         pytest.param(" \t\n\x00", "empty_text", id="blank_and_nul"),
+        pytest.param("\ufeff", "empty_text", id="byte_order_mark"),
         pytest.param("a \ud800 cat", "bad_text", id="lone_surrogate"),
         pytest.param(None, "bad_text", id="none"),
         pytest.param("x" * 100_000, "text_too_long", id="100k_characters"),
@@ -201,18 +241,72 @@ def test_bad_score_drops_the_region(score: float) -> None:
 # the account
 
 
+def test_the_most_frequent_reasons_are_explained() -> None:
+    log = DropLog()
+    log.add("region", "annotation 3", "unknown_image", "image_id 7", count=2)
+    log.add("record", "b", "missing_image", "b.jpg; there is no image file")
+    log.add("caption", "b", "missing_image", count=5)  # a part of the record
+    log.add("region", "x", "my_own_reason")
+    lines = log.explained().splitlines()
+    assert lines[0] == "        2 regions, unknown_image; first 'annotation 3': image_id 7"
+    assert lines[1].startswith("          expected an image that the file lists")
+    assert lines[2] == "        1 regions, my_own_reason; first 'x'"
+    assert lines[3].startswith("        1 records, missing_image; first 'b': b.jpg; there is")
+    assert len(lines) == 5
+    assert DropLog().explained() == ""
+
+
+def test_ten_reasons_are_explained_at_most() -> None:
+    log = DropLog()
+    for number in range(12):
+        log.add("region", "x", f"reason_{number}", count=number + 1)
+    lines = log.explained().splitlines()
+    assert len(lines) == 11
+    assert lines[0].split()[2] == "reason_11;"
+    assert lines[-1].strip() == "and 2 more reasons"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a\nb\x1b[31m\ud800", "a b [31m "),
+        ([1, "2", None], "[1, '2', None]"),
+        (list(range(99)), "[0, 1, 2, 3, 4, 5, 6, 7, ...]"),
+    ],
+)
+def test_values_are_shown_on_one_short_line(value: object, expected: str) -> None:
+    assert shown(value) == expected
+    assert len(shown("x" * 10**6)) < 300
+    assert len(shown([["y" * 10**6] * 99] * 99)) < 300
+
+
+def test_what_is_said_of_an_image_counts_once() -> None:
+    log = DropLog()
+    for name in ("a", "b", "a", "c", "d", "e"):
+        log.note_once("resized", name)
+    assert log.notes == {"resized": 5}
+    assert log.summary().splitlines()[-1].endswith("5 resized (a, b, c, ...)")
+
+
 def test_drop_log_summary_and_file(tmp_path) -> None:
     log = DropLog()
     validate_record(make_record(regions=[Region((0, 0, 0, 0), "cat")]), log)
     validate_record(make_record(id="b", image=b""), log)
-    log.note("chains without a box", 3)
+    log.put_aside("region", "crowd", 2)
+    log.note("chains without a box", 3, example="7")
     assert log.summary().splitlines() == [
-        "records:             1 kept         1 dropped (missing_image 1)",
-        "regions:             0 kept         1 dropped (zero_area 1)",
-        "captions:            1 kept         1 dropped (missing_image 1)",
-        "not used:            3 chains without a box",
+        "records:             1 kept         1 dropped (missing_image 1), 50.0%",
+        "regions:             0 kept         1 dropped (zero_area 1), 100.0%",
+        "captions:            1 kept         1 dropped (missing_image 1), 50.0%",
+        "set aside:           2 regions, crowd: boxes around a crowd; --keep_crowd keeps them",
+        "note:                3 chains without a box (7)",
     ]
     log.write(tmp_path / "drops.jsonl")
     lines = (tmp_path / "drops.jsonl").read_text().splitlines()
-    assert lines[0] == '{"kind": "region", "id": "a/0", "reason": "zero_area"}'
+    assert json.loads(lines[0]) == {
+        "kind": "region",
+        "id": "a/0",
+        "reason": "zero_area",
+        "found": "(0, 0, 0, 0) in a picture of 40 x 30",
+    }
     assert len(lines) == 3

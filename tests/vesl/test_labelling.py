@@ -22,7 +22,8 @@ from filelock import FileLock
 
 from cloc_mllm import cli
 from cloc_mllm.bench.self_training import label_quality
-from cloc_mllm.data.parquet import RefusedBuildError, load_records, read_manifest
+from cloc_mllm.data.acceptance import RefusedBuildError
+from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.storage import sha256_of
 from cloc_mllm.vesl import job
@@ -203,7 +204,11 @@ def test_photos_that_cannot_be_used(
     result = label_images(replace(config, max_drop_share=0.8))
     assert begun == [], "what was labelled is used"
     assert (result.num_images, result.num_dropped, result.num_now) == (4, 3, 0)
-    assert result.notes == {"captioned images that are not there": 1}
+    assert result.notes == {
+        "captioned images that are not there": 1,
+        "photos that no row captions": 3,
+    }
+    assert result.examples["photos that no row captions"] == ["cut.png", "empty.jpg", "page.jpg"]
     (record,) = load_records(tmp_path / "out")
     assert (record.id, record.captions) == ("good.png", ["a crab"])
     drops = [json.loads(line) for line in (tmp_path / "out" / "drops.jsonl").open()]

@@ -15,9 +15,11 @@ from PIL import Image
 
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.drawing import contact_sheet, draw_regions, region_color
-from cloc_mllm.data.images import ImageError, open_image, turn_of_boxes, upright_size
+from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
 from cloc_mllm.data.readers import as_dict, as_list
-from cloc_mllm.data.readers.files import Files, open_files, read_image, read_json, read_rows
+from cloc_mllm.data.readers.boxes import TURNED, box_frame
+from cloc_mllm.data.readers.files import Files, open_files, read_image
+from cloc_mllm.data.readers.texts import read_json, read_rows
 from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import Boxes
 
@@ -51,7 +53,7 @@ def add_doctor(commands: Any) -> None:
     )
     for name, keys in (("box", _BOX_KEYS), ("text", _TEXT_KEYS), ("truth", _TRUTH_KEYS)):
         doctor.add_argument(
-            f"--{name}-key", default="", help=f"default: the first of {', '.join(keys)}"
+            f"--{name}_key", default="", help=f"default: the first of {', '.join(keys)}"
         )
     doctor.set_defaults(run=_run)
 
@@ -162,8 +164,8 @@ def _size(row: dict[str, Any], name: str, files: Files | None) -> tuple[float, f
             return (float(width), float(height)) if min(width, height) > 0 else None
     if files is None or not name:
         return None
-    found = upright_size(_image(files, name))
-    return None if found is None else (float(found[0]), float(found[1]))
+    header = read_header(_image(files, name), formats=FILE_FORMATS)
+    return None if header is None else (float(header.upright_wh[0]), float(header.upright_wh[1]))
 
 
 def _image(files: Files, name: str) -> bytes:
@@ -219,7 +221,7 @@ def _draw(
         drawn.add(case.image)
         data = _image(files, case.image)
         try:
-            image = open_image(data, name=case.image)
+            image = open_image(storable(data, name=case.image)[0], name=case.image)
         except ImageError:
             continue
         size = case.size or (float(image.width), float(image.height))
@@ -231,10 +233,9 @@ def _draw(
             boxes.append(case.truth)
             labels.append("truth")
         colors = [region_color(index) for index in range(len(boxes))]
-        upright = Boxes.pixels(boxes, *size).to_normalized()
-        if (turn := turn_of_boxes(data, size)) is not None:
-            upright = upright.turned(turn)
-            num_turned += 1
+        frame = box_frame(read_header(data, formats=FILE_FORMATS), *size)
+        upright = Boxes.normalized(frame.from_xyxy(boxes))
+        num_turned += frame.remark == TURNED
         pictures.append(draw_regions(image, upright, labels, colors=colors))
         titles.append(f"{case.image} {json.dumps(case.numbers)}")
     if not pictures:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cloc_mllm.data.readers import as_dict
-from cloc_mllm.data.readers.files import read_json
+from cloc_mllm.data.readers.texts import read_json
 
 _SUCCESS = "success"
 _DIGITS = re.compile(r"0x[0-9a-f]+|\d{4,}")
@@ -47,7 +47,7 @@ def add_fetch_report(commands: Any) -> None:
         "fetch-report",
         help="say what share of URL-listed images survived",
         description="Reads the folder that img2dataset wrote (NNNNN.parquet, NNNNN_stats.json).",
-        epilog="exit status: 0 fine, 1 less than --min-share survived, 2 wrong input",
+        epilog="exit status: 0 fine, 1 less than --min_share survived, 2 wrong input",
     )
     report.add_argument("folder", type=Path, help="img2dataset's output folder")
     report.add_argument(
@@ -57,7 +57,7 @@ def add_fetch_report(commands: Any) -> None:
         help="URLs in the original list, if the download was not finished",
     )
     report.add_argument(
-        "--min-share", metavar="SHARE", type=float, default=0.0, help="default: %(default)s"
+        "--min_share", metavar="SHARE", type=float, default=0.0, help="default: %(default)s"
     )
     report.set_defaults(run=_run)
 

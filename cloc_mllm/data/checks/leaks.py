@@ -54,7 +54,7 @@ def add_leak_check(commands: Any) -> None:
     check.add_argument("train", help="a directory that `build` made, or its URL")
     check.add_argument("evaluation", nargs="+", help="likewise, one or several")
     check.add_argument(
-        "--max-distance",
+        "--max_distance",
         metavar="BITS",
         type=int,
         default=MAX_DISTANCE,

@@ -9,12 +9,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cloc_mllm.data.drop_log import KINDS, DropLog, Kind
+from cloc_mllm.data.arguments import share
+from cloc_mllm.data.drop_log import KINDS, DropLog
 from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.records import Record, validate_record
+from cloc_mllm.data.statistics import describe_build
 from cloc_mllm.data.storage import Place, join, sha256_of
-
-_EXAMPLES = 3
 
 
 def add_validate(commands: Any) -> None:
@@ -22,15 +22,15 @@ def add_validate(commands: Any) -> None:
         "validate",
         help="read every record again; count what is dropped, repaired or damaged",
         description="Compares every file with its manifest, decodes every image, checks every box "
-        "and text. What `build` dropped counts too.",
-        epilog="exit status: 0 fine, 1 more than --max-drop-share of the records, regions, "
-        "expressions or captions dropped, 2 wrong input",
+        "and text. What `build` dropped is shown, but is no fault of the set.",
+        epilog="exit status: 0 fine, 1 more than --max_drop_share of the records, regions, "
+        "expressions or captions dropped now, 2 wrong input",
     )
     validate.add_argument("data", help="a directory that `build` made, or its URL")
     validate.add_argument(
-        "--max-drop-share",
+        "--max_drop_share",
         metavar="SHARE",
-        type=float,
+        type=share,
         default=0.0,
         help="largest share of any kind that may be dropped (default: %(default)s)",
     )
@@ -47,21 +47,18 @@ def _run(args: argparse.Namespace) -> int:
     for record in tqdm(whole, desc="checking", unit=" records", leave=False):
         check_record(record, drop_log)
     print(drop_log.summary())
-    _print_examples(drop_log)
-    if manifest["dropped"]:
-        print("\nwhen it was built, dropped:")
-        for kind, reasons in manifest["dropped"].items():
-            listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
-            print(f"  {kind}s: {listed}")
+    if explained := drop_log.explained():
+        print(f"\n{explained}")
+    print(f"\n{describe_build(manifest)}")
     if args.report is not None:
         drop_log.write(args.report)
     over = [
-        f"{kind}s {share:.1%}"
+        f"{kind}s {drop_log.drop_share(kind):.1%}"
         for kind in KINDS
-        if (share := _drop_share(kind, drop_log, manifest["dropped"])) > args.max_drop_share
+        if drop_log.drop_share(kind) > args.max_drop_share
     ]
     if over:
-        print(f"\ndropped more than --max-drop-share {args.max_drop_share:.1%}: {', '.join(over)}")
+        print(f"\ndropped more than --max_drop_share {args.max_drop_share:.1%}: {', '.join(over)}")
     return 1 if over else 0
 
 
@@ -105,18 +102,3 @@ def check_record(record: Record, drop_log: DropLog) -> Record | None:
         if count:
             drop_log.note(f"repaired: {what}", count)
     return valid
-
-
-def _print_examples(drop_log: DropLog) -> None:
-    examples: dict[tuple[str, str], list[str]] = {}
-    for of_kind, item, why in drop_log.entries:
-        listed = examples.setdefault((of_kind, why), [])
-        if len(listed) < _EXAMPLES:
-            listed.append(item)
-    for (kind, reason), items in examples.items():
-        print(f"  {kind} {reason}: {', '.join(map(repr, items))} ...")
-
-
-def _drop_share(kind: Kind, drop_log: DropLog, built: dict[str, dict[str, int]]) -> float:
-    dropped = sum(drop_log.counts.get(kind, {}).values()) + sum(built.get(kind, {}).values())
-    return dropped / max(1, dropped + drop_log.delivered[kind])

@@ -9,68 +9,73 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.drop_log import Kind
-from cloc_mllm.data.readers import boxes_from_xywh
-from cloc_mllm.data.readers.files import open_files, read_image, read_json
-from cloc_mllm.data.records import DropLog, Record, Region, validate_record
+from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos, single
+from cloc_mllm.data.readers.boxes import xywh_of_annotation
+from cloc_mllm.data.readers.texts import read_json
+from cloc_mllm.data.readers.values import by_id, id_key
+from cloc_mllm.data.records import DropLog, Record, Region
 
 SOURCE = "coco"
 LVIS_SOURCE = "lvis"
 Annotation = dict[str, Any]
 
 
-def read_coco(
+def read_coco(  # noqa: PLR0913  what the source can be told
     instances: str | Path,
     images: str | Path,
     *,
     captions: str | Path | None = None,
     keep_crowd: bool = False,
     ids: Collection[str] | None = None,
+    options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields one record per image of `instances`, with one region per annotation.
 
-    The phrase of a region is the name of its category.
+    The phrase of a region is the name of its category. Its box is `bbox`, or what encloses its
+    `segmentation` where it has no `bbox`.
 
     Args:
         instances: JSON with `images`, `annotations` (`bbox` is xywh in pixels), `categories`.
         images: folder, tar or zip of the files that `images[].file_name` (LVIS: `coco_url`) names.
         captions: JSON whose `annotations` hold `image_id` and `caption`.
-        keep_crowd: keep boxes around a crowd (`iscrowd` 1); by default they are dropped.
-        ids: image ids to read, as text; by default all.
-        drop_log: beside the reasons of `validate_record`, regions get `crowd`,
-            `unknown_category` and `unknown_image`, captions get `unknown_image`.
+        keep_crowd: keep boxes around a crowd (`iscrowd` 1); by default they are set aside.
+        ids: image ids to read, as text; by default all. The others are set aside.
+        drop_log: beside the reasons of `validate_record`, regions get `unknown_category` and
+            `unknown_image`, captions `unknown_image`.
+
+    Raises:
+        ValueError: another layout, or one id for two files or two class names.
     """
-    listing = read_table(instances, "images", "annotations", "categories")
-    names = {repr(row.get("id")): class_name(row.get("name")) for row in listing["categories"]}
+    listing = read_table(instances, "images", "annotations", "categories", options=options)
+    categories = by_id(listing["categories"], "name", f"{instances}, categories")
     is_lvis = any("frequency" in row for row in listing["categories"])
+    by_id(listing["images"], "coco_url" if is_lvis else "file_name", f"{instances}, images")
     annotations_of = group_by_image(listing["annotations"])
     captions_of = group_by_image(
-        read_table(captions, "annotations")["annotations"] if captions else []
+        read_table(captions, "annotations", options=options)["annotations"] if captions else []
     )
-    with open_files(images) as image_files:
+    wanted = None if ids is None else {id_key(image_id) for image_id in ids}
+    names = single(_file_name(image, is_lvis) for image in listing["images"])
+    with open_photos(images, drop_log, options, names, tell_unused=ids is None) as photos:
         for image in listing["images"]:
             # taken out, so that an image listed twice cannot count its annotations twice
-            key = repr(image.get("id"))
+            key = id_key(image.get("id"))
             annotations, texts = annotations_of.pop(key, []), captions_of.pop(key, [])
-            if ids is not None and str(image.get("id")) not in ids:
+            if wanted is not None and key not in wanted:
+                drop_log.put_aside("record", "not_asked")
+                drop_log.put_aside("region", "not_asked", len(annotations))
+                drop_log.put_aside("caption", "not_asked", len(texts))
                 continue
-            data = read_image(image_files, _file_name(image, is_lvis))
-            record = Record(
-                id="" if image.get("id") is None else str(image["id"]),
-                image=data,
-                width=0,  # of the image file: set by validate_record
-                height=0,
-                captions=[row.get("caption", "") for row in texts],
-                regions=_to_regions(image, data, annotations, names, keep_crowd, drop_log),
-                source=LVIS_SOURCE if is_lvis else SOURCE,
-            )
-            valid = validate_record(record, drop_log)
-            if valid is not None:
-                yield valid
+            photo = photos.find(_file_name(image, is_lvis))
+            regions = _to_regions(image, photo, annotations, categories, keep_crowd, drop_log)
+            found = [row.get("caption", "") for row in texts]
+            source = LVIS_SOURCE if is_lvis else SOURCE
+            yield from deliver(key, photo, source, found, regions, drop_log)
     _log_orphans("region", annotations_of, drop_log)
     _log_orphans("caption", captions_of, drop_log)
 
@@ -80,57 +85,70 @@ def class_name(name: Any) -> Any:
     return name.replace("_", " ") if isinstance(name, str) else name
 
 
-def _file_name(image: Annotation, is_lvis: bool) -> str:
+def _file_name(image: Annotation, is_lvis: bool) -> Any:
     """Finds the file name of a photo.
 
     LVIS 0.5 calls a photo `COCO_val2014_x.jpg`, but its URL ends in COCO 2017's `x.jpg`.
     """
     url, name = image.get("coco_url"), image.get("file_name")
-    return PurePosixPath(str((is_lvis and url) or name or "")).name
+    return url if (is_lvis and url) or not name else name
 
 
 def _to_regions(
     image: Annotation,
-    data: bytes,
+    photo: Photo,
     annotations: list[Annotation],
-    names: dict[str, Any],
+    categories: dict[str, Annotation],
     keep_crowd: bool,
     drop_log: DropLog,
 ) -> list[Region]:
     usable, phrases = [], []
     for row in annotations:
-        category = repr(row.get("category_id"))
-        if category not in names:
-            drop_log.add("region", str(row.get("id")), "unknown_category")
-        elif row.get("iscrowd") and not keep_crowd:
-            drop_log.add("region", str(row.get("id")), "crowd")
+        category = categories.get(id_key(row.get("category_id")) or "")
+        if row.get("iscrowd") and not keep_crowd:
+            drop_log.put_aside("region", "crowd")
+        elif category is None:
+            found = f"category_id {row.get('category_id')!r}"
+            drop_log.add("region", f"annotation {row.get('id')}", "unknown_category", found)
         else:
-            usable.append(row.get("bbox"))
-            phrases.append(names[category])
-    boxes = boxes_from_xywh(usable, image.get("width"), image.get("height"), data)
+            usable.append(row)
+            phrases.append(class_name(category.get("name")))
+    frame = photo.frame(image.get("width"), image.get("height"))
+    boxes = frame.from_xywh([xywh_of_annotation(row) for row in usable])
     return [
-        Region(box=box, phrase=phrase, category=phrase)
-        for box, phrase in zip(boxes, phrases, strict=True)
+        Region(box=box, phrase=phrase, category=phrase, found=_found(row))
+        for box, phrase, row in zip(boxes, phrases, usable, strict=True)
     ]
 
 
-def group_by_image(rows: list[Annotation]) -> dict[str, list[Annotation]]:
-    """Groups rows by the `repr` of their image id, so that any JSON value can be a key."""
-    grouped: dict[str, list[Annotation]] = defaultdict(list)
+def _found(row: Annotation) -> dict[str, Any]:
+    """What an annotation says of its box."""
+    keys = ("id", "bbox", "segmentation", "keypoints")
+    return {key: row[key] for key in keys if row.get(key) not in (None, [])}
+
+
+def group_by_image(rows: list[Annotation]) -> dict[str | None, list[Annotation]]:
+    """Groups rows by the `id_key` of their image."""
+    grouped: dict[str | None, list[Annotation]] = defaultdict(list)
     for row in rows:
-        grouped[repr(row.get("image_id"))].append(row)
+        grouped[id_key(row.get("image_id"))].append(row)
     return grouped
 
 
-def _log_orphans(kind: Kind, rows_of: dict[str, list[Annotation]], drop_log: DropLog) -> None:
+def _log_orphans(
+    kind: Kind, rows_of: dict[str | None, list[Annotation]], drop_log: DropLog
+) -> None:
     for rows in rows_of.values():
         for row in rows:
-            drop_log.add(kind, str(row.get("id")), "unknown_image")
+            found = f"image_id {row.get('image_id')!r}"
+            drop_log.add(kind, f"annotation {row.get('id')}", "unknown_image", found)
 
 
-def read_table(path: str | Path, *keys: str) -> dict[str, list[Annotation]]:
+def read_table(
+    path: str | Path, *keys: str, options: ReadOptions = DEFAULTS
+) -> dict[str, list[Annotation]]:
     """Reads a JSON object with a list of objects under each key; ValueError for any other."""
-    table = read_json(path)
+    table = read_json(path, options.encoding)
     for key in keys:
         rows = table.get(key) if isinstance(table, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

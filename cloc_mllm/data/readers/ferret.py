@@ -14,10 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.readers import as_list, boxes_from_xyxy, deliver, group_rows, name_to_id
-from cloc_mllm.data.readers.files import open_files, read_image
+from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
+    as_list,
+    deliver,
+    group_by_photo,
+    open_photos,
+    single,
+)
 from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns
 from cloc_mllm.data.readers.llava import named_rows, regions_said, turns_of
+from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.records import Box, DropLog, Record
 
 SOURCE = "ferret"
@@ -25,26 +34,34 @@ _MARK = re.compile(r"<bbox_location(\d{1,4})>")
 Row = dict[str, Any]
 
 
-def read_ferret(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
+def read_ferret(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
     """Yields one record per image from all rows that name it, its regions as `read_llava` does.
 
     Args:
-        drop_log: beside the reasons of `validate_record`: expressions get `bad_row`, regions
-            `box_without_phrase` (a box that no mark stands for) and `unknown_annotation` (a mark
-            without a box); turns without a box are noted.
+        drop_log: beside the reasons of `validate_record`: rows get `bad_row` and
+            `other_layout`, regions `box_without_phrase` (a box that no mark stands for) and
+            `unknown_annotation` (a mark without a box); turns without a box are noted.
     """
-    with open_files(images) as image_files:
-        for name, image_rows in group_rows(named_rows(rows, drop_log)).items():
-            image = read_image(image_files, name)
+    rows_of = group_by_photo(named_rows(rows, options, drop_log, own_boxes=_MARK))
+    ids = ids_of_names(rows_of)
+    with open_photos(images, drop_log, options, single(rows_of)) as photos:
+        for name, image_rows in rows_of.items():
+            photo = photos.find(name)
             said: list[tuple[str, Box, Grounding]] = []
             for row in image_rows:
-                said += _said_of_boxes(row, name, image, drop_log)
-            yield from deliver(name_to_id(name), image, SOURCE, [], regions_said(said), drop_log)
+                said += _said_of_boxes(row, photo, drop_log)
+            num_rows = len(image_rows)
+            regions = regions_said(said)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def _said_of_boxes(
-    row: Row, name: str, image: bytes, drop_log: DropLog
-) -> list[tuple[str, Box, Grounding]]:
+def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:
     turns = turns_of(row)
     listed = as_list(row.get("box_x1y1x2y2"))
     used: list[Any] = []
@@ -54,18 +71,19 @@ def _said_of_boxes(
         wanted = [int(index) for index in _MARK.findall(turn)]
         for index in wanted:
             if index >= len(boxes):
-                drop_log.add("region", name, "unknown_annotation")
-        for index in range(len(boxes)):
+                found = f"<bbox_location{index}>, of {len(boxes)} boxes of the turn"
+                drop_log.add("region", photo.name, "unknown_annotation", found)
+        for index, box in enumerate(boxes):
             if index not in wanted:
-                drop_log.add("region", name, "box_without_phrase")
+                drop_log.add("region", photo.name, "box_without_phrase", box)
         known = {f"<bbox_location{index}>" for index in wanted if index < len(boxes)}
         used += [boxes[index] for index in wanted if index < len(boxes)]
         marked.append(_mark_boxes(turn, known))
     for extra in listed[len(turns) :]:
-        for _ in as_list(extra):
-            drop_log.add("region", name, "box_without_phrase")
+        for box in as_list(extra):
+            drop_log.add("region", photo.name, "box_without_phrase", box)
     drop_log.note("turns without a box", sum(BOX not in turn for turn in marked))
-    boxes = boxes_from_xyxy(used, row.get("image_w"), row.get("image_h"), image)
+    boxes = photo.frame(row.get("image_w"), row.get("image_h")).from_xyxy(used)
     return [
         (repr(used[index]), boxes[index], grounding)
         for grounding in ground_turns(marked)

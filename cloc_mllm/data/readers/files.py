@@ -1,57 +1,213 @@
-"""Files by name from a folder, a tar or a zip. Archives are read in memory, never extracted."""
+"""Files of a folder, a tar or a zip, each known by its path below it.
+
+Archives are read in memory, never extracted. `Files.read` takes such a path; `Files.match` finds
+the file that a name, as annotations write it, means.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import tarfile
-import xml.etree.ElementTree as ET
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-MAX_FILE_BYTES = 64 << 20  # of one file in a folder or an archive; larger ones count as missing
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from cloc_mllm.data.drop_log import shown
+from cloc_mllm.data.readers.names import (
+    SPELLING,
+    Found,
+    PathIndex,
+    is_image_name,
+    may_be_same,
+    plain_path,
+    relative_path,
+    spellings,
+)
+
+MAX_FILE_BYTES = 64 << 20  # of one file in a folder or an archive; larger ones are not read
 # the last two: an encrypted member, an unknown compression
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
+_NUM_SHOWN = 3  # candidates in a message
+Names = tuple[str, ...]  # what may name a file, the surest first
 
 
-class Files(Protocol):
-    """Readable files, each known by its last path component; a folder takes paths below it too."""
+class Match(NamedTuple):
+    """The file that a name means.
 
-    def names(self) -> Iterable[str]: ...
+    Attributes:
+        path: below the folder or in the archive; "" for none.
+        name: the one of several names that found it, as a plain path.
+        how: "" for the path itself, else how the name differs from it.
+        rank: 0: the name is the path; 1: but for its spelling; 2: the whole name is the end of the
+            path, in some case and with some suffix; 3: the ends of both are alike.
+        fault: `missing_image` or `ambiguous_image` where there is no path.
+        found: what was sought and what is there, for the message.
+    """
 
-    def read(self, name: str) -> bytes | None:
-        """The content, or None where there is no such file."""
+    path: str
+    name: str = ""
+    how: str = ""
+    rank: int = 0
+    fault: str = ""
+    found: str = ""
+
+
+class _Store(Protocol):
+    def has(self, path: str) -> bool: ...
+
+    def read(self, path: str) -> bytes | None: ...
+
+    def paths(self) -> Iterable[str]: ...
+
+
+class Files:
+    """The files of a store.
+
+    Args:
+        root: parts of the folder's own path: names may start above it.
+    """
+
+    def __init__(self, store: _Store, root: Sequence[str] = ()) -> None:
+        self._store = store
+        self._root = list(root)
+        self._listed: list[str] | None = None
+        self._index: PathIndex | None = None
+
+    def names(self) -> list[str]:
+        """All paths, sorted; hidden files are left out. They are listed once."""
+        if self._listed is None:
+            self._listed = sorted(filter(_is_visible, self._store.paths()))
+        return self._listed
+
+    def read(self, path: str) -> bytes | None:
+        """The content of a path of `names`; None where there is none, or a larger one than
+        `MAX_FILE_BYTES`."""
+        return self._store.read(path)
+
+    def has(self, path: str) -> bool:
+        return self._store.has(path)
+
+    def match(self, *names: str) -> Match:
+        """Finds the file that one of the names means; the first that finds any counts.
+
+        The exact path wins, then the path but for its spelling, then the path with a part of the
+        folder's own in front, then paths that end in the whole name, in any letter case and with
+        any image's suffix or none, at last the longest end that a name and a path share. Files are
+        listed only when an exact path fails. Where several fit alike, none is taken.
+        """
+        several = None
+        for max_rank in (2, 3):
+            for name in names:
+                match = self._match(name, max_rank)
+                if match.path:
+                    return match
+                if match.fault and several is None:
+                    several = match
+            if several is not None:
+                return several
+        sought = ", ".join(map(shown, names)) or "an image without a name"
+        return Match("", fault="missing_image", found=f"{sought}; {self._holds()}")
+
+    def _match(self, name: str, max_rank: int) -> Match:
+        if self._store.has(name):
+            return Match(name, name)
+        for path in self._spelled(name):
+            if self._store.has(path):
+                return Match(path, plain_path(name), SPELLING, 1)
+        if self._index is None:
+            self._index = PathIndex(self.names())
+        for path in spellings(name):
+            found = self._index.find(path)
+            if found is not None and (found.is_whole or max_rank == 3):
+                return _found_match(name, found)
+        return Match("")
+
+    def _spelled(self, name: str) -> Iterator[str]:
+        """The paths a name may mean but for its spelling, also from a folder above."""
+        for path in spellings(name):
+            yield path
+            parts = path.split("/")
+            for length in range(min(len(parts) - 1, len(self._root)), 0, -1):
+                if parts[:length] == self._root[-length:]:
+                    yield "/".join(parts[length:])
+
+    def _holds(self) -> str:
+        """What is there instead, to compare a name with."""
+        images = [path for path in self.names() if is_image_name(path)]
+        if not images:
+            return "there is no image file"
+        return f"there are {len(images):,} image files, such as {shown(images[0])}"
+
+
+def _found_match(name: str, found: Found) -> Match:
+    if len(found.paths) == 1:
+        return Match(found.paths[0], plain_path(name), found.how, 2 if found.is_whole else 3)
+    listed = ", ".join(map(shown, found.paths[:_NUM_SHOWN]))
+    num_more = len(found.paths) - _NUM_SHOWN
+    more = f" or {num_more:,} more" if num_more > 0 else ""
+    return Match("", fault="ambiguous_image", found=f"{shown(name)}, which may be {listed}{more}")
+
+
+def settle(files: Files, items: Iterable[Names]) -> dict[Names, Match]:
+    """Matches the names of all items; different names that would share a file get none.
+
+    Annotations may name files of one name in different folders, of which only one is there: a name
+    that is a path, but for its spelling, keeps its file, and one that found it by its end does not.
+    """
+    matches = {names: files.match(*names) for names in items}
+    claims: dict[str, dict[str, int]] = {}  # path -> name -> rank
+    for match in matches.values():
+        if match.path:
+            claims.setdefault(match.path, {})[match.name] = match.rank
+    return {names: _settled(match, claims.get(match.path, {})) for names, match in matches.items()}
+
+
+def _settled(match: Match, claims: dict[str, int]) -> Match:
+    rivals = [
+        name
+        for name, rank in claims.items()
+        if match.rank > 1 and rank <= match.rank and not may_be_same(name, match.name)
+    ]
+    if not rivals:
+        return match
+    found = f"{shown(match.name)}, which may be {shown(match.path)}, as may {shown(rivals[0])}"
+    return Match("", match.name, fault="ambiguous_image", found=found)
 
 
 @contextmanager
 def open_files(path: str | Path, under: str = "") -> Iterator[Files]:
-    """Open a folder (its direct files), a tar or a zip (regular members at any depth).
+    """Opens a folder, a tar or a zip, with what lies in it at any depth.
 
     Args:
-        under: only what lies in a folder of this name.
+        under: only what lies in a folder of this name; paths start below it.
 
     Raises:
         FileNotFoundError: nothing at `path`, or a folder without `under`.
-        ValueError: not an archive, a damaged one, or two members of one name.
+        ValueError: not an archive, a damaged one, or two members of one path.
     """
     path = Path(path)
     if path.is_dir():
         folder = path / under
         if not folder.is_dir():
             raise FileNotFoundError(f"{path} has no folder {under!r}")
-        yield _Folder(folder)
+        yield Files(_Folder(folder), folder.resolve().parts[1:])
     elif not path.exists():
         raise FileNotFoundError(f"no such folder or archive: {path}")
     else:
         with _open_archive(path) as archive:
             if isinstance(archive, zipfile.ZipFile):
-                yield _Zip(path, archive, under)
+                yield Files(_Zip(path, archive, under))
             else:
-                yield _Tar(path, archive, under)
+                yield Files(_Tar(path, archive, under))
+
+
+def read_image(files: Files, name: str) -> bytes:
+    """The file that a name means; b"" (a missing image) where none does, or several may."""
+    match = files.match(name)
+    return (files.read(match.path) or b"") if match.path else b""
 
 
 def _open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
@@ -63,89 +219,56 @@ def _open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
         raise ValueError(f"{path} is no folder, zip or uncompressed tar ({error})") from error
 
 
-def read_image(files: Files, name: str) -> bytes:
-    """The file `name`, or `name` with an image suffix; b"" (a missing image) where none is."""
-    for suffix in ("", *IMAGE_SUFFIXES):
-        data = files.read(name + suffix)
-        if data is not None:
-            return data
-    return b""
-
-
-def read_json(path: str | Path) -> Any:
-    """A JSON file; ValueError names the file that is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:  # also of what is no UTF-8
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-
-
-def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    """(id for messages, row) of a JSON list, or of JSON lines, where a line that is none is None.
-
-    Raises:
-        ValueError: a file that starts as a JSON list and is not valid JSON.
-    """
-    with open(path, "rb") as file:
-        start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-        if start == b"[":
-            yield from ((f"row {index}", row) for index, row in enumerate(read_json(path)))
-            return
-        file.seek(0)
-        for index, line in enumerate(file):
-            if line.strip():
-                yield f"line {index + 1}", _json_or_none(line)
-
-
-def _json_or_none(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def parse_xml(data: bytes) -> ET.Element:
-    """`ET.ParseError` for what is no XML, and for document types: entities can blow up."""
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:
-        raise ET.ParseError("document type declarations are refused")
-    try:
-        return ET.fromstring(data)
-    except (ValueError, LookupError) as error:  # an encoding that is unknown
-        raise ET.ParseError(str(error)) from error
+def _is_visible(path: str) -> bool:
+    """Leaves out `.DS_Store`, `._x` and `__MACOSX/`, which macOS adds, and other hidden files."""
+    parts = path.split("/")
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 class _Folder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def names(self) -> Iterable[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+    def has(self, path: str) -> bool:
+        is_inside = not any(part in ("", ".", "..") for part in path.split("/"))
+        return is_inside and os.path.isfile(self.folder / path)
 
-    def read(self, name: str) -> bytes | None:
-        below = PurePosixPath(name)
-        inside = not below.is_absolute() and ".." not in below.parts
-        path = (self.folder / below) if inside else self.folder / _base_name(name)
-        try:
-            if not path.is_file():
-                path = self.folder / _base_name(name)
-            usable = path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
-        except (OSError, ValueError):  # a name that no file can have: too long, a NUL in it
+    def read(self, path: str) -> bytes | None:
+        file = self.folder / path
+        if not self.has(path) or file.stat().st_size > MAX_FILE_BYTES:
             return None
-        return path.read_bytes() if usable else None
+        return file.read_bytes()
+
+    def paths(self) -> Iterator[str]:
+        """Walks through the folder, links to folders included, each folder once."""
+        top = str(self.folder)
+        seen: set[tuple[int, int]] = set()
+        for folder, below, names in os.walk(top, followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            below[:] = [name for name in below if _is_visible(name)]
+            start = os.path.relpath(folder, top).replace(os.sep, "/")
+            prefix = "" if start == "." else f"{start}/"
+            yield from (prefix + name for name in names)
 
 
 class _Zip:
     def __init__(self, path: Path, archive: zipfile.ZipFile, under: str) -> None:
         self.path, self.archive = path, archive
-        members = (info for info in archive.infolist() if not info.is_dir())
-        self.members = _by_base_name(path, ((info.filename, info) for info in members), under)
+        members = ((info.filename, info) for info in archive.infolist() if not info.is_dir())
+        self.members = _by_path(path, members, under)
 
-    def names(self) -> Iterable[str]:
+    def has(self, path: str) -> bool:
+        return path in self.members
+
+    def paths(self) -> Iterable[str]:
         return self.members
 
-    def read(self, name: str) -> bytes | None:
-        info = self.members.get(_base_name(name))
+    def read(self, path: str) -> bytes | None:
+        info = self.members.get(path)
         if info is None or info.file_size > MAX_FILE_BYTES:
             return None
         try:
@@ -163,13 +286,16 @@ class _Tar:
         except tarfile.TarError as error:
             raise ValueError(f"{path} is a damaged tar: {error}; fetch it again") from error
         require_end_mark(path, archive)
-        self.members = _by_base_name(path, ((info.name, info) for info in regular), under)
+        self.members = _by_path(path, ((info.name, info) for info in regular), under)
 
-    def names(self) -> Iterable[str]:
+    def has(self, path: str) -> bool:
+        return path in self.members
+
+    def paths(self) -> Iterable[str]:
         return self.members
 
-    def read(self, name: str) -> bytes | None:
-        info = self.members.get(_base_name(name))
+    def read(self, path: str) -> bytes | None:
+        info = self.members.get(path)
         if info is None or info.size > MAX_FILE_BYTES:
             return None
         file = self.archive.extractfile(info)  # a view of the member: nothing goes to disk
@@ -190,17 +316,17 @@ def require_end_mark(path: Path, archive: tarfile.TarFile) -> None:
         )
 
 
-def _base_name(name: str) -> str:
-    return PurePosixPath(name).name
-
-
-def _by_base_name(path: Path, members: Iterable[tuple[str, Any]], under: str) -> dict[str, Any]:
+def _by_path(archive: Path, members: Iterable[tuple[str, Any]], under: str) -> dict[str, Any]:
+    """Members by their path, which never leaves the archive: `../../x` is `x`."""
     found: dict[str, Any] = {}
     for name, member in members:
-        base, folders = _base_name(name), PurePosixPath(name).parts[:-1]
-        if not base or base.startswith("._") or (under and under not in folders):
-            continue  # "._x": what macOS adds to archives
-        if base in found:
-            raise ValueError(f"{path} holds two files named {base!r}; which one is meant?")
-        found[base] = member
+        parts = relative_path(name).split("/")
+        if under:
+            parts = parts[parts.index(under) + 1 :] if under in parts[:-1] else []
+        path = "/".join(parts)
+        if not path or not _is_visible(path):
+            continue
+        if path in found:
+            raise ValueError(f"{archive} holds two files named {path!r}; which one is meant?")
+        found[path] = member
     return found

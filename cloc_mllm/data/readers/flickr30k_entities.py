@@ -15,14 +15,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cloc_mllm.data.readers import boxes_from_xyxy
-from cloc_mllm.data.readers.files import open_files, read_image
-from cloc_mllm.data.records import Box, DropLog, Record, Region, validate_record
+from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos, single
+from cloc_mllm.data.readers.boxes import BoxFrame, box_frame
+from cloc_mllm.data.readers.files import Files, open_files
+from cloc_mllm.data.readers.pascal_voc import CORNERS
+from cloc_mllm.data.readers.texts import decode, lines_of, parse_xml
+from cloc_mllm.data.records import Box, DropLog, Record, Region
 from cloc_mllm.geometry import clean_box
 
 SOURCE = "flickr30k-entities"
 _MENTION = re.compile(r"\[/EN#(?P<chain>\d+)/(?P<types>\S+) (?P<text>[^\]]*)\]")
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Mention(NamedTuple):
@@ -56,6 +58,7 @@ def read_flickr30k_entities(
     images: str | Path,
     *,
     ids: Sequence[str] | None = None,
+    options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields one record per photo with its captions and one region per box.
@@ -74,26 +77,41 @@ def read_flickr30k_entities(
     with (
         open_files(annotations, "Annotations") as xml_files,
         open_files(annotations, "Sentences") as sentence_files,
-        open_files(images) as image_files,
     ):
-        if ids is None:
-            ids = [PurePosixPath(name).stem for name in xml_files.names()]
-        for photo_id in ids:
-            xml = xml_files.read(f"{photo_id}.xml")
-            sentences = sentence_files.read(f"{photo_id}.txt")
-            if xml is None or sentences is None:
-                drop_log.add("record", photo_id, "missing_annotation")
-                continue
-            image = read_image(image_files, photo_id)
-            try:
-                captions, chains = parse_sentences(sentences.decode("utf-8"))
-                regions = _parse_regions(_parse_xml(xml), image, chains, drop_log)
-            except (UnicodeDecodeError, ET.ParseError):
-                drop_log.add("record", photo_id, "bad_annotation")
-                continue
-            record = validate_record(_to_record(photo_id, image, captions, regions), drop_log)
-            if record is not None:
-                yield record
+        chosen = [PurePosixPath(name).stem for name in xml_files.names()] if ids is None else ids
+        with open_photos(
+            images, drop_log, options, single(chosen), tell_unused=ids is None
+        ) as photos:
+            for photo_id in chosen:
+                try:
+                    parsed = _parsed(xml_files, sentence_files, photo_id, options.encoding)
+                except _BAD_ANNOTATION as error:
+                    drop_log.add("record", photo_id, "bad_annotation", f"{photo_id}: {error}")
+                    continue
+                if isinstance(parsed, str):
+                    drop_log.add("record", photo_id, "missing_annotation", parsed)
+                    continue
+                root, text = parsed
+                captions, chains = parse_sentences(text)
+                photo = photos.find(photo_id)
+                frame = photo.frame(*_stated_size(root))
+                regions = _to_regions(root, frame, chains, drop_log)
+                yield from deliver(photo_id, photo, SOURCE, captions, regions, drop_log)
+
+
+_BAD_ANNOTATION = (ValueError, ET.ParseError)  # another encoding, no XML
+
+
+def _parsed(
+    xml_files: Files, sentence_files: Files, photo_id: str, encoding: str = ""
+) -> tuple[ET.Element, str] | str:
+    """The XML's root and the sentences of a photo, or which file is missing."""
+    xml = xml_files.read(f"{photo_id}.xml")
+    sentences = sentence_files.read(f"{photo_id}.txt")
+    if xml is None or sentences is None:
+        return f"no {photo_id}.xml" if xml is None else f"no {photo_id}.txt"
+    root = parse_xml(xml, f"{photo_id}.xml", encoding)
+    return root, decode(sentences, f"{photo_id}.txt", encoding)
 
 
 def read_mentions(
@@ -115,19 +133,18 @@ def read_mentions(
         open_files(annotations, "Sentences") as sentence_files,
     ):
         for photo_id in ids:
-            xml = xml_files.read(f"{photo_id}.xml")
-            sentences = sentence_files.read(f"{photo_id}.txt")
-            if xml is None or sentences is None:
-                raise ValueError(
-                    f"{annotations} has no annotation of photo {photo_id!r}; take records that "
-                    "were built from these annotations"
-                )
             try:
-                boxes_of = _usable_boxes(_parse_xml(xml), notes)
-                lines = sentences.decode("utf-8").splitlines()
-            except (UnicodeDecodeError, ET.ParseError) as error:
+                parsed = _parsed(xml_files, sentence_files, photo_id)
+            except _BAD_ANNOTATION as error:
                 raise ValueError(f"{annotations}, photo {photo_id!r}: {error}") from error
-            yield from _mentions_of(photo_id, lines, boxes_of, notes)
+            if isinstance(parsed, str):
+                raise ValueError(
+                    f"{annotations} has no annotation of photo {photo_id!r} ({parsed}); take "
+                    "records that were built from these annotations"
+                )
+            root, text = parsed
+            boxes_of = _usable_boxes(root, notes)
+            yield from _mentions_of(photo_id, lines_of(text), boxes_of, notes)
 
 
 def _mentions_of(
@@ -145,7 +162,8 @@ def _mentions_of(
 def _usable_boxes(root: ET.Element, notes: Counter[str]) -> dict[str, list[Box]]:
     """Finds the boxes of each chain, clipped to the photo."""
     boxes_of: dict[str, list[Box]] = {}
-    for chain, box in zip(*_chain_boxes(root), strict=True):
+    frame = box_frame(None, *_stated_size(root))
+    for chain, _, box in _chain_boxes(root, frame):
         clipped, _ = clean_box(box, 1.0, 1.0, min_size_px=0.0)
         if clipped is None:
             notes["unusable_box"] += 1
@@ -163,37 +181,34 @@ def parse_sentences(text: str) -> tuple[list[str], dict[str, Chain]]:
         )
         if mention["text"].casefold() not in map(str.casefold, chain.texts):
             chain.texts.append(mention["text"])
-    lines = _MENTION.sub(lambda mention: mention["text"], text).splitlines()
+    lines = lines_of(_MENTION.sub(lambda mention: mention["text"], text))
     return [line for line in lines if line.strip()], chains
 
 
-def _parse_xml(data: bytes) -> ET.Element:
-    if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # nothing here needs entities
-        raise ET.ParseError("document type declarations are refused")
-    return ET.fromstring(data)
+def _stated_size(root: ET.Element) -> tuple[str | None, str | None]:
+    return root.findtext("size/width"), root.findtext("size/height")
 
 
-def _chain_boxes(root: ET.Element, image: bytes = b"") -> tuple[list[str], list[Box]]:
-    """Lists boxes with the chain each belongs to; a box of several chains comes once per chain."""
+def _chain_boxes(root: ET.Element, frame: BoxFrame) -> list[tuple[str, list[str | None], Box]]:
+    """Lists chain, corners as stated, and box; a box of several chains comes once per chain."""
     chain_ids: list[str] = []
     rows: list[list[str | None]] = []
     for thing in root.iter("object"):
         if thing.find("bndbox") is not None:  # else flagged `scene` or `nobndbox`
             named = [name.text or "" for name in thing.findall("name")] or [""]
             chain_ids += named
-            rows += [[thing.findtext(f"bndbox/{corner}") for corner in _CORNERS]] * len(named)
-    size = root.findtext("size/width"), root.findtext("size/height")
-    return chain_ids, boxes_from_xyxy(rows, *size, image)
+            rows += [[thing.findtext(f"bndbox/{corner}") for corner in CORNERS]] * len(named)
+    return list(zip(chain_ids, rows, frame.from_xyxy(rows), strict=True))
 
 
-def _parse_regions(
-    root: ET.Element, image: bytes, chains: dict[str, Chain], drop_log: DropLog
+def _to_regions(
+    root: ET.Element, frame: BoxFrame, chains: dict[str, Chain], drop_log: DropLog
 ) -> list[Region]:
-    chain_ids, boxes = _chain_boxes(root, image)
-    if unboxed := chains.keys() - set(chain_ids):
-        drop_log.note("chains without a box (the scene, not visual, unmarked)", len(unboxed))
+    boxes = _chain_boxes(root, frame)
+    unboxed = chains.keys() - {chain_id for chain_id, _, _ in boxes}
+    drop_log.note("chains without a box (the scene, not visual, unmarked)", len(unboxed))
     regions = []
-    for chain_id, box in zip(chain_ids, boxes, strict=True):
+    for chain_id, stated, box in boxes:
         category, texts = chains.get(chain_id, Chain("", [""]))  # a box that no caption mentions
         regions.append(
             Region(
@@ -202,18 +217,7 @@ def _parse_regions(
                 expressions=texts[1:],
                 category=category,
                 group=chain_id,
+                found=stated,
             )
         )
     return regions
-
-
-def _to_record(photo_id: str, image: bytes, captions: list[str], regions: list[Region]) -> Record:
-    return Record(
-        id=photo_id,
-        image=image,
-        width=0,  # of the image file: set by validate_record
-        height=0,
-        captions=captions,
-        regions=regions,
-        source=SOURCE,
-    )

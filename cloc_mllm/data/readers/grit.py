@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,37 +21,62 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cloc_mllm.data.readers import as_dict, as_list, boxes_from_scaled, deliver
-from cloc_mllm.data.readers.files import IMAGE_SUFFIXES, open_files, read_image, read_rows
+from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
+    as_dict,
+    as_list,
+    deliver,
+    open_photos,
+)
+from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.files import Names
+from cloc_mllm.data.readers.names import IMAGE_SUFFIXES
+from cloc_mllm.data.readers.photos import names_of
 from cloc_mllm.data.readers.tar_stream import Sample, read_samples
+from cloc_mllm.data.readers.texts import decode, read_rows
+from cloc_mllm.data.readers.values import id_key, number
 from cloc_mllm.data.records import DropLog, Record, Region
 
 SOURCE = "grit"
-_IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image")
+_IMAGE_COLUMNS = (*(suffix[1:] for suffix in IMAGE_SUFFIXES), "image")
 _ROWS_AT_ONCE = 64
 Row = dict[str, Any]
 
 
-def read_grit(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record a row, its id the row's key.
+def read_grit(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
+    """Yields one record per row, its id the row's key.
 
     Args:
         rows: the rows as JSON lines.
         images: folder, tar or zip of `KEY.jpg`.
         drop_log: beside the reasons of `validate_record`, records get `bad_row` (no JSON object
-            with the texts `key` and `caption`), regions `bad_row` (no seven numbers).
+            with `key` and the text `caption`), regions `bad_row` (no seven numbers).
     """
-    with open_files(images) as image_files:
-        for item, row in read_rows(rows):
-            texts = [as_dict(row).get("key"), as_dict(row).get("caption")]
-            if all(isinstance(text, str) for text in texts):
-                yield from _to_record(row, read_image(image_files, row["key"]), drop_log)
+
+    def all_names() -> Iterator[Names]:
+        return (names_of(as_dict(row).get("key")) for _, row in read_rows(rows, options.encoding))
+
+    with open_photos(images, drop_log, options, all_names) as photos:
+        for item, row in read_rows(rows, options.encoding):
+            key = id_key(as_dict(row).get("key"))
+            if key is None or not isinstance(row.get("caption"), str):
+                drop_log.add("record", item, "bad_row", row)
             else:
-                drop_log.add("record", item, "bad_row")
+                yield from _to_record({**row, "key": key}, photos.find(key), drop_log)
 
 
-def read_grit_tars(tars: Sequence[str | Path], *, drop_log: DropLog) -> Iterator[Record]:
-    """One record a sample, read forwards: a set of any size passes through.
+def read_grit_tars(
+    tars: Sequence[str | Path], *, options: ReadOptions = DEFAULTS, drop_log: DropLog
+) -> Iterator[Record]:
+    """Yields one record per sample, read forwards: a set of any size passes through.
 
     Args:
         tars: files, in the order they are read.
@@ -61,48 +85,61 @@ def read_grit_tars(tars: Sequence[str | Path], *, drop_log: DropLog) -> Iterator
     """
     for path in tars:
         for key, sample in read_samples(path, drop_log):
-            row = _row_of(key, sample)
-            if row is None:
-                drop_log.add("record", key, "bad_row")
+            row = _row_of(key, sample, options)
+            if isinstance(row, str):
+                drop_log.add("record", key, "bad_row", row)
                 continue
-            image = next((sample[s[1:]] for s in IMAGE_SUFFIXES if s[1:] in sample), b"")
-            yield from _to_record(row, image, drop_log)
+            data = next((sample[name] for name in _IMAGE_COLUMNS if name in sample), b"")
+            photo = Photo(key, data, drop_log=drop_log, boxes_of=options.boxes_of)
+            yield from _to_record(row, photo, drop_log)
 
 
 def read_grit_parquet(
-    tables: Sequence[str | Path], images: str | Path | None = None, *, drop_log: DropLog
+    tables: Sequence[str | Path],
+    images: str | Path | None = None,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record a row, a few rows in memory at a time.
+    """Yields one record per row, a few rows in memory at a time.
 
     Args:
         tables: files, in the order they are read.
         images: folder, tar or zip of `KEY.jpg` or `ID.jpg`; without it the rows hold the images
-            in a column `jpg`, `png`, `webp` or `image`.
+            in a column `jpg`, `png`, `webp` (or another suffix) or `image`.
     """
-    rows = itertools.chain.from_iterable(map(_parquet_rows, tables))
+
+    def all_rows() -> Iterator[Row]:
+        return itertools.chain.from_iterable(map(_parquet_rows, tables))
+
     if images is None:
-        for row in rows:
-            yield from _to_record(row, _embedded_image(row), drop_log)
+        for row in all_rows():
+            data = _embedded_image(row)
+            photo = Photo(str(row.get("key")), data, drop_log=drop_log, boxes_of=options.boxes_of)
+            yield from _to_record(row, photo, drop_log)
         return
-    with open_files(images) as image_files:
-        for row in rows:
-            names = (str(row[name]) for name in ("key", "id") if row.get(name) is not None)
-            found = (read_image(image_files, name) for name in names)
-            yield from _to_record(row, next(filter(None, found), b""), drop_log)
+
+    def all_names() -> Iterator[Names]:
+        return (names_of(row.get("key"), row.get("id")) for row in all_rows())
+
+    with open_photos(images, drop_log, options, all_names) as photos:
+        for row in all_rows():
+            photo = photos.find(row.get("key"), row.get("id"))
+            yield from _to_record(row, photo, drop_log)
 
 
-def _row_of(key: str, sample: Sample) -> Row | None:
-    """The JSON of a sample over its caption file; None where the JSON is no object."""
+def _row_of(key: str, sample: Sample, options: ReadOptions) -> Row | str:
+    """The JSON of a sample over its caption file, or why its JSON is no row."""
     row: Row = {"key": key}
-    if "txt" in sample:
-        row["caption"] = sample["txt"].decode("utf-8", errors="surrogateescape")
+    if "txt" in sample:  # `validate_record` counts what is in another encoding
+        row["caption"] = decode(sample["txt"], key, options.encoding, "surrogateescape")
     if "json" not in sample:
         return row
     try:
-        stated = json.loads(sample["json"])
-    except (ValueError, RecursionError):
-        return None
-    return {**row, **stated} if isinstance(stated, dict) else None
+        stated = json.loads(decode(sample["json"], f"{key}.json", options.encoding))
+    except (ValueError, RecursionError) as error:
+        return str(error)
+    return {**row, **stated} if isinstance(stated, dict) else "no JSON object"
 
 
 def _parquet_rows(path: str | Path) -> Iterator[Row]:
@@ -125,21 +162,22 @@ def _embedded_image(row: Row) -> bytes:
     return b""
 
 
-def _to_record(row: Row, image: bytes, drop_log: DropLog) -> Iterator[Record]:
+def _to_record(row: Row, photo: Photo, drop_log: DropLog) -> Iterator[Record]:
+    frame = photo.share_frame()
     if isinstance(row.get("regions"), list) and isinstance(row.get("captions"), list):
-        regions = [_exported_region(region) for region in row["regions"]]
-        yield from deliver(row.get("id"), image, SOURCE, row["captions"], regions, drop_log)
+        regions = [_exported_region(region, frame) for region in row["regions"]]
+        yield from deliver(row.get("id"), photo, SOURCE, row["captions"], regions, drop_log)
         return
-    record_id = row.get("key") if row.get("key") is not None else row.get("id")
+    record_id = id_key(row.get("key")) or id_key(row.get("id"))
     caption = row.get("caption")
     captions = [] if caption is None else [caption]
-    regions = _to_regions(caption, row, str(record_id), drop_log)
-    yield from deliver(record_id, image, SOURCE, captions, regions, drop_log)
+    regions = _to_regions(caption, row, frame, drop_log)
+    yield from deliver(record_id, photo, SOURCE, captions, regions, drop_log)
 
 
-def _exported_region(row: Any) -> Region:
+def _exported_region(row: Any, frame: BoxFrame) -> Region:
     row = as_dict(row)
-    (box,) = boxes_from_scaled([row.get("box")])
+    (box,) = frame.from_xyxy([row.get("box")])
     return Region(
         box=box,
         phrase=row.get("phrase", ""),
@@ -147,19 +185,21 @@ def _exported_region(row: Any) -> Region:
         expressions=as_list(row.get("expressions")),
         category=row.get("category", ""),
         group=row.get("group", ""),
+        found=row.get("box"),
     )
 
 
-def _to_regions(caption: Any, row: Row, record_id: str, drop_log: DropLog) -> list[Region]:
-    """A region a distinct box: its first text is the phrase, the others are `expressions`."""
+def _to_regions(caption: Any, row: Row, frame: BoxFrame, drop_log: DropLog) -> list[Region]:
+    """Makes a region per distinct box: its first text is the phrase, others are `expressions`."""
     regions: dict[str, Region] = {}  # by the box as text, because NaN is not equal to itself
     for span in [*_spans(row, "noun_chunks"), *_spans(row, "ref_exps")]:
         if not _is_span(span) or not isinstance(caption, str):
-            drop_log.add("region", record_id, "bad_row")
+            drop_log.add("region", str(row.get("key")), "bad_row", span)
             continue
         text = caption[int(span[0]) : int(span[1])]
-        (box,) = boxes_from_scaled([span[2:6]])
-        region = regions.setdefault(str(box), Region(box=box, phrase=text, score=float(span[6])))
+        (box,) = frame.from_xyxy([span[2:6]])
+        new = Region(box=box, phrase=text, score=number(span[6]), found=span)
+        region = regions.setdefault(str(span[2:6]), new)
         if text != region.phrase and text not in region.expressions:
             region.expressions.append(text)
     return list(regions.values())
@@ -177,13 +217,5 @@ def _spans(row: Row, key: str) -> list[Any]:
 
 
 def _is_span(span: Any) -> bool:
-    """Seven numbers, of which the first two part a text."""
-    if not isinstance(span, list) or len(span) != 7:
-        return False
-    numbers = all(isinstance(v, (int, float)) and abs(v) <= sys.float_info.max for v in span[:2])
-    return numbers and all(map(_is_number, span[2:])) and 0 <= span[0] < span[1]
-
-
-def _is_number(value: Any) -> bool:
-    """NaN, too: `validate_record` names what is wrong with it."""
-    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+    """Whether it is a list of seven, of which the first two part a text."""
+    return isinstance(span, list) and len(span) == 7 and 0 <= number(span[0]) < number(span[1])

@@ -40,6 +40,19 @@ _DETERMINER = re.compile(
 _MAX_PHRASE_WORDS = 12
 
 
+# how other formats write boxes into texts
+_OTHER_NOTATIONS = {
+    "bbox_2d": "JSON answers with `bbox_2d` (Qwen2.5-VL)",
+    "<|box_start|>": "boxes between <|box_start|> and <|box_end|> (Qwen2-VL)",
+    "<box>": "boxes in <box> (Qwen-VL, InternVL)",
+    "<bbox>": "<bbox> marks (ms-swift)",
+    "<ref-object>": "<ref-object> marks (ms-swift)",
+    "<bbox_location": "<bbox_location> marks (Ferret)",
+    "<loc": "location tokens <loc...> (PaliGemma, Florence-2)",
+    "box_2d": "JSON answers with `box_2d` (Gemini)",
+}
+
+
 class Grounding(NamedTuple):
     """Boxes `first .. first + num_boxes - 1` of the conversation and what is said of them."""
 
@@ -47,6 +60,13 @@ class Grounding(NamedTuple):
     num_boxes: int
     text: str
     kind: Kind
+
+
+def layout_of_answers(texts: Sequence[str]) -> str:
+    """Names the first notation of boxes, of those of other formats, that is in the texts; or ""."""
+    return next(
+        (name for mark, name in _OTHER_NOTATIONS.items() if any(mark in text for text in texts)), ""
+    )
 
 
 def ground_turns(turns: Sequence[str]) -> list[Grounding]:

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloc_mllm.data.readers.files import IMAGE_SUFFIXES, open_files, read_image, read_json
-from cloc_mllm.data.records import DropLog, Record, validate_record
+from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos
+from cloc_mllm.data.readers.names import ids_of_names, is_image_name
+from cloc_mllm.data.readers.texts import lines_of, read_json, read_text
+from cloc_mllm.data.records import DropLog, Record
 
 SOURCE = "image-folder"
 _WNID = re.compile(r"n\d{8}")
@@ -15,12 +17,16 @@ _NUM_IMAGENET_CLASSES = 1000
 
 
 def read_image_folder(
-    images: str | Path, *, class_names: str | Path | None = None, drop_log: DropLog
+    images: str | Path,
+    *,
+    class_names: str | Path | None = None,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record an image `images/CLASS/FILE`; its only caption is the class's name.
+    """Yields one record per image `images/CLASS/FILE`; its only caption is the class's name.
 
     Args:
-        images: folder of folders.
+        images: folder, tar or zip of folders; images in folders below a class belong to it.
         class_names: what the folders mean, see `read_class_names`. Without it a folder's own name
             counts, underscores as spaces; for ImageNet's 1,000 folders (`n01440764`, ...) it is
             open_clip's list, which is in the order of the sorted folders.
@@ -29,43 +35,32 @@ def read_image_folder(
         ValueError: no folder in `images`, a folder without a name, or `n01440764`-like folders
             that are not all 1,000 and come without `class_names`.
     """
-    folders = sorted(path for path in Path(images).iterdir() if path.is_dir())
-    names = _names_of([path.name for path in folders], class_names, images)
-    for folder in folders:
-        with open_files(folder) as files:
-            for file_name in files.names():
-                if not file_name.lower().endswith(IMAGE_SUFFIXES):
-                    drop_log.note("files that are no image by their name")
-                    continue
-                record = Record(
-                    id=f"{folder.name}/{Path(file_name).stem}",
-                    image=read_image(files, file_name),
-                    width=0,  # of the image file: set by validate_record
-                    height=0,
-                    captions=[names[folder.name]],
-                    regions=[],
-                    source=SOURCE,
-                )
-                valid = validate_record(record, drop_log)
-                if valid is not None:
-                    yield valid
+    with open_photos(images, drop_log, options, tuple) as photos:
+        paths = [path for path in photos.files.names() if is_image_name(path) and "/" in path]
+        folders = sorted({path.partition("/")[0] for path in photos.files.names() if "/" in path})
+        if Path(images).is_dir():  # with the empty ones: ImageNet's names go by their order
+            folders = sorted(path.name for path in Path(images).iterdir() if path.is_dir())
+        names = _names_of(folders, class_names, images, options)
+        ids = ids_of_names(paths)
+        for path in paths:
+            captions = [names[path.partition("/")[0]]]
+            yield from deliver(ids[path], photos.find(path), SOURCE, captions, [], drop_log)
 
 
-def read_class_names(path: str | Path) -> dict[str, str]:
-    """Folder -> name, from a JSON object or from lines `n01440764 tench, Tinca tinca`.
+def read_class_names(path: str | Path, options: ReadOptions = DEFAULTS) -> dict[str, str]:
+    """Reads folder -> name from a JSON object or from lines `n01440764 tench, Tinca tinca`.
 
     Of several names, parted by commas, the first counts. Underscores become spaces.
 
     Raises:
         ValueError: not such a file.
     """
-    if Path(path).suffix == ".json":
-        table = read_json(path)
+    if Path(path).suffix.lower() == ".json":
+        table = read_json(path, options.encoding)
         pairs = list(table.items()) if isinstance(table, dict) else []
     else:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        words = [line.split() for line in lines if line.strip()]
-        pairs = [(folder, " ".join(name)) for folder, *name in words]
+        words = [line.split() for line in lines_of(read_text(path, options.encoding))]
+        pairs = [(folder[0], " ".join(folder[1:])) for folder in words if folder]
     names = {folder: _first_name(name) for folder, name in pairs}
     if not names or not all(names.values()):
         missing = [folder for folder, name in names.items() if not name]
@@ -81,12 +76,15 @@ def _first_name(name: object) -> str:
 
 
 def _names_of(
-    folders: list[str], class_names: str | Path | None, images: str | Path
+    folders: list[str],
+    class_names: str | Path | None,
+    images: str | Path,
+    options: ReadOptions,
 ) -> dict[str, str]:
     if not folders:
         raise ValueError(f"{images} has no folder; expected one folder of images a class")
     if class_names is not None:
-        names = read_class_names(class_names)
+        names = read_class_names(class_names, options)
         if unknown := [folder for folder in folders if folder not in names]:
             raise ValueError(f"{class_names} has no name for the folders {unknown[:5]}")
         return names
@@ -95,7 +93,7 @@ def _names_of(
     if len(folders) != _NUM_IMAGENET_CLASSES:
         raise ValueError(
             f"{images} has {len(folders)} WordNet folders ({folders[0]}, ...), not ImageNet's "
-            f"{_NUM_IMAGENET_CLASSES}; say what they are with --class-names"
+            f"{_NUM_IMAGENET_CLASSES}; say what they are with --class_names"
         )
     from open_clip import IMAGENET_CLASSNAMES
 

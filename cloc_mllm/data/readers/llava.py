@@ -12,22 +12,24 @@ itself (`frame="original"`), Ferret-Bench too. The numbers cannot tell; `cloc-ml
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cloc_mllm.data.images import upright_size
 from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
     as_dict,
     as_list,
-    boxes_from_padded,
-    boxes_from_scaled,
     deliver,
-    group_rows,
-    name_to_id,
+    group_by_photo,
+    open_photos,
+    single,
 )
-from cloc_mllm.data.readers.files import open_files, read_image, read_rows
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns
+from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns, layout_of_answers
+from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import Box, DropLog, Record, Region
 
 SOURCE = "llava"
@@ -40,52 +42,91 @@ Row = dict[str, Any]
 
 
 def read_llava(
-    rows: str | Path, images: str | Path, *, frame: Frame, drop_log: DropLog
+    rows: str | Path,
+    images: str | Path,
+    *,
+    frame: Frame,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record an image, from all rows that name it.
+    """Yields one record per image, from all rows that name it.
 
     Boxes of the same numbers are one region: described (its phrase), referred to (`expressions`)
     or named in a text (its phrase, and further names are `expressions`).
 
     Args:
         rows: JSON list or JSON lines. Ferret-Bench's `{"image", "text"}` is a row of one turn.
-        images: folder, tar or zip; a folder is searched by the whole path first, then by name.
+        images: folder, tar or zip.
         frame: what 0..1 is of, see above.
-        drop_log: beside the reasons of `validate_record`, expressions get `bad_row`; rows without
-            an image and turns without a box are noted.
+        drop_log: beside the reasons of `validate_record`, rows get `bad_row` and `other_layout`
+            (no `conversations`, several images, boxes written otherwise); rows without an image are
+            set aside, turns without a box noted.
     """
-    with open_files(images) as image_files:
-        for name, image_rows in group_rows(named_rows(rows, drop_log)).items():
-            image = read_image(image_files, name)
-            size = upright_size(image) or (None, None)
+    rows_of = group_by_photo(named_rows(rows, options, drop_log, own_boxes=_BOX_TEXT))
+    ids = ids_of_names(rows_of)
+    with open_photos(images, drop_log, options, single(rows_of)) as photos:
+        for name, image_rows in rows_of.items():
+            photo = photos.find(name)
             said: list[tuple[list[float], Grounding]] = []
             for row in image_rows:
                 said += _said_of_boxes(row, drop_log)
-            corners = [numbers for numbers, _ in said]
-            boxes = (
-                boxes_from_padded(corners, *size)
-                if frame == "padded"
-                else boxes_from_scaled(corners)
-            )
+            boxes = _boxes([numbers for numbers, _ in said], photo, frame)
             regions = regions_said(
                 [(repr(numbers), box, g) for (numbers, g), box in zip(said, boxes, strict=True)]
             )
-            yield from deliver(name_to_id(name), image, SOURCE, [], regions, drop_log)
+            num_rows = len(image_rows)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def named_rows(path: str | Path, drop_log: DropLog) -> Iterator[tuple[str, Row]]:
-    """(image, row) of each row that has one."""
-    for item, row in read_rows(path):
+def _boxes(corners: Sequence[list[float]], photo: Photo, frame: Frame) -> list[Box]:
+    if frame == "padded":
+        return photo.frame().from_padded(corners)
+    return photo.share_frame().from_xyxy(corners)
+
+
+def named_rows(
+    path: str | Path, options: ReadOptions, drop_log: DropLog, own_boxes: re.Pattern[str]
+) -> Iterator[tuple[str, Row]]:
+    """Yields (image, row) of each row that has one image and a conversation.
+
+    Args:
+        own_boxes: how this format writes boxes; rows that have none of them, but others, are of
+            another layout.
+    """
+    for item, row in read_rows(path, options.encoding):
         if not isinstance(row, dict):
-            drop_log.add("expression", item, "bad_row")
-        elif not isinstance(row.get("image"), str):
-            drop_log.note("rows without an image")
+            drop_log.add("row", item, "bad_row", "no JSON object")
+            continue
+        image, turns = image_of(row), turns_of(row)
+        if image is None and "image" not in row and "images" not in row:
+            drop_log.put_aside("row", "no_image")
+        elif layout := _other_layout(row, image, turns, own_boxes):
+            drop_log.add("row", item, "other_layout", layout)
         else:
-            yield row["image"], row
+            yield str(image), row
+
+
+def image_of(row: Row) -> str | None:
+    """The image of a row: `image` or `images`, a name or a list of one; None for none or more."""
+    stated = row.get("image", row.get("images"))
+    if isinstance(stated, list) and len(stated) == 1:
+        (stated,) = stated
+    found = stated.get("path") if isinstance(stated, dict) else stated
+    return found if isinstance(found, str) and found.strip() else None
+
+
+def _other_layout(row: Row, image: str | None, turns: list[str], own_boxes: re.Pattern[str]) -> str:
+    if image is None:
+        return f"image {row.get('image', row.get('images'))!r}, not one name"
+    if not turns:
+        keys = ", ".join(list(map(str, row))[:8])
+        return f"no `conversations`; the row has {keys}"
+    has_own = any(map(own_boxes.search, turns))
+    return "" if has_own else layout_of_answers(turns)
 
 
 def turns_of(row: Row) -> list[str]:
-    """The texts of a conversation, without the image's mark."""
+    """Lists the texts of a conversation, without the image's mark."""
     values = [as_dict(turn).get("value") for turn in as_list(row.get("conversations"))]
     texts = ["" if not isinstance(value, str) else value for value in values]
     if not texts and isinstance(row.get("text"), str):
@@ -94,16 +135,17 @@ def turns_of(row: Row) -> list[str]:
 
 
 def regions_said(said: list[tuple[str, Box, Grounding]]) -> list[Region]:
-    """(key of the box, box, what is said of it) -> a region a key."""
+    """Makes a region per key of (key of the box, box, what is said of it)."""
     of_key: dict[str, list[tuple[Box, Grounding]]] = {}
     for key, box, grounding in said:
         of_key.setdefault(key, []).append((box, grounding))
     regions = []
-    for same in of_key.values():
+    for key, same in of_key.items():
         names = [g.text for _, g in same if g.kind != "expression"]
         expressions = [g.text for _, g in same if g.kind == "expression"]
         phrase = (names or expressions or [""])[0]
-        regions.append(Region(box=same[0][0], phrase=phrase, expressions=names[1:] + expressions))
+        others = names[1:] + expressions
+        regions.append(Region(box=same[0][0], phrase=phrase, expressions=others, found=key))
     return regions
 
 

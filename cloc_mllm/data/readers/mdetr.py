@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
     as_dict,
     as_list,
-    boxes_from_xywh,
     deliver,
-    group_rows,
-    name_to_id,
+    group_by_photo,
+    open_photos,
     regions_of_expressions,
+    single,
 )
-from cloc_mllm.data.readers.files import open_files, read_image, read_json
+from cloc_mllm.data.readers.boxes import xywh_of_annotation
+from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.texts import read_json
+from cloc_mllm.data.readers.values import by_id, id_key
 from cloc_mllm.data.records import Box, DropLog, Record, Region
 
 SOURCE = "mdetr"
@@ -32,7 +38,11 @@ Row = dict[str, Any]
 
 
 def read_mdetr(
-    annotations: str | Path, images: str | Path, *, drop_log: DropLog
+    annotations: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields one record per photo, from all "images" of its `file_name`.
 
@@ -44,48 +54,51 @@ def read_mdetr(
         drop_log: beside the reasons of `validate_record`: regions get `bad_row` and
             `unknown_image`.
     """
-    listing = as_dict(read_json(annotations))
+    listing = as_dict(read_json(annotations, options.encoding))
     texts = [row for row in as_list(listing.get("images")) if isinstance(row, dict)]
     if not texts:
         raise ValueError(f"{annotations}: expected an object with a list of `images`, MDETR's JSON")
-    boxes_of: dict[str, list[Row]] = {}
+    by_id(texts, "file_name", f"{annotations}, images")
+    boxes_of: dict[str | None, list[Row]] = {}
     for index, row in enumerate(as_list(listing.get("annotations"))):
         if isinstance(row, dict):
-            boxes_of.setdefault(repr(row.get("image_id")), []).append(row)
+            boxes_of.setdefault(id_key(row.get("image_id")), []).append(row)
         else:
-            drop_log.add("region", f"annotation {index}", "bad_row")
-    with open_files(images) as image_files:
-        for name, rows in group_rows((row.get("file_name"), row) for row in texts).items():
-            image = read_image(image_files, name)
-            captions, regions = _parts(rows, image, boxes_of, drop_log)
-            yield from deliver(name_to_id(name), image, SOURCE, captions, regions, drop_log)
+            drop_log.add("region", f"annotation {index}", "bad_row", row)
+    texts_of = group_by_photo((row.get("file_name"), row) for row in texts)
+    ids = ids_of_names(texts_of)
+    with open_photos(images, drop_log, options, single(texts_of)) as photos:
+        for name, rows in texts_of.items():
+            photo = photos.find(name)
+            captions, regions = _parts(rows, photo, boxes_of, drop_log)
+            yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log)
     for orphans in boxes_of.values():
         for row in orphans:
-            drop_log.add("region", str(row.get("id")), "unknown_image")
+            found = f"image_id {row.get('image_id')!r}"
+            drop_log.add("region", f"annotation {row.get('id')}", "unknown_image", found)
 
 
 def _parts(
-    texts: list[Row], image: bytes, boxes_of: dict[str, list[Row]], drop_log: DropLog
+    texts: list[Row], photo: Photo, boxes_of: dict[str | None, list[Row]], drop_log: DropLog
 ) -> tuple[list[Any], list[Region]]:
     captions: list[Any] = []
     regions: list[Region] = []
     referring: list[tuple[Any, Box, Any]] = []
     for text in texts:
-        rows = boxes_of.pop(repr(text.get("id")), [])
-        boxes = boxes_from_xywh(
-            [row.get("bbox") for row in rows], text.get("width"), text.get("height"), image
-        )
+        rows = boxes_of.pop(id_key(text.get("id")), [])
+        frame = photo.frame(text.get("width"), text.get("height"))
+        boxes = frame.from_xywh([xywh_of_annotation(row) for row in rows])
         caption = text.get("caption")
         if str(text.get("dataset_name")).startswith(_REFERRING):
             referring += [
                 (row.get("bbox"), box, caption) for row, box in zip(rows, boxes, strict=True)
             ]
             if not rows:
-                drop_log.add("expression", str(text.get("id")), "unknown_annotation")
+                drop_log.add("expression", str(text.get("id")), "unknown_annotation", caption)
         else:
             captions.append(caption)
             regions += [
-                Region(box=box, phrase=_named(caption, row))
+                Region(box=box, phrase=_named(caption, row), found=row.get("bbox"))
                 for row, box in zip(rows, boxes, strict=True)
             ]
     return captions, regions_of_expressions(referring) + regions

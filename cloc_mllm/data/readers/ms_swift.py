@@ -14,83 +14,122 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.images import upright_size
 from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
     as_dict,
     as_list,
-    boxes_from_scaled,
-    boxes_from_xyxy,
     deliver,
-    group_rows,
-    name_to_id,
+    group_by_photo,
+    open_photos,
+    single,
 )
-from cloc_mllm.data.readers.files import open_files, read_image, read_rows
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns
-from cloc_mllm.data.readers.llava import regions_said
+from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns, layout_of_answers
+from cloc_mllm.data.readers.llava import image_of, regions_said
+from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import Box, DropLog, Record
 
 SOURCE = "ms-swift"
 _BOX_MARK, _REF_MARK, _IMAGE_MARK = "<bbox>", "<ref-object>", "<image>"
 _SCALES = {"norm1": 1.0, "norm1000": 1000.0}
 Row = dict[str, Any]
-Size = tuple[Any, Any]
 
 
-def read_ms_swift(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record an image, from all rows that name it; regions as `read_llava` makes them.
+def read_ms_swift(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
+    """Yields one record per image, from all rows that name it; regions as `read_llava` makes them.
 
     Args:
-        drop_log: beside the reasons of `validate_record`: expressions get `bad_row` (no object,
-            another `bbox_type`, or several images), regions `box_without_phrase` (a box no mark
-            stands for), `point` (two numbers) and `unknown_annotation` (a mark without a box).
+        drop_log: beside the reasons of `validate_record`: rows get `bad_row` (no object,
+            another `bbox_type`) and `other_layout` (an older layout, boxes inside the texts,
+            several images), regions `box_without_phrase` (a box no mark stands for), `point` (two
+            numbers) and `unknown_annotation` (a mark without a box).
     """
-    with open_files(images) as image_files:
-        for name, image_rows in group_rows(_named_rows(rows, drop_log)).items():
-            image = read_image(image_files, name)
-            size = upright_size(image) or (None, None)
+    rows_of = group_by_photo(_named_rows(rows, options, drop_log))
+    ids = ids_of_names(rows_of)
+    with open_photos(images, drop_log, options, single(rows_of)) as photos:
+        for name, image_rows in rows_of.items():
+            photo = photos.find(name)
             said: list[tuple[str, Box, Grounding]] = []
             for row in image_rows:
-                said += _said_of_boxes(row, size, name, drop_log)
-            yield from deliver(name_to_id(name), image, SOURCE, [], regions_said(said), drop_log)
+                said += _said_of_boxes(row, photo, drop_log)
+            num_rows = len(image_rows)
+            regions = regions_said(said)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def _named_rows(path: str | Path, drop_log: DropLog) -> Iterator[tuple[str, Row]]:
-    for item, row in read_rows(path):
-        names = [_file_of(image) for image in as_list(as_dict(row).get("images"))]
-        kind = as_dict(as_dict(row).get("objects")).get("bbox_type") or "real"
-        if len(names) == 1 and names[0] and kind in ("real", *_SCALES):
-            yield names[0], row
+def _named_rows(
+    path: str | Path, options: ReadOptions, drop_log: DropLog
+) -> Iterator[tuple[str, Row]]:
+    for item, row in read_rows(path, options.encoding):
+        if not isinstance(row, dict):
+            drop_log.add("row", item, "bad_row", "no JSON object")
+            continue
+        kind = as_dict(row.get("objects")).get("bbox_type") or "real"
+        image, layout = image_of(row), _other_layout(row)
+        if layout:
+            drop_log.add("row", item, "other_layout", layout)
+        elif image is None:
+            found = f"images {row.get('images')!r}, not one name"
+            drop_log.add("row", item, "bad_row", found)
+        elif kind not in ("real", *_SCALES):
+            drop_log.add("row", item, "bad_row", f"bbox_type {kind!r}")
         else:
-            drop_log.add("expression", item, "bad_row")
+            yield image, row
 
 
-def _file_of(image: Any) -> str:
-    found = image.get("path") if isinstance(image, dict) else image
-    return found if isinstance(found, str) else ""
+def _other_layout(row: Row) -> str:
+    """Names the layout of a row that is not today's; "" for one that is."""
+    if "messages" not in row:
+        if "query" in row or "response" in row:
+            return "query and response instead of messages (ms-swift 2)"
+        return f"no messages; the row has {', '.join(list(map(str, row))[:8])}"
+    if row.get("objects") is not None and not isinstance(row["objects"], dict):
+        return "objects as a list or a text (ms-swift 2)"
+    images = row.get("images")
+    if isinstance(images, list) and len(images) > 1:
+        return f"{len(images)} images in a row"
+    if as_list(as_dict(row.get("objects")).get("bbox")):
+        return ""
+    return layout_of_answers(
+        [text for text in _turns(row, []) if _BOX_MARK not in text and BOX not in text]
+    )
 
 
-def _said_of_boxes(
-    row: Row, size: Size, name: str, drop_log: DropLog
-) -> list[tuple[str, Box, Grounding]]:
+def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:
     objects = as_dict(row.get("objects"))
-    numbers = as_list(objects.get("bbox"))
+    stated = as_list(objects.get("bbox"))
     turns = _turns(row, as_list(objects.get("ref")))
     num_marks = sum(turn.count(BOX) for turn in turns)
-    for _ in numbers[num_marks:]:
-        drop_log.add("region", name, "box_without_phrase")
-    for _ in range(num_marks - len(numbers)):
-        drop_log.add("region", name, "unknown_annotation")
-    boxes = _boxes(numbers, objects.get("bbox_type") or "real", size)
+    for box in stated[num_marks:]:
+        drop_log.add("region", photo.name, "box_without_phrase", box)
+    if num_marks > len(stated):
+        found = f"{num_marks} marks and {len(stated)} boxes"
+        count = num_marks - len(stated)
+        drop_log.add("region", photo.name, "unknown_annotation", found, count)
+    boxes = _frame(photo, objects.get("bbox_type") or "real").from_xyxy(stated)
     said = []
     for grounding in ground_turns(turns):
         for index in range(grounding.first, grounding.first + grounding.num_boxes):
-            if index >= len(numbers):
+            if index >= len(stated):
                 continue
-            if len(as_list(numbers[index])) == 2:
-                drop_log.add("region", name, "point")
+            if len(as_list(stated[index])) == 2:
+                drop_log.add("region", photo.name, "point", stated[index])
             else:
-                said.append((repr(numbers[index]), boxes[index], grounding))
+                said.append((repr(stated[index]), boxes[index], grounding))
     return said
+
+
+def _frame(photo: Photo, kind: Any) -> BoxFrame:
+    return photo.share_frame(_SCALES[kind]) if kind in _SCALES else photo.frame()
 
 
 def _turns(row: Row, refs: list[Any]) -> list[str]:
@@ -108,9 +147,3 @@ def _turns(row: Row, refs: list[Any]) -> list[str]:
             filled += f"{next(left, '')}{piece}"
         turns.append(filled.replace(_BOX_MARK, BOX).strip())
     return turns
-
-
-def _boxes(numbers: list[Any], kind: str, size: Size) -> list[Box]:
-    if kind in _SCALES:
-        return boxes_from_scaled(numbers, _SCALES[kind])
-    return boxes_from_xyxy(numbers, *size)

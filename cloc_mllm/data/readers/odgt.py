@@ -17,16 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.images import upright_size
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
+    DEFAULTS,
+    ReadOptions,
     as_dict,
     as_list,
-    boxes_from_xywh,
-    boxes_from_xyxy,
     deliver,
-    name_to_id,
+    open_photos,
+    single,
 )
-from cloc_mllm.data.readers.files import open_files, read_image, read_rows
+from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.texts import read_rows
+from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import DropLog, Record, Region
 
 SOURCE = "odgt"
@@ -35,56 +39,67 @@ _IGNORED_TAG = "mask"  # CrowdHuman: a place where people were not annotated
 Row = dict[str, Any]
 
 
-def read_odgt(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
+def read_odgt(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    keep_ignored: bool = False,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
     """Yields one record per row, with one region per instance, phrase or tagged box.
 
     The phrase of an instance is its category.
 
     Args:
         images: folder, tar or zip of the images.
-        drop_log: beside the reasons of `validate_record`, records get `bad_row`, regions
-            `bad_row` and `ignored` (the tag `mask`).
+        keep_ignored: keep places that were not annotated (the tag `mask`); by default they are set
+            aside.
+        drop_log: beside the reasons of `validate_record`, records and regions get `bad_row`.
     """
-    with open_files(images) as image_files:
-        for item, row in read_rows(rows):
-            name = next((row[key] for key in _NAMES if as_dict(row).get(key)), None)
+
+    # rows of a large set do not fit into memory, their names do
+    ids = ids_of_names(_name(row) for _, row in read_rows(rows, options.encoding))
+    with open_photos(images, drop_log, options, single(ids)) as photos:
+        for item, row in read_rows(rows, options.encoding):
+            name = _name(row)
             if name is None:
-                drop_log.add("record", item, "bad_row")
+                drop_log.add("record", item, "bad_row", f"no {' or '.join(_NAMES)}: {shown(row)}")
                 continue
-            image = read_image(image_files, str(name))
-            size = (row.get("width"), row.get("height"))
-            if None in size:
-                size = upright_size(image) or size
+            photo = photos.find(name)
+            frame = photo.frame(row.get("width"), row.get("height"))
             caption = as_dict(row.get("grounding")).get("caption")
             captions = [] if caption is None else [caption]
-            regions = _to_regions(row, size, image, item, drop_log)
-            yield from deliver(name_to_id(name), image, SOURCE, captions, regions, drop_log)
+            regions = _to_regions(row, frame, item, keep_ignored, drop_log)
+            yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log)
+
+
+def _name(row: Any) -> str | None:
+    named = (id_key(as_dict(row).get(key)) for key in _NAMES)
+    return next(filter(None, named), None)
 
 
 def _to_regions(
-    row: Row, size: tuple[Any, Any], image: bytes, item: str, drop_log: DropLog
+    row: Row, frame: BoxFrame, item: str, keep_ignored: bool, drop_log: DropLog
 ) -> list[Region]:
-    regions = []
     instances = _objects(as_dict(row.get("detection")).get("instances"), item, drop_log)
-    boxes = boxes_from_xyxy([thing.get("bbox") for thing in instances], *size, image)
-    for thing, box in zip(instances, boxes, strict=True):
-        category = thing.get("category", "")
-        regions.append(Region(box=box, phrase=category, category=category))
     phrases = _objects(as_dict(row.get("grounding")).get("regions"), item, drop_log)
-    boxes = boxes_from_xyxy([thing.get("bbox") for thing in phrases], *size, image)
-    for thing, box in zip(phrases, boxes, strict=True):
-        regions.append(Region(box=box, phrase=thing.get("phrase", "")))
-    tagged = []
-    for thing in _objects(row.get("gtboxes"), item, drop_log):
-        if thing.get("tag") == _IGNORED_TAG:
-            drop_log.add("region", item, "ignored")
-        else:
-            tagged.append(thing)
-    rows = [thing.get("box", thing.get("fbox")) for thing in tagged]
-    for thing, box in zip(tagged, boxes_from_xywh(rows, *size, image), strict=True):
-        tag = thing.get("tag", "")
-        regions.append(Region(box=box, phrase=tag, category=tag))
-    return regions
+    tagged = _objects(row.get("gtboxes"), item, drop_log)
+    if not keep_ignored:
+        num_all = len(tagged)
+        tagged = [thing for thing in tagged if thing.get("tag") != _IGNORED_TAG]
+        drop_log.put_aside("region", "ignored", num_all - len(tagged))
+    named = [(thing.get("category", ""), True) for thing in instances]
+    named += [(thing.get("phrase", ""), False) for thing in phrases]
+    named += [(thing.get("tag", ""), True) for thing in tagged]
+    boxes = frame.from_xyxy([thing.get("bbox") for thing in [*instances, *phrases]])
+    boxes += frame.from_xywh([thing.get("box", thing.get("fbox")) for thing in tagged])
+    return [
+        Region(box=box, phrase=name, category=name if is_class else "", found=thing)
+        for box, (name, is_class), thing in zip(
+            boxes, named, [*instances, *phrases, *tagged], strict=True
+        )
+    ]
 
 
 def _objects(value: Any, item: str, drop_log: DropLog) -> list[Row]:
@@ -93,5 +108,5 @@ def _objects(value: Any, item: str, drop_log: DropLog) -> list[Row]:
         if isinstance(thing, dict):
             objects.append(thing)
         else:
-            drop_log.add("region", item, "bad_row")
+            drop_log.add("region", item, "bad_row", thing)
     return objects

@@ -1,22 +1,25 @@
 """Pascal VOC folders (Everingham et al. 2010): `Annotations/NAME.xml` and `JPEGImages/NAME.jpg`.
 
-Frame: `bndbox` is xmin, ymin, xmax, ymax in pixels of the `size` the XML states. Pascal's own files
-count pixels from 1 and include the last, so a box covers xmin - 1 .. xmax; many tools count from
-0 and write corners (`zero_based`).
+Frame: `bndbox` is xmin, ymin, xmax, ymax in pixels of the `size` the XML states, or of the image
+file where it states none. Pascal's own files count pixels from 1 and include the last, so a box
+covers xmin - 1 .. xmax; many tools count from 0 and write corners (`zero_based`).
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from cloc_mllm.data.readers import boxes_from_xyxy, deliver
-from cloc_mllm.data.readers.files import open_files, parse_xml, read_image
+from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos
+from cloc_mllm.data.readers.files import Files, open_files
+from cloc_mllm.data.readers.photos import names_of
+from cloc_mllm.data.readers.texts import parse_xml
+from cloc_mllm.data.readers.values import number
 from cloc_mllm.data.records import DropLog, Record, Region
 
 SOURCE = "pascal-voc"
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read_pascal_voc(
@@ -24,48 +27,70 @@ def read_pascal_voc(
     images: str | Path,
     *,
     zero_based: bool = False,
+    options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """Yields one record per XML, with one region per object; phrase and category are its name.
+    """Yields one record per XML, with one region per `bndbox`; phrase and category are its name.
+
+    Several boxes of one object share a `group`.
 
     Args:
-        annotations: folder, tar or zip of the XML files.
-        images: folder, tar or zip; an image has the name of its XML.
+        annotations: folder, tar or zip of the XML files, at any depth.
+        images: folder, tar or zip. An image has the name of its XML, or the XML's `filename`.
         zero_based: pixels count from 0, and the last corner is not included.
-        drop_log: beside the reasons of `validate_record`, records get `bad_annotation`.
+        drop_log: beside the reasons of `validate_record`, records get `bad_annotation`; an object
+            without a box is a region `not_finite`.
     """
-    with open_files(annotations) as xml_files, open_files(images) as image_files:
-        for name in [name for name in xml_files.names() if name.lower().endswith(".xml")]:
-            stem = PurePosixPath(name).stem
-            try:
-                root = parse_xml(xml_files.read(name) or b"")
-            except ET.ParseError:
-                drop_log.add("record", stem, "bad_annotation")
-                continue
-            image = read_image(image_files, stem)
-            regions = _to_regions(root, image, 0 if zero_based else 1)
-            yield from deliver(stem, image, SOURCE, [], regions, drop_log)
+    with open_files(annotations) as xml_files:
+        stems = [name[:-4] for name in xml_files.names() if name.lower().endswith(".xml")]
+        num_others = len(xml_files.names()) - len(stems)
+        drop_log.note("files among the annotations that are no XML by their name", num_others)
+        paths = {name[:-4]: name for name in xml_files.names() if name.lower().endswith(".xml")}
+
+        def all_names() -> Iterator[tuple[str, ...]]:
+            for stem, path in paths.items():
+                root = _parsed(xml_files, path, options.encoding)
+                yield _image_names(stem, root if isinstance(root, ET.Element) else None)
+
+        with open_photos(images, drop_log, options, all_names) as photos:
+            for stem, path in paths.items():
+                root = _parsed(xml_files, path, options.encoding)
+                if isinstance(root, str):
+                    drop_log.add("record", stem, "bad_annotation", root)
+                    continue
+                photo = photos.find(*_image_names(stem, root))
+                regions = _to_regions(root, photo, stem, 0 if zero_based else 1)
+                yield from deliver(stem, photo, SOURCE, [], regions, drop_log)
 
 
-def _to_regions(root: ET.Element, image: bytes, first_pixel: int) -> list[Region]:
-    things = root.findall("object")
-    rows = [[thing.findtext(f"bndbox/{corner}") for corner in _CORNERS] for thing in things]
-    boxes = boxes_from_xyxy(
-        [_from_zero(row, first_pixel) for row in rows],
-        root.findtext("size/width"),
-        root.findtext("size/height"),
-        image,
-    )
+def _parsed(files: Files, path: str, encoding: str) -> ET.Element | str:
+    """The root of an XML file, or why it cannot be parsed."""
+    try:
+        return parse_xml(files.read(path) or b"", path, encoding)
+    except ET.ParseError as error:
+        return f"{path}: {error}"
+
+
+def _image_names(stem: str, root: ET.Element | None) -> tuple[str, ...]:
+    """The XML's own name first: tools that copy files forget `filename`."""
+    return names_of(stem, None if root is None else root.findtext("filename"))
+
+
+def _to_regions(root: ET.Element, photo: Photo, stem: str, first_pixel: int) -> list[Region]:
+    frame = photo.frame(root.findtext("size/width"), root.findtext("size/height"))
     regions = []
-    for thing, box in zip(things, boxes, strict=True):
+    for index, thing in enumerate(root.findall("object")):
         name = thing.findtext("name") or ""
-        regions.append(Region(box=box, phrase=name, category=name))
+        stated = [[box.findtext(corner) for corner in CORNERS] for box in thing.findall("bndbox")]
+        rows = stated or [[None] * 4]
+        group = f"{stem}/{index}" if len(rows) > 1 else ""
+        boxes = frame.from_xyxy([_from_zero(row, first_pixel) for row in rows])
+        for row, box in zip(rows, boxes, strict=True):
+            found = row if stated else "no bndbox"
+            regions.append(Region(box, name, category=name, group=group, found=found))
     return regions
 
 
-def _from_zero(row: list[str | None], first_pixel: int) -> list[float] | None:
-    try:
-        x1, y1, x2, y2 = (float(value or "") for value in row)
-    except ValueError:
-        return None
+def _from_zero(row: list[str | None], first_pixel: int) -> list[float]:
+    x1, y1, x2, y2 = (number(value) for value in row)
     return [x1 - first_pixel, y1 - first_pixel, x2, y2]

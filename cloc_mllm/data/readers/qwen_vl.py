@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
     as_dict,
     as_list,
-    boxes_from_scaled,
-    boxes_from_xyxy,
     deliver,
-    group_rows,
-    name_to_id,
+    group_by_photo,
+    open_photos,
     regions_of_expressions,
+    single,
 )
-from cloc_mllm.data.readers.files import open_files, read_image, read_rows
+from cloc_mllm.data.readers.grounded_text import layout_of_answers
+from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.texts import read_rows
+from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import Box, DropLog, Record, Region
 
 SOURCE = "qwen-vl"
@@ -38,7 +43,13 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 Row = dict[str, Any]
 
 
-def read_qwen_vl(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
+def read_qwen_vl(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
     """Yields one record per photo.
 
     Each `<ref>` of a conversation gives one region per box; several boxes share a `group`. Turns
@@ -46,24 +57,33 @@ def read_qwen_vl(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> 
 
     Args:
         images: folder, tar or zip of the photos.
-        drop_log: beside the reasons of `validate_record`: expressions get `bad_row` (no object,
-            no or several photos), regions `box_without_phrase`.
+        drop_log: beside the reasons of `validate_record`: rows get `bad_row` (no object,
+            no or several photos) and `other_layout` (boxes written otherwise), regions
+            `box_without_phrase`.
     """
-    rows_of = group_rows(_named_rows(rows, drop_log))
-    with open_files(images) as image_files:
+    rows_of = group_by_photo(_named_rows(rows, options, drop_log))
+    ids = ids_of_names(rows_of)
+    with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, photo_rows in rows_of.items():
-            image = read_image(image_files, name)
-            regions = _to_regions(photo_rows, name, image, drop_log)
-            yield from deliver(name_to_id(name), image, SOURCE, [], regions, drop_log)
+            photo = photos.find(name)
+            regions = _to_regions(photo_rows, photo, drop_log)
+            num_rows = len(photo_rows)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def _named_rows(path: str | Path, drop_log: DropLog) -> Iterator[tuple[str, Row]]:
-    for item, row in read_rows(path):
+def _named_rows(
+    path: str | Path, options: ReadOptions, drop_log: DropLog
+) -> Iterator[tuple[str, Row]]:
+    for item, row in read_rows(path, options.encoding):
         names = [row["image"]] if isinstance(row, dict) and "image" in row else []
-        for text in _turns(as_dict(row)):
+        turns = _turns(as_dict(row))
+        for text in turns:
             names += _IMAGE.findall(text)
-        if len(set(map(str, names))) != 1:
-            drop_log.add("expression", item, "bad_row")
+        distinct = {id_key(name) for name in names}
+        if len(distinct) != 1 or None in distinct:
+            drop_log.add("row", item, "bad_row", f"images {sorted(map(str, distinct))}")
+        elif not any(map(_BOX.search, turns)) and (layout := layout_of_answers(turns)):
+            drop_log.add("row", item, "other_layout", layout)
         else:
             yield str(names[0]), row
 
@@ -73,30 +93,31 @@ def _turns(row: Row) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _to_regions(rows: list[Row], name: str, image: bytes, drop_log: DropLog) -> list[Region]:
+def _to_regions(rows: list[Row], photo: Photo, drop_log: DropLog) -> list[Region]:
     referring: list[tuple[Any, Box, Any]] = []
     regions: list[Region] = []
     for index, row in enumerate(rows):
         if "conversations" in row:
             for number, text in enumerate(_turns(row)):
-                regions += _grounded(text, f"{name}/{index}/{number}", drop_log)
+                regions += _grounded(text, photo, f"{photo.name}/{index}/{number}", drop_log)
         else:
-            size = (row.get("width"), row.get("height"))
-            (box,) = boxes_from_xyxy([row.get("bbox")], *size, image)
+            frame = photo.frame(row.get("width"), row.get("height"))
+            (box,) = frame.from_xyxy([row.get("bbox")])
             referring.append((row.get("bbox"), box, row.get("sent")))
     return regions_of_expressions(referring) + regions
 
 
-def _grounded(text: str, item: str, drop_log: DropLog) -> list[Region]:
+def _grounded(text: str, photo: Photo, item: str, drop_log: DropLog) -> list[Region]:
     regions = []
     for number, match in enumerate(_GROUNDED.finditer(text)):
-        corners = [_NUMBER.findall(numbers) for numbers in _BOX.findall(match["boxes"])]
-        group = f"{item}/{number}" if len(corners) > 1 else ""
-        for box in boxes_from_scaled(corners, _SCALE):
-            regions.append(Region(box=box, phrase=match["phrase"], group=group))
+        stated = _BOX.findall(match["boxes"])
+        group = f"{item}/{number}" if len(stated) > 1 else ""
+        boxes = photo.share_frame(_SCALE).from_xyxy(list(map(_NUMBER.findall, stated)))
+        for box, found in zip(boxes, stated, strict=True):
+            regions.append(Region(box=box, phrase=match["phrase"], group=group, found=found))
     rest = _GROUNDED.sub("", text)
-    for _ in _BOX.findall(rest):
-        drop_log.add("region", item, "box_without_phrase")
+    for found in _BOX.findall(rest):
+        drop_log.add("region", item, "box_without_phrase", found)
     if not regions and not _BOX.search(rest):
         drop_log.note("turns without a box")
     return regions

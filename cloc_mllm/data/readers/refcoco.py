@@ -8,21 +8,36 @@ corner", "bbox": [x, y, width, height], "width": 640, "height": 428}`; the box i
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.readers import boxes_from_xywh
-from cloc_mllm.data.readers.files import open_files, read_image, read_json
-from cloc_mllm.data.records import DropLog, Record, Region, clean_text, validate_record
+from cloc_mllm.data.readers import (
+    DEFAULTS,
+    ReadOptions,
+    deliver,
+    group_by_photo,
+    open_photos,
+    regions_of_expressions,
+    single,
+)
+from cloc_mllm.data.readers.names import name_to_id
+from cloc_mllm.data.readers.texts import read_json
+from cloc_mllm.data.readers.values import id_key
+from cloc_mllm.data.records import DropLog, Record
 
 SOURCE = "refcoco"
 _PHOTO_AND_REFERENT = re.compile(r"(?P<photo>.*_\d{12})_\d+")
 _ROW_KEYS = ("img_id", "sents", "bbox", "width", "height")
 
 
-def read_refcoco(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
+def read_refcoco(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
     """Yields one record per photo, in the order of the rows; rows with one box are one region.
 
     The phrase of a region is its first expression; `expressions` holds them all. A missing photo is
@@ -35,52 +50,35 @@ def read_refcoco(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> 
         drop_log: beside the reasons of `validate_record`, expressions get `bad_row` (not an
             object, or a key is missing).
     """
-    rows_of = _by_photo(rows, drop_log)
-    with open_files(images) as image_files:
-        for photo, photo_rows in rows_of.items():
-            image = read_image(image_files, photo)
-            record = Record(
-                id=photo,
-                image=image,
-                width=0,  # of the image file: set by validate_record
-                height=0,
-                captions=[],
-                regions=_to_regions(photo_rows, image),
-                source=SOURCE,
-            )
-            valid = validate_record(record, drop_log)
-            if valid is not None:
-                yield valid
+    rows_of = group_by_photo(_named_rows(rows, options, drop_log))
+    with open_photos(images, drop_log, options, single(rows_of)) as photos:
+        for name, photo_rows in rows_of.items():
+            photo = photos.find(name)
+            pairs = []
+            for row in photo_rows:
+                (box,) = photo.frame(row["width"], row["height"]).from_xywh([row["bbox"]])
+                pairs.append((row["bbox"], box, row["sents"]))
+            regions = regions_of_expressions(pairs)
+            yield from deliver(name_to_id(name), photo, SOURCE, [], regions, drop_log)
 
 
-def _by_photo(path: str | Path, drop_log: DropLog) -> dict[str, list[dict[str, Any]]]:
-    table = read_json(path)
+def _named_rows(
+    path: str | Path, options: ReadOptions, drop_log: DropLog
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    table = read_json(path, options.encoding)
     if not isinstance(table, list):
         raise ValueError(f"{path}: expected a JSON list of rows with {', '.join(_ROW_KEYS)}")
-    rows_of: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for index, row in enumerate(table):
-        if not isinstance(row, dict) or not all(key in row for key in _ROW_KEYS):
-            drop_log.add("expression", f"row {index}", "bad_row")
-            continue
-        rows_of[photo_of(str(row["img_id"]))].append(row)
-    return rows_of
+        missing = [key for key in _ROW_KEYS if not isinstance(row, dict) or key not in row]
+        name = None if missing else id_key(row["img_id"])
+        if name is None:
+            found = f"no {', '.join(missing)}" if missing else f"img_id {row['img_id']!r}"
+            drop_log.add("expression", f"row {index}", "bad_row", found)
+        else:
+            yield photo_of(name), row
 
 
 def photo_of(img_id: str) -> str:
     """Cuts `COCO_train2014_000000580957_4` to `COCO_train2014_000000580957`, the photo's name."""
     match = _PHOTO_AND_REFERENT.fullmatch(img_id)
     return match["photo"] if match else img_id
-
-
-def _to_regions(rows: list[dict[str, Any]], image: bytes) -> list[Region]:
-    rows_of_box: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:  # as text, because NaN is not equal to itself
-        rows_of_box[str((row["bbox"], row["width"], row["height"]))].append(row)
-    regions = []
-    for same_box in rows_of_box.values():
-        first = same_box[0]
-        (box,) = boxes_from_xywh([first["bbox"]], first["width"], first["height"], image)
-        expressions = [row["sents"] for row in same_box]
-        phrase = next((text for text in expressions if clean_text(text)[0]), "")
-        regions.append(Region(box=box, phrase=phrase, expressions=expressions))
-    return regions

@@ -13,13 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.readers import as_dict, as_list, boxes_from_xywh, deliver, group_rows
-from cloc_mllm.data.readers.files import open_files, read_image, read_json
+from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
+    as_dict,
+    as_list,
+    deliver,
+    open_photos,
+    single,
+)
+from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.readers.plain_pickle import read_plain_pickle
+from cloc_mllm.data.readers.texts import read_json
+from cloc_mllm.data.readers.values import by_id, id_key
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
 
 SOURCE = "refer"
 Row = dict[str, Any]
+Table = dict[str, Row]
 
 
 def read_refer(
@@ -28,6 +40,7 @@ def read_refer(
     images: str | Path,
     *,
     split: str = "",
+    options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields one record per photo, with one region per ref.
@@ -38,7 +51,7 @@ def read_refer(
         refs: `refs(unc).p`, `refs(umd).p`, ...; read as plain containers only.
         instances: `instances.json` beside it.
         images: folder, tar or zip of the photos.
-        split: `train`, `val`, `testA`, ...; by default all. Refs of other splits are noted.
+        split: `train`, `val`, `testA`, ...; by default all. Refs of other splits are set aside.
         drop_log: beside the reasons of `validate_record`, regions and their expressions get
             `bad_row`, `unknown_annotation` and `unknown_image`.
 
@@ -48,65 +61,64 @@ def read_refer(
     table = read_plain_pickle(refs)
     if not isinstance(table, list):
         raise ValueError(f"{refs}: expected a list of refs, got {type(table).__name__}")
-    listing = as_dict(read_json(instances))
-    photos = {repr(row.get("id")): row for row in _objects(listing, "images")}
-    annotations = {repr(row.get("id")): row for row in _objects(listing, "annotations")}
-    names = {repr(row.get("id")): row.get("name") for row in _objects(listing, "categories")}
-    refs_of = group_rows(_chosen(table, split, refs, drop_log))
-    with open_files(images) as image_files:
+    listing = as_dict(read_json(instances, options.encoding))
+    pictures = by_id(_objects(listing, "images"), "file_name", f"{instances}, images")
+    annotations = by_id(_objects(listing, "annotations"), "image_id", f"{instances}, annotations")
+    categories = by_id(_objects(listing, "categories"), "name", f"{instances}, categories")
+    refs_of: dict[str | None, list[Row]] = {}
+    for row in _chosen(table, split, refs, drop_log):
+        refs_of.setdefault(id_key(row.get("image_id")), []).append(row)
+    names = single(pictures[key].get("file_name") for key in refs_of if key in pictures)
+    with open_photos(images, drop_log, options, names) as photos:
         for key, rows in refs_of.items():
-            photo = photos.get(key)
-            if photo is None:
+            picture = pictures.get(key or "")
+            if picture is None:
                 for row in rows:
-                    _drop(row, "unknown_image", drop_log)
+                    _drop(row, "unknown_image", f"image_id {row.get('image_id')!r}", drop_log)
                 continue
-            image = read_image(image_files, str(photo.get("file_name", "")))
-            regions = _to_regions(rows, photo, image, annotations, names, drop_log)
-            yield from deliver(photo.get("id"), image, SOURCE, [], regions, drop_log)
+            photo = photos.find(picture.get("file_name"))
+            regions = _to_regions(rows, picture, photo, (annotations, categories), drop_log)
+            yield from deliver(key, photo, SOURCE, [], regions, drop_log)
 
 
 def _objects(listing: Row, key: str) -> list[Row]:
     return [row for row in as_list(listing.get(key)) if isinstance(row, dict)]
 
 
-def _chosen(
-    table: list[Any], split: str, refs: str | Path, drop_log: DropLog
-) -> Iterator[tuple[str, Row]]:
+def _chosen(table: list[Any], split: str, refs: str | Path, drop_log: DropLog) -> Iterator[Row]:
     splits = sorted({str(row.get("split")) for row in table if isinstance(row, dict)})
     if split and table and split not in splits:
         raise ValueError(f"{refs} has no split {split!r}; it has {', '.join(splits) or 'none'}")
     for index, row in enumerate(table):
         if not isinstance(row, dict):
-            drop_log.add("region", f"ref {index}", "bad_row")
+            drop_log.add("region", f"ref {index}", "bad_row", row)
         elif split and row.get("split") != split:
-            drop_log.note("refs of other splits")
+            drop_log.put_aside("region", "other_split")
+            drop_log.put_aside("expression", "other_split", len(_texts(row)))
         else:
-            yield repr(row.get("image_id")), row
+            yield row
 
 
 def _to_regions(
-    rows: list[Row],
-    photo: Row,
-    image: bytes,
-    annotations: dict[str, Row],
-    names: dict[str, Any],
-    drop_log: DropLog,
+    rows: list[Row], picture: Row, photo: Photo, tables: tuple[Table, Table], drop_log: DropLog
 ) -> list[Region]:
+    annotations, categories = tables
     usable = []
     for row in rows:
-        annotation = annotations.get(repr(row.get("ann_id")))
+        annotation = annotations.get(id_key(row.get("ann_id")) or "")
         if annotation is None:
-            _drop(row, "unknown_annotation", drop_log)
+            _drop(row, "unknown_annotation", f"ann_id {row.get('ann_id')!r}", drop_log)
         else:
-            usable.append((row, annotation.get("bbox")))
-    rows_px = [box for _, box in usable]
-    boxes = boxes_from_xywh(rows_px, photo.get("width"), photo.get("height"), image)
+            usable.append((row, annotation))
+    frame = photo.frame(picture.get("width"), picture.get("height"))
+    boxes = frame.from_xywh([xywh_of_annotation(annotation) for _, annotation in usable])
     regions = []
-    for (row, _), box in zip(usable, boxes, strict=True):
+    for (row, annotation), box in zip(usable, boxes, strict=True):
         texts = _texts(row)
-        category = names.get(repr(row.get("category_id")), "")
+        category = categories.get(id_key(row.get("category_id")) or "", {}).get("name", "")
         phrase = next((text for text in texts if clean_text(text)[0]), "")
-        regions.append(Region(box=box, phrase=phrase, expressions=texts, category=category))
+        found = {"ref_id": row.get("ref_id"), "bbox": annotation.get("bbox")}
+        regions.append(Region(box, phrase, 1.0, texts, category, found=found))
     return regions
 
 
@@ -114,8 +126,7 @@ def _texts(row: Row) -> list[Any]:
     return [as_dict(sentence).get("sent") for sentence in as_list(row.get("sentences"))]
 
 
-def _drop(row: Row, reason: str, drop_log: DropLog) -> None:
+def _drop(row: Row, reason: str, found: str, drop_log: DropLog) -> None:
     item = f"ref {row.get('ref_id')}"
-    drop_log.add("region", item, reason)
-    for _ in _texts(row):
-        drop_log.add("expression", item, reason)
+    drop_log.add("region", item, reason, found)
+    drop_log.add("expression", item, reason, found, count=len(_texts(row)))

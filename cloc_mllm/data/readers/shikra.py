@@ -15,16 +15,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.images import upright_size
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
+    as_dict,
     as_list,
-    boxes_from_xyxy,
     deliver,
-    group_rows,
-    name_to_id,
+    group_by_photo,
+    open_photos,
     regions_of_expressions,
+    single,
 )
-from cloc_mllm.data.readers.files import open_files, read_image, read_rows
+from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.texts import read_rows
+from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import Box, DropLog, Record, Region
 
 SOURCE = "shikra"
@@ -33,73 +39,86 @@ _MARKS = re.compile(r"<ph_st>|<ph_ed>")
 Row = dict[str, Any]
 
 
-def read_shikra(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record a photo. A phrase of several boxes makes a region of each, in one `group`.
+def read_shikra(
+    rows: str | Path,
+    images: str | Path,
+    *,
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
+) -> Iterator[Record]:
+    """Yields one record per photo. A phrase of several boxes makes a region of each, in one
+    `group`.
 
     Args:
         rows: JSON lines, or a JSON list of such objects.
         images: folder, tar or zip of the photos.
-        drop_log: beside the reasons of `validate_record`: expressions get `bad_row` (no object,
-            or without a photo), regions `unknown_annotation` (`boxes_seq` names no box).
+        drop_log: beside the reasons of `validate_record`: rows get `bad_row` (no object,
+            or without a photo), regions `unknown_annotation` (`boxes_seq` names no box) and
+            `box_without_phrase`.
     """
-    rows_of = group_rows(_named_rows(rows, drop_log))
-    with open_files(images) as image_files:
+    rows_of = group_by_photo(_named_rows(rows, options, drop_log))
+    ids = ids_of_names(rows_of)
+    with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, photo_rows in rows_of.items():
-            image = read_image(image_files, name)
-            captions, regions = _parts(photo_rows, upright_size(image), name, drop_log)
-            yield from deliver(name_to_id(name), image, SOURCE, captions, regions, drop_log)
+            photo = photos.find(name)
+            captions, regions = _parts(photo_rows, photo, drop_log)
+            num_rows = len(photo_rows)
+            yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log, num_rows)
 
 
-def _named_rows(path: str | Path, drop_log: DropLog) -> Iterator[tuple[str, Row]]:
-    for item, row in read_rows(path):
-        name = None
-        if isinstance(row, dict):
-            name = row.get("img_path") or row.get("image_id")
-        if name is None:
-            drop_log.add("expression", item, "bad_row")
+def _named_rows(
+    path: str | Path, options: ReadOptions, drop_log: DropLog
+) -> Iterator[tuple[str, Row]]:
+    for item, row in read_rows(path, options.encoding):
+        name = as_dict(row).get("img_path") or as_dict(row).get("image_id")
+        if id_key(name) is None:
+            drop_log.add("row", item, "bad_row", f"no img_path or image_id: {shown(row)}")
         else:
             yield str(name), row
 
 
-def _parts(
-    rows: list[Row], file_wh: tuple[int, int] | None, name: str, drop_log: DropLog
-) -> tuple[list[Any], list[Region]]:
+def _parts(rows: list[Row], photo: Photo, drop_log: DropLog) -> tuple[list[Any], list[Region]]:
     captions: list[Any] = []
     regions: list[Region] = []
     referring: list[tuple[Any, Box, Any]] = []
     for index, row in enumerate(rows):
-        size = file_wh or (None, None)
-        if "width" in row and "height" in row:
-            size = row["width"], row["height"]
+        frame = photo.frame(row.get("width"), row.get("height"))
         if "sentence" in row:
             sentence = row["sentence"]
             marked = isinstance(sentence, str)
             captions.append(_MARKS.sub("", sentence) if marked else sentence)
-            boxes = boxes_from_xyxy(as_list(row.get("boxes")), *size)
+            stated = as_list(row.get("boxes"))
+            boxes = list(zip(stated, frame.from_xyxy(stated), strict=True))
             phrases = _PHRASE.findall(sentence) if marked else []
-            item = f"{name}/caption {index}"
+            item = f"{photo.name}/caption {index}"
             regions += _phrase_regions(phrases, row.get("boxes_seq"), boxes, item, drop_log)
         else:
-            (box,) = boxes_from_xyxy([row.get("bbox")], *size)
+            (box,) = frame.from_xyxy([row.get("bbox")])
             referring.append((row.get("bbox"), box, row.get("expression")))
     return captions, regions_of_expressions(referring) + regions
 
 
 def _phrase_regions(
-    phrases: list[str], boxes_seq: Any, boxes: list[Box], item: str, drop_log: DropLog
+    phrases: list[str],
+    boxes_seq: Any,
+    boxes: list[tuple[Any, Box]],
+    item: str,
+    drop_log: DropLog,
 ) -> list[Region]:
-    """A region for each box of each phrase; what `boxes_seq` leaves out is counted."""
+    """Makes a region for each box of each phrase; what `boxes_seq` leaves out is counted."""
     regions = []
     used = set()
     for number, indices in enumerate(as_list(boxes_seq)):
         for index in as_list(indices):
             if type(index) is not int or not 0 <= index < len(boxes):
-                drop_log.add("region", item, "unknown_annotation")
+                found = f"box {index!r} of {len(boxes)}"
+                drop_log.add("region", item, "unknown_annotation", found)
                 continue
             used.add(index)
+            stated, box = boxes[index]
             group = f"{item}/{number}" if len(indices) > 1 else ""
             phrase = phrases[number] if number < len(phrases) else ""
-            regions.append(Region(box=boxes[index], phrase=phrase, group=group))
-    for _ in range(len(boxes) - len(used)):
-        drop_log.add("region", item, "box_without_phrase")
+            regions.append(Region(box=box, phrase=phrase, group=group, found=stated))
+    for index in set(range(len(boxes))) - used:
+        drop_log.add("region", item, "box_without_phrase", boxes[index][0])
     return regions

@@ -14,9 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.data.images import upright_size
-from cloc_mllm.data.readers import as_dict, as_list, boxes_from_xywh, deliver
-from cloc_mllm.data.readers.files import open_files, read_image, read_json
+from cloc_mllm.data.readers import (
+    DEFAULTS,
+    ReadOptions,
+    as_dict,
+    as_list,
+    deliver,
+    open_photos,
+    single,
+)
+from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.texts import read_json
+from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import DropLog, Record, Region
 
 SOURCE = "visual-genome"
@@ -28,6 +37,7 @@ def read_visual_genome(
     images: str | Path,
     *,
     image_data: str | Path | None = None,
+    options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields one record per photo, with one region per described region and per object.
@@ -36,54 +46,47 @@ def read_visual_genome(
 
     Args:
         annotations: one of the files above; join two with `cloc-mllm data merge`.
-        images: folder, tar or zip of `ID.jpg`.
+        images: folder, tar or zip that holds `ID.jpg` at any depth (`VG_100K`, `VG_100K_2`).
         image_data: `image_data.json` with the sizes of the photos.
         drop_log: beside the reasons of `validate_record`, records get `bad_row`, regions too.
     """
-    table = read_json(annotations)
+    table = read_json(annotations, options.encoding)
     if not isinstance(table, list):
         raise ValueError(f"{annotations}: expected a JSON list of photos, Visual Genome's layout")
-    sizes = _read_sizes(image_data) if image_data else {}
-    with open_files(images) as image_files:
+    sizes = _read_sizes(image_data, options) if image_data else {}
+    names = single(map(_photo_id, table))
+    with open_photos(images, drop_log, options, names) as photos:
         for index, row in enumerate(table):
             photo_id = _photo_id(row)
             if photo_id is None:
-                drop_log.add("record", f"row {index}", "bad_row")
+                drop_log.add("record", f"row {index}", "bad_row", row)
                 continue
-            image = read_image(image_files, photo_id)
-            size = sizes.get(photo_id) or upright_size(image) or (None, None)
-            regions = _to_regions(row, photo_id, size, image, drop_log)
-            yield from deliver(photo_id, image, SOURCE, [], regions, drop_log)
+            photo = photos.find(photo_id)
+            frame = photo.frame(*sizes.get(photo_id, ()))
+            regions = _to_regions(row, photo_id, frame, drop_log)
+            yield from deliver(photo_id, photo, SOURCE, [], regions, drop_log)
 
 
 def _photo_id(row: Any) -> str | None:
-    found = as_dict(row).get("image_id", as_dict(row).get("id"))
-    return None if found is None else str(found)
+    return id_key(as_dict(row).get("image_id", as_dict(row).get("id")))
 
 
-def _read_sizes(path: str | Path) -> dict[str, tuple[Any, Any]]:
-    rows = [row for row in as_list(read_json(path)) if isinstance(row, dict)]
-    return {str(_photo_id(row)): (row.get("width"), row.get("height")) for row in rows}
+def _read_sizes(path: str | Path, options: ReadOptions) -> dict[str | None, tuple[Any, Any]]:
+    rows = [row for row in as_list(read_json(path, options.encoding)) if isinstance(row, dict)]
+    return {_photo_id(row): (row.get("width"), row.get("height")) for row in rows}
 
 
-def _to_regions(
-    row: Row, photo_id: str, size: tuple[Any, Any], image: bytes, drop_log: DropLog
-) -> list[Region]:
-    boxes: list[list[Any]] = []
-    phrases: list[Any] = []
-    categories: list[Any] = []
+def _to_regions(row: Row, photo_id: str, frame: BoxFrame, drop_log: DropLog) -> list[Region]:
+    regions = []
     for item in [*as_list(row.get("regions")), *as_list(row.get("objects"))]:
         if not isinstance(item, dict):
-            drop_log.add("region", photo_id, "bad_row")
+            drop_log.add("region", photo_id, "bad_row", item)
             continue
         width, height = item.get("width", item.get("w")), item.get("height", item.get("h"))
-        boxes.append([item.get("x"), item.get("y"), width, height])
-        name = item.get("name") or next(iter(as_list(item.get("names"))), None)
-        phrases.append(item.get("phrase", name))
-        categories.append("" if "phrase" in item else name)
-    return [
-        Region(box=box, phrase=phrase, category=category)
-        for box, phrase, category in zip(
-            boxes_from_xywh(boxes, *size, image), phrases, categories, strict=True
-        )
-    ]
+        stated = [item.get("x"), item.get("y"), width, height]
+        (box,) = frame.from_xywh([stated])
+        name: Any = item.get("name") or next(iter(as_list(item.get("names"))), None)
+        category: Any = "" if "phrase" in item else name
+        found = {"x, y, width, height": stated}
+        regions.append(Region(box, item.get("phrase", name), category=category, found=found))
+    return regions

@@ -1,103 +1,223 @@
-"""YOLO folders (Ultralytics): `labels/NAME.txt` beside `images/NAME.jpg`, and the class names.
+"""YOLO folders (Ultralytics and others): `labels/NAME.txt` beside `images/NAME.jpg`, and the class
+names. Rows: `yolo_rows.py`. A photo without a label file has no object.
 
-A line is `CLASS X_CENTRE Y_CENTRE WIDTH HEIGHT`; of a polygon (`CLASS X1 Y1 X2 Y2 ...`, more than
-five numbers) the box around it is taken. A photo without a label file has no object.
-
-Frame: 0..1 of the original image, as centre and size.
+Frame: 0..1 of the original image.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-
-from cloc_mllm.data.readers import as_dict, as_list, boxes_from_scaled, deliver
-from cloc_mllm.data.readers.files import IMAGE_SUFFIXES, open_files
+from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, as_dict, deliver, open_photos
+from cloc_mllm.data.readers.files import Files, Match, Names, open_files, settle
+from cloc_mllm.data.readers.names import ids_of_names, is_image_name, without_suffix
+from cloc_mllm.data.readers.photos import OTHER_FILES
+from cloc_mllm.data.readers.texts import decode, is_yaml, lines_of, read_class_list, read_yaml
+from cloc_mllm.data.readers.values import numbers
+from cloc_mllm.data.readers.yolo_rows import Task, parse_row, tell_task
 from cloc_mllm.data.records import DropLog, Record, Region
 
 SOURCE = "yolo"
+_SPLITS = ("train", "val", "test")
+_LISTS = ("classes.txt", "labels.txt", "notes.txt")  # what tools put among the label files
+_NUM_SAMPLED = 2000  # label files that are looked at to tell what their rows are
+_IMAGES_PART = re.compile(r"(^|.*/)images(/.*|$)")  # the last part of this name
 
 
-def read_yolo(
-    images: str | Path, labels: str | Path, names: str | Path, *, drop_log: DropLog
+class _Known(NamedTuple):
+    """What is known of the rows of a data set."""
+
+    class_names: dict[str, str]
+    task: Task | None
+    keypoints: tuple[int, int] | None
+
+
+class _Labels(NamedTuple):
+    """The label files."""
+
+    files: Files
+    encoding: str
+
+    def paths(self) -> list[str]:
+        return [path for path in self.files.names() if path.lower().endswith(".txt")]
+
+    def lines(self, path: str) -> list[str]:
+        data = self.files.read(path) or b""
+        text = decode(data, path, self.encoding, errors="replace")
+        return [line for line in lines_of(text) if line.strip()]
+
+
+class _Places(NamedTuple):
+    """Where images and labels lie; images count below `folders` of theirs, "" is all."""
+
+    images: Path
+    labels: Path
+    folders: tuple[str, ...] = ("",)
+
+
+def read_yolo(  # noqa: PLR0913  what the source can be told
+    images: str | Path | None,
+    labels: str | Path | None,
+    names: str | Path,
+    *,
+    task: Task | None = None,
+    split: str = "",
+    options: ReadOptions = DEFAULTS,
+    drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record an image; a region a line, phrase and category its class's name.
+    """Yields one record per image, with one region per row; phrase and category are its class.
 
     Args:
-        images, labels: folder, tar or zip each; a label file has its image's name.
-        names: `data.yaml` with `names` (list, or number -> name), or a text file of one a line.
-        drop_log: beside the reasons of `validate_record`: regions get `bad_row` (a line that is
-            no class and box), `unknown_category`, and `unknown_image` (a label file alone).
+        images, labels: folder, tar or zip each, searched at any depth; a label file has its image's
+            name and folder, with `labels` for `images`. Without `labels` they lie where Ultralytics
+            looks for them; without `images` both lie where `names`, a YAML, says.
+        names: `data.yaml` with `names` (list, or number -> name), or a text file of one per line.
+        task: what rows of more than a box are; None tells by `kpt_shape` and by the rows.
+        split: of the YAML, `train`, `val` or `test`; "" is all.
+        drop_log: beside the reasons of `validate_record`: records get `bad_annotation` (several
+            label files may be the image's), regions `bad_row` (a line that is no class and box),
+            `unknown_category` and `unknown_image` (a label file alone).
+
+    Raises:
+        ValueError: neither `images` nor a YAML that says where they are.
     """
-    class_names = _read_names(names)
-    with open_files(images) as image_files, open_files(labels) as label_files:
-        photos = [n for n in image_files.names() if n.lower().endswith(IMAGE_SUFFIXES)]
-        for photo in photos:
-            stem = PurePosixPath(photo).stem
-            text = label_files.read(f"{stem}.txt") or b""
-            regions = _to_regions(text, stem, class_names, drop_log)
-            image = image_files.read(photo) or b""
-            yield from deliver(stem, image, SOURCE, [], regions, drop_log)
-        stems = {PurePosixPath(photo).stem for photo in photos}
-        for name in label_files.names():
-            if name.endswith(".txt") and PurePosixPath(name).stem not in stems:
-                for _ in _lines(label_files.read(name) or b""):
-                    drop_log.add("region", name, "unknown_image")
+    class_names = read_class_list(names, options.encoding)
+    table = as_dict(read_yaml(names, options.encoding)) if is_yaml(names) else {}
+    keypoints = _keypoints(table.get("kpt_shape"))
+    places = _stated_places(images, labels) if images else _places_of(Path(names), table, split)
+    with (
+        open_files(places.labels) as label_files,
+        open_photos(places.images, drop_log, options, tuple, tell_unused=False) as photos,
+    ):
+        labels_there = _Labels(label_files, options.encoding)
+        if task is None:
+            task = "pose" if "kpt_shape" in table else _told_task(labels_there, bool(table))
+        known = _Known(class_names, task, keypoints)
+        paths = [path for path in photos.files.names() if path.startswith(places.folders)]
+        image_paths = [path for path in paths if is_image_name(path)]
+        ids = ids_of_names(image_paths)
+        label_of = settle(label_files, map(_label_names, image_paths))
+        used = set()
+        for path in image_paths:
+            label, photo = label_of[_label_names(path)], photos.find(path)
+            regions: list[Region] = []
+            if label.fault == "ambiguous_image":
+                photo = photo.refused("bad_annotation", label.found)
+            elif _is_its_label(label):
+                used.add(label.path)
+                regions = _to_regions(label.path, labels_there, photo, known, drop_log)
+            else:
+                drop_log.note("images without a label file", example=path)
+            yield from deliver(ids[path], photo, SOURCE, [], regions, drop_log)
+        for path in set(paths) - set(image_paths):
+            if PurePosixPath(path).suffix.lower() not in (".txt", ".yaml", ".yml", ".cache"):
+                drop_log.note(OTHER_FILES, example=path)
+        _log_orphans(labels_there, used | {Path(names).name}, drop_log)
 
 
-def _read_names(path: str | Path) -> dict[str, Any]:
-    """Class number as text -> name."""
-    text = Path(path).read_text(encoding="utf-8")
-    if Path(path).suffix not in (".yaml", ".yml"):
-        return {str(i): name for i, name in enumerate(text.splitlines())}
-    try:
-        names = as_dict(yaml.safe_load(text)).get("names")
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    named = names if isinstance(names, dict) else dict(enumerate(as_list(names)))
-    if not named:
-        raise ValueError(f"{path}: expected `names`, a list or an object number -> name")
-    return {str(number): name for number, name in named.items()}
+def _stated_places(images: str | Path, labels: str | Path | None) -> _Places:
+    return _Places(Path(images), Path(labels) if labels else _labels_beside(Path(images)))
 
 
-def _lines(text: bytes) -> list[str]:
-    lines = text.decode("utf-8", errors="replace").splitlines()
-    return [line for line in lines if line.strip()]
+def _labels_beside(images: Path) -> Path:
+    """Ultralytics' rule: the last `images` of the path is `labels`; else they lie together."""
+    if found := _IMAGES_PART.fullmatch(images.as_posix()):
+        return Path(f"{found[1]}labels{found[2]}")
+    return images
+
+
+def _places_of(path: Path, table: dict[str, Any], split: str) -> _Places:
+    """The folders that a data set's YAML names, as its tools resolve them.
+
+    `path` is absolute or relative to the YAML; `../train/images`, as Roboflow writes it, means a
+    folder beside the YAML.
+    """
+    bases = [path.parent / str(table.get("path") or ""), path.parent]
+    folders: list[Path] = []
+    for name in [split] if split else _SPLITS:
+        stated = table.get(name) or []
+        for entry in [stated] if isinstance(stated, str) else stated:
+            below = re.sub(r"^(\.\./)+", "", str(entry))
+            tried = [base / part for base in bases for part in (str(entry), below)]
+            folder = next((place for place in tried if place.is_dir()), None)
+            if folder is None:
+                raise ValueError(
+                    f"{path}: `{name}` names {entry!r}, which is no folder (tried {tried[0]}); "
+                    "name the folders with --images and --labels"
+                )
+            folders.append(folder.resolve())
+    if not folders:
+        raise ValueError(
+            f"{path} names no folder of images ({', '.join(_SPLITS)}); name the folders with "
+            "--images and --labels"
+        )
+    root = Path(os.path.commonpath(folders))
+    below_root = (folder.relative_to(root).as_posix() for folder in folders)
+    prefixes = tuple("" if part == "." else f"{part}/" for part in below_root)
+    return _Places(root, _labels_beside(root), prefixes)
+
+
+def _keypoints(stated: Any) -> tuple[int, int] | None:
+    """`kpt_shape`: the number of keypoints, and of values of each."""
+    number, size = numbers(stated, 2)
+    return (int(number), int(size)) if number > 0 and size > 0 else None
+
+
+def _told_task(labels: _Labels, has_yaml: bool) -> Task | None:
+    """Tells what long rows are. A YAML of keypoints states `kpt_shape`, so others have polygons."""
+    paths = islice(labels.paths(), _NUM_SAMPLED)
+    rows = (line for path in paths for line in labels.lines(path))
+    return tell_task(rows) or ("segment" if has_yaml else None)
+
+
+def _label_names(path: str) -> Names:
+    stem = without_suffix(path)
+    swapped = _IMAGES_PART.sub(r"\1labels\2", stem)
+    return tuple(dict.fromkeys((f"{swapped}.txt", f"{stem}.txt")))
+
+
+def _is_its_label(match: Match) -> bool:
+    """The end of a path alone does not do: most data sets have images without labels."""
+    return bool(match.path) and match.rank <= 2
 
 
 def _to_regions(
-    text: bytes, stem: str, class_names: dict[str, Any], drop_log: DropLog
+    path: str, labels: _Labels, photo: Photo, known: _Known, drop_log: DropLog
 ) -> list[Region]:
     regions = []
-    for index, line in enumerate(_lines(text)):
-        number, *rest = line.split()
-        corners = _corners(rest)
-        if corners is None:
-            drop_log.add("region", f"{stem}/{index}", "bad_row")
-        elif number not in class_names:
-            drop_log.add("region", f"{stem}/{index}", "unknown_category")
+    frame = photo.share_frame()
+    for index, line in enumerate(labels.lines(path)):
+        row = parse_row(line, known.task, known.keypoints)
+        item = f"{path}, row {index + 1}"
+        if row.fault:
+            drop_log.add("region", item, "bad_row", f"{line.strip()}: {row.fault}")
+        elif row.class_key not in known.class_names:
+            found = f"class {line.split()[0]} of {len(known.class_names)} names"
+            drop_log.add("region", item, "unknown_category", found)
         else:
-            (box,) = boxes_from_scaled([corners])
-            name = class_names[number]
-            regions.append(Region(box=box, phrase=name, category=name))
+            (box,) = frame.from_cxcywh([row.cxcywh])
+            name = known.class_names[row.class_key]
+            regions.append(Region(box, name, row.score, category=name, found=line.strip()))
     return regions
 
 
-def _corners(texts: list[str]) -> list[float] | None:
-    """Centre and size, or a polygon's points -> xyxy; None for anything else."""
-    try:
-        numbers = [float(text) for text in texts]
-    except ValueError:
-        return None
-    if len(numbers) == 4:
-        x, y, width, height = numbers
-        return [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-    if len(numbers) < 6 or len(numbers) % 2:
-        return None
-    xs, ys = numbers[0::2], numbers[1::2]
-    if any(value != value for value in numbers):  # NaN would get lost in min and max
-        return [float("nan")] * 4
-    return [min(xs), min(ys), max(xs), max(ys)]
+def _log_orphans(labels: _Labels, used: set[str], drop_log: DropLog) -> None:
+    """Drops the rows of label files that no image has."""
+    for path in labels.paths():
+        if path in used or PurePosixPath(path).name in _LISTS:
+            continue
+        lines = labels.lines(path)
+        if not any(map(_is_row, lines)):
+            drop_log.note("text files that are no labels", example=path)
+            continue
+        for index, line in enumerate(lines):
+            drop_log.add("region", f"{path}, row {index + 1}", "unknown_image", line.strip())
+
+
+def _is_row(line: str) -> bool:
+    return not parse_row(line, "segment", None).fault

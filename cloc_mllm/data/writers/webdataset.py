@@ -66,7 +66,7 @@ def _row(record: Record, key: str, caption: str) -> dict[str, Any]:
         "noun_chunks": _spans(phrases, caption),
         "ref_exps": _spans(expressions, caption),
         "captions": record.captions,
-        "regions": [vars(region) for region in record.regions],
+        "regions": [region.stored() for region in record.regions],
         "source": record.source,
     }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cloc_mllm.data.readers.files import read_json
+from cloc_mllm.data.readers.texts import read_json
 from cloc_mllm.evaluation.benchmarks.ferret_bench import JudgeItem
 from cloc_mllm.evaluation.benchmarks.questions import read_json_rows
 from cloc_mllm.evaluation.judged import MAX_SCORE, SCORED

@@ -22,6 +22,7 @@ from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import boxes_from_xywh
 from cloc_mllm.data.readers.coco import read_table
 from cloc_mllm.data.readers.files import open_files
+from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.shapes import (
     MASK_SIZE,
     Point,
@@ -98,7 +99,7 @@ def ref_lvis_questions(
     references: list[ReferenceRow] = []
     left_out: Counter[str] = Counter()
     for thing in things:
-        photo = photo_of[repr(thing.image["id"])]
+        photo = photo_of[str(id_key(thing.image["id"]))]
         if photo in faults:
             left_out[faults[photo]] += 2 * len(kinds)
             continue
@@ -125,14 +126,14 @@ def class_name(name: str) -> str:
 
 def _things(table: dict[str, list[dict[str, Any]]], notes: Counter[str]) -> list[Thing]:
     """Annotations of one thing with a usable box; the others go to `notes` by reason."""
-    images = {repr(row.get("id")): row for row in table["images"]}
+    images = {str(id_key(row.get("id"))): row for row in table["images"]}
     class_of = {
-        repr(row.get("id")): class_name(str(row.get("name"))) for row in table["categories"]
+        str(id_key(row.get("id"))): class_name(str(row.get("name"))) for row in table["categories"]
     }
     usable = []
     of_image: dict[str, Counter[str]] = defaultdict(Counter)
     for row in table["annotations"]:
-        image, category = repr(row.get("image_id")), repr(row.get("category_id"))
+        image, category = str(id_key(row.get("image_id"))), str(id_key(row.get("category_id")))
         if image not in images or category not in class_of:
             notes["unknown_image" if image not in images else "unknown_category"] += 1
             continue
@@ -164,7 +165,7 @@ def _usable_box(row: dict[str, Any], image: dict[str, Any]) -> tuple[Box | None,
 def _photo_names(things: Sequence[Thing], images: str | Path) -> dict[str, str]:
     """Image id -> its file there: `file_name`, else the last part of `coco_url` (LVIS's own)."""
     with open_files(images) as files:
-        there = set(files.names())
+        there = {PurePosixPath(path).name for path in files.names()}
     found = {}
     for thing in things:
         image = thing.image
@@ -172,7 +173,7 @@ def _photo_names(things: Sequence[Thing], images: str | Path) -> dict[str, str]:
         url = str(image.get("coco_url") or "")
         names = [PurePosixPath(name).name for name in (file_name, url) if name]
         names.append(f"{image['id']}.jpg")
-        found[repr(image["id"])] = next((name for name in names if name in there), names[0])
+        found[str(id_key(image["id"]))] = next((name for name in names if name in there), names[0])
     return found
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.drop_log import DropLog
-from cloc_mllm.data.readers.files import read_json
 from cloc_mllm.data.readers.refcoco import photo_of, read_refcoco
+from cloc_mllm.data.readers.texts import read_json
 from cloc_mllm.evaluation.benchmarks.questions import Question, QuestionSet
 from cloc_mllm.evaluation.queries import build_benchmark
 

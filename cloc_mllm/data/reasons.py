@@ -1,0 +1,59 @@
+"""Why items are dropped or set aside: what would have been right, and what mends it."""
+
+from __future__ import annotations
+
+_FOLDER = "name the folder or archive that holds the photos with --images"
+_FRAME = "see which frame the boxes are in with `cloc-mllm data doctor`"
+
+# each follows the word "expected"
+REASONS: dict[str, str] = {
+    # records
+    "missing_id": "an id of each image, a text or a number; write one into the annotations",
+    "duplicate_id": "one record per id; of several with one id the first is kept",
+    "missing_image": f"a file of this name; {_FOLDER}, or fetch the missing ones",
+    "ambiguous_image": "one file that the name can mean; write the paths below --images into the "
+    "annotations, or name the folder that the names start from with --images",
+    "file_too_large": "files of at most 64 MiB; resize or recompress the photo",
+    "not_an_image": "a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF or HEIC file; convert it",
+    "broken_image": "a file that decodes to its end; fetch or save it again",
+    "image_too_large": "at most 64 million pixels; resize it",
+    "damaged_shard": "files that match their manifest; build the data set again",
+    "bad_annotation": "an annotation file that can be parsed; mend or fetch it again",
+    "missing_annotation": "an annotation of each image; name their folder with --annotations, or "
+    "fewer images with --ids",
+    # boxes
+    "not_finite": "four finite numbers, or a segmentation; write pixels or shares as numbers",
+    "inverted": "x1 <= x2 and y1 <= y2 (width and height not negative); swap the corners, or see "
+    "whether the numbers are corners where a width and a height are expected",
+    "zero_area": "a box with a width and a height; remove it or draw it again",
+    "outside": f"a box that lies on its image; {_FRAME}",
+    "mostly_outside": f"a box of which at least half lies on its image; {_FRAME}",
+    "too_small": "a box of at least one pixel; remove it or draw it again",
+    "bad_score": "a finite number as the score",
+    "point": "a box of four numbers; points are no regions",
+    # texts
+    "empty_text": "a text with at least one visible character: a class name, phrase or caption",
+    "bad_text": "a text that UTF-8 can write; name the file's encoding with --encoding",
+    "text_too_long": "a text of at most 2,000 characters",
+    # links between lists
+    "unknown_category": "a class that the list of classes has; give the list that belongs to the "
+    "annotations (`categories`, --names)",
+    "unknown_image": "an image that the file lists, or that lies in --images; give the files that "
+    "belong together",
+    "unknown_annotation": "an annotation of this id or number; give the files that belong together",
+    "box_without_phrase": "words, or a mark, that say what is in the box; write them into the row",
+    # rows
+    "bad_row": "the layout that `cloc-mllm data build SOURCE --help` describes; mend the row, or "
+    "choose the source of its layout",
+    "other_layout": "the layout of this source; convert the rows, or choose the source of their "
+    "layout",
+}
+
+# what a declared rule leaves out, and what keeps it
+SET_ASIDE: dict[str, str] = {
+    "crowd": "boxes around a crowd; --keep_crowd keeps them",
+    "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
+    "other_split": "refs of other splits; --split chooses, without it all are read",
+    "no_image": "rows of text alone; a record is of an image",
+    "not_asked": "images that --ids does not list; without it all are read",
+}
