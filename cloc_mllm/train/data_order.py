@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from cloc_mllm.data.mixture import Part
+from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.interleave import cycle_of
-from cloc_mllm.train.stopping import ignore_stop_signals
 
 _PREFETCH_BATCHES = 4  # ready for each worker, so that a slow image or a slow step stalls nobody
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.config import OptimConfig, Precision, RunConfig
+from cloc_mllm.config import OptimConfig, RunConfig
+from cloc_mllm.devices import resolve_precision
 from cloc_mllm.distributed import (
     all_reduce_sum,
     is_distributed,
@@ -59,18 +60,6 @@ class TrainStep(nn.Module):
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
             losses = self.step_fn(self.model, batch)
         return {**losses, "loss": _spoiled_unless_finite(losses["loss"])}
-
-
-def resolve_precision(precision: Precision) -> Precision:
-    """`auto` as `bf16` where the hardware multiplies bf16 matrices, else `fp32`."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # torch before 2.15 cannot say
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return "bf16" if native else "fp32"
 
 
 def start_processes() -> torch.device:

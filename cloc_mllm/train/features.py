@@ -14,12 +14,13 @@ from cloc_mllm.data.mixture import Mixture, parts_of
 from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.devices import resolve_precision
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
+from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import resolve_precision, start_processes
-from cloc_mllm.train.stopping import ignore_stop_signals
+from cloc_mllm.train.engine import start_processes
 
 _BATCH = 32  # pictures encoded at a time
 

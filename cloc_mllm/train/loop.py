@@ -23,6 +23,7 @@ from cloc_mllm.distributed import (
     world_size,
 )
 from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
+from cloc_mllm.stopping import StopRequest
 from cloc_mllm.train.checkpoint import list_checkpoints
 from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
 from cloc_mllm.train.engine import (
@@ -39,7 +40,6 @@ from cloc_mllm.train.engine import (
 from cloc_mllm.train.logging import Pace, TrainLog
 from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
 from cloc_mllm.train.resume import checkpoint_to_resume, load_weights, save_run
-from cloc_mllm.train.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 10
 

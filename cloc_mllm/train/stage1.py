@@ -17,12 +17,13 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.devices import resolve_precision
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import StepFn, resolve_precision
+from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.entry import dry_run_report, parse_job
 from cloc_mllm.train.loop import Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
