@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
-from cloc_mllm.data.mixture import Mixture, parts_of
-from cloc_mllm.data.parquet import RecordDataset
+from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
@@ -61,7 +60,7 @@ class AlignmentCollator:
 def align_projectors(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: RecordDataset | Mixture,
+    dataset: Sequence[Record],
     config: Stage2Config,
     features: FeatureCache | None = None,
 ) -> TrainResult | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cloc_mllm.config import AlignmentConfig, Stage2Config
-from cloc_mllm.data.mixture import Mixture, parts_of
-from cloc_mllm.data.parquet import RecordDataset
+from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.devices import resolve_precision
@@ -28,7 +28,7 @@ _BATCH = 32  # pictures encoded at a time
 def fill_features(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: RecordDataset | Mixture,
+    dataset: Sequence[Record],
     config: Stage2Config,
 ) -> FeatureCache | None:
     """The cache with all pictures that the run will see; None where the config names none. Every
@@ -108,7 +108,7 @@ class _Missing:
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 
 
-def _seen(dataset: RecordDataset | Mixture, config: Stage2Config) -> list[int]:
+def _seen(dataset: Sequence[Record], config: Stage2Config) -> list[int]:
     """Records of stage 2 and of the alignment before it, which start alike."""
     run, alignment, parts = config.run, config.alignment, parts_of(dataset)
     positions = max(

@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM
 from cloc_mllm.config import TinyLlmConfig
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
+from cloc_mllm.data.sequences import LazyRecords
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import BoxFormat
@@ -81,7 +82,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Layouts(Sequence[Record]):
+class Layouts(LazyRecords):
     """Scenes of the training split as records without a picture."""
 
     num_scenes: int
@@ -90,10 +91,10 @@ class Layouts(Sequence[Record]):
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        layout = sample_layout(scene_rng(self.seed, "train", index))
+    def _record(self, position: int) -> Record:
+        layout = sample_layout(scene_rng(self.seed, "train", position))
         return Record(
-            id=f"layout-{self.seed}-{index:06d}",
+            id=f"layout-{self.seed}-{position:06d}",
             image=b"",
             width=round(_PICTURE_PX * min(1.0, layout.aspect)),
             height=round(_PICTURE_PX / max(1.0, layout.aspect)),
