@@ -11,8 +11,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -27,13 +26,20 @@ from cloc_mllm.distributed import (
     is_distributed,
     is_main,
     local_rank,
-    rank,
     world_size,
 )
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.train.checkpoint import Checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
+from cloc_mllm.train.deepspeed_internals import (
+    MomentPlace,
+    check_internals,
+    gathered,
+    moment_place,
+    skip_compiled_operators,
+    whole_shape,
+)
 from cloc_mllm.train.optim import build_optimizer
 
 _ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum",)
@@ -72,13 +78,11 @@ def start_processes() -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it had to guess
         _share_cores()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    import deepspeed
-
-    # DeepSpeed compiles a shared-memory backend for CPUs and dies where there is no compiler.
-    # An empty table of operators keeps it from trying; training needs none of them.
-    deepspeed.ops.__compatible_ops__ = {}
+    skip_compiled_operators()
     if is_distributed():
         return device
+    import deepspeed
+
     alone: dict[str, Any] = {}
     if "RANK" not in os.environ:  # plain `python`; DeepSpeed would look for MPI
         address = "tcp://127.0.0.1:0"  # any free port: nobody else has to find it
@@ -127,6 +131,7 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
         config=deepspeed_config(run, optim, world_size()),
         dist_init_required=False,
     )
+    check_internals(engine, [p for p in model.parameters() if p.requires_grad])
     engine.whole = whole
     return engine
 
@@ -146,26 +151,6 @@ def whole_model(engine: Any, model: nn.Module) -> nn.Module:
                 if is_main():
                     targets[name].copy_(tensor)
     return engine.whole.to(engine.device) if is_main() else model
-
-
-def gathered(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A parameter is whole inside, also at ZeRO stage 3. Every rank enters it."""
-    if not hasattr(tensor, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([tensor])
-
-
-@contextmanager
-def linear_as_it_was() -> Iterator[None]:
-    """DeepSpeed's ZeRO-3 replaces `torch.nn.functional.linear` for the rest of the process, by one
-    that rounds otherwise and that TorchScript cannot compile; this puts torch's back."""
-    linear = nn.functional.linear
-    try:
-        yield
-    finally:
-        nn.functional.linear = linear
 
 
 def step_if_finite(engine: Any) -> float:
@@ -207,13 +192,15 @@ def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], i
     moments: dict[str, Tensor] = {}
     num_steps = 0
     for name, parameter, names in _trainable(engine, model):
-        state, own, part = _locate(engine, parameter)
+        place = moment_place(engine, parameter)
+        # empty before the first step
+        state = place.optimizer.state.get(place.owner) if place is not None else None
         num_steps = max(num_steps, int(state.get("step", 0))) if state else num_steps
+        shape = whole_shape(parameter)
         for moment in names:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
             whole = torch.zeros(shape, device=parameter.device).flatten()
-            if state:
-                whole[own] = state[moment].flatten()[part]
+            if place is not None and state:
+                whole[place.own] = state[moment].flatten()[place.part]
             if engine.zero_optimization():
                 whole = all_reduce_sum(whole)
             moments[f"{moment}.{name}"] = whole.reshape(shape).cpu()
@@ -229,53 +216,25 @@ def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) 
     for name, parameter, names in _trainable(engine, model):
         if f"{names[0]}.{name}" not in checkpoint.optimizer:
             raise ValueError(f"the checkpoint has no optimizer state for {name}")
-        state, own, part = _locate(engine, parameter, create=names)
-        if state is None:  # no part of this parameter belongs to this rank
+        place = moment_place(engine, parameter)
+        if place is None:
             continue
+        state = _state_with(place, names)
         if "step" in state:
             state["step"].fill_(checkpoint.state["optimizer_steps"])
         for moment in names:
             saved = checkpoint.optimizer[f"{moment}.{name}"].to(parameter.device).flatten()
-            state[moment].view(-1)[part] = saved[own]
+            state[moment].view(-1)[place.part] = saved[place.own]
 
 
-def _locate(
-    engine: Any, parameter: nn.Parameter, *, create: Sequence[str] = ()
-) -> tuple[dict[str, Tensor] | None, slice, slice]:
-    """(the optimizer's state that holds this parameter's moments, the slice of the flattened
-    parameter that this rank owns, the slice of the state where it lies); None for the state if this
-    rank owns nothing of it or the optimizer has not stepped yet and `create` names no moments.
-
-    At stage 0 the state is the parameter's own. ZeRO 1 and 2 flatten a group of parameters into one
-    tensor a rank and record the addresses in `_hp_mapping`; ZeRO-3 cuts every parameter into equal
-    parts, the last one padded. (DeepSpeed's `safe_get_full_optimizer_state` knows only the first
-    parameter group in 0.19.8, and no state before the first step.)
-    """
-    if not engine.zero_optimization():
-        optimizer, owner = engine.optimizer, parameter
-        own = part = slice(0, parameter.numel())
-    elif engine.zero_optimization_stage() == 3:
-        zero: Any = engine.optimizer
-        group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
-        optimizer, owner = zero.optimizer, zero.fp32_partitioned_groups_flat[group]
-        total = parameter.ds_numel  # type: ignore[attr-defined]
-        own = slice(min(total, rank() * length), min(total, (rank() + 1) * length))
-        part = slice(offset, offset + own.stop - own.start)
-    else:
-        optimizer, mapping = engine.optimizer.optimizer, parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return None, slice(0, 0), slice(0, 0)
-        owner = optimizer.param_groups[mapping.param_group_index]["params"][0]
-        own, part = _slice(mapping.lp_fragment_address), _slice(mapping.hp_fragment_address)
-    if create and owner not in optimizer.state:
-        optimizer.state[owner] = {moment: torch.zeros_like(owner) for moment in create}
-        if create == _ADAMW_MOMENTS:
-            optimizer.state[owner]["step"] = torch.tensor(0.0, device=owner.device)
-    return optimizer.state.get(owner), own, part
-
-
-def _slice(address: Any) -> slice:
-    return slice(address.start, address.start + address.numel)
+def _state_with(place: MomentPlace, moments: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state that holds the moments, made of zeros if the optimizer has not stepped yet."""
+    state = place.optimizer.state
+    if place.owner not in state:
+        state[place.owner] = {moment: torch.zeros_like(place.owner) for moment in moments}
+        if moments == _ADAMW_MOMENTS:
+            state[place.owner]["step"] = torch.tensor(0.0, device=place.owner.device)
+    return state[place.owner]
 
 
 def _trainable(

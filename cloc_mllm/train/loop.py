@@ -26,10 +26,10 @@ from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
 from cloc_mllm.stopping import StopRequest
 from cloc_mllm.train.checkpoint import list_checkpoints
 from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
+from cloc_mllm.train.deepspeed_internals import linear_as_it_was
 from cloc_mllm.train.engine import (
     StepFn,
     compile_towers,
-    linear_as_it_was,
     load_optimizer_state,
     seed_everything,
     start_engine,

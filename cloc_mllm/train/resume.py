@@ -18,7 +18,8 @@ from cloc_mllm.train.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from cloc_mllm.train.engine import gathered, optimizer_state
+from cloc_mllm.train.deepspeed_internals import gathered
+from cloc_mllm.train.engine import optimizer_state
 
 
 def checkpoint_to_resume(
