@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from cloc_mllm.ablation.config import AblationConfig
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config, Stage2Config, TinyLlmConfig
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.train.entry import parse_job
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cloc_mllm"
@@ -26,7 +26,16 @@ SCRIPTS = sorted(p for top in ("training", "eval", "demo") for p in (ROOT / top)
 
 # A part may import its own layer and the layers before it.
 LAYERS = [
-    {"__init__", "config", "devices", "distributed", "geometry", "shipped", "stopping"},
+    {
+        "__init__",
+        "command_line",
+        "config",
+        "devices",
+        "distributed",
+        "geometry",
+        "shipped",
+        "stopping",
+    },
     {"models", "losses", "data"},
     {"mllm", "vesl"},
     {"inference"},

@@ -96,7 +96,6 @@ def align_projectors(
         output_dir=str(Path(config.run.output_dir) / "alignment"),
         steps=settings.steps,
         global_batch_size=settings.global_batch_size,
-        eval_every=0,
     )
     optim = OptimConfig(
         settings.optimizer,

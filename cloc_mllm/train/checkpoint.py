@@ -55,6 +55,18 @@ FREE_KEYS = frozenset(
 )
 
 
+# Settings that jobs had once without using them, with their defaults. A checkpoint that holds the
+# default of one that its job no longer has is still of the same run.
+REMOVED_SETTINGS = {
+    "data.flip": False,
+    "data.free_form_share": 0.0,
+    "data.label_noise": 0.0,
+    "data.regions_per_image": 4,
+    "optim.layer_decay": 1.0,
+    "optim.new_lr": 0.0,
+}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Tensors are float32 on the CPU, whole, by parameter name."""
@@ -157,8 +169,8 @@ def check_same_run(
             the message names each differing key with both values.
     """
     differences = [
-        *_differences("fingerprint", state["fingerprint"], fingerprint, frozenset()),
-        *_differences("config", state["config"], config, FREE_KEYS),
+        *_differences("fingerprint", flatten(state["fingerprint"]), flatten(fingerprint)),
+        *_differences("config", *_what_matters(flatten(state["config"]), flatten(config))),
     ]
     if state["num_samples"] != num_samples:
         differences.append(f"number of training samples: {state['num_samples']} != {num_samples}")
@@ -187,14 +199,29 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(
-    kind: str, saved: dict[str, Any], current: dict[str, Any], free: frozenset[str]
-) -> list[str]:
-    before, now = flatten(saved), flatten(current)
+def _what_matters(
+    before: dict[str, Any], now: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of two runs, flattened, without those that do not tell them apart."""
+    unused = {
+        key
+        for key, default in REMOVED_SETTINGS.items()
+        if key not in now and before.get(key) == default
+    }
+    left_out = FREE_KEYS | unused
+    if before.get("run.precision") == "auto":  # once stored as it was written: what it was is lost
+        left_out |= {"run.precision"}
+    return (
+        {key: value for key, value in before.items() if key not in left_out},
+        {key: value for key, value in now.items() if key not in left_out},
+    )
+
+
+def _differences(kind: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{kind} {key}: {before.get(key, '(absent)')!r} != {now.get(key, '(absent)')!r}"
         for key in sorted(before.keys() | now.keys())
-        if key not in free and before.get(key, "(absent)") != now.get(key, "(absent)")
+        if before.get(key, "(absent)") != now.get(key, "(absent)")
     ]
 
 

@@ -15,18 +15,13 @@ def deepspeed_config(run: RunConfig, optim: OptimConfig, world_size: int) -> dic
     is ours, so no optimizer section and no compiled kernel.
 
     Raises:
-        ValueError: `global_batch_size` does not divide by the number of ranks; ZeRO would cut
-            matrices that Muon needs whole, or weights inside a compiled tower.
+        ValueError: the ranks cannot share `global_batch_size` evenly, or ZeRO would cut matrices
+            that Muon needs whole.
     """
     if optim.optimizer == "muon" and run.zero_stage:
         raise ValueError(
             f"optim.optimizer is muon, which needs whole matrices, but run.zero_stage "
             f"{run.zero_stage} cuts them; use zero_stage 0 or adamw"
-        )
-    if run.compile and run.zero_stage == 3:
-        raise ValueError(
-            "run.compile does not go with run.zero_stage 3, which gathers weights inside the "
-            "towers; use zero_stage 2, or set run.compile to false"
         )
     if run.global_batch_size % world_size:
         raise ValueError(

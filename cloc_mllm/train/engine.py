@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, RunConfig
-from cloc_mllm.devices import resolve_precision
 from cloc_mllm.distributed import (
     all_reduce_sum,
     is_distributed,
@@ -96,14 +95,20 @@ def start_processes() -> torch.device:
     return device
 
 
-def compile_towers(model: nn.Module) -> None:
-    """torch.compile of the image and the text tower, in place: names of weights stay as they are.
+def compile_towers(model: nn.Module, zero_stage: int) -> None:
+    """Compiles the image and the text tower in place; the names of weights stay as they are.
 
     The number and length of texts differ from step to step, so the text tower's shapes are dynamic.
 
     Raises:
-        ValueError: there is no C++ compiler, which torch.compile needs also on a GPU.
+        ValueError: ZeRO stage 3 would gather weights inside a compiled tower, or there is no C++
+            compiler, which torch.compile needs also on a GPU.
     """
+    if zero_stage == 3:
+        raise ValueError(
+            "run.compile does not go with run.zero_stage 3, which gathers weights inside the "
+            "towers; use zero_stage 2, or set run.compile to false"
+        )
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
     if not any(shutil.which(name) for name in compilers if name):
         raise ValueError(
@@ -121,7 +126,8 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
     """A DeepSpeed engine around `model` and our optimizer. Weights must be loaded before."""
     import deepspeed
 
-    bf16 = resolve_precision(run.precision) == "bf16"
+    assert run.precision != "auto", "the job resolves it once, and stores what it resolved"
+    bf16 = run.precision == "bf16"
     whole = copy.deepcopy(model) if run.zero_stage == 3 and is_main() else model
     engine, *_ = deepspeed.initialize(
         model=TrainStep(model, step_fn, bf16=bf16),

@@ -14,7 +14,6 @@ from cloc_mllm.config import AlignmentConfig, Stage2Config
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.transforms import preprocess
-from cloc_mllm.devices import resolve_precision
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
@@ -38,7 +37,8 @@ def fill_features(
         return None
     device = start_processes()
     model.vision.to(device)
-    bf16 = resolve_precision(config.run.precision) == "bf16"
+    assert config.run.precision != "auto"
+    bf16 = config.run.precision == "bf16"
     cache = FeatureCache(config.data.feature_cache, encoder_identity(model, processor, bf16=bf16))
     wanted = _seen(dataset, config)
     loader: DataLoader[Any] = DataLoader(

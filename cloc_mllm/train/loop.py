@@ -29,7 +29,6 @@ from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
 from cloc_mllm.train.deepspeed_internals import linear_as_it_was
 from cloc_mllm.train.engine import (
     StepFn,
-    compile_towers,
     load_optimizer_state,
     seed_everything,
     start_engine,
@@ -42,6 +41,8 @@ from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
 from cloc_mllm.train.resume import checkpoint_to_resume, load_weights, save_run
 
 MAX_SKIPPED_IN_A_ROW = 10
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
 class DivergedError(ValueError):
@@ -62,7 +63,9 @@ class Job:
             from the sample's seed.
         save_model: writes the final model to a directory; called on the main rank.
         resolved_config, fingerprint: stored in every checkpoint; a run resumes only from its own.
-        evaluate: called on the main rank, the model in `eval()` and without gradient.
+        evaluate: computes metrics from the model; called on the main rank alone, with the model in
+            `eval()` and without gradient.
+        eval_every: steps between evaluations; 0 evaluates only at the end.
         num_workers: loader processes per rank.
         mixture: data sets that `dataset` is made of, one behind another; () is one alone.
         kept_frozen: frozen parameters that checkpoints hold, by prefixes of their names ("": all);
@@ -76,7 +79,8 @@ class Job:
     save_model: Callable[[nn.Module, Path], None]
     resolved_config: dict[str, Any]
     fingerprint: dict[str, Any]
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluate: Evaluate | None = None
+    eval_every: int = 0
     num_workers: int = 0
     mixture: tuple[Part, ...] = ()
     kept_frozen: tuple[str, ...] = ("",)
@@ -124,8 +128,6 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     checkpoint = checkpoint_to_resume(checkpoints, identity, enabled=config.resume)
     if checkpoint is not None:
         load_weights(model, checkpoint.weights)
-    if config.compile:
-        compile_towers(model)
     engine = start_engine(model, job.step_fn, config, optim)
     if checkpoint is not None:
         load_optimizer_state(engine, model, checkpoint)
@@ -160,7 +162,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
                 num_skipped = 0
             if _due(config.log_every, done, last or stopping):
                 log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
-            if job.evaluate is not None and not stopping and _due(config.eval_every, done, last):
+            if job.evaluate is not None and not stopping and _due(job.eval_every, done, last):
                 metrics = _evaluate(whole_model(engine, model), job.evaluate)
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
@@ -187,9 +189,7 @@ def _set_train_mode(model: nn.Module) -> None:
     freeze_batch_norm_statistics(model)
 
 
-def _evaluate(
-    model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]
-) -> dict[str, float]:
+def _evaluate(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     model.eval()
     metrics: dict[str, float] = {}
     if is_main():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cloc_mllm.config import OptimConfig
+from cloc_mllm.config import OptimConfig, Stage1OptimConfig, TowerOptimConfig
 from cloc_mllm.train.layer_decay import lr_scales
 from cloc_mllm.train.muon import Muon
 
@@ -76,7 +76,7 @@ def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
             f"optim.lr is {optim.lr}; muon needs it above 0, because muon_lr is the rate of "
             "matrices whose AdamW rate would be lr. To freeze parts, use layer_lr"
         )
-    scales = lr_scales(model, optim.layer_decay)
+    scales = lr_scales(model, optim.layer_decay) if isinstance(optim, TowerOptimConfig) else {}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -115,7 +115,8 @@ def _has_prefix(name: str, prefix: str) -> bool:
 
 def _peak_lr(name: str, optim: OptimConfig) -> float:
     """A function of the name and the settings alone, so that a resumed run has the same."""
-    rates = dict.fromkeys(NEW_PARTS, optim.new_lr) if optim.new_lr else {}
+    new_lr = optim.new_lr if isinstance(optim, Stage1OptimConfig) else 0.0
+    rates = dict.fromkeys(NEW_PARTS, new_lr) if new_lr else {}
     rates |= optim.layer_lr
     matching = [prefix for prefix in rates if _has_prefix(name, prefix)]
     return rates[max(matching, key=len)] if matching else optim.lr

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
 from cloc_mllm.data.mixture import load_training_data, parts_of
@@ -17,15 +18,14 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
-from cloc_mllm.devices import resolve_precision
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import StepFn
-from cloc_mllm.train.entry import dry_run_report, parse_job
-from cloc_mllm.train.loop import Job, TrainResult, train
+from cloc_mllm.train.engine import StepFn, compile_towers
+from cloc_mllm.train.entry import dry_run_report, with_precision
+from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 
 _EVALUATION_RECORDS = 256  # of the validation set, in periodic evaluations
@@ -50,9 +50,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    precision = resolve_precision(config.run.precision)
-    run = dataclasses.replace(config.run, precision=precision)
-    config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
+    config = dataclasses.replace(with_precision(config), model=resolve_model(config.model))
     records = load_training_data(config.data)
     dataset: Sequence[Record] = records
     if config.data.label_noise:
@@ -64,10 +62,12 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     if dry_run:
         batch_size, seed = config.run.global_batch_size, config.run.seed
         order = DataOrder(len(records), batch_size, seed, parts_of(records))
-        print(dry_run_report(config, model, order))
+        print(f"{dry_run_report(config, model, order)}\nregions seen:     {_regions(config)}")
         return TrainResult(step=0)
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
+    if config.run.compile:
+        compile_towers(model, config.run.zero_stage)
     model.micro_batch_size = config.run.micro_batch_size
     collator = ClocCollator(
         tokenizer,
@@ -90,6 +90,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         resolved_config=dataclasses.asdict(config),
         fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
         evaluate=_evaluation(config, tokenizer),
+        eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,
         mixture=parts_of(records),
     )
@@ -97,10 +98,6 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
 
 
 def _check(config: Stage1Config) -> None:
-    if config.data.feature_cache:
-        raise ValueError(
-            "data.feature_cache is for stage 2; the encoder learns here, leave it empty"
-        )
     if bool(config.data.free_form_share) != config.model.prompter.free_form:
         raise ValueError(
             "model.prompter.free_form and data.free_form_share go together: got "
@@ -118,6 +115,14 @@ def _check(config: Stage1Config) -> None:
         )
 
 
+def _regions(config: Stage1Config) -> str:
+    if config.data.regions_per_image == 0:
+        return "all of every image"
+    images = config.run.steps * config.run.global_batch_size
+    most = images * config.data.regions_per_image
+    return f"at most {most:,} = {config.data.regions_per_image} per image"
+
+
 def stage1_step(config: Stage1Config) -> StepFn:
     """L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch."""
 
@@ -130,9 +135,8 @@ def stage1_step(config: Stage1Config) -> StepFn:
     return step
 
 
-def _evaluation(
-    config: Stage1Config, tokenizer: TextTokenizer
-) -> Callable[[nn.Module], dict[str, float]] | None:
+def _evaluation(config: Stage1Config, tokenizer: TextTokenizer) -> Evaluate | None:
+    """Scores regions on the first records of `data.validation`; None if there are none."""
     if not config.data.validation:
         return None
     validation = load_records(config.data.validation, cache_dir=config.data.cache_dir)

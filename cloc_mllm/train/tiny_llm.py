@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import TinyLlmConfig
+from cloc_mllm.data.conversations import phrases_of
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.data.sequences import LazyRecords
@@ -29,8 +31,9 @@ from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import embed_scene
 from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
+from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import StepFn
-from cloc_mllm.train.entry import parse_job
+from cloc_mllm.train.entry import dry_run_report, with_precision
 from cloc_mllm.train.loop import Job, TrainResult, train
 
 _PICTURE_PX = 600  # of a layout's longer side; nothing is drawn, only proportions count
@@ -46,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult:
     """Trains the model and writes a Hugging Face directory, `config.run.output_dir/model`."""
+    config = with_precision(config)
     box_format = BoxFormat("location_tokens", config.num_bins)  # scene tokens need them
     tokenizer = build_tokenizer(box_format)
     torch.manual_seed(config.run.seed)
@@ -58,10 +62,12 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
     )
+    dataset = Layouts(config.num_scenes, config.run.seed)
     if dry_run:
-        print(config)
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+        order = DataOrder(len(dataset), config.run.global_batch_size, config.run.seed)
+        print(dry_run_report(config, model, order))
         return TrainResult(step=0)
+    phrases = phrases_of(dataset) if config.conversations.absent else ()
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, LlamaForCausalLM)
@@ -71,8 +77,8 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
     job = Job(
         model,
         reading_step(processor, config),
-        Layouts(config.num_scenes, config.run.seed),
-        ConversationCollator(processor, config.conversations, pictures=False),
+        dataset,
+        ConversationCollator(processor, config.conversations, pictures=False, phrases=phrases),
         save_model,
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,
