@@ -25,7 +25,7 @@ def parse_job(
     *,
     prog: str,
     description: str,
-    flag: tuple[str, str] = ("dry_run", "print what the job would do, then stop"),
+    flag: tuple[str, str] = ("dry_run", "print the settings and what would be done, then stop"),
 ) -> tuple[Config, bool]:
     """Reads `--config x.yaml --optim.lr 1e-4 --print_config` and one switch of the command.
 

@@ -210,7 +210,7 @@ class RunConfig:
             and the finished model.
         steps: number of optimizer steps.
         global_batch_size: images per step over all ranks; a multiple of the number of ranks.
-        seed: of the initial weights, the order of the data and all random choices.
+        seed: decides the initial weights, the order of the data and all random choices.
         precision: what autocast computes in; weights stay float32. `auto` is `bf16` where the
             hardware multiplies bf16 matrices natively (other CPUs are 30 times slower in bf16 than
             in fp32), else `fp32`.

@@ -1,7 +1,7 @@
-"""The DeepSpeed engine: how it is started, asked for one step, and its optimizer state.
+"""The DeepSpeed engine: starting it, taking one step, reading and setting its optimizer state.
 
-Runs alike under plain `python`, `torchrun` and `deepspeed`, on CPU (gloo) and GPU (nccl), and
-needs neither MPI nor a compiler.
+It runs the same under plain `python`, `torchrun` and `deepspeed`, on CPUs (gloo) and GPUs (nccl),
+and needs neither MPI nor a compiler.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from cloc_mllm.train.deepspeed_internals import (
 from cloc_mllm.train.optim import build_optimizer
 
 _ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum",)
-_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 evaluates while the others wait
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the main rank evaluates while the others wait
 
 StepFn = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
 class TrainStep(nn.Module):
-    """The module DeepSpeed sees: batch in, named losses out.
+    """The module that DeepSpeed sees: it takes a batch and returns named losses.
 
-    ZeRO's gradient hooks hang on the output of the engine's forward, so the loss is computed
-    inside it; autocast is inside too, because the engine switches off one that is around it.
+    The loss is computed inside the engine's forward, because ZeRO hooks its gradients to the output
+    of that. So is autocast, because the engine switches off one that is around it.
     """
 
     def __init__(self, model: nn.Module, step_fn: StepFn, *, bf16: bool) -> None:
@@ -68,7 +68,10 @@ class TrainStep(nn.Module):
 
 
 def start_processes() -> torch.device:
-    """Joins the process group (of one, if no launcher set RANK) and returns this rank's device."""
+    """Joins the process group and returns this rank's device.
+
+    Without a launcher, which would set RANK, the group is this process alone.
+    """
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
@@ -123,10 +126,13 @@ def compile_towers(model: nn.Module, zero_stage: int) -> None:
 
 
 def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: OptimConfig) -> Any:
-    """A DeepSpeed engine around `model` and our optimizer. Weights must be loaded before."""
+    """Starts a DeepSpeed engine around `model` and our optimizer.
+
+    The weights must be loaded before. `run.precision` must be resolved (`resolve_precision`).
+    """
     import deepspeed
 
-    assert run.precision != "auto", "the job resolves it once, and stores what it resolved"
+    assert run.precision != "auto"
     bf16 = run.precision == "bf16"
     whole = copy.deepcopy(model) if run.zero_stage == 3 and is_main() else model
     engine, *_ = deepspeed.initialize(
@@ -143,10 +149,11 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
 
 
 def whole_model(engine: Any, model: nn.Module) -> nn.Module:
-    """`model` with all its weights on the main rank, free of collective calls. Every rank calls it.
+    """The model as a plain one: on the main rank it has all weights and makes no collective calls.
 
-    At ZeRO stage 3 a rank holds a part of each weight and gathers the others as the forward pass
-    goes, which hangs on one rank alone; so the main rank keeps a second, plain model and fills it.
+    Every rank must call this. At ZeRO stage 3 a rank holds a part of each weight and gathers the
+    other parts during the forward pass, which would hang on one rank alone. So the main rank keeps
+    a second, plain model and copies the weights into it.
     """
     if engine.zero_optimization_stage() < 3:
         return model
@@ -160,11 +167,11 @@ def whole_model(engine: Any, model: nn.Module) -> nn.Module:
 
 
 def step_if_finite(engine: Any) -> float:
-    """The optimizer step, unless the gradient of any rank is not finite.
+    """Takes the optimizer step, unless the gradient of any rank is not finite.
 
-    Gradients are already summed over ranks, so one number, their global norm, is the same on all
-    ranks and not finite if any rank's loss or gradient was not. Then weights and optimizer state
-    stay as they are on every rank.
+    The gradients are already summed over ranks, so their norm is the same on all ranks, and it is
+    not finite if any rank's loss or gradient was not. In that case weights and optimizer state stay
+    as they are on every rank.
 
     Returns:
         The gradient norm before clipping; `inf` or `nan` if the step was skipped.
@@ -182,8 +189,10 @@ def step_if_finite(engine: Any) -> float:
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:
-    """Makes all randomness inside a step (dropout) a function of these three numbers, so that a
-    resumed run draws what the unbroken one drew."""
+    """Makes all randomness inside a step (dropout) depend on these three numbers alone.
+
+    So a resumed run draws what the unbroken run drew.
+    """
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
     random.seed(int(state))
     np.random.seed(state)
@@ -191,9 +200,12 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 
 def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """The optimizer's moments, whole and by parameter name, on the CPU; and AdamW's step count.
+    """Collects the optimizer's moments, whole, on the CPU, and AdamW's step count.
 
-    A collective call under ZeRO, where each rank owns a part of each moment.
+    Every rank must call this: under ZeRO each owns a part of each moment.
+
+    Returns:
+        the moments by `{moment}.{parameter name}`, shaped like the parameter, and the step count.
     """
     moments: dict[str, Tensor] = {}
     num_steps = 0
@@ -214,7 +226,7 @@ def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], i
 
 
 def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) -> None:
-    """The inverse of `optimizer_state`, on any number of ranks and any ZeRO stage.
+    """Sets the moments of a checkpoint, on any number of ranks and at any ZeRO stage.
 
     Raises:
         ValueError: a moment of a trainable parameter is missing.
@@ -234,7 +246,7 @@ def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) 
 
 
 def _state_with(place: MomentPlace, moments: tuple[str, ...]) -> dict[str, Tensor]:
-    """The state that holds the moments, made of zeros if the optimizer has not stepped yet."""
+    """The state with the moments; they are zeros if the optimizer has not stepped yet."""
     state = place.optimizer.state
     if place.owner not in state:
         state[place.owner] = {moment: torch.zeros_like(place.owner) for moment in moments}
@@ -246,7 +258,7 @@ def _state_with(place: MomentPlace, moments: tuple[str, ...]) -> dict[str, Tenso
 def _trainable(
     engine: Any, model: nn.Module
 ) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
-    """Name, parameter and the names of its moments."""
+    """Each trainable parameter: its name, the parameter, and the names of its moments."""
     groups = engine.optimizer.param_groups
     by_muon = {id(p) for group in groups if group["muon"] for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -255,14 +267,19 @@ def _trainable(
 
 
 def _spoiled_unless_finite(loss: Tensor) -> Tensor:
-    """The loss itself, or one whose gradient is NaN everywhere: a loss that is not finite because
-    of a constant term would otherwise leave finite gradients behind."""
+    """The loss itself if it is finite, else one whose gradient is NaN everywhere.
+
+    A loss that is not finite because of a constant term would otherwise have finite gradients.
+    """
     return loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
 
 def _share_cores() -> None:
-    """Ranks with more threads than cores wait for each other spinning, 10 to 30 times slower.
-    torchrun sets OMP_NUM_THREADS, the `deepspeed` launcher does not."""
+    """Divides the cores among the ranks of this machine, unless OMP_NUM_THREADS does.
+
+    With more threads than cores the ranks spin while they wait for each other, and are 10 to 30
+    times slower. torchrun sets OMP_NUM_THREADS; the `deepspeed` launcher does not.
+    """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if num_local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))

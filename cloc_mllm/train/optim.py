@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups and the learning rate, a pure function of the step."""
+"""The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NEW_PARTS = (
     "region_logit_scale",
     "region_logit_bias",
 )
-_EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables, one row a token or a place
+_EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables: one row per token or position
 
 
 def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then cosine to zero."""
+    """The share of the peak learning rate at `step`, which counts from 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
@@ -31,7 +31,11 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def set_lr(optimizer: Any, factor: float) -> None:
-    """Sets every group to `factor` times its peak. `optimizer`: ours or DeepSpeed's wrapper."""
+    """Sets the rate of every group to `factor` times its peak.
+
+    Args:
+        optimizer: ours, or DeepSpeed's wrapper of it.
+    """
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
 
@@ -40,7 +44,8 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
     """Freezes every parameter whose `layer_lr` is 0.
 
     Raises:
-        ValueError: a prefix in `layer_lr` names no parameter, or gives a rate to frozen ones alone.
+        ValueError: a prefix in `layer_lr` names no parameter, or gives a rate to parameters that
+            are all frozen.
     """
     names = [name for name, _ in model.named_parameters()]
     for prefix in optim.layer_lr:
@@ -64,12 +69,12 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
 
 
 def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group of equal rule, learning rate and weight decay.
+    """Groups the trainable parameters by optimizer, learning rate and weight decay.
 
-    Vectors and scalars (biases, norms, temperatures, gates) are not decayed.
+    Vectors and scalars (biases, norms, temperatures, gates) do not decay.
 
     Raises:
-        ValueError: nothing is trainable; Muon's rates, which are relative to `lr`, have no `lr`.
+        ValueError: nothing is trainable, or Muon is used without an `lr` that its rates refer to.
     """
     if optim.optimizer == "muon" and not optim.lr > 0:
         raise ValueError(
@@ -96,12 +101,12 @@ def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, *, muon_dtype: torch.dtype = torch.float32
 ) -> torch.optim.Optimizer:
-    """AdamW or Muon. A plain one, which DeepSpeed takes without compiling anything."""
+    """Builds AdamW or Muon, plain ones, which DeepSpeed accepts without compiling anything."""
     beta1, beta2 = optim.betas
     groups = param_groups(model, optim)
     if optim.optimizer == "muon":
         return Muon(groups, betas=(beta1, beta2), dtype=muon_dtype)
-    # one pass over each parameter: on a CPU seven times faster than torch's default loop
+    # fused: one pass over each parameter, on a CPU seven times faster than torch's default loop
     return torch.optim.AdamW(groups, betas=(beta1, beta2), fused=True)
 
 
@@ -114,7 +119,7 @@ def _has_prefix(name: str, prefix: str) -> bool:
 
 
 def _peak_lr(name: str, optim: OptimConfig) -> float:
-    """A function of the name and the settings alone, so that a resumed run has the same."""
+    """Depends on the name and the settings alone, so a resumed run has the same rates."""
     new_lr = optim.new_lr if isinstance(optim, Stage1OptimConfig) else 0.0
     rates = dict.fromkeys(NEW_PARTS, new_lr) if new_lr else {}
     rates |= optim.layer_lr

@@ -28,14 +28,14 @@ from cloc_mllm.train.entry import dry_run_report, with_precision
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 
-_EVALUATION_RECORDS = 256  # of the validation set, in periodic evaluations
+_EVALUATION_RECORDS = 256  # the first ones of the validation set, in each periodic evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`deepspeed training/stage1.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
+    """Runs `deepspeed training/stage1.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
 
     Returns:
-        0, or 128 + the signal that stopped the run.
+        the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
     config, dry_run = parse_job(
         Stage1Config, argv, prog="stage1", description="CLOC pre-training (stage 1)."
@@ -105,8 +105,8 @@ def _check(config: Stage1Config) -> None:
         )
     if config.run.micro_batch_size < 0:
         raise ValueError(
-            f"run.micro_batch_size is {config.run.micro_batch_size}; give the images a rank may "
-            "hold activations of at a time, or 0 for all"
+            f"run.micro_batch_size is {config.run.micro_batch_size}; give the number of images "
+            "that a rank may hold the activations of at a time, or 0 for all"
         )
     if config.run.micro_batch_size and config.run.zero_stage == 3:
         raise ValueError(
@@ -124,7 +124,7 @@ def _regions(config: Stage1Config) -> str:
 
 
 def stage1_step(config: Stage1Config) -> StepFn:
-    """L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch."""
+    """Makes the step: L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch (equation 4)."""
 
     def step(model: nn.Module, batch: ClocBatch) -> dict[str, Tensor]:
         outputs = model(batch)

@@ -35,10 +35,10 @@ from cloc_mllm.train.preflight import check_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`deepspeed training/stage2.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
+    """Runs `deepspeed training/stage2.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
 
     Returns:
-        0, or 128 + the signal that stopped the run.
+        the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
     config, dry_run = parse_job(
         Stage2Config, argv, prog="stage2", description="Tuning of the multimodal LLM (stage 2)."
@@ -106,7 +106,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
 def _check_data(
     dataset: RecordDataset | Mixture, collator: ConversationCollator, order: DataOrder, steps: int
 ) -> None:
-    """Checks what the run will see, and shows one sample."""
+    """Refuses records that the run cannot use, and prints one sample."""
     checked = check_records(
         dataset.without_images(),
         len(dataset),
@@ -119,7 +119,10 @@ def _check_data(
 
 
 def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
-    """Cross-entropy of the answers; the mean over ranks is that of the whole global batch."""
+    """Computes the cross-entropy of the answers.
+
+    It is scaled so that the mean over ranks is the mean over all answer tokens of the global batch.
+    """
     num_labels = (batch.inputs["labels"] != IGNORE_INDEX).sum()
     num_items = all_reduce_sum(num_labels.float()) / world_size()
     outputs = model(**batch.inputs, num_items_in_batch=num_items)
@@ -142,7 +145,7 @@ def _evaluation(config: Stage2Config, processor: ClocMllmProcessor) -> Evaluate 
 
 
 def show_sample(record: Record, collator: ConversationCollator, seed: int) -> str:
-    """A record as the model is taught it; what it must learn to say stands in [[ ]]."""
+    """Writes a record as the model is taught it, with what it must learn to say in [[ ]]."""
     processor = collator.processor
     row = collator.ask(record, seed).row
     ids, labels = row.input_ids, row.labels

@@ -1,9 +1,10 @@
 """Pre-training of the small language model, on text alone: scenes in words, and questions.
 
-A document is a layout of the built-in scenes (never drawn): for each place of the picture the name
-of what lies there and its box as one scene token (`mllm/scene_tokens.py`), then the questions of
-stage 2 with their answers, in text. What it learns is to read such scenes: names, boxes, sizes,
-order, left and right. Stage 2 only has to teach the projectors to write them from a picture.
+A document is the layout of a built-in scene, which is never drawn. For each place in the image it
+has one scene token, made of the name and the box of what lies there (`mllm/scene_tokens.py`). The
+questions of stage 2 and their answers follow as text. The model learns to read such scenes: names,
+boxes, sizes, order, left and right. Stage 2 then only has to teach the projectors to write scene
+tokens from an image.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.entry import dry_run_report, with_precision
 from cloc_mllm.train.loop import Job, TrainResult, train
 
-_PICTURE_PX = 600  # of a layout's longer side; nothing is drawn, only proportions count
+_LONG_SIDE_PX = 600  # of a layout; nothing is drawn, so only proportions count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python training/tiny_llm.py --config x.yaml [--run.steps 400] [--dry_run]`."""
+    """Runs `python training/tiny_llm.py --config x.yaml [--run.steps 400] [--dry_run]`.
+
+    Returns:
+        the exit code: 0, or 128 + the number of the signal that stopped the run.
+    """
     config, dry_run = parse_job(
         TinyLlmConfig, argv, prog="tiny-llm", description="The small language model."
     )
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult:
-    """Trains the model and writes a Hugging Face directory, `config.run.output_dir/model`."""
+    """Trains the model and writes it to `config.run.output_dir/model`, a Hugging Face directory."""
     config = with_precision(config)
     box_format = BoxFormat("location_tokens", config.num_bins)  # scene tokens need them
     tokenizer = build_tokenizer(box_format)
@@ -89,7 +94,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
 
 @dataclasses.dataclass(frozen=True)
 class Layouts(LazyRecords):
-    """Scenes of the training split as records without a picture."""
+    """The scenes of the training split as records without an image."""
 
     num_scenes: int
     seed: int
@@ -102,8 +107,8 @@ class Layouts(LazyRecords):
         return Record(
             id=f"layout-{self.seed}-{position:06d}",
             image=b"",
-            width=round(_PICTURE_PX * min(1.0, layout.aspect)),
-            height=round(_PICTURE_PX / max(1.0, layout.aspect)),
+            width=round(_LONG_SIDE_PX * min(1.0, layout.aspect)),
+            height=round(_LONG_SIDE_PX / max(1.0, layout.aspect)),
             captions=list(layout.captions),
             regions=[
                 Region(thing.box, thing.name, expressions=list(expressions))
@@ -114,7 +119,7 @@ class Layouts(LazyRecords):
 
 
 def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
-    """Cross-entropy of the answers, scene tokens in the place of image and region tokens."""
+    """Makes the step: cross-entropy of the answers, with noisy scene tokens as image tokens."""
     location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
     region_id = processor.tokenizer.convert_tokens_to_ids("<region>")
     smoothing = config.coordinate_smoothing
