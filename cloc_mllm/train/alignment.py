@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.modeling import VisionInputs
+from cloc_mllm.mllm.processing import token_ids
 from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets
 from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.loop import Job, TrainResult, train
@@ -151,7 +151,7 @@ def alignment_step(processor: ClocMllmProcessor) -> StepFn:
     It is divided by the variance of the scene tokens, so a projector that always writes their mean
     has a loss of 1.
     """
-    location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
+    location = token_ids(processor.tokenizer, processor.coordinates.tokens())
     if not location:
         raise ValueError(
             "alignment needs location tokens; set model.box_format to location_tokens or "

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +25,10 @@ from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.data.sequences import LazyRecords
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
-from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.coordinates import REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
-from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
 from cloc_mllm.mllm.scene_tokens import embed_scene
 from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
 from cloc_mllm.train.data_order import DataOrder
@@ -120,8 +119,8 @@ class Layouts(LazyRecords):
 
 def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
     """Makes the step: cross-entropy of the answers, with noisy scene tokens as image tokens."""
-    location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
-    region_id = processor.tokenizer.convert_tokens_to_ids("<region>")
+    location = token_ids(processor.tokenizer, processor.coordinates.tokens())
+    [region_id] = token_ids(processor.tokenizer, [REGION_TOKEN])
     smoothing = config.coordinate_smoothing
     soft_bins = SoftBins(location[0], config.num_bins, smoothing) if smoothing > 0 else None
 
