@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RegionEncoder = Literal["prompter", "roi_align", "none"]
+RegionEncoderKind = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
 Templates = Literal["none", "photo", "small", "clip80"]
 RegionPrompt = Literal["box", "point", "scribble", "mask"]
@@ -37,7 +37,7 @@ class PrompterConfig:
         box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
     """
 
-    kind: RegionEncoder = "prompter"
+    kind: RegionEncoderKind = "prompter"
     width: int = 0
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: SpatialPrior = "both"

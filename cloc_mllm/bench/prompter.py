@@ -10,7 +10,8 @@ from torch import Tensor
 from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.models.build import build_cloc
-from cloc_mllm.models.cloc import ClocVision, RegionPrompts
+from cloc_mllm.models.cloc import ClocVision
+from cloc_mllm.models.region_encoders import RegionPrompts
 
 PROMPTS = 4  # boxes, and texts, of each image
 FORMS = {
@@ -58,8 +59,8 @@ def prompter_and_tower(
     prompts = RegionPrompts(inputs["boxes"], inputs["image_index"], no_masks, none_masked)
 
     def regions() -> Tensor:
-        z, located = vision.forward_regions(image, prompts, inputs["texts"])
-        assert z is not None and located is not None
+        z, located = vision.region_encoder(image, prompts, inputs["texts"])
+        assert located is not None
         return z.sum() + located.sum()
 
     def run(call: Callable[[], Tensor]) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from cloc_mllm.config import ModelConfig
+from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
     full_clip_config,
@@ -31,8 +32,13 @@ from cloc_mllm.models.initialize import (
     load_init,
     load_region_parts,
     load_tower,
+    read_weights,
     set_timm_size,
 )
+from cloc_mllm.models.region_encoders import RegionEncoder
+from cloc_mllm.models.region_encoders.clip_tokens import ClipTokenEncoder
+from cloc_mllm.models.region_encoders.prompter import Prompter, PrompterEncoder
+from cloc_mllm.models.region_encoders.roi_align import RoIAlignEncoder
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 
@@ -46,9 +52,9 @@ def build_cloc(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> C
     config = resolve_model(config)
     tokenizer = tokenizer or load_tokenizer(config)
     clip = _build_clip(config, tokenizer)
-    encoder = VisionEncoder(clip.visual, config.image_size)
     embed_dim = int(full_clip_config(config)["embed_dim"])
-    vision = ClocVision(encoder, embed_dim, config.prompter)
+    encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
+    vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
     with torch.no_grad():
         if cloc.logit_bias is None:
@@ -76,8 +82,8 @@ def build_cloc_vision(config: ModelConfig) -> ClocVision:
         clip_config["embed_dim"], clip_config["vision_cfg"], clip_config.get("quick_gelu", False)
     )
     set_timm_size(visual, config.image_size)
-    encoder = VisionEncoder(visual, config.image_size)
-    return ClocVision(encoder, clip_config["embed_dim"], config.prompter)
+    encoder = VisionEncoder(visual, config.image_size, clip_config["embed_dim"])
+    return ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
 
 
 def save_cloc(
@@ -127,7 +133,7 @@ def load_cloc(
         contents["fingerprint"], preprocessing_fingerprint(config.image_size, tokenizer), directory
     )
     model = build_cloc(config, tokenizer)
-    state = load_file(Path(directory) / WEIGHTS_FILE)
+    state = read_weights(Path(directory))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.to(device).eval(), tokenizer, config
 
@@ -141,6 +147,23 @@ def check_fingerprint(expected: dict[str, Any], actual: dict[str, Any], source: 
     ]
     if different:
         raise ValueError("preprocessing differs from training; " + "; ".join(different))
+
+
+def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> RegionEncoder:
+    if config.kind == "roi_align":
+        return RoIAlignEncoder(encoder.token_dim, encoder.embed_dim)
+    if config.kind == "none":
+        return ClipTokenEncoder(encoder.project_tokens)
+    prompter = Prompter(
+        encoder.token_dim,
+        encoder.embed_dim,
+        config.width or encoder.token_dim,
+        readout=config.readout,
+        spatial_prior=config.spatial_prior,
+        text_prior=config.text_prior,
+        free_form=config.free_form,
+    )
+    return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
 
 
 def _build_clip(config: ModelConfig, tokenizer: TextTokenizer) -> Any:

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cloc_mllm.config import PrompterConfig
-from cloc_mllm.models.box_head import BoxHead
-from cloc_mllm.models.position import mask_boxes, token_cells
-from cloc_mllm.models.prompter import Prompter
-from cloc_mllm.models.region_pooling import RoIAlignEncoder, box_of_similarity, pool_under_boxes
+from cloc_mllm.models.region_encoders import RegionEncoder, RegionPrompts
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 
@@ -39,36 +35,6 @@ class ClocInputs(Protocol):
     region_phrase_index: Tensor
     region_masks: Tensor
     masked_regions: Tensor
-
-
-class RegionPrompts(NamedTuple):
-    """Where the regions of a batch are, packed.
-
-    Attributes:
-        boxes: float[R, 4] xyxy, canvas frame.
-        image_index: int64[R].
-        masks: float[F, H, W] over the canvas; they prompt instead of the box.
-        masked_regions: int64[F], the regions they stand for.
-    """
-
-    boxes: Tensor
-    image_index: Tensor
-    masks: Tensor
-    masked_regions: Tensor
-
-    def of_images(self, first: int, stop: int) -> tuple[RegionPrompts, Tensor]:
-        """Those of images `first` .. `stop` alone, and which regions they are: int64[R']."""
-        own = ((self.image_index >= first) & (self.image_index < stop)).nonzero()[:, 0]
-        place = torch.full_like(self.image_index, -1)
-        place[own] = torch.arange(len(own), device=own.device)
-        masked = place[self.masked_regions]
-        part = RegionPrompts(
-            self.boxes[own],
-            self.image_index[own] - first,
-            self.masks[masked >= 0],
-            masked[masked >= 0],
-        )
-        return part, own
 
 
 class Temperature(NamedTuple):
@@ -106,115 +72,54 @@ class ClocOutputs(NamedTuple):
 
 
 class ClocVision(nn.Module):
-    """Image tower with its region encoder and BoxHead: CLOC without the text tower."""
+    """Image tower and region encoder: CLOC without the text tower."""
 
-    def __init__(self, encoder: VisionEncoder, embed_dim: int, config: PrompterConfig) -> None:
+    def __init__(self, encoder: VisionEncoder, region_encoder: RegionEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.embed_dim = embed_dim
-        self.kind = config.kind
-        self.prompter: Prompter | None = None
-        self.roi_align: RoIAlignEncoder | None = None
-        self.box_head: BoxHead | None = None
-        if config.kind == "prompter":
-            self.prompter = Prompter(encoder.token_dim, embed_dim, config)
-            self.box_head = BoxHead(embed_dim)
-        elif config.kind == "roi_align":
-            self.roi_align = RoIAlignEncoder(encoder.token_dim, embed_dim)
+        self.region_encoder = region_encoder
 
     @property
     def token_dim(self) -> int:
         return self.encoder.token_dim
 
     @property
+    def embed_dim(self) -> int:
+        return self.encoder.embed_dim
+
+    @property
     def grid_hw(self) -> tuple[int, int]:
         return self.encoder.grid_hw
 
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
-        """Once per image; every prompt below reuses the result."""
+        """Encodes each image once; every prompt below reuses the result."""
         return self.encoder(pixel_values)
 
     def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Region embeddings z of `boxes: float[R, 4]` (canvas frame): float[R, E], unnormalised."""
-        if self.prompter is not None:
-            return self.prompter.embed_boxes(
-                image, self.prompter.prepare(image), boxes, image_index
-            )
-        if self.roi_align is not None:
-            return self.roi_align.embed_boxes(image, boxes, image_index)
-        return pool_under_boxes(self.embed_tokens(image), image, boxes, image_index)
+        """See `RegionEncoder.embed_boxes`."""
+        return self.region_encoder.embed_boxes(image, boxes, image_index)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
-        """Region embeddings of points, scribbles, masks or sets of boxes, drawn as masks:
-        `masks: float[R, H, W]` in 0..1 over the canvas, any H and W -> float[R, E], unnormalised.
-
-        Without a Prompter a mask is its bounding box.
-        """
-        if self.prompter is None:
-            return self.embed_boxes(image, mask_boxes(masks), image_index)
-        return self.prompter.embed_masks(image, self.prompter.prepare(image), masks, image_index)
-
-    def embed_tokens(self, image: ImageFeatures) -> Tensor:
-        """Every image token read out as if it were a region: float[B, N, E], unnormalised."""
-        if self.prompter is not None:
-            return self.prompter.embed_tokens(self.prompter.prepare(image))
-        if self.roi_align is not None:
-            return self.roi_align.embed_tokens(image)
-        return self.encoder.project_tokens(image.tokens)
+        """See `RegionEncoder.embed_masks`."""
+        return self.region_encoder.embed_masks(image, masks, image_index)
 
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
-        """What each image token belongs to: region embeddings float[B, N, E] and their boxes
-        float[B, N, 4] (canvas frame).
-
-        A token's own embedding, as a text prompt, gives the box; that box, as a box prompt, gives
-        the embedding. Without a Prompter the box is the token's cell.
-        """
-        if self.prompter is None or self.box_head is None:
-            cells = token_cells(image.grid_hw, image.tokens.device)
-            return self.embed_tokens(image), cells.expand(len(image.tokens), -1, -1)
-        context = self.prompter.prepare(image)
-        boxes = self.box_head(self.prompter.locate_tokens(image, context))
-        return self.prompter.embed_box_grid(image, context, boxes), boxes
+        """See `RegionEncoder.read_tokens`."""
+        return self.region_encoder.read_tokens(image)
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """The box each text points at: float[R, 4] canvas frame.
-
-        `text_features: float[R, E]` are f_T's, unnormalised. Without a Prompter the box is drawn
-        around the tokens most similar to the text (`box_of_similarity`).
-        """
-        if self.prompter is None or self.box_head is None:
-            return box_of_similarity(self.embed_tokens(image), image, text_features, image_index)
-        context = self.prompter.prepare(image)
-        return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
+        """See `RegionEncoder.locate`."""
+        return self.region_encoder.locate(image, text_features, image_index)
 
     def forward_images(
-        self, pixel_values: Tensor, regions: RegionPrompts, text_features: Tensor | None
+        self, pixel_values: Tensor, prompts: RegionPrompts, text_features: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Training's `(image_features, region embeddings, located boxes)`, all in one."""
+        """Training's `(image_features, region embeddings, located boxes)`; the last two are None
+        without `text_features: float[R, E]`."""
         image = self.encode_image(pixel_values)
         if text_features is None:
             return image.image_features, None, None
-        return image.image_features, *self.forward_regions(image, regions, text_features)
-
-    def forward_regions(
-        self, image: ImageFeatures, regions: RegionPrompts, text_features: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Training's `(region embeddings, located boxes)` with the shared work done once.
-
-        `text_features: float[R, E]`.
-        """
-        boxes, image_index, masks, masked = regions
-        if self.prompter is not None and self.box_head is not None:
-            context = self.prompter.prepare(image)
-            z = self.prompter.embed_boxes(image, context, boxes, image_index)
-            if self.prompter.mask is not None:
-                of_masks = self.prompter.embed_masks(image, context, masks, image_index[masked])
-                z = z.index_copy(0, masked, of_masks)
-            text_z = self.prompter.embed_texts(context, text_features, image_index)
-            return z, self.box_head(text_z)
-        if self.roi_align is not None:
-            return self.roi_align.embed_boxes(image, boxes, image_index), None
-        return None, None
+        return image.image_features, *self.region_encoder(image, prompts, text_features)
 
 
 class Cloc(nn.Module):
@@ -239,7 +144,7 @@ class Cloc(nn.Module):
         self.text = text
         self.micro_batch_size = 0
         self.logit_scale, self.logit_bias = _initial_temperature(contrastive_loss)
-        if vision.kind != "none":
+        if vision.region_encoder.has_region_loss:
             self.region_logit_scale, self.region_logit_bias = _initial_temperature(contrastive_loss)
 
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
@@ -251,32 +156,28 @@ class Cloc(nn.Module):
         return self.text(input_ids)
 
     def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """See `ClocVision.embed_boxes`."""
+        """See `RegionEncoder.embed_boxes`."""
         return self.vision.embed_boxes(image, boxes, image_index)
 
-    def embed_tokens(self, image: ImageFeatures) -> Tensor:
-        """See `ClocVision.embed_tokens`."""
-        return self.vision.embed_tokens(image)
-
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """See `ClocVision.locate`."""
+        """See `RegionEncoder.locate`."""
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:
         temperature = Temperature.of(self.logit_scale, self.logit_bias)
-        is_clip = self.vision.kind == "none"
+        is_clip = not self.vision.region_encoder.has_region_loss
         phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
         captions, phrases = self._encode_texts(batch.caption_input_ids, phrase_input_ids)
-        regions = RegionPrompts(
+        prompts = RegionPrompts(
             batch.boxes, batch.region_image_index, batch.region_masks, batch.masked_regions
         )
         if is_clip:
-            image_features, *_ = self._encode_images(batch.pixel_values, regions, None)
+            image_features, *_ = self._encode_images(batch.pixel_values, prompts, None)
             return ClocOutputs(temperature, image_features[batch.caption_image_index], captions)
         # a batch without regions still runs both branches (on nothing), so that every rank
         # touches every parameter
         region_text = phrases[batch.region_phrase_index]
-        image_features, z, located = self._encode_images(batch.pixel_values, regions, region_text)
+        image_features, z, located = self._encode_images(batch.pixel_values, prompts, region_text)
         return ClocOutputs(
             temperature,
             image_features[batch.caption_image_index],
@@ -300,16 +201,16 @@ class Cloc(nn.Module):
         ]
 
     def _encode_images(
-        self, pixel_values: Tensor, regions: RegionPrompts, region_text: Tensor | None
+        self, pixel_values: Tensor, prompts: RegionPrompts, region_text: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `ClocVision.forward_images`; micro-batches take the regions of their images along."""
         size, num_images = self.micro_batch_size, len(pixel_values)
         forward = self.vision.forward_images
         if not 0 < size < num_images:
-            return forward(pixel_values, regions, region_text)
+            return forward(pixel_values, prompts, region_text)
         parts, owned = [], []
         for first in range(0, num_images, size):
-            of_part, own = regions.of_images(first, first + size)
+            of_part, own = prompts.of_images(first, first + size)
             text = None if region_text is None else region_text[own]
             inputs = (pixel_values[first : first + size], of_part, text)
             parts.append(checkpoint(forward, *inputs, use_reentrant=False))

@@ -26,12 +26,12 @@ NAMES = {
     "logit_scale": "log temperature of image against text",
     "logit_bias": "bias of image against text (sigmoid loss)",
     "region.prompter.": "Prompter: image tokens and a box or text prompt to a region embedding",
-    "region.roi_align.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.box_head.": "BoxHead: region embedding of a text prompt to cxcywh before the sigmoid",
+    "region.projection.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.logit_scale": "log temperature of region against text",
     "region.logit_bias": "bias of region against text (sigmoid loss)",
 }
-_REGION_PARTS = {"vision.": "region.", "region_logit_": "region.logit_"}
+_REGION_PARTS = {"vision.region_encoder.": "region.", "region_logit_": "region.logit_"}
 
 PREPROCESS = {
     "mean": PIXEL_MEAN,
@@ -133,7 +133,7 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
     state = _open_clip_state(cloc)
     for name, tensor in cloc.state_dict().items():
         prefix = next((ours for ours in _REGION_PARTS if name.startswith(ours)), None)
-        if prefix is not None and not name.startswith("vision.encoder."):
+        if prefix is not None:
             state[_REGION_PARTS[prefix] + name.removeprefix(prefix)] = tensor
     out.mkdir(parents=True)
     save_file(_contiguous(state), out / "cloc.safetensors", {"format": "pt"})

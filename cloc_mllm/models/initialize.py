@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.earlier import by_current_name
 from cloc_mllm.models.clip_config import read_cloc_config
 
 WEIGHTS_FILE = "model.safetensors"
@@ -101,9 +102,14 @@ def load_region_parts(cloc: nn.Module, config: ModelConfig) -> None:
     left_out = (*_TOWERS, "logit_")
     if start.contrastive_loss != config.contrastive_loss:  # its temperature says nothing here
         left_out = (*left_out, "region_logit_")
-    state = load_file(directory / WEIGHTS_FILE)
+    state = read_weights(directory)
     parts = {k: v for k, v in state.items() if not k.startswith(left_out)}
     cloc.load_state_dict(parts, strict=False)
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a stage-1 model directory by their name in `Cloc`, as the file holds them."""
+    return by_current_name(load_file(directory / WEIGHTS_FILE))
 
 
 def load_tower(tower: nn.Module, path: str) -> None:
@@ -157,7 +163,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 def _towers_of(directory: Path) -> dict[str, Tensor]:
     state = {}
-    for name, tensor in load_file(directory / WEIGHTS_FILE).items():
+    for name, tensor in read_weights(directory).items():
         prefix = next((ours for ours in _TOWERS if name.startswith(ours)), None)
         if prefix is not None:
             state[_TOWERS[prefix] + name.removeprefix(prefix)] = tensor

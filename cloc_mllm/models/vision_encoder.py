@@ -28,15 +28,22 @@ class ImageFeatures(NamedTuple):
 
 
 class VisionEncoder(nn.Module):
-    """An open_clip image tower (native ViT or timm) that also returns its tokens."""
+    """An open_clip image tower (native ViT or timm) that also returns its tokens.
+
+    Attributes:
+        image_size: S.
+        embed_dim, token_dim: E and D.
+        grid_hw: rows and columns that the N tokens stand on.
+    """
 
     visual: Any
     token_dim: int
 
-    def __init__(self, visual: Any, image_size: int) -> None:
+    def __init__(self, visual: Any, image_size: int, embed_dim: int) -> None:
         super().__init__()
         self.visual = visual
         self.image_size = image_size
+        self.embed_dim = embed_dim
         self.is_timm = hasattr(visual, "trunk")
         if not self.is_timm and not hasattr(visual, "forward_intermediates"):
             raise ValueError(

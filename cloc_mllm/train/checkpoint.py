@@ -26,6 +26,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cloc_mllm.earlier import by_current_name
+
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
 
@@ -97,8 +99,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     """Reads a checkpoint that `find_problem` called whole."""
     state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     return Checkpoint(
-        load_file(directory / "weights.safetensors"),
-        load_file(directory / "optimizer.safetensors"),
+        by_current_name(load_file(directory / "weights.safetensors")),
+        by_current_name(load_file(directory / "optimizer.safetensors")),
         state,
     )
 

@@ -93,7 +93,7 @@ def test_one_file_holds_all_weights_by_the_names_it_explains(cloc_directory: Pat
     pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(1, 200, (3, 24))
     fresh = tiny_cloc(seed=9)
     part = "region.prompter."
-    fresh.vision.prompter.load_state_dict(
+    fresh.vision.region_encoder.prompter.load_state_dict(
         {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
     )
     with torch.no_grad():

@@ -198,7 +198,7 @@ def test_the_same_prompter_is_continued_too(tmp_path: Path) -> None:
     torch.manual_seed(6)
     config = ModelConfig(init=str(tmp_path / "cloc"), prompter=PrompterConfig(width=16))
     other = build_cloc(config)
-    assert other.vision.prompter.key.weight.shape == (16, 16)
+    assert other.vision.region_encoder.prompter.key.weight.shape == (16, 16)
     assert torch.equal(other.logit_scale, before["logit_scale"])
 
 
@@ -257,4 +257,7 @@ def test_the_same_prompter_under_another_loss_starts_its_temperature_anew(tmp_pa
     cloc = build_cloc(ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid"))
     fresh = tiny_cloc(0, "sigmoid")
     assert cloc.region_logit_scale.item() == fresh.region_logit_scale.item()
-    assert torch.equal(cloc.vision.prompter.key.weight, saved.vision.prompter.key.weight)
+    assert torch.equal(
+        cloc.vision.region_encoder.prompter.key.weight,
+        saved.vision.region_encoder.prompter.key.weight,
+    )
