@@ -10,6 +10,7 @@ from torch import Tensor
 from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.models.build import build_cloc
+from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import ClocVision
 from cloc_mllm.models.region_encoders import RegionPrompts
 
@@ -30,7 +31,7 @@ FORMS = {
 
 def build_vision(architecture: str, form: str) -> ClocVision:
     torch.manual_seed(0)
-    config = ModelConfig(architecture, image_size=224, prompter=FORMS[form])
+    config = resolve_model(ModelConfig(architecture, image_size=224, prompter=FORMS[form]))
     return build_cloc(config, load_text_tokenizer(f"open_clip:{architecture}")).vision
 
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.config import PrompterConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
 from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
+    ResolvedModel,
     full_clip_config,
     read_cloc_config,
     reads_padding,
-    resolve_model,
 )
 from cloc_mllm.models.cloc import Cloc, ClocVision
 from cloc_mllm.models.initialize import (
@@ -43,13 +43,14 @@ from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 
 
-def build_cloc(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> Cloc:
-    """A CLOC over open_clip towers: any open_clip architecture, or `clip_config`.
+def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) -> Cloc:
+    """Builds a CLOC over open_clip towers, with the weights of `config.init` if it names any.
+
+    `tokenizer` is the config's own unless it is given.
 
     Raises:
-        ValueError: the architecture is unknown, or the config names none.
+        ValueError: `init` or the tokenizer does not fit the towers.
     """
-    config = resolve_model(config)
     tokenizer = tokenizer or load_tokenizer(config)
     clip = _build_clip(config, tokenizer)
     embed_dim = int(full_clip_config(config)["embed_dim"])
@@ -66,15 +67,14 @@ def build_cloc(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> C
     return cloc
 
 
-def load_tokenizer(config: ModelConfig) -> TextTokenizer:
-    """The tokenizer of a model, padding as its text tower wants it."""
-    config = resolve_model(config)
+def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
+    """Loads the tokenizer of a model, which pads as the text tower needs it."""
     padded = reads_padding(full_clip_config(config)["text_cfg"])
     return load_text_tokenizer(config.tokenizer, config.context_length, full_length=padded)
 
 
-def build_cloc_vision(config: ModelConfig) -> ClocVision:
-    """The image side alone (random weights), e.g. inside an MLLM."""
+def build_cloc_vision(config: ResolvedModel) -> ClocVision:
+    """Builds the image side alone, with random weights, for instance inside an MLLM."""
     import open_clip.model
 
     clip_config = full_clip_config(config)
@@ -89,14 +89,13 @@ def build_cloc_vision(config: ModelConfig) -> ClocVision:
 def save_cloc(
     model: Cloc,
     directory: str | Path,
-    config: ModelConfig,
+    config: ResolvedModel,
     tokenizer: TextTokenizer,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a model directory that `load_cloc` reads without the original tower files."""
+    """Writes a model directory that `load_cloc` reads without the original tower files."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = resolve_model(config)
     saved = dataclasses.replace(
         config,
         architecture="",
@@ -120,8 +119,8 @@ def save_cloc(
 
 def load_cloc(
     directory: str | Path, device: torch.device | str = "cpu"
-) -> tuple[Cloc, TextTokenizer, ModelConfig]:
-    """Read a model directory, in float32 and eval mode.
+) -> tuple[Cloc, TextTokenizer, ResolvedModel]:
+    """Reads a model directory, in float32 and eval mode.
 
     Raises:
         ValueError: the directory was written with another preprocessing than this version does.
@@ -166,7 +165,7 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
     return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
 
 
-def _build_clip(config: ModelConfig, tokenizer: TextTokenizer) -> Any:
+def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> Any:
     """open_clip's CustomTextCLIP (so that both kinds of text tower sit at `.text`)."""
     from open_clip.model import CustomTextCLIP
 
@@ -209,7 +208,7 @@ def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokeniz
 
 
 def _clip_config_to_save(
-    model: Cloc, config: ModelConfig, tokenizer: TextTokenizer, directory: Path
+    model: Cloc, config: ResolvedModel, tokenizer: TextTokenizer, directory: Path
 ) -> dict[str, Any]:
     clip_config = full_clip_config(config, tokenizer)
     clip_config["vision_cfg"]["timm_model_pretrained"] = False

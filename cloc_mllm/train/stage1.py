@@ -51,14 +51,15 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     _check(config)
     precision = resolve_precision(config.run.precision)
     run = dataclasses.replace(config.run, precision=precision)
-    config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
+    model_config = resolve_model(config.model)
+    config = dataclasses.replace(config, run=run, model=model_config)
     records = load_training_data(config.data)
     dataset: Sequence[Record] = records
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(model_config)
     torch.manual_seed(config.run.seed)  # the initial weights
-    model = build_cloc(config.model, tokenizer)
+    model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
     if dry_run:
         batch_size, seed = config.run.global_batch_size, config.run.seed
@@ -78,7 +79,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, Cloc)
-        save_cloc(trained, directory, config.model, tokenizer)
+        save_cloc(trained, directory, model_config, tokenizer)
 
     job = Job(
         model,

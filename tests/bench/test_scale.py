@@ -22,16 +22,16 @@ from cloc_mllm.bench.scale import (
     text_tower_flops,
 )
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.models.build import build_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.region_encoders import RegionPrompts
+from tests.models.tiny import built
 
 SHAPES = Shapes.of("ViT-B-16", 224)
 
 
 @pytest.fixture(scope="module")
 def cloc() -> Cloc:
-    return build_cloc(ModelConfig("ViT-B-16")).eval()
+    return built(ModelConfig("ViT-B-16")).eval()
 
 
 def counted(call: Callable[[], Any]) -> int:

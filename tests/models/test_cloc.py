@@ -18,7 +18,7 @@ from cloc_mllm.models.cloc import Cloc, ClocVision
 from cloc_mllm.models.region_encoders import RegionPrompts
 from cloc_mllm.models.vision_encoder import ImageFeatures
 from tests.models.batches import random_batch
-from tests.models.tiny import tiny_cloc, tiny_config
+from tests.models.tiny import built, tiny_cloc, tiny_config
 
 KINDS = [
     {"kind": "prompter", "readout": "prompt", "spatial_prior": "both"},
@@ -148,9 +148,9 @@ def test_missing_or_wrong_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         load_cloc(tmp_path)
     with pytest.raises(ValueError, match="no architecture 'ViT-Z-1'"):
-        build_cloc(ModelConfig(architecture="ViT-Z-1"))
+        built(ModelConfig(architecture="ViT-Z-1"))
     with pytest.raises(ValueError, match="architecture` or `clip_config"):
-        build_cloc(ModelConfig())
+        built(ModelConfig())
     with pytest.raises(ValueError, match="unknown tokenizer 'words'"):
         load_text_tokenizer("words")
     with pytest.raises(ValueError, match=r"expected pixel_values\[B, 3, 64, 64\]"):
@@ -172,7 +172,7 @@ def test_timm_tower_gives_tokens_and_open_clips_features() -> None:
         tokenizer="builtin",
         prompter=PrompterConfig(),
     )
-    cloc = build_cloc(config).eval()
+    cloc = built(config).eval()
     pixels = torch.randn(2, 3, 64, 64)
     image = cloc.encode_image(pixels)
     assert image.tokens.shape == (2, 4, 1280) and image.grid_hw == (2, 2)
