@@ -55,7 +55,8 @@ class ModelConfig:
         clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
             dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory that stage 1
-            wrote (region parts come along if `prompter` is the same). "" starts from scratch.
+            wrote, whose region parts come along where name and shape fit (a table says which).
+            "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Parameter names by prefix, for Transformers' `key_mapping`, too: "." is a dot there as it is here.
+# Names of weights by prefix: of a CLOC and an MLLM, and of the file that `cloc-mllm export` writes.
 RENAMED_WEIGHTS = {
     "vision.prompter.": "vision.region_encoder.prompter.",
     "vision.box_head.": "vision.region_encoder.box_head.",
     "vision.roi_align.": "vision.region_encoder.",
+    "region.roi_align.": "region.",
 }
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from cloc_mllm.config import PrompterConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.distributed import launched_rank
 from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
@@ -52,18 +54,21 @@ def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) ->
         ValueError: `init` or the tokenizer does not fit the towers.
     """
     tokenizer = tokenizer or load_tokenizer(config)
-    clip = _build_clip(config, tokenizer)
+    clip, region_parts = _build_clip(config, tokenizer)
     embed_dim = int(full_clip_config(config)["embed_dim"])
     encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
     vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
-    with torch.no_grad():
-        if cloc.logit_bias is None:
-            cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
-        elif clip.logit_bias is not None:  # a temperature learned without a bias says nothing here
-            cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
-            cloc.logit_bias.copy_(clip.logit_bias.reshape(1))
-    load_region_parts(cloc, config)
+    # a temperature learnt without a bias means something else beside one
+    has_temperature = cloc.logit_bias is None or clip.logit_bias is not None
+    if has_temperature:
+        cloc.logit_scale.data.copy_(clip.logit_scale.reshape(1))
+        if cloc.logit_bias is not None:
+            cloc.logit_bias.data.copy_(clip.logit_bias.reshape(1))
+    if config.init:
+        report = load_region_parts(cloc, region_parts, has_temperature=has_temperature)
+        if launched_rank() == 0:
+            print(report.table(f"model.init {config.init}"), flush=True)
     return cloc
 
 
@@ -165,8 +170,12 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
     return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
 
 
-def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> Any:
-    """open_clip's CustomTextCLIP (so that both kinds of text tower sit at `.text`)."""
+def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, dict[str, Tensor]]:
+    """Builds open_clip's CustomTextCLIP, so that both kinds of text tower sit at `.text`.
+
+    Returns:
+        the model with the weights of `init`, and the region parts of `init`.
+    """
     from open_clip.model import CustomTextCLIP
 
     source = find_init(config)
@@ -174,14 +183,13 @@ def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> Any:
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
     model: Any = CustomTextCLIP(**{k: v for k, v in clip_config.items() if k in known})
     _check_tokenizer(model.text, clip_config["text_cfg"], tokenizer)
-    if source is not None:
-        load_init(model, source)
+    region_parts = {} if source is None else load_init(model, source)
     if config.pretrained_image:
         load_tower(getattr(model.visual, "trunk", model.visual), config.pretrained_image)
     if config.pretrained_text:
         load_tower(model.text.transformer, config.pretrained_text)
     set_timm_size(model.visual, config.image_size)
-    return model
+    return model, region_parts
 
 
 def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokenizer) -> None:

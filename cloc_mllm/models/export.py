@@ -16,6 +16,7 @@ from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.initialize import EXPORTED
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.shipped import shipped_directory
 
@@ -30,8 +31,8 @@ NAMES = {
     "region.projection.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.logit_scale": "log temperature of region against text",
     "region.logit_bias": "bias of region against text (sigmoid loss)",
+    "region.": "all that CLOC adds to CLIP, by the names of its region encoder (prompter.kind)",
 }
-_REGION_PARTS = {"vision.region_encoder.": "region.", "region_logit_": "region.logit_"}
 
 PREPROCESS = {
     "mean": PIXEL_MEAN,
@@ -132,9 +133,9 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
     cloc, tokenizer, config = load_cloc(directory)
     state = _open_clip_state(cloc)
     for name, tensor in cloc.state_dict().items():
-        prefix = next((ours for ours in _REGION_PARTS if name.startswith(ours)), None)
+        prefix = next((ours for ours in EXPORTED if name.startswith(ours)), None)
         if prefix is not None:
-            state[_REGION_PARTS[prefix] + name.removeprefix(prefix)] = tensor
+            state[EXPORTED[prefix] + name.removeprefix(prefix)] = tensor
     out.mkdir(parents=True)
     save_file(_contiguous(state), out / "cloc.safetensors", {"format": "pt"})
     contents = {

@@ -1,13 +1,14 @@
 """Weights to start from (`model.init`, `pretrained_image`, `pretrained_text`).
 
-Names are open_clip's: `visual.*`, `text.*` (or the old ones, without `text.`), `logit_scale`.
+Names of the towers are open_clip's: `visual.*`, `text.*` (or the old ones, without `text.`),
+`logit_scale`.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,10 @@ from cloc_mllm.models.clip_config import read_cloc_config
 WEIGHTS_FILE = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TOWERS = {"vision.encoder.visual.": "visual.", "text.text.": "text."}  # ours to open_clip's
+# region parts: ours to the file's of `cloc-mllm export --to safetensors`, the longer prefix first
+EXPORTED = {"region_logit_": "region.logit_", "vision.region_encoder.": "region."}
+_TEMPERATURE = ("logit_scale", "logit_bias")
+_NUM_SHOWN = 3  # names in the report
 # In checkpoints, but no weights: OpenAI's sizes, a buffer of old BERTs.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "position_ids")
 
@@ -65,11 +70,15 @@ def find_init(config: ModelConfig) -> Path | None:
     return Path(download_pretrained(tag))
 
 
-def load_init(clip: Any, source: Path) -> None:
+def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
     """Loads both towers and the temperature of `clip`, open_clip's CustomTextCLIP.
 
-    Position embeddings of another grid are interpolated as open_clip does. Those of a shorter
-    context are cut; a longer one repeats the last, so that texts that fitted keep their features.
+    Position embeddings of another grid are interpolated as open_clip does. For a shorter context
+    they are cut; for a longer one the last is repeated, so that texts that fitted keep their
+    features.
+
+    Returns:
+        the region parts that the source holds besides, by their names in `Cloc`.
 
     Raises:
         ValueError: the source cannot be read or does not fit; the message says what was expected.
@@ -78,33 +87,84 @@ def load_init(clip: Any, source: Path) -> None:
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 
     if source.is_dir():
-        state = _towers_of(source)
+        weights = read_weights(source)
+        state = _towers_of(weights)
+        region_parts = {
+            name: tensor
+            for name, tensor in weights.items()
+            if not name.startswith((*_TOWERS, *_TEMPERATURE))
+        }
         set_timm_size(clip.visual, read_cloc_config(source).image_size)
     else:
-        state = convert_state_dict(clip, _read_state(source))
-        state = convert_to_custom_text_state_dict(state)
-        state = {k: v for k, v in state.items() if not k.startswith("region.")}  # of our export
+        weights = _read_state(source)
+        region_parts = _exported_region_parts(weights)
+        weights = {k: v for k, v in weights.items() if not k.startswith("region.")}
+        state = convert_to_custom_text_state_dict(convert_state_dict(clip, weights))
     resize_pos_embed(state, clip)
     _fit_context(state, clip.text)
     if "logit_bias" in state:  # of the sigmoid loss; open_clip's model is built without one
         clip.logit_bias = nn.Parameter(torch.zeros(()))
-    for name in state.keys() & {"logit_scale", "logit_bias"}:
+    for name in state.keys() & set(_TEMPERATURE):
         state[name] = state[name].reshape(())
     _load_whole(clip, state, str(source))
+    return region_parts
 
 
-def load_region_parts(cloc: nn.Module, config: ModelConfig) -> None:
-    """Loads what CLOC adds to CLIP, if `init` is a model directory with the same `prompter`."""
-    directory = Path(config.init or "missing")
-    start = read_cloc_config(directory) if directory.is_dir() else None
-    if start is None or start.prompter != config.prompter:
-        return
-    left_out = (*_TOWERS, "logit_")
-    if start.contrastive_loss != config.contrastive_loss:  # its temperature says nothing here
-        left_out = (*left_out, "region_logit_")
-    state = read_weights(directory)
-    parts = {k: v for k, v in state.items() if not k.startswith(left_out)}
-    cloc.load_state_dict(parts, strict=False)
+class InitReport(NamedTuple):
+    """What `model.init` gave a CLOC: names in `Cloc` of all its tensors, loaded or new, and of the
+    region parts that were left out, with both shapes if that is why."""
+
+    loaded: list[str]
+    new: list[str]
+    left_out: list[str]
+
+    def table(self, source: str) -> str:
+        """Counts per part of the model, then the first names of what is new and left out."""
+        parts = dict.fromkeys(_part_of(name) for names in self for name in names)
+        width = max(map(len, (source, *parts)))
+        lines = [f"{source:<{width}}  loaded   new  left out"]
+        for part in parts:
+            counts = [sum(_part_of(name) == part for name in names) for names in self]
+            lines.append(f"{part:<{width}}  {counts[0]:6} {counts[1]:5} {counts[2]:9}")
+        for title, names in (("new", self.new), ("left out", self.left_out)):
+            if names:
+                more = ", ..." if len(names) > _NUM_SHOWN else ""
+                lines.append(f"{title}: {', '.join(names[:_NUM_SHOWN])}{more}")
+        return "\n".join(lines)
+
+
+def load_region_parts(
+    cloc: nn.Module, parts: dict[str, Tensor], *, has_temperature: bool
+) -> InitReport:
+    """Loads the region parts that `cloc` has under the same name, in the same shape.
+
+    The temperature of regions is left out if it was learnt with another contrastive loss, where it
+    means something else (only the sigmoid loss has a bias).
+
+    Args:
+        parts: of `load_init`.
+        has_temperature: whether `cloc` took the temperature of L_CLIP, for the report.
+    """
+    wanted = cloc.state_dict()
+    same_loss = ("region_logit_bias" in parts) == ("region_logit_bias" in wanted)
+    fits = {
+        name: tensor
+        for name, tensor in parts.items()
+        if name in wanted
+        and wanted[name].shape == tensor.shape
+        and (same_loss or not name.startswith("region_logit_"))
+    }
+    cloc.load_state_dict(fits, strict=False)
+    given = tuple(_TOWERS) + (_TEMPERATURE if has_temperature else ())
+    loaded = [name for name in wanted if name in fits or name.startswith(given)]
+    left_out = [
+        f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
+        if name in wanted and wanted[name].shape != tensor.shape
+        else name
+        for name, tensor in parts.items()
+        if name not in fits
+    ]
+    return InitReport(loaded, [name for name in wanted if name not in set(loaded)], left_out)
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
@@ -161,15 +221,31 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _towers_of(directory: Path) -> dict[str, Tensor]:
+def _towers_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Towers and temperature of a `Cloc`, by open_clip's names."""
     state = {}
-    for name, tensor in read_weights(directory).items():
+    for name, tensor in weights.items():
         prefix = next((ours for ours in _TOWERS if name.startswith(ours)), None)
         if prefix is not None:
             state[_TOWERS[prefix] + name.removeprefix(prefix)] = tensor
-        elif name in ("logit_scale", "logit_bias"):
+        elif name in _TEMPERATURE:
             state[name] = tensor
     return state
+
+
+def _exported_region_parts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Region parts of a file that `cloc-mllm export` wrote, by their names in `Cloc`."""
+    parts = {}
+    for name, tensor in by_current_name(weights).items():
+        ours = next((ours for ours, theirs in EXPORTED.items() if name.startswith(theirs)), None)
+        if ours is not None:
+            parts[ours + name.removeprefix(EXPORTED[ours])] = tensor
+    return parts
+
+
+def _part_of(name: str) -> str:
+    parts = ("vision.encoder", "vision.region_encoder", "text")
+    return next((part for part in parts if name.startswith(f"{part}.")), "temperatures")
 
 
 def _fit_context(state: dict[str, Tensor], text: Any) -> None:

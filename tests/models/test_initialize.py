@@ -19,6 +19,7 @@ from cloc_mllm.data.tokenizer import load_text_tokenizer, train_byte_level_bpe
 from cloc_mllm.models.build import load_cloc, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.export import export_safetensors
 from tests.models.tiny import built, tiny_cloc, tiny_config
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64}
@@ -201,6 +202,48 @@ def test_the_same_prompter_is_continued_too(tmp_path: Path) -> None:
     other = built(config)
     assert other.vision.region_encoder.prompter.key.weight.shape == (16, 16)
     assert torch.equal(other.logit_scale, before["logit_scale"])
+
+
+def test_region_parts_go_on_under_other_settings_of_the_prompter(tmp_path: Path) -> None:
+    """As the shipped CLOC does with the default text prior."""
+    before = saved_model(tmp_path, text_prior="region").state_dict()
+    torch.manual_seed(6)
+    after = built(ModelConfig(init=str(tmp_path))).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_what_was_loaded_and_what_is_new_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = saved_model(tmp_path)
+    other = PrompterConfig(width=16, spatial_prior="box", free_form=True)
+    cloc = built(ModelConfig(init=str(tmp_path), prompter=other))
+    said = capsys.readouterr().out
+    rows = {line.rsplit(maxsplit=3)[0]: line.split()[-3:] for line in said.splitlines()[1:5]}
+    names = [name for name in cloc.state_dict() if name.startswith("vision.region_encoder.")]
+    shapes = {name: tensor.shape for name, tensor in saved.state_dict().items()}
+    fits = [name for name in names if shapes.get(name) == cloc.state_dict()[name].shape]
+    num_left_out = sum(name.startswith("vision.region_encoder.") for name in shapes) - len(fits)
+    expected = [str(n) for n in (len(fits), len(names) - len(fits), num_left_out)]
+    assert rows["vision.region_encoder"] == expected
+    assert rows["temperatures"] == ["2", "0", "0"] and rows["text"][1:] == ["0", "0"]
+    assert "new: vision.region_encoder.prompter.adapt.0.weight, " in said
+    wrong_shape = "vision.region_encoder.prompter.corners.weight [64, 32] instead of [32, 16]"
+    assert wrong_shape in said.splitlines()[-1]
+    for name in fits:
+        assert torch.equal(cloc.state_dict()[name], saved.state_dict()[name]), name
+    monkeypatch.setenv("RANK", "1")
+    built(ModelConfig(init=str(tmp_path)))
+    assert capsys.readouterr().out == ""
+
+
+def test_an_exported_file_brings_its_region_parts(tmp_path: Path) -> None:
+    before = saved_model(tmp_path / "cloc").state_dict()
+    export_safetensors(tmp_path / "cloc", tmp_path / "out")
+    towers = dataclasses.replace(tiny_config(), init=str(tmp_path / "out" / "cloc.safetensors"))
+    torch.manual_seed(6)
+    after = built(towers).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_what_cannot_be_a_start_is_refused_with_what_was_expected(tmp_path: Path) -> None:
