@@ -24,7 +24,7 @@ def contrastive_loss(
     features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
-    same_text_threshold: float = 1.0,
+    same_text_threshold: float,
     *,
     logit_bias: Tensor | None = None,
     tile_rows: int = TILE_ROWS,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
+from cloc_mllm.config import BoxLoss
 from cloc_mllm.distributed import world_size
 from cloc_mllm.geometry import elementwise_giou
 from cloc_mllm.models.position import at_least_float32
@@ -14,9 +13,7 @@ from cloc_mllm.models.position import at_least_float32
 _GIOU_WEIGHT = 0.5
 
 
-def grounding_loss(
-    located_boxes: Tensor, boxes: Tensor, num_global: int, kind: Literal["mse", "l1_giou"] = "mse"
-) -> Tensor:
+def grounding_loss(located_boxes: Tensor, boxes: Tensor, num_global: int, kind: BoxLoss) -> Tensor:
     """Box error averaged over the 4 * G numbers of the global batch's G regions.
 
     Args:

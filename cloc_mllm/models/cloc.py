@@ -137,7 +137,7 @@ class Cloc(nn.Module):
         self,
         vision: ClocVision,
         text: TextEncoder,
-        contrastive_loss: Literal["softmax", "sigmoid"] = "softmax",
+        contrastive_loss: Literal["softmax", "sigmoid"],
     ) -> None:
         super().__init__()
         self.vision = vision

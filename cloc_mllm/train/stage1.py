@@ -125,7 +125,7 @@ def stage1_step(config: Stage1Config) -> StepFn:
         outputs = model(batch)
         # similarities times a scale of 100 would be off by up to 0.4 in bf16
         with torch.autocast(batch.pixel_values.device.type, enabled=False):
-            return cloc_loss(outputs, batch, config.loss, config.model.prompter.box_head_loss)
+            return cloc_loss(outputs, batch, config.loss)
 
     return step
 

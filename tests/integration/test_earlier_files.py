@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloc_mllm.config import LoraConfig, MllmConfig
+from cloc_mllm.config import LoraConfig, MllmConfig, Stage1Config
 from cloc_mllm.data.tokenizer import load_text_tokenizer
+from cloc_mllm.earlier import current_run_settings
 from cloc_mllm.models.build import load_cloc, save_cloc
 from cloc_mllm.train.checkpoint import FILES, MANIFEST, _digest
 from tests.models.tiny import tiny_cloc, tiny_config
@@ -82,22 +83,41 @@ def test_an_adapter(mllm_config: MllmConfig, tmp_path: Path) -> None:
     assert_same(actual.vision.state_dict(), model.vision.state_dict())
 
 
+def test_an_mllm_resumes_under_the_prefixes_of_its_rates() -> None:
+    optim = {"lr": 1e-3, "layer_lr": {"vision.roi_align": 0.0, "box_head": 1.0, "vision": 2.0}}
+    actual = current_run_settings({"model": {"cloc": "x"}, "optim": optim})
+    rates = {"vision.region_encoder": 0.0, "box_head": 1.0, "vision": 2.0}
+    assert actual == {"model": {"cloc": "x"}, "optim": {"lr": 1e-3, "layer_lr": rates}}
+
+
 def test_a_run_resumes_to_the_same_weights_and_moments(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
     from cloc_mllm.train.stage1 import run_stage1
 
     write_tiny_inputs(tmp_path, num_scenes=16)
+
+    def config_of(run: str, steps: int) -> Stage1Config:
+        config = tiny_stage1(tmp_path, tmp_path / run, steps=steps)
+        config.optim.layer_lr = {"vision.region_encoder.prompter": 5e-4}
+        config.model.prompter.text_prior, config.loss.box = "region", "mse"
+        return config
+
     for steps in (2, 3):  # the second run resumes the first
-        run_stage1(tiny_stage1(tmp_path, tmp_path / "unbroken", steps=steps))
+        run_stage1(config_of("unbroken", steps))
         if steps == 2:
             shutil.copytree(tmp_path / "unbroken", tmp_path / "before")
     (checkpoint,) = (tmp_path / "before" / "checkpoints").iterdir()
     for name in ("weights.safetensors", "optimizer.safetensors"):
         under_earlier_names(checkpoint / name)
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["config"]["model"]["prompter"]["box_head_loss"] = state["config"]["loss"].pop("box")
+    del state["config"]["model"]["prompter"]["text_prior"]
+    state["config"]["optim"]["layer_lr"] = {"vision.prompter": 5e-4}
+    (checkpoint / "state.json").write_text(json.dumps(state))
     manifest = {name: _digest(checkpoint / name) for name in FILES}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest))
 
-    run_stage1(tiny_stage1(tmp_path, tmp_path / "before", steps=3))
+    run_stage1(config_of("before", 3))
 
     actual, expected = (
         {
