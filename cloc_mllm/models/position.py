@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -61,15 +62,9 @@ def mask_coverage(masks: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes of what is more than 0: float[R, H, W] -> float[R, 4] xyxy, canvas frame."""
-    on = masks > 0
-    (left, right), (top, bottom) = _ends(on.any(1)), _ends(on.any(2))
-    return torch.stack([left, top, right, bottom], 1)
-
-
-def _ends(on: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last edge of what is on: bool[R, X] -> float[R] each, in shares of X."""
-    place, size = torch.arange(on.shape[1], device=on.device), on.shape[1]
-    first = torch.where(on, place, size).amin(1)
-    last = torch.where(on, place + 1, 0).amax(1)
-    return first / size, last / size
+    """Boxes around what is more than 0 in each mask: float[R, H, W] -> float[R, 4] xyxy, canvas
+    frame. No mask is empty."""
+    height, width = masks.shape[1:]
+    pixels = masks_to_boxes(masks)  # of the first and the last pixel
+    edges = pixels + pixels.new_tensor([0, 0, 1, 1])
+    return edges / pixels.new_tensor([width, height, width, height])
