@@ -1,7 +1,7 @@
-"""Assemble a CLOC from its config, and write and read its directory.
+"""Builds a CLOC from its config, and writes and reads its directory.
 
 A model directory holds `config.json` (ModelConfig and preprocessing fingerprint),
-`model.safetensors`, and what the tokenizer and a Hugging Face text tower need to be rebuilt.
+`model.safetensors`, and the files of the tokenizer and of a Hugging Face text tower.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cloc_mllm.models.initialize import (
     WEIGHTS_FILE,
     find_init,
     load_init,
-    load_region_parts,
+    load_parts,
     load_tower,
     read_weights,
     set_timm_size,
@@ -54,19 +54,15 @@ def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) ->
         ValueError: `init` or the tokenizer does not fit the towers.
     """
     tokenizer = tokenizer or load_tokenizer(config)
-    clip, region_parts = _build_clip(config, tokenizer)
+    clip, parts = _build_clip(config, tokenizer)
     embed_dim = int(full_clip_config(config)["embed_dim"])
     encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
     vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
-    # a temperature learnt without a bias means something else beside one
-    has_temperature = cloc.logit_bias is None or clip.logit_bias is not None
-    if has_temperature:
+    if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
         cloc.logit_scale.data.copy_(clip.logit_scale.reshape(1))
-        if cloc.logit_bias is not None:
-            cloc.logit_bias.data.copy_(clip.logit_bias.reshape(1))
     if config.init:
-        report = load_region_parts(cloc, region_parts, has_temperature=has_temperature)
+        report = load_parts(cloc, parts)
         if launched_rank() == 0:
             print(report.table(f"model.init {config.init}"), flush=True)
     return cloc
@@ -143,7 +139,10 @@ def load_cloc(
 
 
 def check_fingerprint(expected: dict[str, Any], actual: dict[str, Any], source: object) -> None:
-    """Raise a ValueError that names every difference between two preprocessing fingerprints."""
+    """
+    Raises:
+        ValueError: two preprocessing fingerprints differ; it names every difference.
+    """
     different = [
         f"{key}: {source} has {expected.get(key)!r}, now {actual.get(key)!r}"
         for key in sorted(expected.keys() | actual.keys())
@@ -174,7 +173,7 @@ def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, d
     """Builds open_clip's CustomTextCLIP, so that both kinds of text tower sit at `.text`.
 
     Returns:
-        the model with the weights of `init`, and the region parts of `init`.
+        the model with the weights of `init`, and the other parts of `init` (see `load_init`).
     """
     from open_clip.model import CustomTextCLIP
 
@@ -183,13 +182,13 @@ def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, d
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
     model: Any = CustomTextCLIP(**{k: v for k, v in clip_config.items() if k in known})
     _check_tokenizer(model.text, clip_config["text_cfg"], tokenizer)
-    region_parts = {} if source is None else load_init(model, source)
+    parts = {} if source is None else load_init(model, source)
     if config.pretrained_image:
         load_tower(getattr(model.visual, "trunk", model.visual), config.pretrained_image)
     if config.pretrained_text:
         load_tower(model.text.transformer, config.pretrained_text)
     set_timm_size(model.visual, config.image_size)
-    return model, region_parts
+    return model, parts
 
 
 def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokenizer) -> None:

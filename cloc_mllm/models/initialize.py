@@ -26,15 +26,15 @@ _TOWERS = {"vision.encoder.visual.": "visual.", "text.text.": "text."}  # ours t
 EXPORTED = {"region_logit_": "region.logit_", "vision.region_encoder.": "region."}
 _TEMPERATURE = ("logit_scale", "logit_bias")
 _NUM_SHOWN = 3  # names in the report
-# In checkpoints, but no weights: OpenAI's sizes, a buffer of old BERTs.
+# Entries of checkpoints that are no weights: OpenAI's sizes, a buffer of old BERTs.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "position_ids")
 
 
 def find_init(config: ModelConfig) -> Path | None:
-    """The directory or file to start from, an open_clip tag's downloaded if need be.
+    """Finds the directory or file to start from, and downloads an open_clip tag's if need be.
 
     Raises:
-        ValueError: there is no such thing; the message says what was expected.
+        ValueError: `init` names nothing that exists; the message says what was expected.
     """
     from open_clip.pretrained import (
         download_pretrained,
@@ -78,7 +78,7 @@ def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
     features.
 
     Returns:
-        the region parts that the source holds besides, by their names in `Cloc`.
+        the region parts and all temperatures of the source, by their names in `Cloc`.
 
     Raises:
         ValueError: the source cannot be read or does not fit; the message says what was expected.
@@ -89,37 +89,38 @@ def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
     if source.is_dir():
         weights = read_weights(source)
         state = _towers_of(weights)
-        region_parts = {
-            name: tensor
-            for name, tensor in weights.items()
-            if not name.startswith((*_TOWERS, *_TEMPERATURE))
-        }
+        parts = {k: v for k, v in weights.items() if not k.startswith(tuple(_TOWERS))}
         set_timm_size(clip.visual, read_cloc_config(source).image_size)
     else:
         weights = _read_state(source)
-        region_parts = _exported_region_parts(weights)
+        parts = _exported_region_parts(weights)
         weights = {k: v for k, v in weights.items() if not k.startswith("region.")}
         state = convert_to_custom_text_state_dict(convert_state_dict(clip, weights))
     resize_pos_embed(state, clip)
     _fit_context(state, clip.text)
-    if "logit_bias" in state:  # of the sigmoid loss; open_clip's model is built without one
+    if "logit_bias" in state:  # from the sigmoid loss; open_clip's model is built without one
         clip.logit_bias = nn.Parameter(torch.zeros(()))
     for name in state.keys() & set(_TEMPERATURE):
-        state[name] = state[name].reshape(())
+        state[name], parts[name] = state[name].reshape(()), state[name].reshape(1)
     _load_whole(clip, state, str(source))
-    return region_parts
+    return parts
 
 
 class InitReport(NamedTuple):
-    """What `model.init` gave a CLOC: names in `Cloc` of all its tensors, loaded or new, and of the
-    region parts that were left out, with both shapes if that is why."""
+    """Names of the tensors that a CLOC took from `model.init` or did not.
+
+    Attributes:
+        loaded, new: together all tensors of the CLOC.
+        left_out: tensors of `init` that it has no use for, with both shapes if they differ.
+    """
 
     loaded: list[str]
     new: list[str]
     left_out: list[str]
 
     def table(self, source: str) -> str:
-        """Counts per part of the model, then the first names of what is new and left out."""
+        """Formats the counts per part of the model, and the first names of what is new and left
+        out."""
         parts = dict.fromkeys(_part_of(name) for names in self for name in names)
         width = max(map(len, (source, *parts)))
         lines = [f"{source:<{width}}  loaded   new  left out"]
@@ -133,36 +134,29 @@ class InitReport(NamedTuple):
         return "\n".join(lines)
 
 
-def load_region_parts(
-    cloc: nn.Module, parts: dict[str, Tensor], *, has_temperature: bool
-) -> InitReport:
-    """Loads the region parts that `cloc` has under the same name, in the same shape.
+def load_parts(cloc: nn.Module, parts: dict[str, Tensor]) -> InitReport:
+    """Loads those of `load_init`'s parts that `cloc` has by the same name, in the same shape.
 
-    The temperature of regions is left out if it was learnt with another contrastive loss, where it
-    means something else (only the sigmoid loss has a bias).
-
-    Args:
-        parts: of `load_init`.
-        has_temperature: whether `cloc` took the temperature of L_CLIP, for the report.
+    A temperature is left out if it was learnt without a bias (softmax loss) but has one here
+    (sigmoid loss), where it means something else.
     """
     wanted = cloc.state_dict()
-    same_loss = ("region_logit_bias" in parts) == ("region_logit_bias" in wanted)
-    fits = {
-        name: tensor
-        for name, tensor in parts.items()
-        if name in wanted
-        and wanted[name].shape == tensor.shape
-        and (same_loss or not name.startswith("region_logit_"))
-    }
-    cloc.load_state_dict(fits, strict=False)
-    given = tuple(_TOWERS) + (_TEMPERATURE if has_temperature else ())
-    loaded = [name for name in wanted if name in fits or name.startswith(given)]
+
+    def fits(name: str) -> bool:
+        if name not in wanted or wanted[name].shape != parts[name].shape:
+            return False
+        bias = name.replace("logit_scale", "logit_bias")
+        return not name.endswith("logit_scale") or bias in parts or bias not in wanted
+
+    fitting = {name: tensor for name, tensor in parts.items() if fits(name)}
+    cloc.load_state_dict(fitting, strict=False)
+    loaded = [name for name in wanted if name in fitting or name.startswith(tuple(_TOWERS))]
     left_out = [
         f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
         if name in wanted and wanted[name].shape != tensor.shape
         else name
         for name, tensor in parts.items()
-        if name not in fits
+        if name not in fitting
     ]
     return InitReport(loaded, [name for name in wanted if name not in set(loaded)], left_out)
 
@@ -173,7 +167,7 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def load_tower(tower: nn.Module, path: str) -> None:
-    """Load a safetensors state dict into a tower; classifier heads it lacks are left out.
+    """Loads a safetensors state dict into a tower; a classifier head in the file is left out.
 
     Raises:
         ValueError: a weight of the tower is missing from the file or has another shape.
@@ -201,7 +195,8 @@ def _other_gelu(architecture: str) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a state dict or of an open_clip training checkpoint; no code in it runs."""
+    """Reads the tensors of a state dict or an open_clip training checkpoint without running code
+    in it."""
     if path.suffix == ".safetensors":
         contents: Any = load_file(path)
     else:
@@ -258,7 +253,11 @@ def _fit_context(state: dict[str, Tensor], text: Any) -> None:
 
 
 def _load_whole(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Every weight of `module` from `state`, or an error that names what does not fit."""
+    """Loads every weight of `module` from `state`.
+
+    Raises:
+        ValueError: a weight is missing, unknown or of another shape; the message names the first.
+    """
     wanted = module.state_dict()
     unneeded = ("num_batches_tracked", *_NO_WEIGHTS)
     missing = [k for k in wanted if k not in state and not k.endswith(unneeded)]

@@ -285,7 +285,9 @@ def test_a_siglip_brings_its_temperature_and_bias(tmp_path: Path) -> None:
     assert built(start).logit_bias is None  # the softmax loss has none
 
 
-def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(tmp_path: Path) -> None:
+def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clip = tiny_cloc(5, "sigmoid", kind="none")
     with torch.no_grad():
         clip.logit_bias.fill_(-6.0)
@@ -294,6 +296,9 @@ def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(tmp_path: Path) 
     start = ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid")
     cloc = built(start)
     assert (cloc.logit_bias.item(), cloc.region_logit_bias.item()) == (-6.0, -10.0)
+    assert "left out: " not in capsys.readouterr().out
+    assert built(ModelConfig(init=str(tmp_path))).logit_bias is None
+    assert capsys.readouterr().out.endswith("left out: logit_bias\n")
 
 
 def test_the_same_prompter_under_another_loss_starts_its_temperature_anew(tmp_path: Path) -> None:
