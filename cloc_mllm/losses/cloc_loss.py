@@ -16,7 +16,8 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
     """Computes the terms by name and their weighted sum `loss`, each scaled so that its mean over
     ranks is the single-process value.
 
-    lambda = `config.region_weight` * (images with regions) / (images), over all ranks.
+    lambda = `config.region_weight` * (images with regions) / (images), counted over all ranks. For
+    a plain CLIP there is `clip` alone; a region encoder that predicts no boxes has no `grounding`.
     """
     clip = contrastive_loss(
         outputs.image_features,

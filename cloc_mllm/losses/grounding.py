@@ -1,4 +1,4 @@
-"""L_grounding: the box that BoxHead answers to a region's text (equation 3)."""
+"""L_grounding: how far the box that BoxHead answers to a region's text is off (equation 3)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _GIOU_WEIGHT = 0.5
 
 
 def grounding_loss(located_boxes: Tensor, boxes: Tensor, num_global: int, kind: BoxLoss) -> Tensor:
-    """Box error averaged over the 4 * G numbers of the global batch's G regions.
+    """Averages the error of the boxes over the G regions of the global batch.
 
     Args:
-        located_boxes, boxes: float[R, 4] xyxy, canvas frame, of this rank.
+        located_boxes, boxes: the answered and the true boxes of this rank, float[R, 4] xyxy,
+            canvas frame.
         num_global: G, regions over all ranks.
-        kind: `mse` is the paper's; `l1_giou` is mean |error| plus half of (1 - GIoU), which
-            starts to move sooner.
+        kind: `mse` is the paper's, over the 4 * G numbers; `l1_giou` is mean |error| plus half of
+            (1 - GIoU), which starts to move sooner.
 
     Returns:
-        Scalar, at least float32, scaled so that its mean over ranks is the single-process loss.
+        scalar, at least float32, scaled so that its mean over ranks is the single-process loss.
     """
     located_boxes = at_least_float32(located_boxes)
     boxes = boxes.to(located_boxes)

@@ -1,4 +1,4 @@
-"""open_clip's model config, completed by CLOC's settings, by `init` and by the tokenizer."""
+"""Completes open_clip's model config from CLOC's settings, `init` and the tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, end_token_id
 
 CONFIG_FILE = "config.json"
-_DEFAULT_ARCHITECTURE = "ViT-B-16"  # whose BPE is every native text tower's
+_DEFAULT_ARCHITECTURE = "ViT-B-16"  # all native text towers have its BPE
 
 # A ModelConfig that leaves nothing to `architecture`, `clip_config` or `init`. `resolve_model` and
 # `read_cloc_config` make one; whatever builds or saves a model takes one.
@@ -82,7 +82,7 @@ def full_clip_config(
     base = copy.deepcopy(_base(config))
     vision, text = base["vision_cfg"], base["text_cfg"]
     vision["image_size"] = config.image_size
-    if config.init:  # whose weights make others superfluous
+    if config.init:  # its weights replace all others
         vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
     if not text.get("hf_model_name"):
         text["context_length"] = config.context_length
@@ -92,8 +92,8 @@ def full_clip_config(
 
 
 def reads_padding(text_cfg: dict[str, Any]) -> bool:
-    """Whether a native text tower's features depend on the padding (SigLIP's, CLIPA's,
-    MobileCLIP's), so that every text must be padded to the context length, as in its training."""
+    """Whether the features of a text tower depend on the padding, as those of SigLIP, CLIPA and
+    MobileCLIP do. Every text must then be padded to the context length, as in its training."""
     native = not text_cfg.get("hf_model_name")
     causal = not text_cfg.get("no_causal_mask")
     return native and not (causal and text_cfg.get("pool_type") in (None, "argmax", "eos"))
@@ -128,10 +128,11 @@ def _tokenizer_of(config: ModelConfig, text_cfg: dict[str, Any]) -> str:
 def _text_changes(
     text_cfg: dict[str, Any], tokenizer: TextTokenizer, *, has_weights: bool
 ) -> dict[str, Any]:
-    """What a native text tower takes from its tokenizer: the number of tokens and where to pool.
+    """The settings of a native text tower that its tokenizer decides: the number of tokens and
+    where to pool.
 
-    open_clip pools at the highest id of a text, which is right only where the end token is the
-    highest of all.
+    open_clip pools at the highest id of a text, which is right only if the end token has the
+    highest id of all.
 
     Raises:
         ValueError: the tower would pool at a wrong token.

@@ -18,7 +18,7 @@ from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 
 _INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-# of the sigmoid loss: nearly all pairs are negatives, so all start as "no" (SigLIP, section 3.2)
+# Nearly all pairs of the sigmoid loss are negatives, so all start as "no" (SigLIP, section 3.2).
 _INITIAL_SIGMOID_SCALE = math.log(10.0)
 _INITIAL_SIGMOID_BIAS = -10.0
 
@@ -38,28 +38,34 @@ class ClocInputs(Protocol):
 
 
 class Temperature(NamedTuple):
-    """Cosine to logit: `exp(logit_scale) * cosine`, `+ logit_bias` where the loss is sigmoid."""
+    """Turns a cosine into a logit: `exp(logit_scale) * cosine + logit_bias`.
 
-    logit_scale: Tensor  # float[1]
-    logit_bias: Tensor | None  # float[1]
+    Attributes:
+        logit_scale: float[1].
+        logit_bias: float[1] for the sigmoid loss, None for the softmax loss.
+    """
 
-    @classmethod
-    def of(cls, logit_scale: Tensor, logit_bias: Tensor | None) -> Temperature:
-        """Of parameters, as copies (with gradient): ZeRO-3 empties a module's own parameters at the
-        end of its forward, and the loss comes after it."""
-        return cls(logit_scale.clone(), None if logit_bias is None else logit_bias.clone())
+    logit_scale: Tensor
+    logit_bias: Tensor | None
+
+    def clone(self) -> Temperature:
+        """Copies that pass the gradient on. ZeRO-3 empties a module's own parameters at the end of
+        its forward, and the loss comes later."""
+        bias = self.logit_bias
+        return Temperature(self.logit_scale.clone(), None if bias is None else bias.clone())
 
 
 class ClocOutputs(NamedTuple):
     """Everything the losses need.
 
     Attributes:
-        temperature, region_temperature: of L_CLIP and of L_CLOC (None for plain CLIP).
-        image_features, caption_features: float[C, E], of the images that have a caption.
-        region_features: float[R, E], z of the box prompts; None for plain CLIP.
-        region_text_features: float[R, E], f_T of each region's phrase; None for plain CLIP.
-        located_boxes: float[R, 4] canvas frame, BoxHead's answer to each region's phrase; None
-            without a Prompter.
+        temperature: for L_CLIP.
+        image_features, caption_features: float[C, E], of the C captions and their images.
+        region_temperature: for L_CLOC; None for a plain CLIP.
+        region_features: float[R, E], z of the prompts; None for a plain CLIP.
+        region_text_features: float[R, E], f_T of each region's phrase; None for a plain CLIP.
+        located_boxes: float[R, 4] canvas frame, the box answered to each region's phrase; None if
+            the region encoder predicts no boxes.
     """
 
     temperature: Temperature
@@ -125,12 +131,12 @@ class ClocVision(nn.Module):
 class Cloc(nn.Module):
     """The two towers, the region encoder and the temperatures.
 
-    `encode_image` and `encode_text` equal the underlying open_clip model's, bit for bit.
+    `encode_image` and `encode_text` equal those of the underlying open_clip model, bit for bit.
 
     Attributes:
-        micro_batch_size: if not 0, training's forward takes this many images (then texts) at a
-            time and keeps their outputs only; each such part runs again in backward. That is
-            GradCache (arXiv 2101.06983) in one backward: same loss, activations of one part.
+        micro_batch_size: if not 0, `forward` takes this many images (then texts) at a time and
+            keeps their outputs alone; each part runs again in backward. This is GradCache (arXiv
+            2101.06983) in one backward pass: the same loss with the activations of one part.
     """
 
     def __init__(
@@ -148,11 +154,11 @@ class Cloc(nn.Module):
             self.region_logit_scale, self.region_logit_bias = _initial_temperature(contrastive_loss)
 
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
-        """`pixel_values: float[B, 3, S, S]` -> pooled features and tokens."""
+        """Pooled features and tokens of `pixel_values: float[B, 3, S, S]`."""
         return self.vision.encode_image(pixel_values)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """`input_ids: int64[P, T]` -> float[P, E], unnormalised."""
+        """Features of `input_ids: int64[P, T]`: float[P, E], not normalised."""
         return self.text(input_ids)
 
     def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
@@ -164,7 +170,7 @@ class Cloc(nn.Module):
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:
-        temperature = Temperature.of(self.logit_scale, self.logit_bias)
+        temperature = Temperature(self.logit_scale, self.logit_bias).clone()
         is_clip = not self.vision.region_encoder.has_region_loss
         phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
         captions, phrases = self._encode_texts(batch.caption_input_ids, phrase_input_ids)
@@ -174,22 +180,22 @@ class Cloc(nn.Module):
         if is_clip:
             image_features, *_ = self._encode_images(batch.pixel_values, prompts, None)
             return ClocOutputs(temperature, image_features[batch.caption_image_index], captions)
-        # a batch without regions still runs both branches (on nothing), so that every rank
-        # touches every parameter
+        # A batch without regions still runs all of this (on nothing), so that every rank touches
+        # every parameter.
         region_text = phrases[batch.region_phrase_index]
         image_features, z, located = self._encode_images(batch.pixel_values, prompts, region_text)
         return ClocOutputs(
             temperature,
             image_features[batch.caption_image_index],
             captions,
-            Temperature.of(self.region_logit_scale, self.region_logit_bias),
+            Temperature(self.region_logit_scale, self.region_logit_bias).clone(),
             z,
             region_text,
             located,
         )
 
     def _encode_texts(self, *groups: Tensor) -> list[Tensor]:
-        """int64[P, T] of each group -> float[P, E]."""
+        """Features of each group of texts: int64[P, T] -> float[P, E]."""
         size = self.micro_batch_size
         if not 0 < size < max(map(len, groups)):
             return self.text.encode_groups(*groups)
@@ -203,18 +209,18 @@ class Cloc(nn.Module):
     def _encode_images(
         self, pixel_values: Tensor, prompts: RegionPrompts, region_text: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """See `ClocVision.forward_images`; micro-batches take the regions of their images along."""
+        """See `ClocVision.forward_images`. Each micro-batch takes the regions of its images."""
         size, num_images = self.micro_batch_size, len(pixel_values)
         forward = self.vision.forward_images
         if not 0 < size < num_images:
             return forward(pixel_values, prompts, region_text)
         parts, owned = [], []
         for first in range(0, num_images, size):
-            of_part, own = prompts.of_images(first, first + size)
-            text = None if region_text is None else region_text[own]
-            inputs = (pixel_values[first : first + size], of_part, text)
+            own_prompts, own_regions = prompts.select_images(first, first + size)
+            text = None if region_text is None else region_text[own_regions]
+            inputs = (pixel_values[first : first + size], own_prompts, text)
             parts.append(checkpoint(forward, *inputs, use_reentrant=False))
-            owned.append(own)
+            owned.append(own_regions)
         image_features, z, located = zip(*parts, strict=True)
         in_order = torch.cat(owned).argsort()
         return (
@@ -231,7 +237,7 @@ class Cloc(nn.Module):
 def _initial_temperature(
     contrastive_loss: Literal["softmax", "sigmoid"],
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """Logarithmic scale and bias; one-element, as DeepSpeed cannot initialise 0-dim parameters."""
+    """Logarithmic scale and bias of one element each: DeepSpeed takes no 0-dim parameters."""
     if contrastive_loss == "softmax":
         return nn.Parameter(torch.tensor([_INITIAL_LOGIT_SCALE])), None
     scale = nn.Parameter(torch.tensor([_INITIAL_SIGMOID_SCALE]))

@@ -1,4 +1,4 @@
-"""A CLOC's towers for other code: `cloc-mllm export --cloc DIR --to open_clip --out DIR`."""
+"""Writes a CLOC for other code: `cloc-mllm export --cloc DIR --to open_clip --out DIR`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _HF_LAYER = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm export`: the image tower as a drop-in replacement for CLIP's."""
+    """`cloc-mllm export`: writes the towers as a drop-in replacement for CLIP's."""
     parser = argparse.ArgumentParser(
         prog="cloc-mllm export",
         description="Write the towers of a CLOC so that other code loads them as a CLIP.",
@@ -73,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_open_clip(directory: str | Path, out: Path) -> None:
-    """Write what open_clip loads as `local-dir:OUT`; features stay equal bit for bit.
+    """Writes what open_clip loads as `local-dir:OUT`; features stay equal bit for bit.
 
-    open_clip's own tokenizer is its default; any other is saved beside the configuration, as is
-    the configuration of a Hugging Face text tower (by its absolute path: such a directory stays).
+    Beside the configuration it saves any tokenizer but open_clip's own, and the configuration of a
+    Hugging Face text tower. The latter is named by its absolute path, so do not move `out` then.
 
     Raises:
         FileExistsError: `out` exists.
@@ -99,7 +99,7 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
 
 
 def export_hf_clip(directory: str | Path, out: Path) -> None:
-    """Write a Transformers `CLIPVisionModelWithProjection` with its image processor.
+    """Writes a Transformers `CLIPVisionModelWithProjection` with its image processor.
 
     Raises:
         ValueError: the image tower is not a plain CLIP ViT, which is all that class can hold.
@@ -122,10 +122,10 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
 
 
 def export_safetensors(directory: str | Path, out: Path) -> None:
-    """Write all weights as one file for code that has nothing but `safetensors`.
+    """Writes all weights as one file for code that has nothing but `safetensors`.
 
-    `cloc.json` says what each prefix holds, and the settings: open_clip's model config, the
-    Prompter's, the preprocessing and the tokenizer.
+    `cloc.json` beside it says what each prefix holds, and the settings: open_clip's model config,
+    the region encoder's, the preprocessing and the tokenizer.
 
     Raises:
         FileExistsError: `out` exists.
@@ -160,7 +160,7 @@ EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {
 
 
 def _clip_config(cloc: Cloc, config: ModelConfig) -> dict[str, Any]:
-    """open_clip's, which builds a bias only if it is told where one starts."""
+    """open_clip's model config. open_clip builds a bias only if it is told where one starts."""
     bias = cloc.logit_bias
     return config.clip_config | ({} if bias is None else {"init_logit_bias": bias.item()})
 
@@ -197,7 +197,7 @@ def _hf_config(cloc: Cloc, clip_config: dict[str, Any]) -> Any:
 
 
 def _hf_state(encoder: VisionEncoder) -> dict[str, Tensor]:
-    """open_clip's names and shapes of a ViT's weights to Transformers'."""
+    """The weights of a ViT by Transformers' names and in its shapes."""
     ours = encoder.visual.state_dict()
     embeddings = "vision_model.embeddings."
     state = {

@@ -28,8 +28,9 @@ class RegionPrompts(NamedTuple):
     masks: Tensor
     masked_regions: Tensor
 
-    def of_images(self, first: int, stop: int) -> tuple[RegionPrompts, Tensor]:
-        """The prompts of images `first` .. `stop` alone, and the regions they are: int64[R']."""
+    def select_images(self, first: int, stop: int) -> tuple[RegionPrompts, Tensor]:
+        """Selects the prompts of images `first` .. `stop`; also returns which regions they are:
+        int64[R']."""
         own = ((self.image_index >= first) & (self.image_index < stop)).nonzero()[:, 0]
         place = torch.full_like(self.image_index, -1)
         place[own] = torch.arange(len(own), device=own.device)

@@ -166,7 +166,7 @@ class Prompter(nn.Module):
 
     def embed_boxes(self, context: ImageContext, boxes: Tensor, image_index: Tensor) -> Tensor:
         """The embedding z of each box: `boxes: float[R, 4]` canvas frame -> float[R, E]."""
-        grid = _PromptGrid.of(image_index, len(context.tokens))
+        grid = _place_prompts(image_index, len(context.tokens))
         return grid.pack(self.embed_box_grid(context, grid.spread(boxes)))
 
     def embed_box_grid(self, context: ImageContext, boxes: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class Prompter(nn.Module):
             share = coverage / coverage.sum(1, keepdim=True).clamp(min=1e-6)
             code = self._code(context.cells)
             prompts = prompts + self.mask(share.to(code.dtype) @ code)
-        grid = _PromptGrid.of(image_index, len(context.tokens))
+        grid = _place_prompts(image_index, len(context.tokens))
         bias = None if self.box_gate is None else self.box_gate * grid.spread(coverage)
         return grid.pack(self._attend(grid.spread(prompts).unflatten(-1, (2, -1)), context, bias))
 
@@ -198,7 +198,7 @@ class Prompter(nn.Module):
         self, context: ImageContext, text_features: Tensor, image_index: Tensor
     ) -> Tensor:
         """The embedding z of each text: `text_features: float[R, E]` -> float[R, E]."""
-        grid = _PromptGrid.of(image_index, len(context.tokens))
+        grid = _place_prompts(image_index, len(context.tokens))
         texts = grid.spread(text_features)
         prompts = self.text_token(self.text_norm(texts)).unsqueeze(2)
         bias = None
@@ -234,7 +234,7 @@ class Prompter(nn.Module):
         first = self.mlp[0]
         assert isinstance(first, nn.Linear)
         mlp_start = MlpStart(self.norm_mlp, first)
-        return ImageOutputs.of(tokens, logits, queries, attended, mlp_start)
+        return ImageOutputs.compute(tokens, logits, queries, attended, mlp_start)
 
     def _similarity(
         self, texts: Tensor, context: ImageContext, embeddings: Tensor | None = None
@@ -305,8 +305,8 @@ class Prompter(nn.Module):
 
 
 class _PromptGrid(NamedTuple):
-    """Places packed prompts on a grid of B images times Q places, Q being the most prompts that any
-    image has. So the prompts of an image share its tokens, keys and values without copies.
+    """A grid of B images times Q places for packed prompts. Q is the most prompts that any image
+    has. On the grid, the prompts of an image share its tokens, keys and values without copies.
 
     Attributes:
         image_index, place: int64[R], row and column of each prompt.
@@ -317,14 +317,6 @@ class _PromptGrid(NamedTuple):
     place: Tensor
     shape: tuple[int, int]
 
-    @classmethod
-    def of(cls, image_index: Tensor, num_images: int) -> _PromptGrid:
-        counts = image_index.bincount(minlength=num_images)
-        order = image_index.argsort(stable=True)
-        first = (counts.cumsum(0) - counts)[image_index]
-        place = order.argsort() - first
-        return cls(image_index, place, (num_images, int(counts.max())))
-
     def spread(self, packed: Tensor) -> Tensor:
         """float[R, X] -> float[B, Q, X], zeros at empty places."""
         grid = packed.new_zeros(*self.shape, packed.shape[1])
@@ -333,6 +325,15 @@ class _PromptGrid(NamedTuple):
     def pack(self, grid: Tensor) -> Tensor:
         """float[B, Q, X] -> float[R, X]."""
         return grid[self.image_index, self.place]
+
+
+def _place_prompts(image_index: Tensor, num_images: int) -> _PromptGrid:
+    """Gives each prompt the next free place of its image; `image_index: int64[R]`."""
+    counts = image_index.bincount(minlength=num_images)
+    order = image_index.argsort(stable=True)
+    first = (counts.cumsum(0) - counts)[image_index]
+    place = order.argsort() - first
+    return _PromptGrid(image_index, place, (num_images, int(counts.max())))
 
 
 def _shared_product(a: Tensor, b: Tensor) -> Tensor:
