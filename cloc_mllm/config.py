@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RegionEncoder = Literal["prompter", "roi_align", "none"]
+from cloc_mllm.earlier import current_model_settings
+
+RegionEncoderKind = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
 Templates = Literal["none", "photo", "small", "clip80"]
 RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
+BoxLoss = Literal["mse", "l1_giou"]
 Quantization = Literal["none", "4bit", "8bit"]
 VisionFeatures = Literal["encoder", "encoder+prompter"]
 RegionFeatures = Literal["prompter", "roi", "coordinates"]
@@ -39,16 +42,14 @@ class PrompterConfig:
         text_prior: what a text is compared with at each image token: `region` is the token read
             out as if it were a region, `linear` leaves the readout's MLP out, which is most of
             what the Prompter costs.
-        box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
     """
 
-    kind: RegionEncoder = "prompter"
+    kind: RegionEncoderKind = "prompter"
     width: int = 0
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: SpatialPrior = "both"
     free_form: bool = False
     text_prior: TextPrior = "linear"
-    box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
 
 
 @dataclass
@@ -60,7 +61,8 @@ class ModelConfig:
         clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
             dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory that stage 1
-            wrote (region parts come along if `prompter` is the same). "" starts from scratch.
+            wrote, whose region parts come along where name and shape fit (a table says which).
+            "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the
@@ -85,9 +87,8 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `dataclasses.asdict`, also of what earlier versions wrote."""
-        values = {name: value for name, value in values.items() if name != "pretrained"}
-        prompter = {"text_prior": "region", **values.get("prompter", {})}
-        return cls(**values | {"prompter": PrompterConfig(**prompter)})
+        values = current_model_settings(values)
+        return cls(**values | {"prompter": PrompterConfig(**values["prompter"])})
 
 
 @dataclass
@@ -267,13 +268,20 @@ class Stage1RunConfig(TowerRunConfig):
 
 @dataclass
 class LossConfig:
-    """Equation 4. `region_weight` is lambda's factor; lambda also scales with the share of images
-    that have regions. `same_text_threshold` filters near-equal texts from the denominators;
-    1.0 or more turns the filter off."""
+    """The loss of stage 1, equation 4.
+
+    Args:
+        region_weight: lambda is this times the share of images that have regions.
+        grounding_weight: of L_grounding beside L_CLOC.
+        same_text_threshold: L_CLOC leaves pairs out whose texts are more similar (cosine); 1.0 or
+            more turns the filter off.
+        box: of L_grounding: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
+    """
 
     region_weight: float = 1.0
     grounding_weight: float = 1.0
     same_text_threshold: float = 0.9
+    box: BoxLoss = "l1_giou"
 
 
 @dataclass

@@ -32,6 +32,7 @@ LAYERS = [
         "config",
         "devices",
         "distributed",
+        "earlier",
         "geometry",
         "shipped",
         "stopping",
@@ -222,6 +223,24 @@ def distributed_uses(tree: ast.Module) -> Iterator[Violation]:
             yield node.lineno, "torch.distributed; use cloc_mllm.distributed"
 
 
+IMAGE_OPENERS = {"Image.open", "PIL.Image.open", "cv2.imread"}
+IMAGE_OPENING_IMPORTS = (
+    "PIL.Image.open",
+    "transformers.image_utils.load_image",
+    "transformers.image_utils.load_images",
+    "torchvision.io.",
+)
+
+
+def image_openings(tree: ast.Module) -> Iterator[Violation]:
+    for line, name in imported_names(ast.walk(tree)):
+        if name.startswith(IMAGE_OPENING_IMPORTS):
+            yield line, f"import of {name}; use cloc_mllm.data.images.open_image"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) in IMAGE_OPENERS:
+            yield node.lineno, f"{dotted(node.func)}; use open_image"
+
+
 # --- sizes
 
 
@@ -284,6 +303,16 @@ def test_imports_go_one_way() -> None:
     assert not found, report(found)
 
 
+# the second measures bare decoding, beside which the loaders stand
+MAY_OPEN_IMAGES = ("cloc_mllm/data/images.py", "cloc_mllm/bench/loader.py")
+
+
+def test_images_come_in_one_way() -> None:
+    others = [path for path in [*MODULES, *SCRIPTS] if label(path) not in MAY_OPEN_IMAGES]
+    found = violations(image_openings, others)
+    assert not found, report(found)
+
+
 def test_no_modules_import_each_other() -> None:
     names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES}
     trees = {name.removesuffix(".__init__"): tree_of(path) for path, name in names.items()}
@@ -341,6 +370,10 @@ def test_functions_stay_short_and_flat() -> None:
         (distributed_uses, "import torch.distributed as dist"),
         (distributed_uses, "from torch import distributed"),
         (distributed_uses, "torch.distributed.barrier()"),
+        (image_openings, "import PIL.Image\nPIL.Image.open(f)"),
+        (image_openings, "from PIL import Image\nwith Image.open(f) as image: pass"),
+        (image_openings, "from transformers.image_utils import load_image"),
+        (image_openings, "def f():\n    from torchvision.io import decode_image"),
         (deep_functions, "def f():\n if a:\n  for b in c:\n   if d:\n    if e:\n     pass"),
         (relative_imports, "from . import x"),
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import train"),
@@ -362,6 +395,7 @@ def test_the_checks_find_what_they_look_for(check: Check, source: str) -> None:
         (banned_calls, "model.eval()\nyaml.safe_load(f)\nrun(c, shell=False)"),
         (swallowed_exceptions, "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),
         (swallowed_exceptions, "try:\n    f()\nexcept ValueError:\n    pass"),
+        (image_openings, "image = record.load_image()\nimage = open_image(path)"),
         (deep_functions, "def f():\n if a: pass\n elif b: pass\n elif c: pass\n elif d: pass"),
         (lambda tree: upward_imports("train", tree), "from cloc_mllm.data import records"),
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import __version__"),

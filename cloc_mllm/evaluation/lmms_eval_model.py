@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.images import open_image
 from cloc_mllm.inference.grounding_predictor import (
     ChatRequest,
     GroundedAnswer,
@@ -82,7 +83,7 @@ class ClocMllm(lmms):
                 f"document {doc_id} of task {task} ({split}) has {len(images)} visuals; this model "
                 "answers questions about one image"
             )
-        image = images[0].convert("RGB")
+        image = open_image(images[0], name=f"document {doc_id} of task {task}")
         return seen.setdefault((image.size, image.tobytes()), image)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -1,4 +1,4 @@
-"""A whole chat, several turns and images, answered token by token: what a server needs.
+"""Answers a whole chat of several turns and images token by token, as a server needs it.
 
 `GroundingPredictor` asks single questions in batches; a chat is one row, may be sampled, ends at
 given words and can be stopped after any token.
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
+from cloc_mllm.data.images import ImageSource
 from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -31,24 +31,29 @@ class PromptTooLong(ValueError):
 
 @dataclass(frozen=True)
 class Chat:
-    """What is asked.
+    """A chat to answer.
 
     Args:
-        messages: as `ClocMllmProcessor.render` takes them, an image item for each of `images`.
-        images: RGB, in the order of their items.
-        regions: of each image, in any frame of that image; the `<region>` of the texts stand for
-            the first image's, then the second's.
+        messages: as `ClocMllmProcessor.render` takes them, with one image item per image.
+        images: what `open_image` takes, in the order of their items.
+        regions: the regions of each image, in any frame of the upright image. The `<region>` of the
+            texts stand for those of the first image, then of the second, and so on.
     """
 
     messages: Sequence[dict[str, Any]]
-    images: Sequence[Image.Image] = ()
+    images: Sequence[ImageSource] = ()
     regions: Sequence[Boxes] = ()
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer: `temperature` 0 is greedy. `stop`: words that end the answer and are not in
-    it. `seed`: None draws another answer each time."""
+    """How to answer.
+
+    Args:
+        temperature: 0 is greedy.
+        seed: None draws another answer each time.
+        stop: words that end the answer and are not part of it.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -62,10 +67,10 @@ class AnswerBox:
     """A box of an answer.
 
     Args:
-        text: how the answer writes it.
-        box: xyxy, normalised to the original image.
-        confidence: what a box head says, or else the geometric mean of the probabilities of the
-            tokens that write it, 0..1.
+        text: the box as the answer writes it.
+        box: xyxy, normalised to the upright image.
+        confidence: the box head's confidence, or without a head the geometric mean of the
+            probabilities of the tokens that write the box, in 0..1.
     """
 
     text: str
@@ -75,14 +80,15 @@ class AnswerBox:
 
 @dataclass(frozen=True)
 class ChatAnswer:
-    """What was answered.
+    """The answer to a chat.
 
     Args:
-        boxes: of the text, in order.
-        box_failures: why what looks like other boxes is none, see `mllm.coordinates.ParsedBoxes`:
-            integers are not held to the grammar, and any box may be cut at `max_new_tokens`.
+        boxes: the boxes of the text, in order.
+        box_failures: why other parts that look like boxes are none, see
+            `mllm.coordinates.ParsedBoxes`: the grammar does not hold integers, and any box may be
+            cut at `max_new_tokens`.
         finish_reason: `length` if `max_new_tokens` or the context ended it.
-        num_prompt_tokens, num_new_tokens: image tokens and the end of sequence are counted.
+        num_prompt_tokens, num_new_tokens: counts that include image tokens and the end of sequence.
     """
 
     text: str
@@ -97,11 +103,12 @@ class ChatAnswer:
 def answer_chat(
     predictor: GroundingPredictor, chat: Chat, sampling: Sampling, on_token: Callable[[str], None]
 ) -> ChatAnswer:
-    """Answer one chat.
+    """Answers one chat.
 
     Args:
-        on_token: called after each token with the text that is certain since the last call, maybe
-            none; joined, the calls give `text`. What it raises ends the answer and comes through.
+        on_token: called after each token with the text that has become certain, which may be "";
+            joined, these texts are the answer's. An exception it raises ends the answer and is
+            raised here.
 
     Raises:
         PromptTooLong: the prompt fills the language model's context.
@@ -145,10 +152,10 @@ def _prepare(predictor: GroundingPredictor, chat: Chat) -> Any:
 
 
 def _room(predictor: GroundingPredictor, num_prompt_tokens: int) -> int:
-    """Tokens that the context still holds."""
+    """Counts the tokens that the context still has room for."""
     config = predictor.model.config.text_config
     context = getattr(config, "max_position_embeddings", None)
-    if context is None:  # a language model without positions has no such limit
+    if context is None:  # a language model without position embeddings has no limit
         return 2**31
     if num_prompt_tokens >= context:
         raise PromptTooLong(
@@ -159,7 +166,7 @@ def _room(predictor: GroundingPredictor, num_prompt_tokens: int) -> int:
 
 
 class _LogProbs(LogitsProcessor):
-    """Notes what each next token would have cost, before temperature and top_p."""
+    """Keeps the log-probabilities of the next token, before temperature and top_p."""
 
     last: Tensor
 
@@ -174,9 +181,9 @@ class _Written(StoppingCriteria):
 
     Attributes:
         ids: the new tokens, with the end of sequence.
-        text: of `ids`, with outer blanks and what follows a stop word.
-        ends: length of `text` after each token.
-        cut: where in `text` the first stop word begins, None without one.
+        text: the decoded `ids`, with outer blanks and what follows a stop word.
+        ends: the length of `text` after each token.
+        cut: the position in `text` of the first stop word, None without one.
     """
 
     predictor: GroundingPredictor
@@ -215,14 +222,14 @@ class _Written(StoppingCriteria):
         return self.predictor.processor.answer_length(self.ids) < len(self.ids)
 
     def probability(self, start: int, end: int) -> float:
-        """Geometric mean over the tokens that wrote any of `text[start:end]`."""
+        """The geometric mean of the probabilities of the tokens that wrote `text[start:end]`."""
         starts = [0, *self.ends[:-1]]
         spans = zip(starts, self.ends, self.log_probs, strict=True)
         wrote = [log_prob for left, right, log_prob in spans if left < end and right > start]
         return math.exp(sum(wrote) / len(wrote))
 
     def _certain(self) -> str:
-        """The visible text without an end that the next token may change or make a stop word of."""
+        """The visible text without an end that the next token may still change into a stop word."""
         text = self.text.lstrip()
         if self.cut is not None:
             return self.visible
@@ -235,7 +242,7 @@ class _Written(StoppingCriteria):
 
 
 def _overlap(text: str, word: str) -> int:
-    """Length of the longest end of `text` that `word` begins with."""
+    """The length of the longest end of `text` with which `word` begins."""
     lengths = range(min(len(text), len(word) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(word[:length])), 0)
 
@@ -243,7 +250,11 @@ def _overlap(text: str, word: str) -> int:
 def _boxes(
     predictor: GroundingPredictor, written: _Written, hidden: Tensor | None
 ) -> tuple[list[AnswerBox], list[str]]:
-    """`hidden`: float[T, H] that wrote the tokens, for a model with a box head."""
+    """Finds the boxes of the answer, and why what looks like other boxes is none.
+
+    Args:
+        hidden: float[T, H], the hidden states that wrote the tokens; None without a box head.
+    """
     regressed, confidences = predictor.read_boxes(torch.tensor(written.ids), hidden)
     text = written.text[: written.cut]
     found, failures = predictor.processor.coordinates.find(text, regressed)

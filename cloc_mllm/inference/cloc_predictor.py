@@ -1,4 +1,4 @@
-"""Encode a picture once, prompt it many times: boxes to embeddings and names, phrases to boxes."""
+"""Encodes an image once, prompts it many times: boxes to embeddings and names, phrases to boxes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from cloc_mllm.data.images import decode_image
+from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.devices import choose_device
@@ -27,8 +26,8 @@ class LocateResult:
     """Where phrases are.
 
     Attributes:
-        boxes: one a phrase, normalised to the picture and clipped to it.
-        scores: float[P], cosine in -1..1 between each phrase and the embedding of its box.
+        boxes: one per phrase, normalised to the upright picture and clipped to it.
+        scores: float[P], the cosine in -1..1 of each phrase and the embedding of its box.
     """
 
     boxes: Boxes
@@ -36,7 +35,7 @@ class LocateResult:
 
 
 class ClocPredictor:
-    """A CLOC model and the picture it looks at.
+    """A CLOC model and the image it looks at.
 
     Example:
         predictor = ClocPredictor.from_pretrained("runs/stage1/model")
@@ -54,7 +53,7 @@ class ClocPredictor:
     def from_pretrained(
         cls, directory: str | Path | None = None, *, device: torch.device | str | None = None
     ) -> ClocPredictor:
-        """Load a model directory of stage 1; None takes the weights that ship with the package.
+        """Loads a model directory of stage 1; None takes the weights that ship with the package.
 
         Raises:
             FileNotFoundError: there is no model in the directory, or none ships.
@@ -69,27 +68,33 @@ class ClocPredictor:
         return self.model.logit_scale.device
 
     @torch.inference_mode()
-    def set_image(self, image: Image.Image | str | Path) -> None:
-        """Encode a picture; everything below is about it until the next call."""
-        if not isinstance(image, Image.Image):
-            image = decode_image(Path(image).read_bytes(), str(image))
+    def set_image(self, image: ImageSource) -> None:
+        """Encodes an image; everything below is about it until the next call.
+
+        Args:
+            image: what `open_image` takes. Boxes are in the frame of the upright picture that it
+                returns: a photo with an EXIF orientation is turned first.
+
+        Raises:
+            ImageError: the image cannot be used.
+        """
         size = self.model.vision.encoder.image_size
-        pixels, self._letterbox = preprocess(image.convert("RGB"), size)
+        pixels, self._letterbox = preprocess(open_image(image), size)
         self._image = self.model.encode_image(pixels[None].to(self.device))
 
     @torch.inference_mode()
     def embed_regions(self, boxes: Boxes) -> Tensor:
-        """Region embeddings of unit length: float[R, E]. Boxes in pixels or normalised."""
+        """Embeds boxes, in pixels or normalised: float[R, E], each of unit length."""
         image, letterbox = self._current()
         return self._embed_canvas(image, letterbox.to_canvas(boxes).xyxy)
 
     @torch.inference_mode()
     def embed_shapes(self, masks: Sequence[Tensor]) -> Tensor:
-        """Embeddings of unit length of what points, scribbles or masks mark: float[R, E].
+        """Embeds what points, scribbles or masks mark: float[R, E], each of unit length.
 
         Args:
-            masks: one float[H, W] in 0..1 a region, in the picture's own frame, at any resolution;
-                a point is a mask with one pixel on.
+            masks: one per region, float[H, W] in 0..1, over the upright picture, at any
+                resolution; a point is a mask with one pixel on.
 
         Raises:
             ValueError: a mask is empty.
@@ -103,7 +108,7 @@ class ClocPredictor:
 
     @torch.inference_mode()
     def classify(self, boxes: Boxes, names: Sequence[str]) -> Tensor:
-        """Probability of each name for each box: float[R, C], rows add up to one."""
+        """Gives each name a probability for each box: float[R, C], rows add up to one."""
         if not names:
             raise ValueError("classify needs at least one name")
         scale = getattr(self.model, "region_logit_scale", self.model.logit_scale)
@@ -112,7 +117,7 @@ class ClocPredictor:
 
     @torch.inference_mode()
     def locate(self, phrases: Sequence[str]) -> LocateResult:
-        """The box of each phrase by CLOC's own text prompt and BoxHead."""
+        """Finds each phrase by CLOC's own text prompt and box head."""
         image, letterbox = self._current()
         texts = self.model.encode_text(self.tokenizer(phrases).to(self.device))
         canvas = self.model.locate(image, texts, self._all_first(len(texts)))
@@ -122,7 +127,7 @@ class ClocPredictor:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Text embeddings of unit length: float[P, E]."""
+        """Embeds texts: float[P, E], each of unit length."""
         return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
 
     def _embed_canvas(self, image: ImageFeatures, boxes: Tensor) -> Tensor:
@@ -136,5 +141,5 @@ class ClocPredictor:
 
     def _current(self) -> tuple[ImageFeatures, Letterbox]:
         if self._image is None or self._letterbox is None:
-            raise ValueError("no picture yet; call set_image first")
+            raise ValueError("no image yet; call set_image first")
         return self._image, self._letterbox

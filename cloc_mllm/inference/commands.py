@@ -1,4 +1,4 @@
-"""`cloc-mllm ground` and `cloc-mllm refer`: one picture in, answers and a drawn picture out."""
+"""`cloc-mllm ground` and `cloc-mllm refer`: answer about one image and draw the answer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm ground PICTURE PHRASE...`; exit status 1 if a phrase got no box."""
     parser = _parser(
         "ground",
-        "Find phrases in a picture. Prints a box for each (pixels, x1 y1 x2 y2) and draws them.",
+        "Find phrases in a picture. Prints a box for each (pixels of the upright picture,\n"
+        "x1 y1 x2 y2) and draws them.",
         'example: cloc-mllm ground beach.jpg "the smaller crab" "the boat left of the pier"',
     )
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="what to look for")
     arguments = parser.parse_args(argv)
 
+    from cloc_mllm.data.images import open_image
     from cloc_mllm.geometry import Boxes
-    from cloc_mllm.inference.grounding_predictor import load_picture
 
-    image = load_picture(arguments.picture)
+    image = open_image(arguments.picture)
     predictor = _load_predictor(arguments.mllm)
     drawn: list[list[float]] = []
     labels: list[str] = []
@@ -59,7 +60,7 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
         "--mask",
         type=Path,
         metavar="FILE",
-        help="instead of the box: a picture of the same size; what is not black is meant",
+        help="instead of the box: an image of the same upright size; what is not black is meant",
     )
     parser.add_argument("--normalized", action="store_true", help="numbers are 0..1, not pixels")
     arguments = parser.parse_intermixed_args(argv)
@@ -67,9 +68,9 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     if sum(ways) != 1 or len(arguments.box) not in (0, 4):
         parser.error("give the four numbers of one box, or --point X,Y, or --mask FILE")
 
-    from cloc_mllm.inference.grounding_predictor import load_picture
+    from cloc_mllm.data.images import open_image
 
-    image = load_picture(arguments.picture)
+    image = open_image(arguments.picture)
     regions, shown = _asked(arguments, image)
     predictor = _load_predictor(arguments.mllm)
     (answer,) = predictor.refer(image, regions)
@@ -79,12 +80,12 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
 
 
 def _asked(arguments: Namespace, image: Image.Image) -> tuple[Boxes | list[RegionLike], Boxes]:
-    """What `refer` gets, and the box to show for it."""
+    """Reads the region that `refer` is asked about, and the box to show for it."""
     import numpy as np
     import torch
 
+    from cloc_mllm.data.images import open_image
     from cloc_mllm.geometry import Boxes
-    from cloc_mllm.inference.grounding_predictor import load_picture
     from cloc_mllm.mllm.regions import around, as_mask
 
     if arguments.box:
@@ -92,7 +93,7 @@ def _asked(arguments: Namespace, image: Image.Image) -> tuple[Boxes | list[Regio
         box = Boxes.normalized(given) if normalized else Boxes.pixels(given, *image.size)
         return box, box
     if arguments.mask is not None:
-        region = torch.from_numpy(np.array(load_picture(arguments.mask).convert("L")) > 0)
+        region = torch.from_numpy(np.array(open_image(arguments.mask).convert("L")) > 0)
     else:
         sides = (1, 1) if arguments.normalized else image.size
         region = torch.tensor([x / side for x, side in zip(arguments.point, sides, strict=True)])
@@ -113,7 +114,9 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
         epilog=example,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("picture", metavar="PICTURE", help="a JPEG, PNG or WebP file")
+    parser.add_argument(
+        "picture", metavar="PICTURE", help="a JPEG, PNG or WebP file, turned by its EXIF tag"
+    )
     parser.add_argument(
         "--out",
         type=Path,

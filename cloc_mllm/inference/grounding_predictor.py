@@ -1,4 +1,4 @@
-"""Questions about pictures, answered by the MLLM: where is it, what is it, what is there."""
+"""Questions about images, answered by the MLLM: where is it, what is it, what is there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
 
 from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
-from cloc_mllm.data.images import decode_image
+from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.records import Box
 from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import Boxes, clean_box
@@ -29,19 +29,18 @@ from cloc_mllm.shipped import shipped_directory
 _BATCH_SIZE = 64
 _TEXT_TOKENS = 48
 
-Picture = Image.Image | str | Path
-
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One question about one picture.
+    """One question about one image.
 
     Args:
-        region: one box, point or mask that the question's `<region>` stands for; None without a
-            `<region>`.
+        image: what `open_image` takes; requests that share the object encode it once.
+        region: the one box, point or mask that the question's `<region>` stands for, in the frame
+            of the upright picture; None without a `<region>`.
     """
 
-    image: Image.Image
+    image: ImageSource
     question: str
     region: Regions = None
 
@@ -51,10 +50,10 @@ class GroundedAnswer:
     """What the model wrote, and the boxes if that is what it wrote.
 
     Args:
-        boxes: normalised to the picture; none of them if `failure`.
+        boxes: normalised to the upright picture; empty if there is a `failure`.
         failure: why the text is not boxes (see `mllm.coordinates.ParsedBoxes`), None if it is.
-        confidence: what a box head says, or else the geometric mean of the probabilities of the
-            answer's tokens, 0..1; None for an empty answer.
+        confidence: the box head's confidence, or without a head the geometric mean of the
+            probabilities of the answer's tokens, in 0..1; None for an empty answer.
     """
 
     raw_text: str
@@ -66,8 +65,10 @@ class GroundedAnswer:
 class GroundingPredictor:
     """Holds an MLLM and its processor. Answers are greedy, so the same question has one answer.
 
-    Questions of one call that share a picture (the same object) encode it once, and the language
-    model reads it once (`shared_prefix`).
+    An image is whatever `open_image` takes: a path, the bytes of a file, a PIL image or an array.
+    Boxes, points and masks are in the frame of the upright picture, for a photo with an EXIF
+    orientation the turned one. Questions of one call that share an image (the same object) encode
+    it once, and the language model reads it once (`shared_prefix`).
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class GroundingPredictor:
     def from_pretrained(
         cls, directory: str | Path | None = None, *, device: torch.device | str | None = None
     ) -> GroundingPredictor:
-        """Load a directory that stage 2 wrote, in float32.
+        """Loads a directory that stage 2 wrote, in float32.
 
         Args:
             directory: None takes the weights that ship with the package.
@@ -104,43 +105,54 @@ class GroundingPredictor:
         torch.nn.Module.to(model, choose_device(device))
         return cls(model, processor)
 
-    def ground(self, image: Picture, phrases: Sequence[str]) -> list[GroundedAnswer]:
-        """Where is each phrase? One box each; decoding allows nothing else (`BoxGrammar`), but for
-        `not in the image` where the model was taught to say so."""
-        return self.answer(ground_requests(load_picture(image), phrases), boxes_only=True)
+    def ground(self, image: ImageSource, phrases: Sequence[str]) -> list[GroundedAnswer]:
+        """Finds each phrase: one box per phrase.
 
-    def refer(self, image: Picture, regions: Boxes | Sequence[RegionLike]) -> list[str]:
-        """What is in each region? Boxes are clipped to the picture.
+        Decoding allows nothing but a box (`BoxGrammar`), or `not in the image` where the model was
+        taught to say so.
+        """
+        return self.answer(ground_requests(image, phrases), boxes_only=True)
+
+    def refer(self, image: ImageSource, regions: Boxes | Sequence[RegionLike]) -> list[str]:
+        """Says what is in each region.
 
         Args:
-            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`).
+            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`),
+                in the frame of the upright picture. Boxes are clipped to it.
 
         Raises:
-            ValueError: a region that cannot be used (a box inverted, outside or under a pixel; a
-                point outside; a mask empty or of another size), or points and masks that this model
-                does not know (`mllm.regions.check_takes_masks`); says why.
+            ValueError: a region that cannot be used (a box inverted, outside, under a pixel or in
+                the frame of the picture before its turn; a point outside; a mask empty or of
+                another size), or points and masks that this model does not know
+                (`mllm.regions.check_takes_masks`); says why.
         """
-        picture = load_picture(image)
+        picture = open_image(image)
         if isinstance(regions, Boxes):
+            regions.check_not_turned(*picture.size)
             regions = regions.to_normalized().xyxy.tolist()
         requests = [self.refer_request(picture, region) for region in regions]
         return [answer.raw_text for answer in self.answer(requests)]
 
-    def caption(self, image: Picture) -> str:
-        """What is in the whole picture?"""
+    def caption(self, image: ImageSource) -> str:
+        """Describes the whole image."""
         return self.ask(image, PROMPTS["caption"]).raw_text
 
-    def ask(self, image: Picture, question: str) -> GroundedAnswer:
-        """Any question about the picture; `failure` is set unless the answer is boxes."""
-        return self.answer([ChatRequest(load_picture(image), question)])[0]
+    def ask(self, image: ImageSource, question: str) -> GroundedAnswer:
+        """Answers any question about the image; `failure` is set unless the answer is boxes."""
+        return self.answer([ChatRequest(open_image(image), question)])[0]
 
-    def refer_request(self, image: Image.Image, region: RegionLike) -> ChatRequest:
-        """The question what is in a region: a normalised box is clipped to the picture, of a point
-        or a mask the words tell the box around it."""
-        mask = as_mask(region, image.size)
-        box = _checked_box(region, image) if mask is None else around(mask)
+    def refer_request(self, image: ImageSource, region: RegionLike) -> ChatRequest:
+        """Makes the question what is in a region.
+
+        Args:
+            region: a normalised box, which is clipped to the upright picture, or a point or mask,
+                whose surrounding box is written in the question.
+        """
+        picture = open_image(image)
+        mask = as_mask(region, picture.size)
+        box = _checked_box(region, picture) if mask is None else around(mask)
         question = PROMPTS["refer"].format(box=self.processor.coordinates.encode(box))
-        return ChatRequest(image, question, [box if mask is None else mask])
+        return ChatRequest(picture, question, [box if mask is None else mask])
 
     def answer(
         self,
@@ -149,10 +161,10 @@ class GroundingPredictor:
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
     ) -> list[GroundedAnswer]:
-        """Answer any questions, batched; all other methods are thin wrappers of this one.
+        """Answers any questions in batches; all other methods are thin wrappers of this one.
 
         Args:
-            boxes_only: each answer is one box (see `ground`), of as many tokens as that takes.
+            boxes_only: each answer is one box (see `ground`), and as long as a box.
         """
         answers: list[GroundedAnswer] = []
         for start in range(0, len(requests), _BATCH_SIZE):
@@ -160,12 +172,13 @@ class GroundingPredictor:
             answers += self.write(reading, max_new_tokens=max_new_tokens, boxes_only=boxes_only)
         return answers
 
-    def stream(self, image: Picture, question: str) -> Iterator[str]:
-        """The text of `ask` in pieces as it is written; joined and stripped, they are `raw_text`.
+    def stream(self, image: ImageSource, question: str) -> Iterator[str]:
+        """Yields the text of `ask` in pieces, as it is written.
 
-        Raises what `ask` raises, once the first piece is asked for.
+        Joined and stripped, the pieces are `raw_text`. Raises what `ask` raises, once the first
+        piece is asked for.
         """
-        reading = self.read([ChatRequest(load_picture(image), question)])
+        reading = self.read([ChatRequest(open_image(image), question)])
         streamer = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
@@ -178,7 +191,7 @@ class GroundingPredictor:
 
     @torch.inference_mode()
     def read(self, requests: Sequence[ChatRequest]) -> Mapping[str, Any]:
-        """One batch for `write`: a picture that several questions share is read already."""
+        """Makes one batch for `write`; an image that several questions share is read already."""
         return prefill_shared(self.model, self.prepare(requests))
 
     def write(
@@ -188,7 +201,7 @@ class GroundingPredictor:
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
     ) -> list[GroundedAnswer]:
-        """Answers to what `read` returned, whose key-value cache they continue: it serves once."""
+        """Answers what `read` returned; it can be used once, because its cache is continued."""
         prompt_length = reading["input_ids"].shape[1]
         if boxes_only:
             max_new_tokens = self.grammar.max_tokens
@@ -208,7 +221,7 @@ class GroundingPredictor:
         return [self._answer(*row) for row in zip(new_tokens, log_probs, hidden, strict=True)]
 
     def prepare(self, requests: Sequence[ChatRequest]) -> BatchFeature:
-        """Questions as the model reads them: chat template, `<image>` expanded, one batch."""
+        """Makes one batch as the model reads it: chat template applied, `<image>` expanded."""
         return self.processor(
             [request.image for request in requests],
             [self._prompt(request.question) for request in requests],
@@ -237,8 +250,13 @@ class GroundingPredictor:
         )
 
     def _answer(self, tokens: Tensor, log_probs: Tensor, hidden: Tensor | None) -> GroundedAnswer:
-        """Of one row: int64[T] tokens, float[T] log-probabilities and, for a model with a box head,
-        float[T, H] hidden states that wrote them."""
+        """Reads one row.
+
+        Args:
+            tokens: int64[T], generated ids.
+            log_probs: float[T], their log-probabilities.
+            hidden: float[T, H], the hidden states that wrote them; None without a box head.
+        """
         length = self.processor.answer_length(tokens.tolist())
         text = self.processor.decode_answer(tokens)
         confidence = float(log_probs[:length].mean().exp()) if length else None
@@ -250,12 +268,15 @@ class GroundingPredictor:
     def read_boxes(
         self, tokens: Tensor, hidden: Tensor | None
     ) -> tuple[list[list[float]], list[float]]:
-        """What the box head reads for each `<box>` of an answer: boxes normalised to the picture,
-        and confidences. Nothing for a model without a head.
+        """Reads each `<box>` of an answer with the box head.
 
         Args:
-            tokens: int64[T] generated ids.
-            hidden: float[T or more, H] that wrote them.
+            tokens: int64[T], generated ids.
+            hidden: float[T or more, H], the hidden states that wrote them; None without a head.
+
+        Returns:
+            boxes, normalised to the upright picture, and their confidences; both empty without a
+            head.
         """
         if hidden is None:
             return [], []
@@ -265,7 +286,7 @@ class GroundingPredictor:
 
 
 def checked_box(box_px: Sequence[float], width: int, height: int) -> Box:
-    """A box in pixels -> clipped to the picture and normalised.
+    """Clips a box in pixels to a `width` x `height` picture and normalises it.
 
     Raises:
         ValueError: it cannot be used (inverted, outside, under a pixel); says why.
@@ -280,23 +301,21 @@ def checked_box(box_px: Sequence[float], width: int, height: int) -> Box:
     return cleaned
 
 
-def ground_requests(image: Image.Image, phrases: Sequence[str]) -> list[ChatRequest]:
-    """The questions where each phrase is; a blank one is a ValueError."""
+def ground_requests(image: ImageSource, phrases: Sequence[str]) -> list[ChatRequest]:
+    """Makes the questions where each phrase is.
+
+    Raises:
+        ValueError: a phrase is blank.
+    """
     if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
         raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
     questions = [PROMPTS["ground"].format(phrase=phrase.strip()) for phrase in phrases]
-    return [ChatRequest(image, question) for question in questions]
-
-
-def load_picture(image: Picture) -> Image.Image:
-    """A PIL image as it is, or the RGB picture in a JPEG, PNG or WebP file."""
-    if isinstance(image, Image.Image):
-        return image
-    return decode_image(Path(image).read_bytes(), str(image))
+    picture = open_image(image)
+    return [ChatRequest(picture, question) for question in questions]
 
 
 def _checked_box(box: RegionLike, image: Image.Image) -> Box:
-    """A normalised box, clipped to the picture."""
+    """Clips a normalised box to the picture."""
     width, height = image.size
     sides = torch.tensor([width, height] * 2, dtype=torch.float64)
     return checked_box((torch.as_tensor(box, dtype=torch.float64) * sides).tolist(), width, height)

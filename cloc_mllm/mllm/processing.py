@@ -1,4 +1,4 @@
-"""ClocMllmProcessor: chats with images and regions -> the tensors the model reads.
+"""Turns chats with images and regions into the tensors that the model reads.
 
 Letters: B rows, I distinct images, S canvas side, N tokens of an image, T text tokens, R regions.
 """
@@ -11,25 +11,25 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.image_utils import load_image
 
 from cloc_mllm.data.conversations import FIRST_WORDINGS, wordings_hash
+from cloc_mllm.data.images import ImageSource
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.mllm.chat_images import open_rows
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.regions import Regions, place_regions
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
-# for language models that bring no chat template of their own
+# for language models without a chat template of their own
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-# most language models' templates only know texts; image items become their placeholder first
+# most language models' templates know texts alone, so image items first become placeholders
 _FLATTEN_CONTENT = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
@@ -44,17 +44,18 @@ Messages = Sequence[dict[str, Any]]
 
 
 class ClocMllmProcessor(ProcessorMixin):
-    """Letterboxes images, expands `<image>` to N tokens, carries region boxes to the canvas.
+    """Letterboxes images, expands each `<image>` to N tokens, moves regions to the canvas.
 
     Args:
-        tokenizer: the language model's, with the tokens `special_tokens` lists added to it.
+        tokenizer: the language model's, with the tokens that `add_special_tokens` adds.
         image_size: S in pixels.
-        num_image_tokens: N, as the model's projector makes them.
+        num_image_tokens: N, the number of tokens that the model's projector makes per image.
         box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
-        max_tiles: of the tiles that larger images are cut into beside the whole one, N tokens each
-            (`mllm/views.py`); 0 shows every image whole and small.
+        max_tiles: the largest number of tiles that show parts of a larger image beside the whole
+            of it, N tokens per tile (`mllm/views.py`); 0 shows the whole alone.
         fingerprint: what training used; any difference to this processor is a `ValueError`.
-        chat_template: by default the tokenizer's, made to understand image items, or a plain one.
+        chat_template: by default the tokenizer's, made to understand image items, or a plain one
+            where the tokenizer has none.
     """
 
     def __init__(  # noqa: PLR0913  Transformers saves a processor as its arguments
@@ -93,36 +94,39 @@ class ClocMllmProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Any] | None = None,
+        images: ImageSource | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,
         regions: Sequence[Regions] | None = None,
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """One batch for generation: rows are padded on the left.
+        """Makes one batch for generation; rows are padded on the left.
 
         Args:
-            images: for each row a PIL image (or path), a list of them, or None for text alone.
-            text: one a row, with one `<image>` an image and one `<region>` a region.
-            regions: for each row its regions: `Boxes` of the original image, or a list of boxes,
-                points and masks (`RegionLike`). A row of several images has a list of them, one an
-                image; its `<region>` tokens name the first image's regions, then the second's.
+            images: for each row an image, a list of images, or None for text alone. An image is
+                what `open_image` takes, an address or base64 (`open_chat_image`).
+            text: one per row, with one `<image>` per image and one `<region>` per region.
+            regions: for each row its regions, in the frame of the upright image: `Boxes`, or a
+                list of boxes, points and masks (`RegionLike`). A row of several images has a list
+                with the regions of each; its `<region>` tokens stand for those of the first image,
+                then of the second, and so on.
             kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
 
         Returns:
             input_ids, attention_mask int64[B, T]; with images also pixel_values float[I, 3, S, S],
             image_frame float[I, 4], image_index int64[K], region_boxes float[R, 4],
             region_image_index int64[R], and with points or masks region_masks float[R, S, S] (see
-            `VisionInputs`). An image object that is there several times is prepared once.
+            `VisionInputs`). An image object that occurs several times is prepared once.
 
         Raises:
-            ValueError: images, regions and placeholders do not match, or a point or mask does not
-                fit its image; names the sample.
+            ImageError: an image cannot be used.
+            ValueError: images, regions and placeholders do not match, or a region does not fit its
+                image; names the sample.
         """
         if text is None or return_tensors != "pt":
-            raise ValueError("pass `text` (one a row); the result is always torch tensors ('pt')")
+            raise ValueError("pass `text` (one per row); the result is always torch tensors ('pt')")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = _load_images(images, len(texts))
+        pictures = open_rows(images, len(texts))
         expanded = self._expand(texts, pictures)
         inputs = self.pad([self.tokenize(row) for row in expanded], side="left")
         if not any(pictures):
@@ -135,17 +139,17 @@ class ClocMllmProcessor(ProcessorMixin):
 
     def vision_inputs(
         self,
-        images: Sequence[Image.Image | Sequence[Image.Image]],
+        images: Sequence[ImageSource | Sequence[ImageSource]],
         regions: Sequence[Regions | Sequence[Regions]],
     ) -> dict[str, Tensor]:
-        """What the images and regions of rows become; see `__call__`."""
+        """Prepares the images and regions of rows; see `__call__` for what it takes and returns."""
         if len(images) != len(regions):
             raise ValueError(f"got regions for {len(regions)} samples but {len(images)} images")
-        rows = [[row] if isinstance(row, Image.Image) else list(row) for row in images]
+        rows = open_rows(images, len(images))
         distinct = {id(image): image for row in rows for image in row}
         views = {key: self.views(image.size) for key, image in distinct.items()}
         prepared = [
-            preprocess(view.crop(distinct[key]).convert("RGB"), self.image_size)[0]
+            preprocess(view.crop(distinct[key]), self.image_size)[0]
             for key, of_image in views.items()
             for view in of_image
         ]
@@ -158,23 +162,27 @@ class ClocMllmProcessor(ProcessorMixin):
         return {"pixel_values": torch.stack(prepared), **placed}
 
     def views(self, image_wh: tuple[int, int]) -> list[View]:
-        """The blocks of N tokens that an image of this size becomes (see `mllm/views.py`)."""
+        """Lists the views, of N tokens each, that show an image of this size (`mllm/views.py`)."""
         return image_views(image_wh, self.image_size, self.max_tiles)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered chat (the template wrote all special tokens already)."""
+        """Splits a rendered chat into token ids; the template has written all special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_conversation(
         self, messages: Messages, image_sizes: Iterable[tuple[int, int]] = ()
     ) -> tuple[list[int], list[int]]:
-        """A chat with answers -> (input ids, labels), for training.
-
-        `image_sizes`: (width, height) of its images in order; not needed without tiles.
+        """Turns a chat with answers into (input ids, labels), for training.
 
         Each answer and its end-of-sequence token are labels, all else is `IGNORE_INDEX`. The
         chat is tokenised in pieces, cut where an answer starts and ends: what the model learns to
         continue is then token for token what it sees when it generates.
+
+        Args:
+            image_sizes: (width, height) of the chat's images in order; needed for tiles alone.
+
+        Raises:
+            ValueError: the chat template changes earlier messages when one is added.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -197,7 +205,7 @@ class ClocMllmProcessor(ProcessorMixin):
         return ids, labels
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """A chat as text by the template; images are still one `<image>` each."""
+        """Writes a chat as text by the template, one `<image>` per image."""
         return self.apply_chat_template(
             list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
         )
@@ -209,7 +217,7 @@ class ClocMllmProcessor(ProcessorMixin):
         labels: Sequence[Sequence[int]] | None = None,
         side: str = "right",
     ) -> dict[str, Tensor]:
-        """Rows of ids -> input_ids and attention_mask int64[B, T], and labels if given."""
+        """Pads rows of ids to input_ids and attention_mask int64[B, T], and labels if given."""
         length = max(map(len, rows))
 
         def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -226,13 +234,13 @@ class ClocMllmProcessor(ProcessorMixin):
         return batch
 
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
-        """Generated ids -> answer text, up to the end of sequence; location tokens are kept."""
+        """Decodes generated ids up to the end of sequence; location tokens are kept."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         answer = values[: self.answer_length(values)]
         return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
     def answer_length(self, ids: Sequence[int]) -> int:
-        """How many generated ids come before the end of sequence."""
+        """Counts the generated ids before the end of sequence."""
         ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         return next((place for place, value in enumerate(ids) if value in ends), len(ids))
 
@@ -241,13 +249,13 @@ class ClocMllmProcessor(ProcessorMixin):
             if text.count(IMAGE_TOKEN) != len(of_row):
                 raise ValueError(
                     f"sample {row} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} placeholders but "
-                    f"{len(of_row)} images; write one placeholder an image"
+                    f"{len(of_row)} images; write one placeholder per image"
                 )
         sizes = (image.size for of_row in images for image in of_row)
         return [self._expand_images(text, sizes) for text in texts]
 
     def _expand_images(self, text: str, sizes: Iterator[tuple[int, int]]) -> str:
-        """N tokens a view in the place of each `<image>`."""
+        """Repeats each `<image>` N times per view of its image."""
         if not self.max_tiles:
             return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_image_tokens)
         before, *after = text.split(IMAGE_TOKEN)
@@ -255,13 +263,13 @@ class ClocMllmProcessor(ProcessorMixin):
         return before + "".join(IMAGE_TOKEN * next(counts) + piece for piece in after)
 
     def _answer_labels(self, answer_ids: list[int]) -> list[int]:
-        """Learn up to the first end of sequence; what a template writes after it is no answer."""
+        """Labels up to the first end of sequence; what a template writes after it is no answer."""
         eos = self.tokenizer.eos_token_id
         end = answer_ids.index(eos) + 1 if eos in answer_ids else len(answer_ids)
         return answer_ids[:end] + [IGNORE_INDEX] * (len(answer_ids) - end)
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal between training and use (contract C7)."""
+        """Names what must be equal in training and use (contract C7)."""
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         template = str(self.chat_template)
         # These came later. Each is left out at the value that all models had before, so that older
@@ -288,7 +296,7 @@ class ClocMllmProcessor(ProcessorMixin):
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat) -> None:
-    """Give a language model's tokenizer the placeholders and the location tokens.
+    """Adds the placeholders and the location tokens to a language model's tokenizer.
 
     Location tokens are ordinary tokens, so that decoding with `skip_special_tokens` keeps them.
     """
@@ -307,46 +315,18 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
-    """Ids of tokens of the vocabulary."""
+    """Looks up tokens of the vocabulary."""
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[token] for token in tokens]
 
 
-def _is_image(value: Any) -> bool:
-    return isinstance(value, (str, Image.Image))
-
-
-def _load_images(images: Any, num_rows: int) -> list[list[Image.Image]]:
-    """Each row's images out of whatever chats carry: none, an image, a path, or a list of them.
-
-    Places that share an object get one object.
-    """
-    rows = [None] * num_rows if images is None else [images] if _is_image(images) else list(images)
-    if len(rows) != num_rows:
-        raise ValueError(
-            f"got {num_rows} texts but {len(rows)} images; pass one a text, or a list of them"
-        )
-    values = [_listed(row, index) for index, row in enumerate(rows)]
-    distinct = {id(value): value for row in values for value in row}
-    loaded = {key: load_image(value) for key, value in distinct.items()}
-    return [[loaded[id(value)] for value in row] for row in values]
-
-
-def _listed(row: Any, index: int) -> list[Any]:
-    images = [] if row is None else list(row) if isinstance(row, (list, tuple)) else [row]
-    if not all(map(_is_image, images)):
-        found = ", ".join(type(image).__name__ for image in images)
-        raise ValueError(f"sample {index} needs PIL images or paths, got {found}")
-    return images
-
-
 def _by_image(regions: Any, num_images: int) -> list[Any]:
-    """A row's regions image by image. A row of one image may give them without a list around."""
+    """Splits a row's regions by image; a row of one image may give them without the outer list."""
     if num_images > 1 and regions is not None:
         parts = list(regions)
         if len(parts) != num_images:
             raise ValueError(
-                f"got regions for {len(parts)} images in a row of {num_images}; pass one list an "
+                f"got regions for {len(parts)} images in a row of {num_images}; pass one list per "
                 "image (an empty one where there are none)"
             )
     else:
@@ -359,5 +339,5 @@ def _check_regions(row: int, text: str, regions: Sequence[Sized]) -> None:
     if found != given:
         raise ValueError(
             f"sample {row} has {found} {REGION_TOKEN} placeholders but {given} region boxes; "
-            "write one placeholder a box"
+            "write one placeholder per box"
         )

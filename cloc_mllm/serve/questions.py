@@ -1,4 +1,4 @@
-"""A request's messages, with encoded pictures and boxes, to the chat that the model answers."""
+"""Turns the messages of a request, with their images and boxes, into a chat for the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloc_mllm.data.conversations import PROMPTS
-from cloc_mllm.data.images import IMAGE_FORMATS, decode_image, upright_size
+from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat, Sampling
 from cloc_mllm.inference.grounding_predictor import checked_box
@@ -17,16 +17,17 @@ from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.schema import CompletionRequest, ImageUrl, Part, Regions
 
-BOX_PLACEHOLDER = "{box}"  # in a text: the next region as the model writes boxes
+BOX_PLACEHOLDER = "{box}"  # in a text: stands for the next region, as the model writes boxes
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, its pictures not decoded yet: one that waits takes no more than its body.
+    """A checked request. Its images stay encoded, so one that waits takes little memory.
 
     Args:
-        sizes: (width, height) of the pictures as they are decoded.
-        phrase: what is looked for, if the last message asks that as training did; else None.
+        sizes: (width, height) of the upright images.
+        phrase: what is looked for, if the last message asks for it in the words of training; else
+            None.
     """
 
     messages: list[dict[str, Any]]
@@ -38,14 +39,14 @@ class Question:
     phrase: str | None
 
     def chat(self) -> Chat:
-        """Raises `ImageError` for a picture that is damaged behind its header."""
+        """Decodes the images; raises `ImageError` for one that is damaged behind its header."""
         named = zip(self.pictures, self.names, strict=True)
-        images = [decode_image(picture, name) for picture, name in named]
+        images = [open_image(picture, name=name) for picture, name in named]
         return Chat(self.messages, images, self.regions)
 
 
 def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFormat) -> Question:
-    """Check what types cannot say.
+    """Checks what the types of the schema cannot.
 
     Raises:
         ApiError: 400 that names the field.
@@ -84,7 +85,7 @@ def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFor
 
 
 class _Reader:
-    """Collects pictures and regions in the order of their items."""
+    """Collects images and regions in the order of their items."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -95,7 +96,7 @@ class _Reader:
         self.num_chars = 0
 
     def part(self, part: Part, role: str, path: str) -> dict[str, str]:
-        """One item as chat templates take it."""
+        """Checks one item and returns it as chat templates take it."""
         if part.type == "text":
             if part.text is None or part.image_url is not None or part.regions is not None:
                 raise ApiError(400, f"{path}: a text item has `text` and no picture", param=path)
@@ -137,7 +138,7 @@ class _Reader:
                 param=path,
                 code="image_too_large",
             )
-        size = upright_size(data)
+        size = upright_size(data, limits.image_pixels)
         if size is None:
             raise ApiError(
                 400,
@@ -159,8 +160,8 @@ class _Reader:
 
 
 def _data_of(url: str, path: str) -> bytes:
-    """The bytes inside a data URL. Nothing is ever fetched: an address could name any machine or
-    file that this server reaches."""
+    """Decodes a data URL. Nothing is ever fetched: an address could name any machine or file that
+    this server reaches."""
     head, comma, payload = url.partition(",")
     kind = head.lower()
     if not (comma and kind.startswith("data:image/") and kind.endswith(";base64")):
@@ -195,7 +196,7 @@ def _boxes(regions: Regions | None, size: tuple[int, int], path: str) -> Boxes:
 def _write_boxes(
     messages: list[dict[str, Any]], regions: list[Boxes], box_format: BoxFormat
 ) -> None:
-    """Put boxes in the place of `{box}`; each `<region>` and each `{box}` is the next region."""
+    """Writes boxes in the place of `{box}`; each `<region>` and each `{box}` is the next region."""
     boxes = [box for of_image in regions for box in of_image.xyxy.tolist()]
     items = [item for message in messages for item in message["content"] if "text" in item]
     num_regions = sum(item["text"].count(REGION_TOKEN) for item in items)
@@ -203,7 +204,7 @@ def _write_boxes(
         raise ApiError(
             400,
             f"the texts have {num_regions} {REGION_TOKEN} but the pictures {len(boxes)} regions; "
-            f"write one {REGION_TOKEN} a box, in their order",
+            f"write one {REGION_TOKEN} per box, in their order",
             param="messages",
         )
     num_written = sum(item["text"].count(BOX_PLACEHOLDER) for item in items)

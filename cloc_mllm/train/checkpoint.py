@@ -26,6 +26,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cloc_mllm.earlier import by_current_name, current_run_settings
+
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
 
@@ -110,9 +112,10 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Reads a checkpoint, in which `find_problem` found no problem."""
     state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    state["config"] = current_run_settings(state["config"])
     return Checkpoint(
-        load_file(directory / "weights.safetensors"),
-        load_file(directory / "optimizer.safetensors"),
+        by_current_name(load_file(directory / "weights.safetensors")),
+        by_current_name(load_file(directory / "optimizer.safetensors")),
         state,
     )
 

@@ -13,9 +13,7 @@ from cloc_mllm.train.layer_decay import lr_scales
 from cloc_mllm.train.muon import Muon
 
 NEW_PARTS = (
-    "vision.prompter",
-    "vision.roi_align",
-    "vision.box_head",
+    "vision.region_encoder",
     "region_logit_scale",
     "region_logit_bias",
 )

@@ -50,14 +50,15 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    config = dataclasses.replace(with_precision(config), model=resolve_model(config.model))
+    model_config = resolve_model(config.model)
+    config = dataclasses.replace(with_precision(config), model=model_config)
     records = load_training_data(config.data)
     dataset: Sequence[Record] = records
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(model_config)
     torch.manual_seed(config.run.seed)  # the initial weights
-    model = build_cloc(config.model, tokenizer)
+    model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
     if dry_run:
         batch_size, seed = config.run.global_batch_size, config.run.seed
@@ -79,7 +80,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, Cloc)
-        save_cloc(trained, directory, config.model, tokenizer)
+        save_cloc(trained, directory, model_config, tokenizer)
 
     job = Job(
         model,
@@ -130,7 +131,7 @@ def stage1_step(config: Stage1Config) -> StepFn:
         outputs = model(batch)
         # similarities times a scale of 100 would be off by up to 0.4 in bf16
         with torch.autocast(batch.pixel_values.device.type, enabled=False):
-            return cloc_loss(outputs, batch, config.loss, config.model.prompter.box_head_loss)
+            return cloc_loss(outputs, batch, config.loss)
 
     return step
 

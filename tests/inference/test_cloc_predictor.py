@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.models.build import build_cloc, save_cloc
 from tests.models.tiny import tiny_cloc, tiny_config
+from tests.photos import encoded
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,22 @@ def test_the_next_picture_replaces_the_last(predictor: ClocPredictor) -> None:
     first = predictor.embed_regions(whole)
     predictor.set_image(Image.new("RGB", (60, 90)))
     assert not torch.allclose(first, predictor.embed_regions(whole))
+
+
+def test_a_photo_with_an_exif_orientation_is_turned(
+    predictor: ClocPredictor, tmp_path: Path
+) -> None:
+    boxes = Boxes.pixels([[10, 10, 40, 40]], 90, 60)
+    predictor.set_image(_picture())
+    expected = predictor.embed_regions(boxes)
+    data = encoded(_picture(), orientation=8)
+    (tmp_path / "photo.png").write_bytes(data)
+    photo = Image.open(io.BytesIO(data))
+    for source in (photo, data, tmp_path / "photo.png", np.asarray(_picture())):
+        predictor.set_image(source)
+        assert torch.equal(predictor.embed_regions(boxes), expected)
+    with pytest.raises(ValueError, match=r"pixels of a 60 x 90 picture, but the upright one is 90"):
+        predictor.embed_regions(Boxes.pixels([[1, 1, 2, 2]], *photo.size))
 
 
 def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import torch
 from PIL import Image
@@ -5,6 +7,7 @@ from PIL import Image
 from cloc_mllm.data.images import ImageError
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference import ChatRequest, GroundingPredictor
+from tests.photos import encoded
 
 PICTURE = Image.new("RGB", (96, 48), "teal")
 
@@ -125,6 +128,24 @@ def test_boxes_are_clipped_and_unusable_ones_refused(predictor):
         predictor.refer(PICTURE, Boxes.normalized([[1, 0, 0.5, 1]]))
     with pytest.raises(ValueError, match="outside"):
         predictor.refer(PICTURE, Boxes.normalized([[2, 2, 3, 3]]))
+
+
+def test_a_photo_with_an_exif_orientation_is_asked_about_upright(predictor):
+    upright = Image.effect_noise((96, 48), 60).convert("RGB")
+    upright.paste("red", (8, 4, 40, 30))
+    photo = Image.open(io.BytesIO(encoded(upright, orientation=6)))
+    assert photo.size == (48, 96)
+    box = Boxes.pixels([[-9, 4, 40, 60]], 96, 48)  # reaches out of the upright picture
+
+    expected = predictor.prepare([predictor.refer_request(upright, [0.1, 0.1, 0.4, 0.6])])
+    actual = predictor.prepare([predictor.refer_request(photo, [0.1, 0.1, 0.4, 0.6])])
+
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+    assert predictor.refer(photo, box) == predictor.refer(upright, box)
+    answers = [predictor.ground(image, ["the crab"])[0] for image in (photo, upright)]
+    assert answers[0].raw_text == answers[1].raw_text
+    with pytest.raises(ValueError, match=r"pixels of a 48 x 96 picture, but the upright one is 96"):
+        predictor.refer(photo, Boxes.pixels([[1, 1, 40, 90]], *photo.size))
 
 
 def test_other_unusable_input_is_refused(predictor, tmp_path):

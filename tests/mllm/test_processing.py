@@ -103,7 +103,7 @@ def test_other_wrong_inputs_are_refused(processor):
         processor([[image, image]], ["<image>"])
     with pytest.raises(ValueError, match="regions for 1 images in a row of 2"):
         processor([[image, image]], ["<image><image><region>"], [[[[0, 0, 1, 1]]]])
-    with pytest.raises(ValueError, match="sample 1 needs PIL images or paths, got int"):
+    with pytest.raises(ValueError, match=r"sample 1 needs images .*, got int"):
         processor([image, 3], ["<image>", "<image>"])
     with pytest.raises(ValueError, match="pass `text`"):
         processor(image)

@@ -27,7 +27,7 @@ from cloc_mllm.train.checkpoint import (
 
 def checkpoint_of(step: int) -> Checkpoint:
     value = torch.full((3,), float(step))
-    state = {"step": step, "optimizer_steps": step}
+    state = {"step": step, "optimizer_steps": step, "config": {}}
     return Checkpoint({"w": value}, {"exp_avg.w": -value, "exp_avg_sq.w": value**2}, state)
 
 

@@ -39,7 +39,7 @@ def test_native_towers_decay_from_the_end_to_the_embeddings() -> None:
     assert_rates(rates, {image + block: 0.5, text + block: 0.5})
     assert_rates(rates, {image + "ln_post.weight": 1.0, image + "proj": 1.0})
     assert_rates(rates, {text + "ln_final.bias": 1.0, text + "text_projection": 1.0})
-    assert_rates(rates, {"vision.prompter.key.weight": 1.0, "logit_scale": 1.0})
+    assert_rates(rates, {"vision.region_encoder.prompter.key.weight": 1.0, "logit_scale": 1.0})
 
 
 def test_timm_and_hugging_face_towers_decay(tmp_path: Path) -> None:
@@ -79,13 +79,15 @@ def test_decay_multiplies_what_layer_lr_says_and_new_parts_have_their_own() -> N
         lr=1.0,
         new_lr=4.0,
         layer_decay=0.5,
-        layer_lr={"vision.encoder": 0.1, "text": 0.0, "vision.box_head": 2.0},
+        layer_lr={"vision.encoder": 0.1, "text": 0.0, "vision.region_encoder.box_head": 2.0},
     )
     cloc = tiny_cloc()
     freeze_by_lr(cloc, optim)
     rates = peak_lrs(cloc, optim)
     assert_rates(rates, {"vision.encoder.visual.conv1.weight": 0.025, "logit_scale": 1.0})
-    assert_rates(rates, {"vision.prompter.key.weight": 4.0, "region_logit_scale": 4.0})
+    assert_rates(
+        rates, {"vision.region_encoder.prompter.key.weight": 4.0, "region_logit_scale": 4.0}
+    )
     assert {rate for name, rate in rates.items() if "box_head" in name} == {2.0}
     assert not any(name.startswith("text.") for name in rates)
 
@@ -105,7 +107,7 @@ def test_a_locked_tower_keeps_no_graph() -> None:
     assert cloc.encode_text(batch.caption_input_ids).grad_fn is None
     z = cloc.embed_boxes(image, batch.boxes, batch.region_image_index)
     z.sum().backward()
-    assert cloc.vision.prompter.key.weight.grad is not None
+    assert cloc.vision.region_encoder.prompter.key.weight.grad is not None
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig
-from cloc_mllm.data.images import ImageError, decode_image
+from cloc_mllm.data.images import ImageError, open_image
 from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.logging import read_log
@@ -350,7 +350,7 @@ def test_a_sample_that_cannot_be_read_stops_the_run(tmp_path: Path, num_workers:
 
     def broken(items: list[Any]) -> Batch:
         if any(torch.equal(y, dataset()[5][1]) for _, (_, y) in items):
-            decode_image(b"", "000123")
+            open_image(b"", name="000123")
         return collate(items)
 
     def train_with(collate_fn: Any, seen: list[list[int]]) -> None:

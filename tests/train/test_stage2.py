@@ -163,7 +163,7 @@ def test_each_trainable_parameter_gets_a_gradient(config) -> None:
 
 def test_rates_and_freezing_by_module(config) -> None:
     config.model.freeze_vision_encoder, config.model.box_head = False, True
-    rates = {"projector": 1e-3, "vision": 0.0, "vision.prompter": 1e-5, "box_head": 0.0}
+    rates = {"projector": 1e-3, "vision": 0.0, "vision.region_encoder": 1e-5, "box_head": 0.0}
     optim = TowerOptimConfig(lr=1e-4, layer_lr=rates)
     model, _ = build_mllm(config.model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -175,12 +175,13 @@ def test_rates_and_freezing_by_module(config) -> None:
     }
     by_part: dict[str, set[float]] = {}
     for name, rate in learnt.items():
-        part = "vision.prompter" if name.startswith("vision.prompter.") else name.split(".")[0]
+        in_region_encoder = name.startswith("vision.region_encoder.")
+        part = "vision.region_encoder" if in_region_encoder else name.split(".")[0]
         by_part.setdefault(part, set()).add(rate)
     assert by_part == {
         "projector": {1e-3},
         "region_projector": {1e-4},
-        "vision.prompter": {1e-5},
+        "vision.region_encoder": {1e-5},
         "language_model": {1e-4},
     }
 
