@@ -16,6 +16,7 @@ from transformers import BatchFeature, TextIteratorStreamer
 from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
 from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.records import Box
+from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import Boxes, clean_box
 from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
@@ -99,10 +100,9 @@ class GroundingPredictor:
                 f"{directory} is no MLLM directory (processor_config.json is missing); expected "
                 "what stage 2 writes to OUTPUT_DIR/model"
             )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = ClocMllmForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
         processor = ClocMllmProcessor.from_pretrained(directory)
-        torch.nn.Module.to(model, device)
+        torch.nn.Module.to(model, choose_device(device))
         return cls(model, processor)
 
     def ground(self, image: ImageSource, phrases: Sequence[str]) -> list[GroundedAnswer]:
