@@ -1,4 +1,4 @@
-"""A command line whose settings are the fields of a dataclass."""
+"""Command lines: settings that are the fields of a dataclass, and options of one spelling."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Config = TypeVar("Config")
 
@@ -72,3 +73,28 @@ def _one_line(message: str, known: Iterable[str]) -> str:
             hint = f"; did you mean {close[0]}?" if close else ""
             return f"there is no setting {name}{hint} (--help lists all)"
     return " ".join(message.split())
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose options have underscores in their names and may be typed with hyphens."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(
+            with_underscores(sys.argv[1:] if args is None else args), namespace
+        )
+
+
+def with_underscores(arguments: Iterable[str]) -> list[str]:
+    """Rewrites the names of options: `--max_drop_share=0.1` -> `--max_drop_share=0.1`.
+
+    Values stay as they are, and so does everything behind a bare `--`.
+    """
+    rewritten: list[str] = []
+    is_option_allowed = True
+    for argument in arguments:
+        is_option_allowed = is_option_allowed and argument != "--"
+        if is_option_allowed and argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            argument = "--" + name[2:].replace("-", "_") + equals + value
+        rewritten.append(argument)
+    return rewritten

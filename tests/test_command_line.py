@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloc_mllm.cli import main
-from cloc_mllm.command_line import parse_job
+from cloc_mllm.command_line import ArgumentParser, parse_job, with_underscores
 
 
 @dataclass
@@ -116,3 +116,30 @@ def test_a_setting_of_another_stage_is_refused(
     said = capsys.readouterr().err
     assert f"cloc-mllm: error: {command}: there is no setting {setting}" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--max-drop-share 0.1", "--max_drop_share 0.1"),
+        ("--max-drop-share=a-b", "--max_drop_share=a-b"),
+        ("--max_drop_share 0.1", "--max_drop_share 0.1"),
+        ("-n a-b --x-y", "-n a-b --x_y"),
+        ("a-b.json", "a-b.json"),
+        ("--a-b -- --c-d", "--a_b -- --c-d"),
+        ("--", "--"),
+    ],
+)
+def test_hyphens_are_underscores_in_names_of_options(typed: str, expected: str) -> None:
+    assert with_underscores(typed.split()) == expected.split()
+
+
+@pytest.mark.parametrize("option", ["--output_dir", "--output-dir", "--out", "--output-d"])
+@pytest.mark.parametrize("is_one_word", [True, False])
+def test_options_may_be_typed_with_hyphens_and_cut_short(option: str, is_one_word: bool) -> None:
+    parser = ArgumentParser()
+    commands = parser.add_subparsers()
+    commands.add_parser("build").add_argument("--output_dir")  # its parser is of the same class
+    value = "my-folder/a--b"
+    typed = [f"{option}={value}"] if is_one_word else [option, value]
+    assert parser.parse_args(["build", *typed]).output_dir == value

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from cloc_mllm.data.arguments import ArgumentParser, positive
+from cloc_mllm.command_line import ArgumentParser
+from cloc_mllm.data.arguments import positive
 from cloc_mllm.data.arrange import add_merge, add_split
 from cloc_mllm.data.build import add_build
 from cloc_mllm.data.checks.doctor import add_doctor

@@ -1,6 +1,6 @@
 """How many altered copies of real photos `cloc-mllm data leak-check` finds.
 
-cloc-mllm data build flickr30k-entities ... --out runs/data/flickr8k-val
+cloc-mllm data build flickr30k-entities ... --output_dir runs/data/flickr8k-val
 python eval/bench/leak_check.py --data runs/data/flickr8k-val
 """
 

@@ -1,6 +1,6 @@
 """Images a second of stage 1's loader, with boxes, against open_clip's webdataset pipeline.
 
-    cloc-mllm data build flickr30k-entities ... --out runs/data/flickr8k-train
+    cloc-mllm data build flickr30k-entities ... --output_dir runs/data/flickr8k-train
     PYTHONPATH=DIR python eval/bench/loader.py --data runs/data/flickr8k-train
 
 DIR holds the two packages the peer needs; without them the script says how to get them. Both sides

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from cloc_mllm.data.commands import main
+from cloc_mllm.data.commands import build_parser, main
 from cloc_mllm.data.parquet import load_records, read_manifest, write_records
 from cloc_mllm.data.records import Record
 
@@ -61,14 +63,14 @@ def test_too_many_drops_fail_the_build(tmp_path: Path, capsys: pytest.CaptureFix
     found = "3.jpg; there are 3 image files, such as 0.jpg"
     drop = {"kind": "record", "id": "3", "reason": "missing_image", "found": found}
     assert json.loads(report) == drop
-    assert main(["build", "coco", *source, "--out", str(out), "--max-drop-share", "0.25"]) == 0
+    assert main(["build", "coco", *source, "--out", str(out), "--max_drop_share", "0.25"]) == 0
     assert len(load_records(out)) == 3
 
 
 def test_build_refcoco_and_flickr_from_real_data(shared_data: Path, tmp_path: Path) -> None:
     refcoco = shared_data / "refcoco-mini"
     paths = ["--rows", str(refcoco / "refcoco_val.json"), "--images"]
-    paths += [str(refcoco / "images-val.tar"), "--max-drop-share", "1"]
+    paths += [str(refcoco / "images-val.tar"), "--max_drop_share", "1"]
     assert main(["build", "refcoco", *paths, "--out", str(tmp_path / "refcoco")]) == 0
     assert len(load_records(tmp_path / "refcoco")) == 78
 
@@ -105,6 +107,55 @@ def test_inspect_draws_a_sheet(built: Path, tmp_path: Path) -> None:
     assert first == again
     assert first != other
     assert Image.open(tmp_path / "a.png").width > 2 * 640
+
+
+def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from all_parsers(below)
+
+
+def test_options_are_of_one_style() -> None:
+    for parser in all_parsers(build_parser()):
+        options = [name for action in parser._actions for name in action.option_strings]
+        names = [name for name in options if name.startswith("--")]
+        assert [name for name in names if "-" in name[2:]] == []
+        if "--output_dir" in names:  # so that --out stays its short form
+            assert [name for name in names if name.startswith("--out")] == ["--output_dir"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--output_dir", "--output-dir"])
+def test_a_directory_however_its_option_is_typed(option: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "a")
+    assert main(["build", "scenes", "--num", "2", option, out]) == 0
+    assert main(["merge", out, option, str(tmp_path / "b")]) == 0
+    assert main(["split", out, option, str(tmp_path / "c"), "--parts", "all=1"]) == 0
+    assert main(["export", "coco", out, option, str(tmp_path / "d")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d"]
+
+
+def test_every_source_shares_its_options() -> None:
+    (build,) = [p for p in all_parsers(build_parser()) if p.prog == "cloc-mllm data build"]
+    for parser in list(all_parsers(build))[1:]:
+        options = {name for action in parser._actions for name in action.option_strings}
+        assert {"--output_dir", "--max_drop_share", "--allow_no_regions"} <= options
+        if not parser.prog.endswith("scenes"):
+            assert {"--encoding", "--boxes_of"} <= options
+
+
+def test_what_was_dropped_is_shown_with_shares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_coco(tmp_path, num_photos=4, num_present=3)
+    out = str(tmp_path / "data")
+    assert main(["build", "coco", *source, "--out", out, "--max-drop-share=0.25"]) == 0
+    capsys.readouterr()
+    assert main(["validate", out]) == 0, "what the build stated is no new fault"
+    assert "1 records of 4, 25.0% (missing_image 1)" in capsys.readouterr().out
+    assert main(["stats", out]) == 0
+    assert "1 records of 4, 25.0% (missing_image 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

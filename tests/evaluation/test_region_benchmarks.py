@@ -216,7 +216,7 @@ def test_benchmarks_are_declared_by_name(cloc_dir, tmp_path):
 def test_real_coco_photos(shared_data, cloc_dir, tmp_path):
     folder = shared_data / "formats"
     instances = folder / "coco_mini_instances_val2017.json"
-    arguments = ["--instances", str(instances), "--max-drop-share", "1"]
+    arguments = ["--instances", str(instances), "--max_drop_share", "1"]
     arguments += ["--images", str(folder / "coco_mini_images_val2017_24.tar")]
     data_main(["build", "coco", *arguments, "--out", str(tmp_path / "records")])
     settings = config(
