@@ -122,6 +122,8 @@ class Stage1DataConfig(DataConfig):
         flip: mirrors half of the images (leave it off when phrases name left and right).
         free_form_share: share of the regions that are prompted not by their box but by a point, a
             scribble or a rough mask drawn in it, or by all boxes of a phrase that names several.
+        allow_no_regions: trains on captions alone where no record has a region; off refuses such
+            a set before the first step.
         label_noise: spoils the training labels as a detector might: the standard deviation by
             which box corners move, in sides of their box, and the share of regions that get a
             wrong phrase.
@@ -130,6 +132,7 @@ class Stage1DataConfig(DataConfig):
     regions_per_image: int = 4
     flip: bool = False
     free_form_share: float = 0.0
+    allow_no_regions: bool = False
     label_noise: float = 0.0
 
 

@@ -1,8 +1,11 @@
-"""Which builds are refused: losing what people care about is never success."""
+"""Which builds and training sets are refused: losing what people care about is never success."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from cloc_mllm.data.drop_log import KINDS, DropLog
+from cloc_mllm.data.records import Record
 
 
 class RefusedBuildError(ValueError):
@@ -38,4 +41,36 @@ def refuse_no_regions(drop_log: DropLog) -> None:
         f"none of {drop_log.delivered['record']:,} records has a region (the source states "
         f"{num_read:,}), and there are {num_captions:,} captions; nothing was written. Name the "
         "annotations, or allow it with --allow_no_regions (allow_no_regions)"
+    )
+
+
+def refuse_nothing_to_learn(
+    records: Iterable[Record], *, learns_regions: bool, allow_no_regions: bool
+) -> None:
+    """Refuses a training set of stage 1 in which no record has what would be learned.
+
+    Args:
+        records: read up to the first that has it; their images are not looked at.
+        learns_regions: off for plain CLIP, which learns captions alone.
+        allow_no_regions: learn captions alone where no record has a region.
+
+    Raises:
+        ValueError: says how many records there are, and what they lack.
+    """
+    num_records = num_captions = 0
+    for record in records:
+        if record.regions and learns_regions:
+            return
+        num_records += 1
+        num_captions += len(record.captions)
+        if num_captions and (not learns_regions or allow_no_regions):
+            return
+    lacks = "region" if learns_regions and num_captions else "region or caption"
+    lacks = lacks if learns_regions else "caption"
+    advice = "look at it with `cloc-mllm data stats`, and build it with its annotations"
+    if lacks == "region":
+        advice += ", or train on captions alone with data.allow_no_regions"
+    raise ValueError(
+        f"none of the {num_records:,} training records has a {lacks} ({num_captions:,} captions), "
+        f"so there is nothing to learn; {advice}"
     )

@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 # take no part in the arithmetic (`steps` stretches the learning rate schedule, as it should).
 FREE_KEYS = frozenset(
     {
+        "data.allow_no_regions",
         "conversations.pack",
         "data.cache_dir",
         "data.feature_cache",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config
+from cloc_mllm.data.acceptance import refuse_nothing_to_learn
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
 from cloc_mllm.data.mixture import load_training_data, parts_of
 from cloc_mllm.data.noise import NoisyLabels
@@ -53,6 +54,11 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     model_config = resolve_model(config.model)
     config = dataclasses.replace(with_precision(config), model=model_config)
     records = load_training_data(config.data)
+    refuse_nothing_to_learn(
+        records.without_images(),
+        learns_regions=config.model.prompter.kind != "none",
+        allow_no_regions=config.data.allow_no_regions,
+    )
     dataset: Sequence[Record] = records
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)

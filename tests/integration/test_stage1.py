@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from cloc_mllm.cli import main as cli_main
+from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.train import stage1
@@ -230,6 +231,39 @@ def free_port() -> int:
             listener.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no free port below 32,000")
+
+
+@pytest.mark.parametrize(
+    ("keeps", "extra", "message"),
+    [
+        ("captions", [], r"none of the 8 training records has a region \(\d+ captions\)"),
+        ("captions", ["--data.allow_no_regions=true"], ""),
+        ("captions", ["--model.prompter.kind=none"], ""),
+        ("nothing", ["--data.allow_no_regions=true"], r"has a region or caption \(0 captions\)"),
+        ("regions", [], ""),
+        ("regions", ["--model.prompter.kind=none"], r"has a caption \(0 captions\)"),
+    ],
+)
+def test_a_set_with_nothing_to_learn_is_refused_before_the_first_step(
+    keeps: str, extra: list[str], message: str, inputs: Path, tmp_path: Path
+) -> None:
+    records = [
+        dataclasses.replace(
+            record,
+            regions=record.regions if keeps == "regions" else [],
+            captions=record.captions if keeps == "captions" else [],
+        )
+        for record in load_records(inputs / "records")[:8]
+    ]
+    write_records(records, tmp_path / "records")
+    train = f"--data.train={tmp_path / 'records'}"
+    settings = arguments(inputs, tmp_path / "out", "--run.steps=1", train, *extra)
+    if not message:
+        assert stage1.main(settings) == 0
+        return
+    with pytest.raises(ValueError, match=message):
+        stage1.main(settings)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
