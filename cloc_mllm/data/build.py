@@ -27,7 +27,7 @@ summary and drops.jsonl (in the directory) say what was found and what would hav
 a declared rule leaves out (crowds, other splits) is set aside and is no loss. The directory
 appears only when it is whole.
 
-Options may be typed with hyphens, too (--max-drop-share), and cut short (--out).
+Options may be typed with hyphens, too (--max_drop_share), and cut short (--out).
 
 exit status: 0 done; 2 wrong input, more than --max_drop_share of the records, regions, expressions
 or captions dropped, or nothing to learn from (see --allow_no_regions)

@@ -433,71 +433,114 @@ class Format(NamedTuple):
 
     name: str
     write: Callable[[list[Record], Path], None]
-    read: Callable[[Path, DropLog], Iterable[Record]]
+    read: Callable[..., Iterable[Record]]
+    files: tuple[str, ...]  # that hold annotations; globs
 
 
-def _rows(read: Any, name: str = "rows.jsonl", **options: Any) -> Any:
-    return lambda f, log: read(f / name, f / "images", drop_log=log, **options)
+def _rows(read: Any, name: str = "rows.jsonl", **fixed: Any) -> Any:
+    return lambda f, log, **more: read(f / name, f / "images", drop_log=log, **fixed, **more)
 
 
 FORMATS = [
     Format(
         "coco",
         write_coco_files,
-        lambda f, log: read_coco(
-            f / "instances.json", f / "images", captions=f / "captions.json", drop_log=log
+        lambda f, log, **more: read_coco(
+            f / "instances.json",
+            f / "images",
+            captions=f / "captions.json",
+            drop_log=log,
+            **more,
         ),
+        ("instances.json", "captions.json"),
     ),
-    Format("refcoco", write_refcoco_rows, _rows(read_refcoco, "rows.json")),
+    Format("refcoco", write_refcoco_rows, _rows(read_refcoco, "rows.json"), ("rows.json",)),
     Format(
         "refer",
         write_refer_files,
-        lambda f, log: read_refer(
-            f / "refs(unc).p", f / "instances.json", f / "images", split="val", drop_log=log
+        lambda f, log, **more: read_refer(
+            f / "refs(unc).p", f / "instances.json", f / "images", split="val", drop_log=log, **more
         ),
+        ("instances.json",),
     ),
-    Format("mdetr", write_mdetr_file, _rows(read_mdetr, "mdetr.json")),
-    Format("shikra_referring", write_shikra_referring, _rows(read_shikra)),
-    Format("shikra_captions", write_shikra_captions, _rows(read_shikra)),
-    Format("qwen_vl_lines", write_qwen_lines, _rows(read_qwen_vl)),
-    Format("qwen_vl_conversations", write_qwen_conversations, _rows(read_qwen_vl)),
-    Format("visual_genome_regions", write_vg_regions, _rows(read_visual_genome, "vg.json")),
-    Format("visual_genome_objects", write_vg_objects, _rows(read_visual_genome, "vg.json")),
+    Format("mdetr", write_mdetr_file, _rows(read_mdetr, "mdetr.json"), ("mdetr.json",)),
+    Format("shikra_referring", write_shikra_referring, _rows(read_shikra), ("rows.jsonl",)),
+    Format("shikra_captions", write_shikra_captions, _rows(read_shikra), ("rows.jsonl",)),
+    Format("qwen_vl_lines", write_qwen_lines, _rows(read_qwen_vl), ("rows.jsonl",)),
+    Format("qwen_vl_conversations", write_qwen_conversations, _rows(read_qwen_vl), ("rows.jsonl",)),
     Format(
-        "grit_tar", write_grit_tar, lambda f, log: read_grit_tars([f / "00000.tar"], drop_log=log)
+        "visual_genome_regions",
+        write_vg_regions,
+        _rows(read_visual_genome, "vg.json"),
+        ("vg.json",),
+    ),
+    Format(
+        "visual_genome_objects",
+        write_vg_objects,
+        _rows(read_visual_genome, "vg.json"),
+        ("vg.json",),
+    ),
+    Format(
+        "grit_tar",
+        write_grit_tar,
+        lambda f, log, **more: read_grit_tars([f / "00000.tar"], drop_log=log, **more),
+        (),
     ),
     Format(
         "grit_parquet",
         write_grit_table,
-        lambda f, log: read_grit_parquet([f / "grit.parquet"], drop_log=log),
+        lambda f, log, **more: read_grit_parquet([f / "grit.parquet"], drop_log=log, **more),
+        (),
     ),
-    Format("grit_rows", write_grit_rows, _rows(read_grit)),
-    Format("odvg_detection", write_odvg, _rows(read_odgt)),
-    Format("odvg_grounding", write_odvg_grounding, _rows(read_odgt)),
-    Format("odgt", write_odgt, _rows(read_odgt)),
+    Format("grit_rows", write_grit_rows, _rows(read_grit), ("rows.jsonl",)),
+    Format("odvg_detection", write_odvg, _rows(read_odgt), ("rows.jsonl",)),
+    Format("odvg_grounding", write_odvg_grounding, _rows(read_odgt), ("rows.jsonl",)),
+    Format("odgt", write_odgt, _rows(read_odgt), ("rows.jsonl",)),
     Format(
         "yolo",
         write_yolo_folder,
-        lambda f, log: read_yolo(f / "images", f / "labels", f / "data.yaml", drop_log=log),
+        lambda f, log, **more: read_yolo(
+            f / "images", f / "labels", f / "data.yaml", drop_log=log, **more
+        ),
+        ("data.yaml", "labels/*.txt"),
     ),
-    Format("pascal_voc", write_voc_folder, _rows(read_pascal_voc, "Annotations")),
+    Format(
+        "pascal_voc",
+        write_voc_folder,
+        _rows(read_pascal_voc, "Annotations"),
+        ("Annotations/*.xml",),
+    ),
     Format(
         "flickr30k_entities",
         write_flickr_folder,
-        lambda f, log: read_flickr30k_entities(f, f / "images", drop_log=log),
+        lambda f, log, **more: read_flickr30k_entities(f, f / "images", drop_log=log, **more),
+        ("Annotations/*.xml", "Sentences/*.txt"),
     ),
-    Format("llava_padded", write_llava_rows, _rows(read_llava, "rows.json", frame="padded")),
+    Format(
+        "llava_padded",
+        write_llava_rows,
+        _rows(read_llava, "rows.json", frame="padded"),
+        ("rows.json",),
+    ),
     Format(
         "llava_original",
         lambda records, f: write_llava_rows(records, f, padded=False),
         _rows(read_llava, "rows.json", frame="original"),
+        ("rows.json",),
     ),
-    Format("ferret", write_ferret_rows, _rows(read_ferret, "rows.json")),
-    Format("ms_swift_real", write_swift_rows, _rows(read_ms_swift)),
-    Format("ms_swift_norm1", lambda r, f: write_swift_rows(r, f, "norm1"), _rows(read_ms_swift)),
+    Format("ferret", write_ferret_rows, _rows(read_ferret, "rows.json"), ("rows.json",)),
+    Format("ms_swift_real", write_swift_rows, _rows(read_ms_swift), ("rows.jsonl",)),
+    Format(
+        "ms_swift_norm1",
+        lambda records, f: write_swift_rows(records, f, "norm1"),
+        _rows(read_ms_swift),
+        ("rows.jsonl",),
+    ),
     Format(
         "ms_swift_norm1000",
-        lambda r, f: write_swift_rows(r, f, "norm1000"),
+        lambda records, f: write_swift_rows(records, f, "norm1000"),
         _rows(read_ms_swift),
+        ("rows.jsonl",),
     ),
 ]
+BY_NAME = {form.name: form for form in FORMATS}

@@ -339,7 +339,7 @@ def test_fetch_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     }
     assert main(["fetch-report", str(tmp_path), "--listed", "20"]) == 0
     assert "30.0%" in capsys.readouterr().out
-    assert main(["fetch-report", str(tmp_path), "--min-share", "0.5"]) == 1
+    assert main(["fetch-report", str(tmp_path), "--min_share", "0.5"]) == 1
 
 
 def test_the_sha256_is_of_the_survivors_alone(tmp_path: Path) -> None:

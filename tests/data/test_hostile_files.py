@@ -303,7 +303,7 @@ def test_validate_counts_damage(built: Path, capsys: pytest.CaptureFixture[str])
     path.unlink()
     try:
         assert main(["validate", str(built)]) == 1
-        assert main(["validate", str(built), "--max-drop-share", "0.25"]) == 0
+        assert main(["validate", str(built), "--max_drop_share", "0.25"]) == 0
     finally:
         path.write_bytes(whole)
     printed = capsys.readouterr().out

@@ -48,7 +48,7 @@ def read_ferret(
             `other_layout`, regions `box_without_phrase` (a box that no mark stands for) and
             `unknown_annotation` (a mark without a box); turns without a box are noted.
     """
-    rows_of = group_by_photo(named_rows(rows, options, drop_log, own_boxes=_MARK))
+    rows_of = group_by_photo(named_rows(rows, options, drop_log, own_marks=["<bbox_location"]))
     ids = ids_of_names(rows_of)
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, image_rows in rows_of.items():

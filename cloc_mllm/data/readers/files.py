@@ -143,12 +143,14 @@ class Files:
 
 
 def _found_match(name: str, found: Found) -> Match:
+    rank = 2 if found.is_whole else 3
     if len(found.paths) == 1:
-        return Match(found.paths[0], plain_path(name), found.how, 2 if found.is_whole else 3)
+        return Match(found.paths[0], plain_path(name), found.how, rank)
     listed = ", ".join(map(shown, found.paths[:_NUM_SHOWN]))
     num_more = len(found.paths) - _NUM_SHOWN
     more = f" or {num_more:,} more" if num_more > 0 else ""
-    return Match("", fault="ambiguous_image", found=f"{shown(name)}, which may be {listed}{more}")
+    said = f"{shown(name)}, which may be {listed}{more}"
+    return Match("", rank=rank, fault="ambiguous_image", found=said)
 
 
 def settle(files: Files, items: Iterable[Names]) -> dict[Names, Match]:
@@ -174,7 +176,7 @@ def _settled(match: Match, claims: dict[str, int]) -> Match:
     if not rivals:
         return match
     found = f"{shown(match.name)}, which may be {shown(match.path)}, as may {shown(rivals[0])}"
-    return Match("", match.name, fault="ambiguous_image", found=found)
+    return Match("", match.name, rank=3, fault="ambiguous_image", found=found)
 
 
 @contextmanager

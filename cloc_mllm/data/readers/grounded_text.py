@@ -13,7 +13,7 @@ then names its boxes in one of three ways:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
 BOX = "\ue000"  # a private character, which no text has
@@ -62,11 +62,19 @@ class Grounding(NamedTuple):
     kind: Kind
 
 
-def layout_of_answers(texts: Sequence[str]) -> str:
-    """Names the first notation of boxes, of those of other formats, that is in the texts; or ""."""
-    return next(
-        (name for mark, name in _OTHER_NOTATIONS.items() if any(mark in text for text in texts)), ""
-    )
+def foreign_notation(texts: Sequence[str], own: Collection[str] = ()) -> str:
+    """Names the notation in which another format writes boxes into these texts.
+
+    Args:
+        own: marks of the format itself; texts that have one are its own.
+
+    Returns:
+        "" for none.
+    """
+    if any(mark in text for mark in own for text in texts):
+        return ""
+    named = _OTHER_NOTATIONS.items()
+    return next((name for mark, name in named if any(mark in text for text in texts)), "")
 
 
 def ground_turns(turns: Sequence[str]) -> list[Grounding]:

@@ -12,7 +12,7 @@ itself (`frame="original"`), Ferret-Bench too. The numbers cannot tell; `cloc-ml
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns, layout_of_answers
+from cloc_mllm.data.readers.grounded_text import BOX, Grounding, foreign_notation, ground_turns
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import Box, DropLog, Record, Region
@@ -62,7 +62,7 @@ def read_llava(
             (no `conversations`, several images, boxes written otherwise); rows without an image are
             set aside, turns without a box noted.
     """
-    rows_of = group_by_photo(named_rows(rows, options, drop_log, own_boxes=_BOX_TEXT))
+    rows_of = group_by_photo(named_rows(rows, options, drop_log))
     ids = ids_of_names(rows_of)
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, image_rows in rows_of.items():
@@ -85,13 +85,13 @@ def _boxes(corners: Sequence[list[float]], photo: Photo, frame: Frame) -> list[B
 
 
 def named_rows(
-    path: str | Path, options: ReadOptions, drop_log: DropLog, own_boxes: re.Pattern[str]
+    path: str | Path, options: ReadOptions, drop_log: DropLog, own_marks: Collection[str] = ()
 ) -> Iterator[tuple[str, Row]]:
     """Yields (image, row) of each row that has one image and a conversation.
 
     Args:
-        own_boxes: how this format writes boxes; rows that have none of them, but others, are of
-            another layout.
+        own_marks: how this format marks boxes; rows with marks of others alone are of another
+            layout.
     """
     for item, row in read_rows(path, options.encoding):
         if not isinstance(row, dict):
@@ -100,7 +100,7 @@ def named_rows(
         image, turns = image_of(row), turns_of(row)
         if image is None and "image" not in row and "images" not in row:
             drop_log.put_aside("row", "no_image")
-        elif layout := _other_layout(row, image, turns, own_boxes):
+        elif layout := _other_layout(row, image, turns, own_marks):
             drop_log.add("row", item, "other_layout", layout)
         else:
             yield str(image), row
@@ -115,14 +115,13 @@ def image_of(row: Row) -> str | None:
     return found if isinstance(found, str) and found.strip() else None
 
 
-def _other_layout(row: Row, image: str | None, turns: list[str], own_boxes: re.Pattern[str]) -> str:
+def _other_layout(row: Row, image: str | None, turns: list[str], own_marks: Collection[str]) -> str:
     if image is None:
         return f"image {row.get('image', row.get('images'))!r}, not one name"
     if not turns:
         keys = ", ".join(list(map(str, row))[:8])
         return f"no `conversations`; the row has {keys}"
-    has_own = any(map(own_boxes.search, turns))
-    return "" if has_own else layout_of_answers(turns)
+    return foreign_notation(turns, own_marks)
 
 
 def turns_of(row: Row) -> list[str]:

@@ -26,7 +26,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns, layout_of_answers
+from cloc_mllm.data.readers.grounded_text import BOX, Grounding, foreign_notation, ground_turns
 from cloc_mllm.data.readers.llava import image_of, regions_said
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.texts import read_rows
@@ -97,11 +97,7 @@ def _other_layout(row: Row) -> str:
     images = row.get("images")
     if isinstance(images, list) and len(images) > 1:
         return f"{len(images)} images in a row"
-    if as_list(as_dict(row.get("objects")).get("bbox")):
-        return ""
-    return layout_of_answers(
-        [text for text in _turns(row, []) if _BOX_MARK not in text and BOX not in text]
-    )
+    return foreign_notation(_turns(row, []), own=[BOX])
 
 
 def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:

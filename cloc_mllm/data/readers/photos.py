@@ -165,10 +165,17 @@ def open_photos(
 
 
 def group_by_photo(rows: Iterable[tuple[Any, Any]]) -> dict[str, list[Any]]:
-    """Groups (name of the image, row) pairs by the path that the name means, in their order."""
+    """Groups (name of the image, row) pairs by the path that the name means, in their order.
+
+    Returns:
+        the first name that was written for an image -> its rows.
+    """
+    first_names: dict[str, str] = {}
     grouped: dict[str, list[Any]] = {}
     for name, row in rows:
-        grouped.setdefault(plain_path(id_key(name) or ""), []).append(row)
+        written = id_key(name) or ""
+        first = first_names.setdefault(plain_path(written), written)
+        grouped.setdefault(first, []).append(row)
     return grouped
 
 

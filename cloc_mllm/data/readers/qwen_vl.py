@@ -28,7 +28,7 @@ from cloc_mllm.data.readers import (
     regions_of_expressions,
     single,
 )
-from cloc_mllm.data.readers.grounded_text import layout_of_answers
+from cloc_mllm.data.readers.grounded_text import foreign_notation
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.readers.values import id_key
@@ -82,7 +82,7 @@ def _named_rows(
         distinct = {id_key(name) for name in names}
         if len(distinct) != 1 or None in distinct:
             drop_log.add("row", item, "bad_row", f"images {sorted(map(str, distinct))}")
-        elif not any(map(_BOX.search, turns)) and (layout := layout_of_answers(turns)):
+        elif layout := foreign_notation(turns, own=["<box>"]):
             drop_log.add("row", item, "other_layout", layout)
         else:
             yield str(names[0]), row

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, as_dict, deliver, open_photos
-from cloc_mllm.data.readers.files import Files, Match, Names, open_files, settle
+from cloc_mllm.data.readers.files import Files, Names, open_files, settle
 from cloc_mllm.data.readers.names import ids_of_names, is_image_name, without_suffix
 from cloc_mllm.data.readers.photos import OTHER_FILES
 from cloc_mllm.data.readers.texts import decode, is_yaml, lines_of, read_class_list, read_yaml
@@ -27,6 +27,7 @@ _SPLITS = ("train", "val", "test")
 _LISTS = ("classes.txt", "labels.txt", "notes.txt")  # what tools put among the label files
 _NUM_SAMPLED = 2000  # label files that are looked at to tell what their rows are
 _IMAGES_PART = re.compile(r"(^|.*/)images(/.*|$)")  # the last part of this name
+_SWAPPED = r"\1labels\2"
 
 
 class _Known(NamedTuple):
@@ -101,18 +102,20 @@ def read_yolo(  # noqa: PLR0913  what the source can be told
         paths = [path for path in photos.files.names() if path.startswith(places.folders)]
         image_paths = [path for path in paths if is_image_name(path)]
         ids = ids_of_names(image_paths)
-        label_of = settle(label_files, map(_label_names, image_paths))
+        names_of = {path: _label_names(places.images, path) for path in image_paths}
+        label_of = settle(label_files, names_of.values())
         used = set()
         for path in image_paths:
-            label, photo = label_of[_label_names(path)], photos.find(path)
+            label, photo = label_of[names_of[path]], photos.find(path)
             regions: list[Region] = []
-            if label.fault == "ambiguous_image":
+            # the end of a path alone does not do: most data sets have images without labels
+            if label.rank > 2 or label.fault == "missing_image":
+                drop_log.note("images without a label file", example=path)
+            elif label.fault:
                 photo = photo.refused("bad_annotation", label.found)
-            elif _is_its_label(label):
+            else:
                 used.add(label.path)
                 regions = _to_regions(label.path, labels_there, photo, known, drop_log)
-            else:
-                drop_log.note("images without a label file", example=path)
             yield from deliver(ids[path], photo, SOURCE, [], regions, drop_log)
         for path in set(paths) - set(image_paths):
             if PurePosixPath(path).suffix.lower() not in (".txt", ".yaml", ".yml", ".cache"):
@@ -126,9 +129,7 @@ def _stated_places(images: str | Path, labels: str | Path | None) -> _Places:
 
 def _labels_beside(images: Path) -> Path:
     """Ultralytics' rule: the last `images` of the path is `labels`; else they lie together."""
-    if found := _IMAGES_PART.fullmatch(images.as_posix()):
-        return Path(f"{found[1]}labels{found[2]}")
-    return images
+    return Path(_IMAGES_PART.sub(_SWAPPED, images.as_posix()))
 
 
 def _places_of(path: Path, table: dict[str, Any], split: str) -> _Places:
@@ -175,15 +176,12 @@ def _told_task(labels: _Labels, has_yaml: bool) -> Task | None:
     return tell_task(rows) or ("segment" if has_yaml else None)
 
 
-def _label_names(path: str) -> Names:
+def _label_names(images: Path, path: str) -> Names:
+    """What the label file of an image may be called, from the top of the disk and below."""
     stem = without_suffix(path)
-    swapped = _IMAGES_PART.sub(r"\1labels\2", stem)
-    return tuple(dict.fromkeys((f"{swapped}.txt", f"{stem}.txt")))
-
-
-def _is_its_label(match: Match) -> bool:
-    """The end of a path alone does not do: most data sets have images without labels."""
-    return bool(match.path) and match.rank <= 2
+    whole = f"{images.resolve().as_posix()}/{stem}"
+    names = (f"{_IMAGES_PART.sub(_SWAPPED, name)}.txt" for name in (whole, stem))
+    return tuple(dict.fromkeys((*names, f"{stem}.txt")))
 
 
 def _to_regions(
