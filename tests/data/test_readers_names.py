@@ -214,6 +214,14 @@ def test_files_are_listed_once_and_only_when_a_path_fails() -> None:
     assert store.num_listings == 1
 
 
+def test_many_missing_files_are_told_fast() -> None:
+    files = files_of(*(f"{number}.jpg" for number in range(100_000)))
+    started = time.process_time()
+    for number in range(10_000):
+        assert files.match(f"no_{number}.jpg").fault == "missing_image"
+    assert time.process_time() - started < 20
+
+
 @pytest.mark.parametrize("names", ["deeper", "absolute", "frames"])
 def test_many_files_are_found_fast(names: str) -> None:
     """100,000 files, 10,000 names; seconds would be minutes if a name looked at every file."""

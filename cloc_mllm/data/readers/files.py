@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -109,7 +110,7 @@ class Files:
             if several is not None:
                 return several
         sought = ", ".join(map(shown, names)) or "an image without a name"
-        return Match("", fault="missing_image", found=f"{sought}; {self._holds()}")
+        return Match("", fault="missing_image", found=f"{sought}; {self._holds}")
 
     def _match(self, name: str, max_rank: int) -> Match:
         if self._store.has(name):
@@ -134,6 +135,7 @@ class Files:
                 if parts[:length] == self._root[-length:]:
                     yield "/".join(parts[length:])
 
+    @cached_property
     def _holds(self) -> str:
         """What is there instead, to compare a name with."""
         images = [path for path in self.names() if is_image_name(path)]
