@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.records import Record
-from cloc_mllm.evaluation.queries import build_benchmark
+from cloc_mllm.evaluation.record_index import RecordIndex
 from cloc_mllm.inference.grounding_predictor import (
     ChatRequest,
     GroundedAnswer,
@@ -86,10 +86,9 @@ def random_predictor(
 def scene_questions(records: Sequence[Record]) -> list[ChatRequest]:
     """The `rec` questions about the records; those about one image share the object."""
     images = {record.id: record.load_image() for record in records}
-    queries = build_benchmark(records, ["rec"]).queries
     return [
-        ChatRequest(images[query.image_id], PROMPTS["ground"].format(phrase=query.text))
-        for query in queries
+        ChatRequest(images[asked.image_id], PROMPTS["ground"].format(phrase=asked.text))
+        for asked in RecordIndex(records).expressions
     ]
 
 

@@ -148,15 +148,17 @@ class GroundingPredictor:
         *,
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
+        batch_size: int = _BATCH_SIZE,
     ) -> list[GroundedAnswer]:
         """Answer any questions, batched; all other methods are thin wrappers of this one.
 
         Args:
+            batch_size: questions at a time.
             boxes_only: each answer is one box (see `ground`), of as many tokens as that takes.
         """
         answers: list[GroundedAnswer] = []
-        for start in range(0, len(requests), _BATCH_SIZE):
-            reading = self.read(requests[start : start + _BATCH_SIZE])
+        for start in range(0, len(requests), batch_size):
+            reading = self.read(requests[start : start + batch_size])
             answers += self.write(reading, max_new_tokens=max_new_tokens, boxes_only=boxes_only)
         return answers
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.answer_questions import answer_questions
 from cloc_mllm.evaluation.benchmarks.job import Job, predict
 from cloc_mllm.evaluation.benchmarks.questions import Question, QuestionSet
-from cloc_mllm.evaluation.predictions import ReferenceRow, read_predictions
+
+from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.rows.rows import ReferenceRow, read_predictions
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
 

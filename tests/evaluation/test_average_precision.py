@@ -6,8 +6,8 @@ import io
 import numpy as np
 import pytest
 
-from cloc_mllm.evaluation.average_precision import average_precision
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.stats.average_precision import average_precision
 
 pytest.importorskip("pycocotools")
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloc_mllm.evaluation.binary import auroc, best_threshold, binary_scores
-from cloc_mllm.evaluation.statistics import bootstrap_interval
+from cloc_mllm.evaluation.scores.binary import auroc, best_threshold, binary_scores
+from cloc_mllm.evaluation.stats.bootstrap import bootstrap_interval
 
 
 def test_precision_recall_f1_equal_the_counts() -> None:

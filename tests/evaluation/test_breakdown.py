@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from cloc_mllm.evaluation.breakdown import RULES, breakdowns, groups_of
-from cloc_mllm.evaluation.predictions import ReferenceRow
+from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.stats.breakdown import RULES, breakdowns, groups_of
 
 LARGE = (0.0, 0.0, 0.5, 0.5)
 

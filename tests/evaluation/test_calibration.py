@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloc_mllm.evaluation.calibration import COVERAGES, calibration, selective_accuracy
+from cloc_mllm.evaluation.stats.calibration import COVERAGES, calibration, selective_accuracy
 
 
 def simulated(num=4000, shift=0.0, seed=0):

@@ -3,9 +3,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-
 from cloc_mllm.evaluation.captioning import meteor, score, words_of
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 pytest.importorskip("pycocoevalcap", reason="captioning needs pycocoevalcap (the eval extra)")
 

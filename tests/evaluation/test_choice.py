@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-
 from cloc_mllm.evaluation.choice import is_failure, read_choice, score
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 
 @pytest.mark.parametrize(

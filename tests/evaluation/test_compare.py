@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cloc_mllm.evaluation.compare import compare, main
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, write_rows
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, write_rows
 
 TRUE, WRONG = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
 EVIL = '<script>alert("1")</script>'

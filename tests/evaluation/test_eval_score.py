@@ -11,8 +11,8 @@ import pytest
 
 from cloc_mllm import cli
 from cloc_mllm.evaluation.compat import COMPATS
-from cloc_mllm.evaluation.eval_score import ScoreOptions, main, score
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, write_rows
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, write_rows
+from cloc_mllm.evaluation.score import ScoreOptions, main, score
 
 BOX = (0.2, 0.2, 0.5, 0.75)
 TEXTS = {

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
+from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
 
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.transforms import preprocess
-from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
 from cloc_mllm.evaluation.queries import build_benchmark
 from cloc_mllm.evaluation.quick import CLOC_TASKS, quick_region_metrics
-from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
 from cloc_mllm.geometry import CANVAS, Boxes
 
 NO_INDEX = torch.zeros(1, dtype=torch.long)

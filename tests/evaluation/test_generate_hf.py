@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cloc_mllm.evaluation.generate_cloc import Settings
+from cloc_mllm.evaluation.generate_hf import HfModel, check_prompt, predict_hf
 from PIL import Image
 
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.generate_cloc import Settings
-from cloc_mllm.evaluation.generate_hf import HfModel, check_prompt, predict_hf
-from cloc_mllm.evaluation.predictions import read_predictions
 from cloc_mllm.evaluation.queries import build_benchmark
+from cloc_mllm.evaluation.rows.rows import read_predictions
 from cloc_mllm.evaluation.run import evaluate
 from tests.evaluation.tiny_hf import save_paligemma, save_qwen2_5_vl
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
-from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.generate_cloc import Settings
 from cloc_mllm.evaluation.generate_phrases import predict_phrases, rank_boxes
+
+from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.queries import Query
 from cloc_mllm.geometry import CANVAS, Boxes, elementwise_iou
 from tests.evaluation.conftest import build_tiny_cloc

@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
-
-from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.generate_cloc import Settings
 from cloc_mllm.evaluation.generate_true_boxes import (
     TRUE_BOX_TASKS,
@@ -16,6 +13,9 @@ from cloc_mllm.evaluation.generate_true_boxes import (
 )
 from cloc_mllm.evaluation.prompts import class_embeddings
 from cloc_mllm.evaluation.true_boxes import TrueBox, TrueBoxes
+from PIL import Image
+
+from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.models.region_pooling import roi_align_tokens
 from tests.evaluation.conftest import build_tiny_cloc

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-
 from cloc_mllm.evaluation.judged import SCORED, score
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 
 def make_pair(index: int, kind: str, scores: list[float] | None) -> ScoredPair:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cloc_mllm.data.records import Region
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation.lmms_eval_rows import main, write_rec_task
+from cloc_mllm.evaluation.predictors.lmms_eval_rows import main, write_rec_task
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference import GroundedAnswer
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
@@ -54,7 +54,7 @@ def plugin(monkeypatch):
         module = types.ModuleType(name)
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
-    name = "cloc_mllm.evaluation.lmms_eval_model"
+    name = "cloc_mllm.evaluation.predictors.lmms_eval"
     yield importlib.import_module(name)
     del sys.modules[name]
 

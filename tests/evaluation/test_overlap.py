@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou as torchvision_box_iou
 
 from cloc_mllm.bench.scoring import lmms_eval_module
-from cloc_mllm.evaluation.overlap import paired_iou
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 from cloc_mllm.geometry import elementwise_iou
 
 NUM_CASES = 10_000

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test
 
-from cloc_mllm.evaluation.paired import paired_test, sign_flip_p
-from cloc_mllm.evaluation.statistics import QueryScores
+from cloc_mllm.evaluation.stats.bootstrap import QueryScores
+from cloc_mllm.evaluation.stats.paired import paired_test, sign_flip_p
 
 
 def answers(win_rate, lose_rate, num_models=1, seed=0):

@@ -4,10 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from cloc_mllm.evaluation.region_benchmarks import phrase_queries
 
 from cloc_mllm.evaluation import phrase_grounding
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
-from cloc_mllm.evaluation.region_benchmarks import phrase_queries
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 LEFT, RIGHT, ALL = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
 TINY = (0.0, 0.0, 0.01, 0.01)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from cloc_mllm.evaluation.predictions import (
+from cloc_mllm.evaluation.rows.rows import (
     PredictionRow,
     ReferenceRow,
     merge_by_id,

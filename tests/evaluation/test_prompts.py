@@ -2,7 +2,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-
 from cloc_mllm.evaluation.prompts import class_embeddings, templates_of
 
 

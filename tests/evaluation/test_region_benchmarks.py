@@ -4,14 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-
-from cloc_mllm.data.commands import main as data_main
-from cloc_mllm.data.parquet import write_records
-from cloc_mllm.data.records import Record, Region
-from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.predictions import read_predictions, read_references
-from cloc_mllm.evaluation.queries import build_benchmark
 from cloc_mllm.evaluation.region_benchmarks import (
     DECLARED,
     Declared,
@@ -19,6 +11,14 @@ from cloc_mllm.evaluation.region_benchmarks import (
     check_declared,
     declared_benchmark,
 )
+
+from cloc_mllm.data.commands import main as data_main
+from cloc_mllm.data.parquet import write_records
+from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.config import EvalConfig
+from cloc_mllm.evaluation.queries import build_benchmark
+from cloc_mllm.evaluation.rows.rows import read_predictions, read_references
 from cloc_mllm.evaluation.run import evaluate
 from tests.tiny_mllm import cloc_dir
 

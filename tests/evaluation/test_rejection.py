@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.rejection import is_failure, refuses, score
+
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 BOX = (0.0, 0.0, 0.5, 0.5)
 FAR = (0.6, 0.6, 0.9, 0.9)

@@ -2,13 +2,13 @@ import re
 
 import numpy as np
 import pytest
+from cloc_mllm.evaluation.report.details import details_html
+from cloc_mllm.evaluation.report.paper_table import paper_tables
+from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
 from PIL import Image
 
-from cloc_mllm.evaluation.paper_table import paper_tables
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow
-from cloc_mllm.evaluation.report import choose_examples, write_report
-from cloc_mllm.evaluation.report_details import details_html
-from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
+from cloc_mllm.evaluation.report.page import choose_examples, write_report
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 
 EVIL = '<script>alert("1")</script> & more'
 

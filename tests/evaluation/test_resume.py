@@ -13,14 +13,14 @@ from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation import run
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.predictions import PredictionRow, read_predictions
 from cloc_mllm.evaluation.queries import Query
-from cloc_mllm.evaluation.resume import (
+from cloc_mllm.evaluation.rows.resume import (
     append_rows,
     model_identity,
     queries_digest,
     resume_predictions,
 )
+from cloc_mllm.evaluation.rows.rows import PredictionRow, read_predictions
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
 
 __all__ = ["cloc_dir", "llm_dir", "mllm_dir"]

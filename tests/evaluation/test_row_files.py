@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow
-from cloc_mllm.evaluation.row_files import read_prediction_file, read_reference_file
+from cloc_mllm.evaluation.rows.files import read_prediction_file, read_reference_file
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 
 BOX = [0.1, 0.2, 0.3, 0.4]
 REFERENCES = [

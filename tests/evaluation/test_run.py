@@ -8,8 +8,8 @@ from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.predictions import read_predictions, read_references
 from cloc_mllm.evaluation.queries import TASKS, row_tasks
+from cloc_mllm.evaluation.rows.rows import read_predictions, read_references
 from cloc_mllm.evaluation.run import choose_device, evaluate, main
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
 

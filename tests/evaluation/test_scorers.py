@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cloc_mllm.evaluation import grounding, rec, referring, region_classification, retrieval
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 BOX, OTHER = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
 

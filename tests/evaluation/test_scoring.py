@@ -1,13 +1,13 @@
 from dataclasses import replace
 
 import pytest
+from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
 
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.predictions import PredictionRow
 from cloc_mllm.evaluation.queries import TASKS, build_benchmark, row_tasks
-from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
-from cloc_mllm.evaluation.table import metric_title, render_table
+from cloc_mllm.evaluation.report.table import metric_title, render_table
+from cloc_mllm.evaluation.rows.rows import PredictionRow
 
 
 @pytest.fixture(scope="module")

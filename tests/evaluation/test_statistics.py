@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloc_mllm.evaluation.statistics import (
+from cloc_mllm.evaluation.stats.bootstrap import (
     QueryScores,
     bootstrap_interval,
     difference_interval,

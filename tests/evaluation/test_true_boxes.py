@@ -3,15 +3,15 @@
 import json
 
 import pytest
-
-from cloc_mllm.data.records import Record, Region
-from cloc_mllm.evaluation.queries import build_benchmark
 from cloc_mllm.evaluation.true_boxes import (
     BoxRules,
     read_true_boxes,
     true_box_queries,
     true_boxes_of,
 )
+
+from cloc_mllm.data.records import Record, Region
+from cloc_mllm.evaluation.queries import build_benchmark
 
 
 def annotation(number, category_id=1, bbox=(10, 10, 20, 20), image_id=5, **more):

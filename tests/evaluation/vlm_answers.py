@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cloc_mllm.evaluation.answers import FORMATS, Reading, read_lenient, read_strict
-from cloc_mllm.evaluation.overlap import paired_iou
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FILES = sorted((DATA / "vlm-answers").glob("*.json"))

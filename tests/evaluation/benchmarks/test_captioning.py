@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from cloc_mllm.evaluation.benchmarks.captioning import captioning_questions
 
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.evaluation.benchmarks.captioning import captioning_questions
 
 
 def make_record(*regions: Region) -> Record:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloc_mllm.evaluation.commands import main
-from cloc_mllm.evaluation.predictions import read_predictions, read_references
+from cloc_mllm.evaluation.rows.rows import read_predictions, read_references
 from tests.evaluation.benchmarks.conftest import write_lines
 from tests.evaluation.benchmarks.test_judge import FakeJudge, fake
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cloc_mllm.evaluation.benchmarks.ferret_bench import (
     boxes_to_regions,
     ferret_bench_questions,
 )
+
 from tests.evaluation.benchmarks.conftest import write_lines
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cloc_mllm.evaluation.benchmarks.ferret_bench import JudgeItem
 from cloc_mllm.evaluation.benchmarks.judge import (
     INSTRUCTION,
@@ -22,7 +21,8 @@ from cloc_mllm.evaluation.benchmarks.judge import (
     read_rules,
     read_scores,
 )
-from cloc_mllm.evaluation.predictions import PredictionRow
+
+from cloc_mllm.evaluation.rows.rows import PredictionRow
 
 
 class FakeJudge:

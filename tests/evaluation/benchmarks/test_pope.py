@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cloc_mllm.evaluation.benchmarks.pope import pope_questions
+
 from tests.evaluation.benchmarks.conftest import write_lines
 
 

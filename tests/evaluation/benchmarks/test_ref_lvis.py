@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-
-from cloc_mllm.data.shapes import MASK_SIZE, polygon_mask
 from cloc_mllm.evaluation.benchmarks.ref_lvis import (
     class_name,
     enclosing_box,
     ref_lvis_questions,
 )
+
+from cloc_mllm.data.shapes import MASK_SIZE, polygon_mask
 
 TRIANGLE = [0, 0, 50, 0, 0, 50]  # in pixels of a 100 x 50 image
 

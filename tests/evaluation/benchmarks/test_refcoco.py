@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from cloc_mllm.evaluation.benchmarks import refcoco
 from cloc_mllm.evaluation.benchmarks.refcoco import NUM_EXPRESSIONS, refcoco_questions
 

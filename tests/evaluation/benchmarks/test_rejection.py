@@ -6,6 +6,7 @@ from cloc_mllm.evaluation.benchmarks.rejection import (
     rejection_phrases,
     rejection_questions,
 )
+
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 
 

@@ -1,0 +1,202 @@
+"""Two models side by side: a Markdown table, and a page of differences, curves and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from cloc_mllm.data.drawing import Rgb, draw_regions
+from cloc_mllm.evaluation.report.examples import (
+    ANSWER_COLOR,
+    IMAGE_SIDE_PX,
+    TRUE_COLOR,
+    Example,
+    box_text,
+)
+from cloc_mllm.evaluation.report.plots import Curve, Plot, curve_plot
+from cloc_mllm.evaluation.report.table import ROUNDING, aligned, metric_title, with_interval
+from cloc_mllm.evaluation.rows.rows import ScoredPair
+from cloc_mllm.evaluation.scores.boxes import answer_iou
+from cloc_mllm.evaluation.stats.details import CURVE_THRESHOLDS
+from cloc_mllm.evaluation.tasks import Scorer, all_scorers
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.pages import image_source, render_page
+
+if TYPE_CHECKING:
+    from cloc_mllm.evaluation.compare import Compared, Comparison
+
+SIGNIFICANT = 0.05
+OTHER_COLOR: Rgb = (31, 119, 180)
+BothPairs = tuple[Sequence[ScoredPair], Sequence[ScoredPair]]
+LoadImage = Callable[[str], Image.Image | None]
+
+
+def comparison_table(comparison: Comparison) -> str:
+    """Both models' metrics with their paired difference; the better one bold if p < 0.05."""
+    rows = [
+        [task, row["title"], *_bold(row), row["difference"], row["p"], row["n"]]
+        for task, entries in comparison.tasks.items()
+        for row in (_row(metric_title(name), entry) for name, entry in entries.items())
+    ]
+    notes = [
+        f"A is {comparison.models[0]}, B is {comparison.models[1]}.",
+        "In percent, with 95 % intervals (bootstrap over images); p of a sign-flip test over "
+        f"images, not corrected for the number of rows; bold is better with p < {SIGNIFICANT}.",
+        ROUNDING,
+    ]
+    columns = ["task", "metric", "A", "B", "A - B", "p", "n"]
+    return "\n".join([*aligned(columns, rows), "", *notes]) + "\n"
+
+
+def _bold(row: Mapping[str, str]) -> list[str]:
+    return [f"**{row[name]}**" if row["better"] == name else row[name] for name in ("a", "b")]
+
+
+def _row(title: str, entry: Compared) -> dict[str, str]:
+    """One metric of both models as texts; `better` is "" where the difference may be chance."""
+    difference = entry.difference
+    better = "a" if difference.value > 0 else "b"
+    return {
+        "title": title,
+        "a": with_interval(entry.a),
+        "b": with_interval(entry.b),
+        "difference": with_interval(difference, sign="+"),
+        "p": "< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}",
+        "n": str(entry.a.n),
+        "better": better if difference.p_value < SIGNIFICANT else "",
+    }
+
+
+def write_comparison_report(
+    path: str | Path,
+    comparison: Comparison,
+    pairs: Mapping[str, BothPairs],
+    load_image: LoadImage,
+    *,
+    num_examples: int = 6,
+) -> None:
+    """Writes the page.
+
+    Args:
+        pairs: answers of A and of B by task, in the same order.
+        load_image: image id -> RGB image in the original frame, or None.
+        num_examples: shown of the answers that A did better, and as many of B's.
+    """
+    scorers = all_scorers()
+    metrics = {
+        scorers[task].title: [_row(metric_title(name), entry) for name, entry in entries.items()]
+        for task, entries in comparison.tasks.items()
+    }
+    tasks = [
+        _task(name, comparison, both, load_image, num_examples) for name, both in pairs.items()
+    ]
+    page = render_page(
+        "comparison.html.j2",
+        title="cloc-mllm evaluation: two models",
+        models=list(zip("AB", comparison.models, comparison.names, strict=True)),
+        only_in=list(zip("AB", comparison.only_in, strict=True)),
+        significant=SIGNIFICANT,
+        metrics=metrics,
+        tasks=[task for task in tasks if task["curve"] or task["examples"] is not None],
+    )
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def _task(
+    name: str, comparison: Comparison, both: BothPairs, load_image: LoadImage, num_examples: int
+) -> dict[str, Any]:
+    scorer = all_scorers()[name]
+    groups = comparison.breakdowns.get(name)
+    view: dict[str, Any] = {
+        "name": name,
+        "title": scorer.title,
+        "protocol": scorer.protocol,
+        "curve": None if groups is None else _curve(both),
+        "groups": {
+            title: [_row(group, entry) for group, entry in entries.items()]
+            for title, entries in (groups or {}).items()
+        },
+        "examples": None,
+    }
+    if scorer.example_metric and num_examples:
+        view |= _examples(name, scorer, both, load_image, num_examples)
+    return view
+
+
+def _curve(both: BothPairs) -> Plot:
+    """Accuracy of both at each IoU threshold."""
+    curves = [
+        Curve(name, [(t, float((iou >= t).mean())) for t in CURVE_THRESHOLDS])
+        for name, iou in zip("AB", map(answer_iou, both), strict=True)
+    ]
+    return curve_plot("Accuracy at each IoU threshold", ("IoU threshold, %", "accuracy, %"), curves)
+
+
+def _examples(
+    task: str, scorer: Scorer, both: BothPairs, load_image: LoadImage, num_examples: int
+) -> dict[str, Any]:
+    a, b = (scorer.score(pairs)[scorer.example_metric].values for pairs in both)
+    order = np.argsort(b - a, kind="stable")  # where A leads most comes first
+    groups = {
+        "A is better": [i for i in order[:num_examples] if a[i] > b[i]],
+        "B is better": [i for i in order[::-1][:num_examples] if b[i] > a[i]],
+    }
+    return {
+        "num_equal": int((a == b).sum()),
+        "n": len(a),
+        "legend": [(TRUE_COLOR, "true box"), (ANSWER_COLOR, "A"), (OTHER_COLOR, "B")],
+        "examples": {
+            title: [_example(task, both[0][i], both[1][i], load_image) for i in indices]
+            for title, indices in groups.items()
+        },
+    }
+
+
+def _example(task: str, a: ScoredPair, b: ScoredPair, load_image: LoadImage) -> Example:
+    reference = a.reference
+    image = load_image(reference.image_id)
+    facts = [("asked", a.prediction.prompt)]
+    if reference.labels:
+        facts.append(("true", reference.labels[0]))
+    more = [("query", reference.id), ("image", reference.image_id)]
+    more += [("true box", box_text(box)) for box in reference.boxes[:4]]
+    for letter, pair in (("A", a), ("B", b)):
+        facts.append((letter, _answer(pair)))
+        more += [(f"{letter}'s box", box_text(box)) for box in pair.prediction.boxes[:4]]
+    return Example(
+        reference.id,
+        image_source(_draw(a, b, image)) if image else "",
+        f"{task} example on image {reference.image_id}",
+        facts,
+        more,
+    )
+
+
+def _answer(pair: ScoredPair) -> str:
+    """What was answered, as it was answered, and what that is worth."""
+    row = pair.prediction
+    parts = [row.raw_text or " · ".join(row.labels[:3])]
+    if row.boxes and pair.reference.boxes:
+        parts.append(f"IoU {answer_iou([pair])[0]:.2f}")
+    if row.confidence is not None:
+        parts.append(f"confidence {row.confidence:.2f}")
+    if row.failure:
+        parts.append(f"failed: {row.failure}")
+    return "; ".join(part for part in parts if part) or "nothing"
+
+
+def _draw(a: ScoredPair, b: ScoredPair, image: Image.Image) -> Image.Image:
+    boxes, labels = list(a.reference.boxes), [""] * len(a.reference.boxes)
+    colors = [TRUE_COLOR] * len(boxes)
+    for letter, pair, color in (("A", a, ANSWER_COLOR), ("B", b, OTHER_COLOR)):
+        answered = [] if pair.prediction.failure else pair.prediction.boxes[:1]
+        boxes += answered
+        labels += [letter] * len(answered)
+        colors += [color] * len(answered)
+    return draw_regions(
+        image, Boxes.normalized(boxes), labels, colors=colors, long_side=IMAGE_SIDE_PX
+    )

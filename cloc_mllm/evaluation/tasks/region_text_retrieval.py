@@ -1,0 +1,74 @@
+"""r_at_k: share of queries with a right candidate among the first k. Equal texts (after
+lower-casing) are one candidate, equal boxes of an image are one region. Whatever carries one of the
+query's texts counts as right: any region with that text, any text of that region. Text queries are
+asked once for each image they occur on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, RegionCandidate, pair
+from cloc_mllm.evaluation.record_index import RecordIndex
+from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.scores import retrieval
+from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+
+TO_TEXT, TO_REGION = "region_to_text", "text_to_region"
+SCORERS = {
+    TO_TEXT: Scorer(
+        "Region → text retrieval",
+        __doc__,
+        "r_at_10",
+        retrieval.score,
+        chance=retrieval.chance,
+        example_metric="r_at_1",
+        drawn="asked",
+    ),
+    TO_REGION: Scorer(
+        "Text → region retrieval", __doc__, "r_at_10", retrieval.score, chance=retrieval.chance
+    ),
+}
+
+
+@dataclass
+class RegionTextRetrieval(Task):
+    """CLOC ranks all phrases for each region, and all regions for each phrase."""
+
+    def query_sets(self, data: EvalData) -> list[QuerySet]:
+        index = data.index
+        texts = Candidates("texts", index.phrases)
+        regions = Candidates(
+            "regions",
+            [region.id for region in index.regions],
+            [RegionCandidate(r.id, r.image_id, r.box) for r in index.regions],
+        )
+        return [
+            index.query_set(TO_TEXT, "label", "cloc", _to_text(index), candidates=texts),
+            index.query_set(TO_REGION, "label", "cloc", _to_region(index), candidates=regions),
+        ]
+
+
+def _to_text(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
+    for region in index.regions:
+        if region.phrases:
+            yield pair(
+                Query(f"{TO_TEXT}/{region.id}", region.image_id, TO_TEXT, boxes=(region.box,)),
+                boxes=[region.box],
+                labels=list(region.phrases),
+                num_candidates=len(index.phrases),
+            )
+
+
+def _to_region(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
+    everywhere: dict[str, list[str]] = {}
+    for region in index.regions:
+        for phrase in region.phrases:
+            everywhere.setdefault(phrase, []).append(region.id)
+    for number, ((image_id, phrase), regions) in enumerate(index.regions_by_phrase.items()):
+        yield pair(
+            Query(f"{TO_REGION}/{image_id}/{number}", image_id, TO_REGION, phrase),
+            boxes=[region.box for region in regions],
+            labels=everywhere[phrase],
+            num_candidates=len(index.regions),
+        )

@@ -1,0 +1,258 @@
+"""Every annotated box is classified against all class names, its region embedded by CLOC's region
+encoder (RecCOCO and RecLVIS of the paper), by RoI-Align of the tower's tokens, as a crop encoded
+like an image, or from the tokens under its mask. macro_acc: mean over the classes that occur of the
+share of their boxes named right (mAcc); micro_acc and top5_acc: share of all boxes. After the
+slash: boxes of LVIS's frequent, common or rare classes alone, still against all class names."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, RegionFeatures, pair
+from cloc_mllm.evaluation.record_index import RecordIndex, clean_text
+from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.scores import classification
+from cloc_mllm.evaluation.stats.bootstrap import QueryScores
+from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+
+BANDS = {"f": "frequent", "c": "common", "r": "rare"}  # of LVIS's training set
+NO_RECORD = "no_record"
+_TITLES: dict[RegionFeatures, str] = {
+    "cloc": "CLOC's region encoder",
+    "roi_align": "RoI-Align of the tower's tokens",
+    "crop": "each crop as an image",
+    "mask": "tokens pooled under the mask",
+}
+
+
+def row_task(features: RegionFeatures) -> str:
+    return f"true_box_{features}"
+
+
+SCORERS = {
+    row_task(features): Scorer(
+        f"True boxes: {title}",
+        __doc__,
+        "macro_acc",
+        classification.score,
+        chance=classification.chance,
+        example_metric="micro_acc",
+        drawn="asked",
+    )
+    for features, title in _TITLES.items()
+}
+
+
+@dataclass(frozen=True)
+class TrueBox:
+    """One annotated box.
+
+    Args:
+        id: `IMAGE#ANNOTATION`.
+        box: xyxy, normalised to the original image.
+        segmentation: COCO's: polygons, or run lengths, in pixels of `image_hw`; None is unknown.
+    """
+
+    id: str
+    image_id: str
+    box: Box
+    class_name: str
+    segmentation: Any = None
+    image_hw: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class AnnotatedBoxes:
+    """All boxes to name and the names to choose from.
+
+    Args:
+        class_names: each once, in the order of the file.
+        band_of_class: `frequent`, `common` or `rare`; empty without bands (COCO).
+        dropped: annotations that are not asked, by reason.
+    """
+
+    class_names: list[str]
+    items: list[TrueBox]
+    band_of_class: dict[str, str] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> dict[str, Any]:
+        """Counts for the report; kept and dropped add up to the annotations of the file."""
+        return {
+            "boxes": len(self.items),
+            "dropped": dict(self.dropped.most_common()),
+            "classes": len(self.class_names),
+            "classes_that_occur": len({item.class_name for item in self.items}),
+        }
+
+
+@dataclass
+class TrueBoxes(Task):
+    """CLOC names annotated boxes, with several ways to embed a region side by side.
+
+    Args:
+        features: how regions are embedded.
+        annotations: COCO or LVIS instances JSON; its images are the records of `--data`. "" takes
+            the records' own regions and categories.
+        keep_crowd: asks boxes around a crowd (`iscrowd` 1), too.
+        min_box_side_px: leaves out boxes with a shorter side, in pixels of the annotated image.
+    """
+
+    features: list[RegionFeatures] = field(default_factory=lambda: list(_TITLES))
+    annotations: str = ""
+    keep_crowd: bool = False
+    min_box_side_px: float = 1.0
+
+    def query_sets(self, data: EvalData) -> list[QuerySet]:
+        boxes = self._boxes(data.index)
+        candidates = Candidates("class_names", boxes.class_names)
+        return [
+            data.index.query_set(
+                row_task(features),
+                "label",
+                "cloc",
+                _pairs(boxes, row_task(features)),
+                candidates=candidates,
+                region_features=features,
+                notes=boxes.notes(),
+            )
+            for features in self.features
+        ]
+
+    def more_scores(
+        self, pairs: Sequence[ScoredPair]
+    ) -> tuple[dict[str, QueryScores], dict[str, Any]]:
+        """How many boxes were pooled under their `segmentation`, and how many under the `box`."""
+        used = Counter(pair.prediction.settings.get("mask", "") for pair in pairs)
+        del used[""]
+        return {}, {"mask_pooling": dict(used)} if used else {}
+
+    def _boxes(self, index: RecordIndex) -> AnnotatedBoxes:
+        if self.annotations:
+            return self.read_annotations(self.annotations, index.image_ids)
+        items = [
+            TrueBox(region.id, region.image_id, region.box, region.category)
+            for region in index.regions
+            if region.category
+        ]
+        return AnnotatedBoxes(index.class_names, items)
+
+    def read_annotations(self, path: str | Path, image_ids: Collection[str]) -> AnnotatedBoxes:
+        """Boxes of the images that have a record, and all class names of the file.
+
+        An annotation is not asked, and counted, if it is of an `unknown_category` or
+        `unknown_image`, of an image without a record (`no_record`), a `crowd`, or if its box is
+        `not_finite`, `inverted`, of `zero_area`, `outside` the image or `too_small`.
+
+        Raises:
+            ValueError: no COCO or LVIS file, two classes of one name, or none of its images has a
+                record.
+        """
+        from cloc_mllm.data.readers.coco import group_by_image, read_table
+
+        table = read_table(path, "images", "annotations", "categories")
+        names = _names(table["categories"], path)
+        boxes = AnnotatedBoxes(list(names.values()), [], _bands(table["categories"], names))
+        annotations_by_image = group_by_image(table["annotations"])
+        wanted = set(image_ids)
+        for image in table["images"]:
+            annotations = annotations_by_image.pop(repr(image.get("id")), [])
+            if str(image.get("id")) not in wanted:
+                boxes.dropped[NO_RECORD] += len(annotations)
+                continue
+            boxes.items += self._image_boxes(image, annotations, names, boxes.dropped)
+        boxes.dropped["unknown_image"] += sum(map(len, annotations_by_image.values()))
+        boxes.dropped += Counter()  # leaves out what is 0
+        if not boxes.items:
+            raise ValueError(
+                f"{path} has no box to ask on these records (not used: {dict(boxes.dropped)}); "
+                "build the records from this very file: cloc-mllm data build coco --instances FILE"
+            )
+        return boxes
+
+    def _image_boxes(
+        self,
+        image: dict[str, Any],
+        annotations: Sequence[dict[str, Any]],
+        names: dict[str, str],
+        dropped: Counter[str],
+    ) -> Iterator[TrueBox]:
+        from cloc_mllm.data.readers import boxes_from_xywh
+
+        size = image.get("width"), image.get("height")
+        boxes = boxes_from_xywh([row.get("bbox") for row in annotations], *size)
+        for row, normalized in zip(annotations, boxes, strict=True):
+            category = repr(row.get("category_id"))
+            box, fault = _checked(normalized, size, self.min_box_side_px)
+            if category not in names:
+                fault = "unknown_category"
+            elif row.get("iscrowd") and not self.keep_crowd:
+                fault = "crowd"
+            if box is None or fault:
+                dropped[str(fault)] += 1
+                continue
+            yield TrueBox(
+                f"{image['id']}#{row.get('id')}",
+                str(image["id"]),
+                box,
+                names[category],
+                row.get("segmentation"),
+                (int(image["height"]), int(image["width"])),
+            )
+
+
+def _pairs(boxes: AnnotatedBoxes, task: str) -> Iterator[tuple[Query, ReferenceRow]]:
+    """A query per box; the reference's kind is the band of its class."""
+    for item in boxes.items:
+        yield pair(
+            Query(
+                f"{task}/{item.id}",
+                item.image_id,
+                task,
+                boxes=(item.box,),
+                segmentation=item.segmentation,
+                image_hw=item.image_hw,
+            ),
+            boxes=[item.box],
+            labels=[item.class_name],
+            kind=boxes.band_of_class.get(item.class_name, ""),
+            num_candidates=len(boxes.class_names),
+        )
+
+
+def _names(categories: Sequence[dict[str, Any]], path: str | Path) -> dict[str, str]:
+    """Category id (its `repr`) -> name, lower-case, underscores as spaces."""
+    from cloc_mllm.data.readers.coco import class_name
+
+    names = {
+        repr(row.get("id")): clean_text(str(class_name(row.get("name")))) for row in categories
+    }
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice or not names:
+        raise ValueError(f"{path}: expected categories of different names, got {twice or 'none'}")
+    return names
+
+
+def _bands(categories: Sequence[dict[str, Any]], names: dict[str, str]) -> dict[str, str]:
+    return {
+        names[repr(row.get("id"))]: BANDS[row["frequency"]]
+        for row in categories
+        if row.get("frequency") in BANDS
+    }
+
+
+def _checked(
+    box: Box, size_wh: tuple[Any, Any], min_side_px: float
+) -> tuple[Box | None, str | None]:
+    from cloc_mllm.geometry import clean_box
+
+    if not all(map(math.isfinite, box)):
+        return None, "not_finite"
+    width, height = map(float, size_wh)
+    pixels = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
+    return clean_box(pixels, width, height, min_side_px)
