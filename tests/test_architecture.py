@@ -23,7 +23,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A part may import its own layer and the layers before it.
 LAYERS = [
-    {"__init__", "geometry", "distributed", "config", "shipped"},
+    {"__init__", "geometry", "distributed", "config", "pages", "shipped"},
     {"models", "losses", "data"},
     {"mllm", "vesl"},
     {"train", "evaluation", "inference"},

@@ -6,7 +6,7 @@ Reads the rows that `cloc-mllm eval` wrote; no model is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from cloc_mllm.evaluation.metrics import Difference, difference, pairs_by_task
+from cloc_mllm.evaluation.record_index import records_to_score
 from cloc_mllm.evaluation.report.comparison import comparison_table, write_comparison_report
 from cloc_mllm.evaluation.rows.rows import (
     ReferenceRow,
@@ -26,10 +27,10 @@ from cloc_mllm.evaluation.rows.rows import (
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.stats.bootstrap import Interval, QueryScores, bootstrap_interval
 from cloc_mllm.evaluation.stats.breakdown import group_rank, groups_of
-from cloc_mllm.evaluation.tasks import all_scorers
+from cloc_mllm.evaluation.tasks import EvalData, all_scorers, build_task, scorers_of, task_name
 
 TaskPairs = dict[str, list[ScoredPair]]
-LoadImage = Callable[[str], Image.Image | None]
+LoadImage = Callable[[str, str], Image.Image | None]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,9 @@ def compare(
         FileNotFoundError: a directory holds no predictions or references.
         ValueError: the two answered different queries, or have no task in common.
     """
+    configs = [_config(directory) for directory in directories]
+    for name in {name for config in configs for name in map(task_name, config.get("tasks", []))}:
+        scorers_of(name)  # those in files of their own are known from now on
     a, b = (_read(directory) for directory in directories)
     tasks = [task for task in a if task in b]
     if not tasks:
@@ -135,7 +139,7 @@ def compare(
         directory / "report.html",
         comparison,
         pairs,
-        _image_loader(directories[0]),
+        _image_loader(configs[0] if num_examples else {}),
         num_examples=num_examples,
     )
     return comparison
@@ -202,18 +206,24 @@ def _by_group(
     return found
 
 
-def _image_loader(directory: str) -> LoadImage:
-    """Images of the records that the evaluation was made of; None for one that is not there."""
-    from cloc_mllm.evaluation.run import records_to_score
+def _config(directory: str) -> dict[str, Any]:
+    """The settings of an evaluation; {} for rows that were made in another way."""
+    path = Path(directory) / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    return metrics.get("about", {}).get("config", {})
 
+
+def _image_loader(config: Mapping[str, Any]) -> LoadImage:
+    """Images that the evaluation asked about, by task and id; None for one that is not there."""
+    data = EvalData(lambda: records_to_score(config["data"], config["limit"]))
     try:
-        config = json.loads((Path(directory) / "metrics.json").read_text())["about"]["config"]
-        records = records_to_score(config["data"], config["limit"])
+        tasks = [build_task(entry) for entry in config["tasks"]]
+        asked = {queries.task: queries for task in tasks for queries in task.query_sets(data)}
     except (OSError, KeyError):
-        return lambda image_id: None  # rows that were scored without their records
-    position = {records[index].id: index for index in range(len(records))}
+        return lambda task, image_id: None  # the files that were asked about have gone
 
-    def load_image(image_id: str) -> Image.Image | None:
-        return records[position[image_id]].load_image() if image_id in position else None
+    def load_image(task: str, image_id: str) -> Image.Image | None:
+        known = task in asked and image_id in asked[task].image_ids
+        return asked[task].load_image(image_id) if known else None
 
     return load_image

@@ -8,16 +8,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from cloc_mllm.data.compositional import compositional_kind
+from cloc_mllm.data.compositional import compositional_kind, generate_compositional
 from cloc_mllm.data.expressions import expression_kind
-from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS
+from cloc_mllm.data.parquet import load_records
+from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS, generate_scenes
 from cloc_mllm.evaluation.queries import Answer, Model, Query, QuerySet
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow
+from cloc_mllm.evaluation.words import clean_text
 
 if TYPE_CHECKING:
     from cloc_mllm.data.records import Record, Region
 
 BUILT_IN_SOURCE = "openmoji-scenes"
+NUM_BUILT_IN_SCENES = 500
+NUM_COMPOSITIONAL_SCENES = 300
+COMPOSITIONAL = "compositional"
+
+
+def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
+    """The records of `data`; built-in test scenes for "", compositional ones for "compositional".
+
+    At most `limit` of them if that is not 0.
+    """
+    if data == COMPOSITIONAL:
+        return list(generate_compositional(limit or NUM_COMPOSITIONAL_SCENES))
+    if not data:
+        return list(generate_scenes(limit or NUM_BUILT_IN_SCENES, split="test"))
+    records = load_records(data)
+    return records[:limit] if limit else records
 
 
 @dataclass(frozen=True)
@@ -161,11 +179,6 @@ def _image_facts(record: Record) -> _ImageFacts:
     categories = {region.box: clean_text(region.category) for region in record.regions}
     kind = compositional_kind(record.source)
     return _ImageFacts(record.width, record.height, kind, categories)
-
-
-def clean_text(text: str) -> str:
-    """Lower case, single spaces: texts that agree in this are one text."""
-    return " ".join(text.lower().split())
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -13,10 +14,6 @@ from typing import Any, NamedTuple
 import torch
 
 from cloc_mllm import __version__
-from cloc_mllm.data.compositional import generate_compositional
-from cloc_mllm.data.parquet import load_records
-from cloc_mllm.data.records import Record
-from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.config import EvalConfig
@@ -27,6 +24,7 @@ from cloc_mllm.evaluation.predictors.cloc import ClocRows, ClocSettings
 from cloc_mllm.evaluation.predictors.mllm import MllmRows
 from cloc_mllm.evaluation.predictors.transformers import TransformersRows, check_prompt
 from cloc_mllm.evaluation.queries import QuerySet, queries_digest
+from cloc_mllm.evaluation.record_index import records_to_score
 from cloc_mllm.evaluation.report.page import write_report
 from cloc_mllm.evaluation.report.table import paper_tables
 from cloc_mllm.evaluation.rows.resume import append_rows, resume_predictions
@@ -37,11 +35,8 @@ from cloc_mllm.evaluation.rows.rows import (
     read_predictions,
     write_rows,
 )
-from cloc_mllm.evaluation.tasks import EvalData, Task
+from cloc_mllm.evaluation.tasks import EvalData, Task, build_task
 
-NUM_BUILT_IN_SCENES = 500
-NUM_COMPOSITIONAL_SCENES = 300
-COMPOSITIONAL = "compositional"
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
 
 
@@ -52,7 +47,7 @@ class Asked(NamedTuple):
     queries: QuerySet
 
 
-def evaluate(config: EvalConfig, tasks: Sequence[Task]) -> Evaluation | None:
+def evaluate(config: EvalConfig) -> Evaluation | None:
     """Runs the tasks; writes into `config.output_dir` and returns what `metrics.json` holds.
 
     None if a task leaves its answers unscored (Ferret-Bench without a judge).
@@ -60,8 +55,10 @@ def evaluate(config: EvalConfig, tasks: Sequence[Task]) -> Evaluation | None:
     Raises:
         ValueError: settings that cannot be, data that holds nothing for any task, or a part of a
             benchmark that is not allowed to be one.
+        ModuleNotFoundError: a package of the `eval` extra is missing.
     """
     _check(config)
+    tasks = [build_task(entry) for entry in config.tasks]
     device = choose_device(config.device)
     declared = declared_benchmark(config.benchmark)
     data = EvalData(
@@ -70,14 +67,14 @@ def evaluate(config: EvalConfig, tasks: Sequence[Task]) -> Evaluation | None:
     )
     predictors = _predictors(config, device)
     asked, skipped = _ask(config, tasks, data, predictors)
+    query_sets = [queries for _, queries in asked]
     if declared:
-        check_declared(config.benchmark, declared, data.records, [a.queries for a in asked])
+        check_declared(config.benchmark, declared, data.records, query_sets)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    write_rows((row for a in asked for row in a.queries.references), directory / "references.jsonl")
-    query_sets = [a.queries for a in asked]
     rows = _complete(config, query_sets, predictors, directory / "predictions.jsonl")
     baseline = _baseline_pairs(config, query_sets, device, directory)
+    write_rows((row for q in query_sets for row in q.references), directory / "references.jsonl")
     pairs = {}
     for task, queries in asked:
         reviewed = task.review(queries, rows[queries.task], directory)
@@ -100,21 +97,9 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
 
 
-def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
-    """The records of `data`; built-in test scenes for "", compositional ones for "compositional".
-
-    At most `limit` of them if that is not 0.
-    """
-    if data == COMPOSITIONAL:
-        return list(generate_compositional(limit or NUM_COMPOSITIONAL_SCENES))
-    if not data:
-        return list(generate_scenes(limit or NUM_BUILT_IN_SCENES, split="test"))
-    records = load_records(data)
-    return records[:limit] if limit else records
-
-
 def _check(config: EvalConfig) -> None:
-    """Refuses what would fail after the first models have answered."""
+    """Refuses what would fail only after the models have answered."""
+    importlib.import_module("matplotlib")  # draws the report
     if not config.mllm_hf:
         return
     if config.mllm:
@@ -188,7 +173,12 @@ def _complete(
     identities: dict[str, Any] = {}
     for name in groups:
         identities |= predictors[name].identity()
-    settings = {"version": __version__, "queries": queries_digest(query_sets), **identities}
+    settings = {
+        "version": __version__,
+        "data": config.data,
+        "queries": queries_digest(query_sets),
+        **identities,
+    }
     finished = resume_predictions(path, settings, overwrite=config.overwrite)
     if finished:
         print(f"{len(finished)} answers are in {path} already; going on after them")
@@ -240,7 +230,9 @@ def _score(
         "versions": _versions(),
     }
     directory = Path(config.output_dir)
-    (directory / "metrics.json").write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    (directory / "metrics.json").write_text(
+        json.dumps(evaluation.to_dict(), indent=2, default=str) + "\n"
+    )
     (directory / "table.md").write_text(paper_tables(evaluation), encoding="utf-8")
     query_sets = {queries.task: queries for _, queries in asked}
     write_report(

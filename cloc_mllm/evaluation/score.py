@@ -28,7 +28,7 @@ from cloc_mllm.evaluation.rows.rows import (
     ScoredPair,
     merge_by_id,
 )
-from cloc_mllm.evaluation.tasks import all_scorers
+from cloc_mllm.evaluation.tasks import all_scorers, row_task
 
 MISSING = "missing"
 _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
@@ -78,7 +78,7 @@ def score(
     """Scores rows as `cloc-mllm eval score` does: every reference id is in every denominator.
 
     Args:
-        task: of the rows, one of `all_scorers`.
+        task: of the rows, one of `all_scorers`; or a Python file with a task of one's own.
         predictions: rows, or a JSONL, JSON or CSV file of them.
         references: likewise.
         answer_format_name: how boxes are written in `raw_text`, one of `FORMATS`; needed where
@@ -90,6 +90,7 @@ def score(
             or answers whose format or image size is not declared; names the rows.
     """
     options = options or ScoreOptions()
+    task = row_task(task)
     declared = _checked(task, answer_format_name, compat)
     if isinstance(references, (str, Path)):
         references = read_reference_file(references, task)
@@ -202,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Score predictions against references; needs no model and no GPU.",
     )
     add = parser.add_argument
-    add("--task", required=True, help="one of: " + ", ".join(all_scorers()))
+    known = ", ".join(all_scorers())
+    add("--task", required=True, help=f"one of: {known}; or a Python file with one of your own")
     add("--predictions", required=True, help="rows in a .jsonl, .json (array) or .csv file")
     add("--references", required=True, help="likewise")
     add("--format", default="", help="how boxes are written in raw_text; `help` lists the formats")

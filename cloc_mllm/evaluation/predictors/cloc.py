@@ -103,11 +103,11 @@ def predict_cloc(
 
     The model is left in the mode (train or eval, module by module) it came in.
     """
+    about: dict[int, list[QuerySet]] = {}  # sets that ask about the same records, together
+    for asked in query_sets:
+        about.setdefault(id(asked.records), []).append(asked)
     with in_inference(model, settings.precision) as precision:
-        encoded = {
-            id(shared[0].records): _encode(model, tokenizer, shared, settings)
-            for shared in _by_records(query_sets)
-        }
+        encoded = {key: _encode(model, tokenizer, sets, settings) for key, sets in about.items()}
         rows = [
             row
             for asked in query_sets
@@ -198,14 +198,6 @@ class _ImagePlan:
     otherwise: dict[RegionFeatures, list[Query]] = field(default_factory=dict)
     located: list[Query] = field(default_factory=list)
     ranked: list[Query] = field(default_factory=list)
-
-
-def _by_records(query_sets: Sequence[QuerySet]) -> list[list[QuerySet]]:
-    """Sets that ask about the same records, together."""
-    groups: dict[int, list[QuerySet]] = {}
-    for asked in query_sets:
-        groups.setdefault(id(asked.records), []).append(asked)
-    return list(groups.values())
 
 
 def _plan(query_sets: Sequence[QuerySet]) -> dict[str, _ImagePlan]:

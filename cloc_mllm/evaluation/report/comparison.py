@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SIGNIFICANT = 0.05
 OTHER_COLOR: Rgb = (31, 119, 180)
 BothPairs = tuple[Sequence[ScoredPair], Sequence[ScoredPair]]
-LoadImage = Callable[[str], Image.Image | None]
+LoadImage = Callable[[str, str], Image.Image | None]
 
 
 def comparison_table(comparison: Comparison) -> str:
@@ -83,7 +83,7 @@ def write_comparison_report(
 
     Args:
         pairs: answers of A and of B by task, in the same order.
-        load_image: image id -> RGB image in the original frame, or None.
+        load_image: task and image id -> RGB image in the original frame, or None.
         num_examples: shown of the answers that A did better, and as many of B's.
     """
     scorers = all_scorers()
@@ -158,7 +158,7 @@ def _examples(
 
 def _example(task: str, a: ScoredPair, b: ScoredPair, load_image: LoadImage) -> Example:
     reference = a.reference
-    image = load_image(reference.image_id)
+    image = load_image(task, reference.image_id)
     facts = [("asked", a.prediction.prompt)]
     if reference.labels:
         facts.append(("true", reference.labels[0]))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cloc_mllm.evaluation.queries import QuerySet
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
@@ -92,7 +92,7 @@ class Task:
         reads_records: asks about the records of `--data`; others bring their own files.
     """
 
-    reads_records: ClassVar[bool] = True
+    reads_records = True
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
         """What is asked, one set per `task` of the rows.
@@ -116,6 +116,35 @@ class Task:
     ) -> tuple[dict[str, QueryScores], dict[str, Any]]:
         """Scores that only these options ask for, and what else the report says of the answers."""
         return {}, {}
+
+
+def build_task(entry: str | Mapping[str, Mapping[str, Any]]) -> Task:
+    """A task from its name, or from `{NAME: {OPTION: VALUE}}`.
+
+    Raises:
+        ValueError: an unknown task or option, an option that is missing or of another type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    name = task_name(entry)
+    options = {} if isinstance(entry, str) else entry[name]
+    cls = task_class(name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls)
+    try:
+        values = parser.parse_object(dict(options))
+    except ArgumentError as error:
+        problem = " ".join(str(error).split())
+        raise ValueError(f"task {name}: {problem}; see cloc-mllm eval {name} --help") from error
+    return cls(**values.as_dict())
+
+
+def task_name(entry: str | Mapping[str, Any]) -> str:
+    """The name of one item of `--tasks`, which stands alone or before its options."""
+    names = [entry] if isinstance(entry, str) else list(entry)
+    if len(names) != 1:
+        raise ValueError(f"expected one task per list item, got {', '.join(names) or 'none'}")
+    return names[0]
 
 
 def task_names() -> list[str]:
@@ -145,6 +174,20 @@ def task_class(name: str) -> type[Task]:
 def scorers_of(name: str) -> Mapping[str, Scorer]:
     """How the rows of a task are scored, by the `task` of the rows."""
     return _module(name).SCORERS
+
+
+def row_task(name: str) -> str:
+    """The `task` of rows that a user names: itself, or the one that a Python file scores.
+
+    Raises:
+        ValueError: there is no such file, or it scores rows of several tasks.
+    """
+    if not name.endswith(".py"):
+        return name
+    scored = list(scorers_of(name))
+    if len(scored) != 1:
+        raise ValueError(f"{name}: expected one task of the rows, found {', '.join(scored)}")
+    return scored[0]
 
 
 def all_scorers() -> dict[str, Scorer]:

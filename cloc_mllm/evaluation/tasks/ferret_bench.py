@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class FerretBench(Task):
     judge_key_env: str = "OPENAI_API_KEY"
     judge_rules: str = ""
 
-    reads_records: ClassVar[bool] = False
+    reads_records = False
 
     def __post_init__(self) -> None:
         if bool(self.judge_url) != bool(self.judge_model):

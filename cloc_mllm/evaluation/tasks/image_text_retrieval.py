@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, pair
-from cloc_mllm.evaluation.record_index import RecordIndex
 from cloc_mllm.evaluation.rows.rows import ReferenceRow
 from cloc_mllm.evaluation.scores import retrieval
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+
+if TYPE_CHECKING:
+    from cloc_mllm.evaluation.record_index import RecordIndex
 
 TO_TEXT, TO_IMAGE = "image_to_text", "text_to_image"
 SCORERS = {

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from cloc_mllm.evaluation.queries import Query, QuerySet, pair
-from cloc_mllm.evaluation.record_index import clean_text
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+from cloc_mllm.evaluation.words import clean_text
 
 TASK = "phrase_grounding"
 RECALL_AT = (1, 5, 10)

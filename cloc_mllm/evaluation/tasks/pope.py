@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from cloc_mllm.evaluation.queries import Coverage, Query, QuerySet, pair
 from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores.binary import binary_scores
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
-from cloc_mllm.evaluation.scores.words import english_words
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+from cloc_mllm.evaluation.words import english_words
 
 TASK = "pope"
 SPLITS = ("random", "popular", "adversarial")
@@ -90,7 +90,7 @@ class Pope(Task):
     images: Path
     suffix: str = ""
 
-    reads_records: ClassVar[bool] = False
+    reads_records = False
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
         """

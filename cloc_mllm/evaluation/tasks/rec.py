@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloc_mllm.evaluation.queries import Query, QuerySet, pair
-from cloc_mllm.evaluation.record_index import RecordIndex
 from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+
+if TYPE_CHECKING:
+    from cloc_mllm.evaluation.record_index import RecordIndex
 
 TASK = "rec"
 THRESHOLDS = {"acc_at_0_5": 0.5, "acc_at_0_7": 0.7, "acc_at_0_9": 0.9}

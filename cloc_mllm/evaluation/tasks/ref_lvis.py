@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -148,7 +148,7 @@ class RefLvis(Task):
     num_things: int = 1000
     draw_seed: int = 0
 
-    reads_records: ClassVar[bool] = False
+    reads_records = False
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
         """

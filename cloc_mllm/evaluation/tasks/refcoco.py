@@ -7,10 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cloc_mllm.evaluation.queries import Coverage, QuerySet
-from cloc_mllm.evaluation.record_index import RecordIndex
 from cloc_mllm.evaluation.rows.rows import ReferenceRow
 from cloc_mllm.evaluation.tasks import EvalData, Task, rec
 
@@ -42,7 +41,7 @@ class RefCoco(Task):
     questions: Path
     images: Path
 
-    reads_records: ClassVar[bool] = False
+    reads_records = False
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
         """
@@ -51,6 +50,7 @@ class RefCoco(Task):
         """
         from cloc_mllm.data.drop_log import DropLog
         from cloc_mllm.data.readers.refcoco import read_refcoco
+        from cloc_mllm.evaluation.record_index import RecordIndex
 
         sizes = _photo_sizes(self._checked_rows())
         drop_log = DropLog()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -26,9 +26,9 @@ from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.scores.binary import auroc, binary_scores
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
-from cloc_mllm.evaluation.scores.words import english_words
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+from cloc_mllm.evaluation.words import english_words
 
 if TYPE_CHECKING:
     from cloc_mllm.data.records import Record
@@ -99,7 +99,7 @@ class Rejection(Task):
     num_scenes: int = 200
     threshold: float | None = None
 
-    reads_records: ClassVar[bool] = False
+    reads_records = False
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
         asked = phrases_of_scenes(self.by, self.num_scenes)

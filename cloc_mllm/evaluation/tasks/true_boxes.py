@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, RegionFeatures, pair
-from cloc_mllm.evaluation.record_index import RecordIndex, clean_text
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores import classification
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+from cloc_mllm.evaluation.words import clean_text
+
+if TYPE_CHECKING:
+    from cloc_mllm.evaluation.record_index import RecordIndex
 
 BANDS = {"f": "frequent", "c": "common", "r": "rare"}  # of LVIS's training set
 NO_RECORD = "no_record"

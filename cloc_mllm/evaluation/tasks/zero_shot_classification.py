@@ -5,11 +5,15 @@ top-5)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, pair
-from cloc_mllm.evaluation.record_index import RecordIndex, clean_text
 from cloc_mllm.evaluation.scores import classification
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
+from cloc_mllm.evaluation.words import clean_text
+
+if TYPE_CHECKING:
+    from cloc_mllm.evaluation.record_index import RecordIndex
 
 TASK = "zero_shot_classification"
 SCORERS = {
