@@ -18,12 +18,8 @@ from PIL import Image
 from cloc_mllm.evaluation.metrics import Difference, difference, pairs_by_task
 from cloc_mllm.evaluation.record_index import records_to_score
 from cloc_mllm.evaluation.report.comparison import comparison_table, write_comparison_report
-from cloc_mllm.evaluation.rows.rows import (
-    ReferenceRow,
-    ScoredPair,
-    read_predictions,
-    read_references,
-)
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
+from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.stats.bootstrap import Interval, QueryScores, bootstrap_interval
 from cloc_mllm.evaluation.stats.breakdown import group_rank, groups_of

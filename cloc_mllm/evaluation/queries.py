@@ -55,18 +55,23 @@ class Query:
     image_hw: tuple[int, int] = (0, 0)
 
 
-def pair(query: Query, **right: Any) -> tuple[Query, ReferenceRow]:
+QueryPair = tuple[Query, ReferenceRow]
+
+
+def pair(query: Query, **right: Any) -> QueryPair:
     """A query with its reference, of which `right` are the fields beside ids and task."""
     return query, ReferenceRow(query.id, query.image_id, query.task, **right)
 
 
 @dataclass(frozen=True)
-class RegionCandidate:
-    """A region that text queries choose from; its `id` is the label."""
+class RegionItem:
+    """A distinct box of an image with all texts annotated on it."""
 
     id: str
     image_id: str
     box: Box
+    phrases: tuple[str, ...] = ()
+    category: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,12 @@ class Candidates:
     Args:
         kind: `texts` as they stand, `class_names` (put into templates), `regions` or `images`.
         names: the labels: texts, class names, ids of regions or of images.
-        regions: where the regions are, for `regions`.
+        regions: the regions of those ids, in the same order, for `regions`.
     """
 
     kind: Literal["texts", "class_names", "regions", "images"]
     names: Sequence[str]
-    regions: Sequence[RegionCandidate] = ()
+    regions: Sequence[RegionItem] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class QuerySet:
         answer: what an answer is.
         answered_by: which kind of model is asked.
         records: the images, found by id.
-        queries, references: one reference per query, with the same id, in the same order.
+        pairs: what is asked, each with what is right.
         candidates: what labels are ranked from, where `answer` is `label`.
         region_features: how CLOC embeds the queries' regions.
         max_new_tokens: longest answer of a language model where `answer` is `text`.
@@ -136,8 +141,7 @@ class QuerySet:
     answer: Answer
     answered_by: Model
     records: Sequence[Record]
-    queries: list[Query]
-    references: list[ReferenceRow]
+    pairs: list[QueryPair]
     candidates: Candidates | None = None
     region_features: RegionFeatures = "cloc"
     max_new_tokens: int = 24
@@ -150,7 +154,7 @@ class QuerySet:
     def __post_init__(self) -> None:
         if not self.image_ids:
             self.image_ids = [record.id for record in self.records]
-        assert [q.id for q in self.queries] == [row.id for row in self.references]
+        assert all(query.id == reference.id for query, reference in self.pairs)
         assert self.coverage is None or self.coverage.num_asked == len(self.queries)
         for query in self.queries if self.answer == "text" else ():
             if query.text and query.text.count(REGION) != len(query.boxes):
@@ -159,20 +163,13 @@ class QuerySet:
                     f"{len(query.boxes)} boxes; write one {REGION} per box: {query.text[:80]!r}"
                 )
 
-    @classmethod
-    def from_pairs(
-        cls,
-        task: str,
-        answer: Answer,
-        answered_by: Model,
-        records: Sequence[Record],
-        pairs: Iterable[tuple[Query, ReferenceRow]],
-        **settings: Any,
-    ) -> QuerySet:
-        """A set of (query, reference) pairs; `settings` are further fields."""
-        pairs = list(pairs)
-        queries, references = [query for query, _ in pairs], [right for _, right in pairs]
-        return cls(task, answer, answered_by, records, queries, references, **settings)
+    @cached_property
+    def queries(self) -> list[Query]:
+        return [query for query, _ in self.pairs]
+
+    @cached_property
+    def references(self) -> list[ReferenceRow]:
+        return [reference for _, reference in self.pairs]
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -184,17 +181,16 @@ class QuerySet:
 
     def limited(self, limit: int) -> QuerySet:
         """The first `limit` queries of a benchmark, the others counted as left out; 0 is all."""
-        num_over = len(self.queries) - limit
+        num_over = len(self.pairs) - limit
         if self.coverage is None or not limit or num_over <= 0:
             return self
-        asked = {query.image_id for query in self.queries[:limit]}
+        asked = {query.image_id for query, _ in self.pairs[:limit]}
         left_out = {**self.coverage.left_out, OVER_LIMIT: num_over}
         return replace(
             self,
             records=[record for record in self.records if record.id in asked],
             image_ids=(),
-            queries=self.queries[:limit],
-            references=self.references[:limit],
+            pairs=self.pairs[:limit],
             coverage=replace(self.coverage, left_out=left_out),
         )
 

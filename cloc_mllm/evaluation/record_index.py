@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from cloc_mllm.data.compositional import compositional_kind, generate_compositio
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS, generate_scenes
-from cloc_mllm.evaluation.queries import Answer, Model, Query, QuerySet
+from cloc_mllm.evaluation.queries import Answer, Model, Query, QueryPair, QuerySet, RegionItem, pair
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow
 from cloc_mllm.evaluation.words import clean_text
 
@@ -36,17 +36,6 @@ def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
         return list(generate_scenes(limit or NUM_BUILT_IN_SCENES, split="test"))
     records = load_records(data)
     return records[:limit] if limit else records
-
-
-@dataclass(frozen=True)
-class RegionItem:
-    """A distinct box of an image with all texts annotated on it."""
-
-    id: str
-    image_id: str
-    box: Box
-    phrases: tuple[str, ...]
-    category: str
 
 
 @dataclass(frozen=True)
@@ -120,12 +109,25 @@ class RecordIndex:
                 found.setdefault((region.image_id, phrase), []).append(region)
         return found
 
+    def region_pairs(
+        self, task: str, labels: Callable[[RegionItem], Sequence[str]], **right: Any
+    ) -> Iterator[QueryPair]:
+        """A query about each region that has labels.
+
+        Args:
+            right: further fields of the references.
+        """
+        for region in self.regions:
+            if names := list(labels(region)):
+                query = Query(f"{task}/{region.id}", region.image_id, task, boxes=(region.box,))
+                yield pair(query, boxes=[region.box], labels=names, **right)
+
     def query_set(
         self,
         task: str,
         answer: Answer,
         answered_by: Model,
-        pairs: Iterable[tuple[Query, ReferenceRow]],
+        pairs: Iterable[QueryPair],
         **settings: Any,
     ) -> QuerySet:
         """A set about these records; references get what the record says of their image.
@@ -133,17 +135,10 @@ class RecordIndex:
         Args:
             settings: further fields of `QuerySet`.
         """
-        completed = (
-            (query, self._facts[query.image_id].added_to(reference)) for query, reference in pairs
-        )
-        return QuerySet.from_pairs(
-            task,
-            answer,
-            answered_by,
-            self.records,
-            completed,
-            image_ids=self.image_ids,
-            **settings,
+        completed = [(q, self._facts[q.image_id].added_to(reference)) for q, reference in pairs]
+        records, image_ids = self.records, self.image_ids
+        return QuerySet(
+            task, answer, answered_by, records, completed, image_ids=image_ids, **settings
         )
 
 

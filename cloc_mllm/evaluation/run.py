@@ -27,14 +27,9 @@ from cloc_mllm.evaluation.queries import QuerySet, queries_digest
 from cloc_mllm.evaluation.record_index import records_to_score
 from cloc_mllm.evaluation.report.page import write_report
 from cloc_mllm.evaluation.report.table import paper_tables
-from cloc_mllm.evaluation.rows.resume import append_rows, resume_predictions
-from cloc_mllm.evaluation.rows.rows import (
-    PredictionRow,
-    ScoredPair,
-    merge_by_id,
-    read_predictions,
-    write_rows,
-)
+from cloc_mllm.evaluation.rows.files import read_predictions, write_rows
+from cloc_mllm.evaluation.rows.resume import resume_predictions
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ScoredPair, merge_by_id
 from cloc_mllm.evaluation.tasks import EvalData, Task, build_task
 
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
@@ -183,7 +178,7 @@ def _complete(
     if finished:
         print(f"{len(finished)} answers are in {path} already; going on after them")
     for name, own in groups.items():
-        append_rows(predictors[name].rows(own, finished), path)
+        write_rows(predictors[name].rows(own, finished), path, append=True)
     rows: dict[str, list[PredictionRow]] = {asked.task: [] for asked in query_sets}
     references = [reference for asked in query_sets for reference in asked.references]
     for pair in merge_by_id(read_predictions(path), references):

@@ -21,13 +21,8 @@ from cloc_mllm.evaluation.answers.rows import ResizedSize, is_unread, read_rows,
 from cloc_mllm.evaluation.compat import COMPATS, compat_scores
 from cloc_mllm.evaluation.metrics import Evaluation, compute_metrics
 from cloc_mllm.evaluation.report.table import percent, render_table
-from cloc_mllm.evaluation.rows.files import read_prediction_file, read_reference_file
-from cloc_mllm.evaluation.rows.rows import (
-    PredictionRow,
-    ReferenceRow,
-    ScoredPair,
-    merge_by_id,
-)
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair, merge_by_id
 from cloc_mllm.evaluation.tasks import all_scorers, row_task
 
 MISSING = "missing"
@@ -93,9 +88,9 @@ def score(
     task = row_task(task)
     declared = _checked(task, answer_format_name, compat)
     if isinstance(references, (str, Path)):
-        references = read_reference_file(references, task)
+        references = read_references(references, task)
     if isinstance(predictions, (str, Path)):
-        predictions = read_prediction_file(predictions, task, references)
+        predictions = read_predictions(predictions, task, references)
     if not references:
         raise ValueError(f"the references hold no row of task {task!r}; nothing to score")
     num_given = len(predictions)

@@ -12,7 +12,7 @@ import pytest
 
 from cloc_mllm import cli
 from cloc_mllm.evaluation.commands import main, normalised
-from cloc_mllm.evaluation.rows.rows import read_predictions, read_references
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from tests.evaluation.helpers import write_lines
 from tests.evaluation.predictors.test_judge import FakeJudge, fake
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from cloc_mllm.evaluation.compare import _config, _image_loader, compare, main
-from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, write_rows
+from cloc_mllm.evaluation.rows.files import write_rows
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 from cloc_mllm.evaluation.tasks.rejection import phrases_of_scenes
 
 TRUE, WRONG = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)

@@ -9,30 +9,23 @@ from cloc_mllm.evaluation.queries import (
     Coverage,
     Query,
     QuerySet,
+    pair,
     queries_digest,
 )
-from cloc_mllm.evaluation.rows.rows import ReferenceRow
 from tests.evaluation.helpers import LEFT, record
 
 
 def make_set(*texts: str, **settings) -> QuerySet:
     queries = [Query(f"q{i}", f"p{i}", "rec", text) for i, text in enumerate(texts)]
-    references = [ReferenceRow(q.id, q.image_id, "rec", boxes=[LEFT]) for q in queries]
+    pairs = [pair(query, boxes=[LEFT]) for query in queries]
     records = [record(query.image_id) for query in queries]
-    return QuerySet("rec", "box", "mllm", records, queries, references, **settings)
+    return QuerySet("rec", "box", "mllm", records, pairs, **settings)
 
 
 def test_a_question_says_where_its_boxes_go() -> None:
     query = Query("q", "p", "pope", "What is this?", (LEFT,))
     with pytest.raises(ValueError, match="'q' has 0 <region> but 1 boxes; write one <region> per"):
-        QuerySet(
-            "pope",
-            "text",
-            "mllm",
-            [record("p")],
-            [query],
-            [ReferenceRow("q", "p", "pope", labels=["yes"])],
-        )
+        QuerySet("pope", "text", "mllm", [record("p")], [pair(query, labels=["yes"])])
 
 
 def test_a_limit_is_counted_as_left_out() -> None:

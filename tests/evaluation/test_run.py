@@ -9,7 +9,7 @@ from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.commands import main
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.rows.rows import read_predictions, read_references
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.run import choose_device, evaluate
 from cloc_mllm.evaluation.tasks import task_names
 

@@ -11,7 +11,8 @@ import pytest
 
 from cloc_mllm import cli
 from cloc_mllm.evaluation.compat import COMPATS
-from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, write_rows
+from cloc_mllm.evaluation.rows.files import write_rows
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 from cloc_mllm.evaluation.score import ScoreOptions, main, score
 
 BOX = (0.2, 0.2, 0.5, 0.75)

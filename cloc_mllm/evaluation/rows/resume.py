@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.evaluation.rows.rows import PredictionRow, read_predictions
+from cloc_mllm.evaluation.rows.files import read_predictions
 
 _ADVICE = "choose another --output_dir, or start afresh with --overwrite true"
 
@@ -22,7 +21,7 @@ _ADVICE = "choose another --output_dir, or start afresh with --overwrite true"
 def resume_predictions(
     path: str | Path, settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> set[str]:
-    """Prepare a file for `append_rows`; returns the ids of the rows that are in it.
+    """Prepares a file for rows to be appended; returns the ids of the rows that are in it.
 
     A last line without its end (the run was killed while it wrote) is cut off, to be made again.
 
@@ -61,18 +60,6 @@ def cut_half_line(path: str | Path) -> None:
     if end < len(content):
         with open(path, "r+b") as file:
             file.truncate(end)
-
-
-def append_rows(rows: Iterable[PredictionRow], path: str | Path) -> int:
-    """Adds one JSON object per line, each handed to the system as soon as it is made; returns how
-    many."""
-    count = 0
-    with open(path, "a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            count += 1
-    return count
 
 
 def model_identity(model: str | Path) -> dict[str, Any]:

@@ -1,18 +1,15 @@
 """Prediction and reference rows: the only place where generation and scoring meet (contract C8).
 
-One JSON object a line. A row is checked when it is made, so a wrong file is refused with the line
-that is wrong, before any number is computed.
+A row is checked when it is made.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 BOX_FRAME = "normalized"
 Box = tuple[float, float, float, float]
@@ -93,9 +90,6 @@ class ReferenceRow:
         object.__setattr__(self, "boxes", _checked_boxes(self.boxes, f"reference {self.id!r}"))
 
 
-Row = TypeVar("Row", PredictionRow, ReferenceRow)
-
-
 def _checked_boxes(boxes: Sequence[Sequence[float]], name: str) -> list[Box]:
     return [_checked_box(box, name) for box in boxes]
 
@@ -110,56 +104,6 @@ def _checked_box(box: Sequence[float], name: str) -> Box:
             f"{name}: expected a box of four numbers 0..1 of the original image, got {list(box)}"
         )
     return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
-
-
-def write_rows(rows: Iterable[PredictionRow] | Iterable[ReferenceRow], path: str | Path) -> int:
-    """Write one JSON object a line, over what is there; returns how many."""
-    count = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
-            count += 1
-    return count
-
-
-def read_predictions(path: str | Path) -> list[PredictionRow]:
-    return _read_rows(path, PredictionRow)
-
-
-def read_references(path: str | Path) -> list[ReferenceRow]:
-    return _read_rows(path, ReferenceRow)
-
-
-def _read_rows(path: str | Path, row_type: type[Row]) -> list[Row]:
-    with open(path, encoding="utf-8") as file:
-        return [
-            _parse_row(line, f"{path} line {number}", row_type)
-            for number, line in enumerate(file, start=1)
-            if line.strip()
-        ]
-
-
-def _parse_row(line: str, where: str, row_type: type[Row]) -> Row:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected one JSON object a line, got {line[:60]!r}") from error
-    return row_from(values, where, row_type)
-
-
-def row_from(values: Any, where: str, row_type: type[Row]) -> Row:
-    """A checked row; errors start with `where` (file and line)."""
-    known = {item.name for item in fields(row_type)}
-    if not isinstance(values, dict) or not {"id", "image_id", "task"} <= values.keys() <= known:
-        got = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(
-            f"{where}: expected an object with id, image_id, task and any of {sorted(known)}, "
-            f"got {got}"
-        )
-    try:
-        return row_type(**values)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cloc_mllm.evaluation.benchmark_files import (
-    count_left_out,
-    photo_faults,
-    photo_records,
-    read_json_rows,
-)
+from cloc_mllm.evaluation.benchmark_files import photo_questions, read_json_rows
 from cloc_mllm.evaluation.predictors.judge import (
     MAX_SCORE,
     SCORED,
@@ -31,8 +26,8 @@ from cloc_mllm.evaluation.predictors.judge import (
     read_rules,
     with_judgements,
 )
-from cloc_mllm.evaluation.queries import REGION, Coverage, Query, QuerySet, pair
-from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.queries import REGION, Query, QueryPair, QuerySet, pair
+from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
 
@@ -109,35 +104,12 @@ class FerretBench(Task):
         Raises:
             ValueError: a question without its context or answer, or one of another image.
         """
-        from cloc_mllm.data.drop_log import DropLog
-
         asked = _by_key(self.questions)
         answers = _matching("answer", asked, self.answers)
         _matching("context", asked, self.contexts)
-        drop_log = DropLog()
-        names = [str(row["image"]) for row in asked.values()]
-        records = photo_records(names, self.images, drop_log, source=TASK)
-        pairs = [
-            _query_pair(key, row, str(answers[key]["text"]))
-            for key, row in asked.items()
-            if str(row["image"]) in records
-        ]
-        coverage = Coverage(
-            "Ferret-Bench " + ", ".join(dict.fromkeys(category for category, _ in asked)),
-            len(asked),
-            count_left_out(names, photo_faults(drop_log)),
-        )
-        return [
-            QuerySet.from_pairs(
-                TASK,
-                "text",
-                "mllm",
-                list(records.values()),
-                pairs,
-                max_new_tokens=256,
-                coverage=coverage,
-            )
-        ]
+        pairs = [_query_pair(key, row, str(answers[key]["text"])) for key, row in asked.items()]
+        name = "Ferret-Bench " + ", ".join(dict.fromkeys(category for category, _ in asked))
+        return [photo_questions(TASK, name, pairs, self.images, max_new_tokens=256)]
 
     def review(
         self, asked: QuerySet, rows: list[PredictionRow], directory: Path
@@ -168,7 +140,7 @@ class FerretBench(Task):
         return {}, notes
 
 
-def _query_pair(key: Key, row: dict[str, Any], reference: str) -> tuple[Query, ReferenceRow]:
+def _query_pair(key: Key, row: dict[str, Any], reference: str) -> QueryPair:
     text, boxes = boxes_to_regions(str(row["text"]))
     query = Query(_row_id(key), str(row["image"]), TASK, text, boxes)
     return pair(query, boxes=list(boxes), labels=[reference], kind=key[0])
@@ -195,10 +167,10 @@ def boxes_to_regions(text: str) -> tuple[str, tuple[Box, ...]]:
 def _by_key(paths: Sequence[Path]) -> Rows:
     rows: Rows = {}
     for path in paths:
-        for number, row in read_json_rows(path, "question_id", "image", "category", "text"):
+        for where, row in read_json_rows(path, "question_id", "image", "category", "text"):
             key = (str(row["category"]), str(row["question_id"]))
             if key in rows:
-                raise ValueError(f"{path} line {number}: {key[0]} {key[1]} stands here twice")
+                raise ValueError(f"{where}: {key[0]} {key[1]} stands here twice")
             rows[key] = row
     return rows
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, pair
-from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.queries import Candidates, Query, QueryPair, QuerySet, pair
 from cloc_mllm.evaluation.scores import retrieval
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
 
@@ -48,7 +47,7 @@ class ImageTextRetrieval(Task):
         ]
 
 
-def _to_text(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
+def _to_text(index: RecordIndex) -> Iterator[QueryPair]:
     for image_id, captions in index.captions.items():
         if captions:
             yield pair(
@@ -58,7 +57,7 @@ def _to_text(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
             )
 
 
-def _to_image(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
+def _to_image(index: RecordIndex) -> Iterator[QueryPair]:
     images_with: dict[str, list[str]] = {}
     for image_id, captions in index.captions.items():
         for caption in captions:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cloc_mllm.evaluation.queries import Query, QuerySet, pair
+from cloc_mllm.evaluation.queries import Query, QueryPair, QuerySet, pair
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
@@ -117,7 +117,7 @@ class PhraseGrounding(Task):
 
 def phrase_pairs(
     annotations: str | Path, image_ids: Sequence[str], not_asked: Counter[str]
-) -> Iterator[tuple[Query, ReferenceRow]]:
+) -> Iterator[QueryPair]:
     """A query per mention; the reference's kind is its types, parted by a slash.
 
     Args:

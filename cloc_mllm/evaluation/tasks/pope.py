@@ -13,13 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from cloc_mllm.evaluation.benchmark_files import (
-    count_left_out,
-    photo_faults,
-    photo_records,
-    read_json_rows,
-)
-from cloc_mllm.evaluation.queries import Coverage, Query, QuerySet, pair
+from cloc_mllm.evaluation.benchmark_files import photo_questions, read_json_rows
+from cloc_mllm.evaluation.queries import Query, QuerySet, pair
 from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores.binary import binary_scores
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
@@ -98,12 +93,7 @@ class Pope(Task):
             ValueError: a file name without a split or with another's, a row without the four keys,
                 a label that is neither yes nor no, or one id twice.
         """
-        from cloc_mllm.data.drop_log import DropLog
-
         rows = self._rows()
-        drop_log = DropLog()
-        names = [str(row["image"]) for _, _, row in rows]
-        records = photo_records(names, self.images, drop_log, source=TASK)
         pairs = [
             pair(
                 Query(row_id, str(row["image"]), TASK, f"{row['text']}{self.suffix}"),
@@ -112,35 +102,18 @@ class Pope(Task):
                 kind=split,
             )
             for row_id, split, row in rows
-            if str(row["image"]) in records
         ]
-        coverage = Coverage(
-            "POPE " + ", ".join(dict.fromkeys(split for _, split, _ in rows)),
-            len(rows),
-            count_left_out(names, photo_faults(drop_log)),
-        )
-        return [
-            QuerySet.from_pairs(
-                TASK,
-                "text",
-                "mllm",
-                list(records.values()),
-                pairs,
-                max_new_tokens=16,
-                coverage=coverage,
-            )
-        ]
+        name = "POPE " + ", ".join(dict.fromkeys(split for _, split, _ in rows))
+        return [photo_questions(TASK, name, pairs, self.images, max_new_tokens=16)]
 
     def _rows(self) -> list[tuple[str, str, dict[str, Any]]]:
         """Row id, split and row of every question."""
         rows = []
         for path in self.questions:
             split = _split_in_name(path)
-            for number, row in read_json_rows(path, "question_id", "image", "text", "label"):
+            for where, row in read_json_rows(path, "question_id", "image", "text", "label"):
                 if row["label"] not in ("yes", "no"):
-                    raise ValueError(
-                        f"{path} line {number}: expected the label yes or no, got {row['label']!r}"
-                    )
+                    raise ValueError(f"{where}: expected the label yes or no, got {row['label']!r}")
                 rows.append((f"{TASK}/{split}/{row['question_id']}", split, row))
         if len({row_id for row_id, _, _ in rows}) < len(rows):
             files = ", ".join(map(str, self.questions))

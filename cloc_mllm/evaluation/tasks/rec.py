@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloc_mllm.evaluation.queries import Query, QuerySet, pair
-from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.queries import Query, QueryPair, QuerySet, pair
+from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
@@ -66,7 +66,7 @@ class Rec(Task):
         return [data.index.query_set(TASK, "box", "mllm", rec_pairs(data.index))]
 
 
-def rec_pairs(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
+def rec_pairs(index: RecordIndex) -> Iterator[QueryPair]:
     """A query per expression, numbered within its image."""
     counts: Counter[str] = Counter()
     for expression in index.expressions:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cloc_mllm.evaluation.benchmark_files import photo_faults, photo_records
-from cloc_mllm.evaluation.queries import REGION, Coverage, Query, QuerySet, pair
+from cloc_mllm.evaluation.benchmark_files import photo_questions, usable_box
+from cloc_mllm.evaluation.queries import REGION, Query, QueryPair, QuerySet, pair
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
@@ -155,35 +155,20 @@ class RefLvis(Task):
         Raises:
             ValueError: no such file, or fewer than two classes in it.
         """
-        from cloc_mllm.data.drop_log import DropLog
-
         not_asked: Counter[str] = Counter()
         things, names = self._drawn_things(not_asked)
-        photo_names = _photo_names(things, self.images)
-        drop_log = DropLog()
-        records = photo_records(photo_names.values(), self.images, drop_log, source=TASK)
-        faults = photo_faults(drop_log)
-        pairs: list[tuple[Query, ReferenceRow]] = []
-        left_out: Counter[str] = Counter()
-        for thing in things:
-            photo = photo_names[repr(thing.image["id"])]
-            if photo in faults:
-                left_out[faults[photo]] += 2 * len(self.kinds)
-                continue
-            for kind in self.kinds:
-                pairs += _both_orders(thing, photo, kind, names, self.draw_seed)
-        name = f"RefLVIS of {self.annotations.name}, {len(things):,} things, seed {self.draw_seed}"
-        return [
-            QuerySet.from_pairs(
-                TASK,
-                "text",
-                "mllm",
-                list(records.values()),
-                pairs,
-                coverage=Coverage(name, 2 * len(self.kinds) * len(things), dict(left_out)),
-                notes={"not_asked_by_protocol": dict(not_asked)},
+        photos = _photo_names(things, self.images)
+        pairs = [
+            pair
+            for thing in things
+            for kind in self.kinds
+            for pair in _both_orders(
+                thing, photos[repr(thing.image["id"])], kind, names, self.draw_seed
             )
         ]
+        name = f"RefLVIS of {self.annotations.name}, {len(things):,} things, seed {self.draw_seed}"
+        notes = {"not_asked_by_protocol": dict(not_asked)}
+        return [photo_questions(TASK, name, pairs, self.images, notes=notes)]
 
     def _drawn_things(self, not_asked: Counter[str]) -> tuple[list[Thing], list[str]]:
         """The things to ask about, and the names of all usable ones."""
@@ -222,31 +207,15 @@ def _things(table: dict[str, list[dict[str, Any]]], not_asked: Counter[str]) -> 
             not_asked["unknown_image" if image not in images else "unknown_category"] += 1
             continue
         names_by_image[image][class_names[category]] += 1
-        box, reason = _usable_box(row, images[image])
-        if box is None:
-            not_asked[reason] += 1
+        box, reason = usable_box(row, images[image])
+        if box is None or row.get("iscrowd"):
+            not_asked["crowd" if row.get("iscrowd") else reason] += 1
         else:
             usable.append((row, image, class_names[category], box))
     return [
         Thing(row, images[image], name, box, names_by_image[image] - Counter([name]))
         for row, image, name, box in usable
     ]
-
-
-def _usable_box(row: dict[str, Any], image: dict[str, Any]) -> tuple[Box | None, str]:
-    """The box normalised and clipped to the image, or why there is none."""
-    from cloc_mllm.data.readers import boxes_from_xywh
-    from cloc_mllm.geometry import clean_box
-
-    if row.get("iscrowd"):
-        return None, "crowd"
-    (box,) = boxes_from_xywh([row.get("bbox")], image.get("width"), image.get("height"))
-    if not np.isfinite(box).all():
-        return None, "not_finite"
-    width, height = float(image["width"]), float(image["height"])
-    pixels = [value * size for value, size in zip(box, (width, height) * 2, strict=True)]
-    cleaned, reason = clean_box(pixels, width, height)
-    return cleaned, str(reason)
 
 
 def _photo_names(things: Sequence[Thing], images: str | Path) -> dict[str, str]:
@@ -268,7 +237,7 @@ def _photo_names(things: Sequence[Thing], images: str | Path) -> dict[str, str]:
 
 def _both_orders(
     thing: Thing, photo: str, kind: Kind, names: Sequence[str], seed: int
-) -> list[tuple[Query, ReferenceRow]]:
+) -> list[QueryPair]:
     rng = np.random.default_rng([seed, zlib.crc32(repr(thing.annotation.get("id")).encode())])
     others = sorted(set(thing.others) - {thing.name}) or [n for n in names if n != thing.name]
     distractor = others[rng.integers(len(others))]

@@ -63,8 +63,8 @@ class RefCoco(Task):
             unit="expressions",
         )
         asked = index.query_set(rec.TASK, "box", "mllm", rec.rec_pairs(index), coverage=coverage)
-        asked.references = [_with_size(row, sizes) for row in asked.references]
-        return [asked]
+        pairs = [(query, _with_size(row, sizes)) for query, row in asked.pairs]
+        return [replace(asked, pairs=pairs)]
 
     def _checked_rows(self) -> list[Any]:
         from cloc_mllm.data.readers.files import read_json

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloc_mllm.evaluation.queries import Query, QuerySet, pair
+from cloc_mllm.evaluation.queries import QuerySet
 from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
@@ -73,13 +73,5 @@ class Referring(Task):
     """The MLLM says what is in each region of the records."""
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
-        pairs = (
-            pair(
-                Query(f"{TASK}/{region.id}", region.image_id, TASK, boxes=(region.box,)),
-                boxes=[region.box],
-                labels=list(region.phrases),
-            )
-            for region in data.index.regions
-            if region.phrases
-        )
+        pairs = data.index.region_pairs(TASK, lambda region: region.phrases)
         return [data.index.query_set(TASK, "text", "mllm", pairs)]

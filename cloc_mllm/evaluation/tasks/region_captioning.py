@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cloc_mllm.evaluation.queries import Query, QuerySet, pair
+from cloc_mllm.evaluation.queries import QuerySet
 from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
@@ -90,15 +90,7 @@ class RegionCaptioning(Task):
     meteor: bool = False
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
-        pairs = (
-            pair(
-                Query(f"{TASK}/{region.id}", region.image_id, TASK, boxes=(region.box,)),
-                boxes=[region.box],
-                labels=list(region.phrases),
-            )
-            for region in data.index.regions
-            if region.phrases
-        )
+        pairs = data.index.region_pairs(TASK, lambda region: region.phrases)
         return [data.index.query_set(TASK, "text", "mllm", pairs, max_new_tokens=48)]
 
     def more_scores(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, pair
+from cloc_mllm.evaluation.queries import Candidates, QuerySet
 from cloc_mllm.evaluation.scores import classification
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
 
@@ -29,17 +29,11 @@ class RegionClassification(Task):
     """CLOC names each region from the categories of the records."""
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
-        index = data.index
-        names = index.class_names
-        pairs = (
-            pair(
-                Query(f"{TASK}/{region.id}", region.image_id, TASK, boxes=(region.box,)),
-                boxes=[region.box],
-                labels=[region.category],
-                num_candidates=len(names),
-            )
-            for region in index.regions
-            if region.category
+        names = data.index.class_names
+        pairs = data.index.region_pairs(
+            TASK,
+            lambda region: [region.category] if region.category else [],
+            num_candidates=len(names),
         )
         candidates = Candidates("texts", names)
-        return [index.query_set(TASK, "label", "cloc", pairs, candidates=candidates)]
+        return [data.index.query_set(TASK, "label", "cloc", pairs, candidates=candidates)]

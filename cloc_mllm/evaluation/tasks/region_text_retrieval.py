@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, RegionCandidate, pair
-from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.queries import Candidates, Query, QueryPair, QuerySet, pair
 from cloc_mllm.evaluation.scores import retrieval
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
 
@@ -41,29 +40,17 @@ class RegionTextRetrieval(Task):
     def query_sets(self, data: EvalData) -> list[QuerySet]:
         index = data.index
         texts = Candidates("texts", index.phrases)
-        regions = Candidates(
-            "regions",
-            [region.id for region in index.regions],
-            [RegionCandidate(r.id, r.image_id, r.box) for r in index.regions],
+        regions = Candidates("regions", [region.id for region in index.regions], index.regions)
+        to_text = index.region_pairs(
+            TO_TEXT, lambda region: region.phrases, num_candidates=len(index.phrases)
         )
         return [
-            index.query_set(TO_TEXT, "label", "cloc", _to_text(index), candidates=texts),
+            index.query_set(TO_TEXT, "label", "cloc", to_text, candidates=texts),
             index.query_set(TO_REGION, "label", "cloc", _to_region(index), candidates=regions),
         ]
 
 
-def _to_text(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
-    for region in index.regions:
-        if region.phrases:
-            yield pair(
-                Query(f"{TO_TEXT}/{region.id}", region.image_id, TO_TEXT, boxes=(region.box,)),
-                boxes=[region.box],
-                labels=list(region.phrases),
-                num_candidates=len(index.phrases),
-            )
-
-
-def _to_region(index: RecordIndex) -> Iterator[tuple[Query, ReferenceRow]]:
+def _to_region(index: RecordIndex) -> Iterator[QueryPair]:
     everywhere: dict[str, list[str]] = {}
     for region in index.regions:
         for phrase in region.phrases:

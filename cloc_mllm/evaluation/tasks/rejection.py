@@ -19,10 +19,11 @@ from cloc_mllm.evaluation.queries import (
     PRESENT,
     Coverage,
     Query,
+    QueryPair,
     QuerySet,
     pair,
 )
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import Box, ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.scores.binary import auroc, binary_scores
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
@@ -125,12 +126,12 @@ def phrases_of_scenes(
     from cloc_mllm.data.scenes import generate_scenes
 
     scenes = list(generate_scenes(num_scenes + 1, split=split, seed=seed))
-    pairs: list[tuple[Query, ReferenceRow]] = []
+    pairs: list[QueryPair] = []
     for index, scene in enumerate(scenes[:-1]):
         rng = np.random.default_rng([seed, index])
         pairs += _concepts(scene, rng)
         pairs += _expressions(scene, scenes[index + 1], rng)
-    return QuerySet.from_pairs(
+    return QuerySet(
         TASK,
         "box_or_refusal",
         by,
@@ -140,16 +141,14 @@ def phrases_of_scenes(
     )
 
 
-def _phrase(
-    scene: Record, kind: str, text: str, true_boxes: Sequence[Box] = ()
-) -> tuple[Query, ReferenceRow]:
+def _phrase(scene: Record, kind: str, text: str, true_boxes: Sequence[Box] = ()) -> QueryPair:
     """A phrase of a scene and where it is; without a box it is not there."""
     answer = PRESENT if true_boxes else ABSENT
     query = Query(f"{TASK}/{scene.id}/{kind}/{answer}", scene.id, TASK, text)
     return pair(query, boxes=list(true_boxes), labels=[answer], kind=kind)
 
 
-def _concepts(scene: Record, rng: np.random.Generator) -> Iterator[tuple[Query, ReferenceRow]]:
+def _concepts(scene: Record, rng: np.random.Generator) -> Iterator[QueryPair]:
     """A name that is here, with all boxes of its kind, and one that is not."""
     from cloc_mllm.data.scenes import CONCEPTS
 
@@ -163,9 +162,7 @@ def _concepts(scene: Record, rng: np.random.Generator) -> Iterator[tuple[Query, 
     yield _phrase(scene, "concept", elsewhere[rng.integers(len(elsewhere))])
 
 
-def _expressions(
-    scene: Record, other: Record, rng: np.random.Generator
-) -> Iterator[tuple[Query, ReferenceRow]]:
+def _expressions(scene: Record, other: Record, rng: np.random.Generator) -> Iterator[QueryPair]:
     here = {region.category for region in scene.regions}
     true = [(text, r.box) for r in scene.regions for text in r.expressions]
     false = [text for r in other.regions if r.category not in here for text in r.expressions]

@@ -6,15 +6,22 @@ slash: boxes of LVIS's frequent, common or rare classes alone, still against all
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, RegionFeatures, pair
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.benchmark_files import usable_box
+from cloc_mllm.evaluation.queries import (
+    Candidates,
+    Query,
+    QueryPair,
+    QuerySet,
+    RegionFeatures,
+    pair,
+)
+from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores import classification
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
@@ -51,46 +58,29 @@ SCORERS = {
 }
 
 
-@dataclass(frozen=True)
-class TrueBox:
-    """One annotated box.
-
-    Args:
-        id: `IMAGE#ANNOTATION`.
-        box: xyxy, normalised to the original image.
-        segmentation: COCO's: polygons, or run lengths, in pixels of `image_hw`; None is unknown.
-    """
-
-    id: str
-    image_id: str
-    box: Box
-    class_name: str
-    segmentation: Any = None
-    image_hw: tuple[int, int] = (0, 0)
-
-
 @dataclass
 class AnnotatedBoxes:
     """All boxes to name and the names to choose from.
 
     Args:
         class_names: each once, in the order of the file.
+        boxes: a query of no task yet, with the id `IMAGE#ANNOTATION`, and the true class.
         band_of_class: `frequent`, `common` or `rare`; empty without bands (COCO).
         dropped: annotations that are not asked, by reason.
     """
 
     class_names: list[str]
-    items: list[TrueBox]
+    boxes: list[tuple[Query, str]]
     band_of_class: dict[str, str] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
 
     def notes(self) -> dict[str, Any]:
         """Counts for the report; kept and dropped add up to the annotations of the file."""
         return {
-            "boxes": len(self.items),
+            "boxes": len(self.boxes),
             "dropped": dict(self.dropped.most_common()),
             "classes": len(self.class_names),
-            "classes_that_occur": len({item.class_name for item in self.items}),
+            "classes_that_occur": len({name for _, name in self.boxes}),
         }
 
 
@@ -138,12 +128,12 @@ class TrueBoxes(Task):
     def _boxes(self, index: RecordIndex) -> AnnotatedBoxes:
         if self.annotations:
             return self.read_annotations(self.annotations, index.image_ids)
-        items = [
-            TrueBox(region.id, region.image_id, region.box, region.category)
-            for region in index.regions
-            if region.category
+        regions = [region for region in index.regions if region.category]
+        boxes = [
+            (Query(region.id, region.image_id, "", boxes=(region.box,)), region.category)
+            for region in regions
         ]
-        return AnnotatedBoxes(index.class_names, items)
+        return AnnotatedBoxes(index.class_names, boxes)
 
     def read_annotations(self, path: str | Path, image_ids: Collection[str]) -> AnnotatedBoxes:
         """Boxes of the images that have a record, and all class names of the file.
@@ -168,10 +158,10 @@ class TrueBoxes(Task):
             if str(image.get("id")) not in wanted:
                 boxes.dropped[NO_RECORD] += len(annotations)
                 continue
-            boxes.items += self._image_boxes(image, annotations, names, boxes.dropped)
+            boxes.boxes += self._image_boxes(image, annotations, names, boxes.dropped)
         boxes.dropped["unknown_image"] += sum(map(len, annotations_by_image.values()))
         boxes.dropped += Counter()  # leaves out what is 0
-        if not boxes.items:
+        if not boxes.boxes:
             raise ValueError(
                 f"{path} has no box to ask on these records (not used: {dict(boxes.dropped)}); "
                 "build the records from this very file: cloc-mllm data build coco --instances FILE"
@@ -184,46 +174,36 @@ class TrueBoxes(Task):
         annotations: Sequence[dict[str, Any]],
         names: dict[str, str],
         dropped: Counter[str],
-    ) -> Iterator[TrueBox]:
-        from cloc_mllm.data.readers import boxes_from_xywh
-
-        size = image.get("width"), image.get("height")
-        boxes = boxes_from_xywh([row.get("bbox") for row in annotations], *size)
-        for row, normalized in zip(annotations, boxes, strict=True):
+    ) -> Iterator[tuple[Query, str]]:
+        for row in annotations:
             category = repr(row.get("category_id"))
-            box, fault = _checked(normalized, size, self.min_box_side_px)
+            box, fault = usable_box(row, image, self.min_box_side_px)
             if category not in names:
                 fault = "unknown_category"
             elif row.get("iscrowd") and not self.keep_crowd:
                 fault = "crowd"
             if box is None or fault:
-                dropped[str(fault)] += 1
+                dropped[fault] += 1
                 continue
-            yield TrueBox(
+            query = Query(
                 f"{image['id']}#{row.get('id')}",
                 str(image["id"]),
-                box,
-                names[category],
-                row.get("segmentation"),
-                (int(image["height"]), int(image["width"])),
+                "",
+                boxes=(box,),
+                segmentation=row.get("segmentation"),
+                image_hw=(int(image["height"]), int(image["width"])),
             )
+            yield query, names[category]
 
 
-def _pairs(boxes: AnnotatedBoxes, task: str) -> Iterator[tuple[Query, ReferenceRow]]:
+def _pairs(boxes: AnnotatedBoxes, task: str) -> Iterator[QueryPair]:
     """A query per box; the reference's kind is the band of its class."""
-    for item in boxes.items:
+    for query, name in boxes.boxes:
         yield pair(
-            Query(
-                f"{task}/{item.id}",
-                item.image_id,
-                task,
-                boxes=(item.box,),
-                segmentation=item.segmentation,
-                image_hw=item.image_hw,
-            ),
-            boxes=[item.box],
-            labels=[item.class_name],
-            kind=boxes.band_of_class.get(item.class_name, ""),
+            replace(query, id=f"{task}/{query.id}", task=task),
+            boxes=list(query.boxes),
+            labels=[name],
+            kind=boxes.band_of_class.get(name, ""),
             num_candidates=len(boxes.class_names),
         )
 
@@ -247,15 +227,3 @@ def _bands(categories: Sequence[dict[str, Any]], names: dict[str, str]) -> dict[
         for row in categories
         if row.get("frequency") in BANDS
     }
-
-
-def _checked(
-    box: Box, size_wh: tuple[Any, Any], min_side_px: float
-) -> tuple[Box | None, str | None]:
-    from cloc_mllm.geometry import clean_box
-
-    if not all(map(math.isfinite, box)):
-        return None, "not_finite"
-    width, height = map(float, size_wh)
-    pixels = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
-    return clean_box(pixels, width, height, min_side_px)

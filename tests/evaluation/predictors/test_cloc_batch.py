@@ -12,8 +12,7 @@ from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.predictors.class_names import class_embeddings
 from cloc_mllm.evaluation.predictors.cloc import ClocSettings, predict_cloc
 from cloc_mllm.evaluation.predictors.cloc_batch import crop_box, decode_mask, rank_boxes
-from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet
-from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, pair
 from cloc_mllm.geometry import CANVAS, Boxes, elementwise_iou
 from cloc_mllm.models.region_pooling import roi_align_tokens
 from tests.evaluation.conftest import build_tiny_cloc
@@ -56,8 +55,10 @@ def sets(test_scenes, queries):
             "label",
             "cloc",
             test_scenes,
-            [replace(query, id=f"{kind}/{query.id}", task=kind) for query in queries],
-            [ReferenceRow(f"{kind}/{q.id}", q.image_id, kind, labels=["x"]) for q in queries],
+            [
+                pair(replace(query, id=f"{kind}/{query.id}", task=kind), labels=["x"])
+                for query in queries
+            ],
             candidates=Candidates("class_names", NAMES),
             region_features=kind,
         )
@@ -212,8 +213,8 @@ def phrases(test_scenes):
         for record in test_scenes[1:]
         for text in ("a crab", "clock")
     ]
-    references = [ReferenceRow(q.id, q.image_id, q.task, labels=[q.text]) for q in queries]
-    return QuerySet("phrase_grounding", "ranked_boxes", "cloc", test_scenes, queries, references)
+    pairs = [pair(query, labels=[query.text]) for query in queries]
+    return QuerySet("phrase_grounding", "ranked_boxes", "cloc", test_scenes, pairs)
 
 
 @pytest.fixture(scope="module")

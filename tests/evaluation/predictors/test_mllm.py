@@ -10,8 +10,7 @@ import torch
 
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.predictors.mllm import MllmRows, predict_mllm
-from cloc_mllm.evaluation.queries import Answer, Query, QuerySet
-from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.queries import Answer, Query, QuerySet, pair
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
 BOX = (0.0, 0.0, 0.5, 1.0)
@@ -25,9 +24,8 @@ def predictor(mllm_dir: Path) -> GroundingPredictor:
 
 def make_set(answer: Answer, **query: Any) -> QuerySet:
     """The same question about both images."""
-    queries = [Query(f"{r.id}/0", r.id, answer, **query) for r in RECORDS]
-    references = [ReferenceRow(q.id, q.image_id, q.task, labels=["yes"]) for q in queries]
-    return QuerySet(answer, answer, "mllm", RECORDS, queries, references, max_new_tokens=3)
+    pairs = [pair(Query(f"{r.id}/0", r.id, answer, **query), labels=["yes"]) for r in RECORDS]
+    return QuerySet(answer, answer, "mllm", RECORDS, pairs, max_new_tokens=3)
 
 
 def first_row(predictor: GroundingPredictor, asked: QuerySet) -> Any:
@@ -90,9 +88,8 @@ def test_finished_queries_are_not_asked_again(predictor, mllm_dir, monkeypatch) 
 def test_batches_may_be_larger_than_64(predictor, monkeypatch) -> None:
     """They were cut at the predictor's own default."""
     record = RECORDS[0]
-    queries = [Query(f"q{i}", record.id, "rec", text="a crab") for i in range(70)]
-    references = [ReferenceRow(q.id, q.image_id, q.task, boxes=[BOX]) for q in queries]
-    asked = QuerySet("rec", "box", "mllm", [record], queries, references)
+    pairs = [pair(Query(f"q{i}", record.id, "rec", "a crab"), boxes=[BOX]) for i in range(70)]
+    asked = QuerySet("rec", "box", "mllm", [record], pairs)
     sizes: list[int] = []
     read = GroundingPredictor.read
 

@@ -11,7 +11,7 @@ from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.predictors.transformers import HfModel, check_prompt, predict_hf
-from cloc_mllm.evaluation.rows.rows import read_predictions
+from cloc_mllm.evaluation.rows.files import read_predictions
 from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.evaluation.tasks.rec import Rec
 from tests.evaluation.helpers import query_sets

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cloc_mllm.evaluation.rows.files import read_prediction_file, read_reference_file
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 
 BOX = [0.1, 0.2, 0.3, 0.4]
@@ -37,13 +37,13 @@ def write(path, rows):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
 def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
-    references = read_reference_file(write(tmp_path / f"r.{suffix}", REFERENCES), "rec")
+    references = read_references(write(tmp_path / f"r.{suffix}", REFERENCES), "rec")
     assert references == [
         ReferenceRow("a", "1", "rec", boxes=[BOX], width=640, height=480),
         ReferenceRow("7", "2", "rec", boxes=[BOX, BOX], kind="size"),
     ]
     path = write(tmp_path / f"p.{suffix}", PREDICTIONS)
-    assert read_prediction_file(path, "rec", references) == [
+    assert read_predictions(path, "rec", references) == [
         PredictionRow(
             "a", "1", "rec", raw_text=PREDICTIONS[0]["raw_text"], settings={"resized_width": 3}
         ),
@@ -54,13 +54,13 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
 def test_rows_of_other_tasks_are_left_to_other_runs(tmp_path):
     rows = [{**REFERENCES[0], "task": "rec"}, {**REFERENCES[1], "task": "text_to_box"}]
     path = write(tmp_path / "r.jsonl", rows)
-    assert [row.id for row in read_reference_file(path, "text_to_box")] == ["7"]
+    assert [row.id for row in read_references(path, "text_to_box")] == ["7"]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("p.jsonl", '{"id": "a"}\nnope', "p.jsonl line 2: expected one JSON object a line"),
+        ("p.jsonl", '{"id": "a"}\nnope', "p.jsonl line 2: expected one JSON object per line"),
         ("p.jsonl", "[1]", r"p.jsonl line 1: expected an object, got '\[1\]'"),
         ("p.json", '{"id": "a"}', "p.json: expected a JSON array of rows .* got dict"),
         ("p.json", "[", "p.json: expected a JSON array"),
@@ -77,4 +77,9 @@ def test_a_wrong_file_is_refused_with_file_and_row(tmp_path, name, text, message
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
-        read_prediction_file(path, "rec", [])
+        read_predictions(path, "rec", [])
+
+
+def test_an_unknown_id_is_left_to_the_merge(tmp_path):
+    path = write(tmp_path / "p.jsonl", [{"id": "x", "raw_text": "a"}])
+    assert read_predictions(path, "rec", []) == [PredictionRow("x", "", "rec", raw_text="a")]

@@ -15,8 +15,9 @@ from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.predictors.mllm import MllmRows
 from cloc_mllm.evaluation.record_index import records_to_score
-from cloc_mllm.evaluation.rows.resume import append_rows, model_identity, resume_predictions
-from cloc_mllm.evaluation.rows.rows import PredictionRow, read_predictions
+from cloc_mllm.evaluation.rows.files import read_predictions, write_rows
+from cloc_mllm.evaluation.rows.resume import model_identity, resume_predictions
+from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.evaluation.tasks.text_to_box import TextToBox
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -161,7 +162,7 @@ def test_rows_are_on_disk_before_the_next_is_made(tmp_path):
             assert len(path.read_text().splitlines()) == number
             yield row(f"q{number}")
 
-    assert append_rows(rows(), path) == 3
+    assert write_rows(rows(), path, append=True) == 3
     assert resume_predictions(path, SETTINGS) == {"q0", "q1", "q2"}
 
 
@@ -171,22 +172,22 @@ def test_rows_are_on_disk_before_the_next_is_made(tmp_path):
 def test_a_last_line_without_its_end_is_made_again(tmp_path, tail):
     path = tmp_path / "p.jsonl"
     resume_predictions(path, SETTINGS)
-    append_rows([row("q0")], path)
+    write_rows([row("q0")], path, append=True)
     with path.open("ab") as file:
         file.write(tail.encode()[:-1] if tail == "é" else tail.encode())
 
     assert resume_predictions(path, SETTINGS) == {"q0"}
-    append_rows([row("q1")], path)
+    write_rows([row("q1")], path, append=True)
     assert [r.id for r in read_predictions(path)] == ["q0", "q1"]
 
 
 def test_what_cannot_be_continued_says_why(tmp_path):
     path = tmp_path / "p.jsonl"
-    append_rows([row("q0")], path)
+    write_rows([row("q0")], path, append=True)
     with pytest.raises(ValueError, match=r"p\.settings\.json, which says how .* is missing"):
         resume_predictions(path, SETTINGS)
     resume_predictions(path, SETTINGS, overwrite=True)
-    append_rows([row("q0")], path)
+    write_rows([row("q0")], path, append=True)
     changed = {**SETTINGS, "mllm": {"name": "m", "files": "2"}}
     with pytest.raises(ValueError, match=r"mllm: there .*'files': '1'.*, now .*'files': '2'"):
         resume_predictions(path, changed)

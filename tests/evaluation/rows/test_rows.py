@@ -2,14 +2,8 @@ import json
 
 import pytest
 
-from cloc_mllm.evaluation.rows.rows import (
-    PredictionRow,
-    ReferenceRow,
-    merge_by_id,
-    read_predictions,
-    read_references,
-    write_rows,
-)
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references, write_rows
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, merge_by_id
 
 BOX = (0.1, 0.2, 0.3, 0.4)
 
@@ -39,7 +33,7 @@ def test_rows_survive_the_file(tmp_path):
     ("line", "message"),
     [
         ("{not json", "line 2: expected one JSON object"),
-        ("[1, 2]", "line 2: expected an object with id"),
+        ("[1, 2]", "line 2: expected an object, got"),
         ('{"id": "q", "task": "rec"}', "line 2: expected an object with id"),
         ('{"id": "q", "image_id": "i", "task": "rec", "bbox": []}', "line 2: expected an object"),
         (

@@ -9,7 +9,7 @@ from cloc_mllm.data.commands import main as data_main
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Region
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation.rows.rows import read_predictions
+from cloc_mllm.evaluation.rows.files import read_predictions
 from cloc_mllm.evaluation.run import evaluate, note_lines
 from cloc_mllm.evaluation.tasks.true_boxes import TrueBoxes
 from tests.evaluation.helpers import cloc_config, query_sets, record
@@ -53,15 +53,15 @@ def test_names_and_bands_are_of_the_whole_file(tmp_path):
         "bow (weapon)": "rare",
         "clock": "common",
     }
-    (item,) = boxes.items
-    assert (item.id, item.image_id, item.class_name) == ("5#7", "5", "bow (weapon)")
-    assert item.box == pytest.approx((0.1, 0.2, 0.3, 0.6))
+    ((item, class_name),) = boxes.boxes
+    assert (item.id, item.image_id, class_name) == ("5#7", "5", "bow (weapon)")
+    assert item.boxes[0] == pytest.approx((0.1, 0.2, 0.3, 0.6))
     assert (item.segmentation, item.image_hw) == ([[1, 2]], (50, 100))
     task = TrueBoxes(["crop"], annotations=str(tmp_path / "instances.json"))
     (asked,) = query_sets(task, [record("5")])
     (query,), (reference,) = asked.queries, asked.references
     assert query.id == reference.id == "true_box_crop/5#7"
-    assert query.boxes[0] == reference.boxes[0] == item.box
+    assert query.boxes[0] == reference.boxes[0] == item.boxes[0]
     assert (query.segmentation, query.image_hw) == (item.segmentation, item.image_hw)
     assert asked.region_features == "crop" and asked.candidates.kind == "class_names"
     assert asked.candidates.names == boxes.class_names
@@ -74,7 +74,7 @@ def test_names_and_bands_are_of_the_whole_file(tmp_path):
 
 def test_two_annotations_of_one_box_are_two_questions(tmp_path):
     boxes = read(tmp_path, make_table(annotation(1, 1), annotation(2, 3)))
-    assert [item.class_name for item in boxes.items] == ["aerosol can", "clock"]
+    assert [name for _, name in boxes.boxes] == ["aerosol can", "clock"]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_two_annotations_of_one_box_are_two_questions(tmp_path):
 def test_what_is_not_asked_is_counted(tmp_path, change, reason):
     table = make_table(annotation(1), {**annotation(2), **change})
     boxes = read(tmp_path, table)
-    assert [item.id for item in boxes.items] == ["5#1"]
+    assert [query.id for query, _ in boxes.boxes] == ["5#1"]
     assert boxes.notes() == {
         "boxes": 1,
         "dropped": {reason: 1},
@@ -106,7 +106,7 @@ def test_what_is_not_asked_is_counted(tmp_path, change, reason):
 def test_rules_are_settings(tmp_path):
     table = make_table(annotation(1, iscrowd=1), annotation(2, bbox=[0, 0, 8, 7.9]), annotation(3))
     kept = [
-        [item.id for item in read(tmp_path, table, **options).items]
+        [query.id for query, _ in read(tmp_path, table, **options).boxes]
         for options in ({}, {"keep_crowd": True}, {"min_box_side_px": 8})
     ]
     assert kept == [["5#2", "5#3"], ["5#1", "5#2", "5#3"], ["5#3"]]
@@ -144,13 +144,13 @@ def test_real_files(shared_data):
     table = json.loads(coco.read_text())
     boxes = TrueBoxes().read_annotations(coco, [str(image["id"]) for image in table["images"]])
     assert (len(boxes.class_names), boxes.dropped["crowd"]) == (80, 5)
-    assert len(boxes.items) + boxes.dropped.total() == len(table["annotations"]) == 624
+    assert len(boxes.boxes) + boxes.dropped.total() == len(table["annotations"]) == 624
     lvis = folder / "lvis_val_100.json"
     table = json.loads(lvis.read_text())
     boxes = TrueBoxes().read_annotations(lvis, [str(image["id"]) for image in table["images"]])
     assert set(boxes.band_of_class.values()) == {"frequent", "common", "rare"}
     assert len(boxes.class_names) == len(boxes.band_of_class) == len(table["categories"])
-    assert len(boxes.items) + boxes.dropped.total() == 977
+    assert len(boxes.boxes) + boxes.dropped.total() == 977
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from cloc_mllm.data.commands import main as data_main
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation.rows.rows import read_references
+from cloc_mllm.evaluation.rows.files import read_references
 from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.evaluation.tasks.zero_shot_classification import ZeroShotClassification
 from tests.evaluation.helpers import cloc_config, query_sets, record
