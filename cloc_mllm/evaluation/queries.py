@@ -155,7 +155,7 @@ class QuerySet:
         if not self.image_ids:
             self.image_ids = [record.id for record in self.records]
         assert all(query.id == reference.id for query, reference in self.pairs)
-        assert self.coverage is None or self.coverage.num_asked == len(self.queries)
+        assert self.coverage is None or self.coverage.num_asked == len(self.pairs)
         for query in self.queries if self.answer == "text" else ():
             if query.text and query.text.count(REGION) != len(query.boxes):
                 raise ValueError(
@@ -223,6 +223,6 @@ def queries_digest(query_sets: Iterable[QuerySet]) -> str:
     for asked in query_sets:
         names = list(asked.candidates.names) if asked.candidates else []
         rows = [asdict(query) for query in asked.queries]
-        content = [asked.task, asked.answer, asked.region_features, asked.max_new_tokens]
-        digest.update(json.dumps([*content, names, rows]).encode())
+        settings = [asked.answer, asked.region_features, asked.max_new_tokens, asked.threshold]
+        digest.update(json.dumps([asked.task, settings, names, rows]).encode())
     return digest.hexdigest()[:16]

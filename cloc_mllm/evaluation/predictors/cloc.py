@@ -5,6 +5,7 @@ Letters: K keys, Q queries, C candidates, E embedding width.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -149,39 +150,26 @@ def in_inference(model: torch.nn.Module, precision: Precision) -> Iterator[str]:
 
 
 @dataclass
-class _Table:
-    """Features by key: float[K, E], not normalised."""
-
-    places: dict[Hashable, int] = field(default_factory=dict)
-    parts: list[Tensor] = field(default_factory=list)
-
-    def add(self, keys: Iterable[Hashable], features: Tensor) -> None:
-        for key in keys:
-            self.places[key] = len(self.places)
-        self.parts.append(features)
-
-    def rows(self, keys: Iterable[Hashable]) -> Tensor:
-        self.parts = [torch.cat(self.parts)]
-        return self.parts[0][[self.places[key] for key in keys]]
-
-
-@dataclass
 class _Encoded:
     """Everything that answers about some records are read from.
 
     Attributes:
-        texts, class_names, images: by text, by name, by image id.
-        regions: by (image id, box), or by query id where they are not the region encoder's.
+        features: float[E] each, not normalised: `texts`, `class_names` and `images` by text, name
+            and image id; `regions` by (image id, box), or by query id where they are not the region
+            encoder's.
         located: by query id: where the text is, and where else it may be.
         notes: by query id, for the row's settings.
     """
 
-    texts: _Table = field(default_factory=_Table)
-    class_names: _Table = field(default_factory=_Table)
-    images: _Table = field(default_factory=_Table)
-    regions: _Table = field(default_factory=_Table)
+    features: dict[str, dict[Hashable, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     located: dict[str, tuple[Located, list[Box]]] = field(default_factory=dict)
     notes: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, keys: Iterable[Hashable], features: Tensor) -> None:
+        self.features[kind] |= zip(keys, features, strict=True)
+
+    def stack(self, kind: str, keys: Iterable[Hashable]) -> Tensor:
+        return torch.stack([self.features[kind][key] for key in keys])
 
 
 @dataclass
@@ -237,7 +225,7 @@ def _encode(
         if chosen:
             batch = encode_batch(model, chosen)
             own = [plans[record.id] for record in chosen]
-            encoded.images.add([record.id for record in chosen], batch.image.image_features)
+            encoded.add("images", [record.id for record in chosen], batch.image.image_features)
             _encode_regions(encoded, model, batch, own, settings)
             _locate(encoded, model, batch, own)
     return encoded
@@ -260,10 +248,10 @@ def _encode_texts(
     ordered, device = sorted(texts), next(model.parameters()).device
     for start in range(0, len(ordered), _TEXT_BATCH):
         chunk = ordered[start : start + _TEXT_BATCH]
-        encoded.texts.add(chunk, model.encode_text(tokenizer(chunk).to(device)))
+        encoded.add("texts", chunk, model.encode_text(tokenizer(chunk).to(device)))
     if names:
         features = class_embeddings(model, tokenizer, list(names), settings.templates)
-        encoded.class_names.add(names, features)
+        encoded.add("class_names", names, features)
 
 
 def _encode_regions(
@@ -276,12 +264,13 @@ def _encode_regions(
     boxes = [list(plan.boxes) for plan in plans]
     if any(boxes):
         keys = [(r.id, box) for r, own in zip(batch.records, boxes, strict=True) for box in own]
-        encoded.regions.add(keys, embed_boxes(model, batch, boxes, settings.region_prompt))
+        z = embed_boxes(model, batch, boxes, settings.region_prompt)
+        encoded.add("regions", keys, z)
     for features in {name: None for plan in plans for name in plan.otherwise}:
         queries = [plan.otherwise.get(features, []) for plan in plans]
         z, notes = embed_otherwise(model, batch, features, queries, settings.batch_size)
         ids = [query.id for own in queries for query in own]
-        encoded.regions.add(ids, z)
+        encoded.add("regions", ids, z)
         for query_id, note in zip(ids, notes, strict=True):
             encoded.notes[query_id] = {"region_features": features, **note}
 
@@ -292,7 +281,7 @@ def _locate(encoded: _Encoded, model: Cloc, batch: Batch, plans: Sequence[_Image
         queries = [query for own in groups for query in own]
         if not queries:
             continue
-        texts = encoded.texts.rows([query.text for query in queries])
+        texts = encoded.stack("texts", [query.text for query in queries])
         image_index = packed_index(groups, texts.device)
         found = locate_texts(model, batch, texts, image_index)
         others = proposals(model, batch, texts, image_index) if ranked else ([] for _ in queries)
@@ -318,15 +307,8 @@ def _rankings(
     """Answers by the cosine of what is asked (all queries of a set ask alike) and candidates."""
     candidates = asked.candidates
     assert candidates is not None
-    if candidates.kind == "regions":
-        features = encoded.regions.rows((r.image_id, r.box) for r in candidates.regions)
-    else:
-        tables = {
-            "texts": encoded.texts,
-            "class_names": encoded.class_names,
-            "images": encoded.images,
-        }
-        features = tables[candidates.kind].rows(candidates.names)
+    keys = [(r.image_id, r.box) for r in candidates.regions] or candidates.names
+    features = encoded.stack(candidates.kind, keys)
     in_templates = {"templates": settings.templates} if candidates.kind == "class_names" else {}
     scores, order = nearest(_asked_features(encoded, asked), features)
     for query, row_scores, row_order in zip(asked.queries, scores, order, strict=True):
@@ -339,12 +321,12 @@ def _asked_features(encoded: _Encoded, asked: QuerySet) -> Tensor:
     """Features of what is asked, a region, a text or the image: float[Q, E]."""
     queries = asked.queries
     if queries[0].boxes and asked.region_features == "cloc":
-        return encoded.regions.rows((query.image_id, query.boxes[0]) for query in queries)
+        return encoded.stack("regions", [(query.image_id, query.boxes[0]) for query in queries])
     if queries[0].boxes:
-        return encoded.regions.rows(query.id for query in queries)
+        return encoded.stack("regions", [query.id for query in queries])
     if queries[0].text:
-        return encoded.texts.rows(query.text for query in queries)
-    return encoded.images.rows(query.image_id for query in queries)
+        return encoded.stack("texts", [query.text for query in queries])
+    return encoded.stack("images", [query.image_id for query in queries])
 
 
 def nearest(queries: Tensor, candidates: Tensor) -> tuple[list[list[float]], list[list[int]]]:

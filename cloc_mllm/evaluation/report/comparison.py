@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from cloc_mllm.data.drawing import Rgb, draw_regions
+from cloc_mllm.data.drawing import Rgb
 from cloc_mllm.evaluation.report.examples import (
     ANSWER_COLOR,
-    IMAGE_SIDE_PX,
     TRUE_COLOR,
     Example,
-    box_text,
+    box_facts,
+    draw_answers,
 )
 from cloc_mllm.evaluation.report.plots import Curve, Plot, curve_plot
 from cloc_mllm.evaluation.report.table import ROUNDING, aligned, metric_title, with_interval
@@ -23,8 +23,7 @@ from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.stats.details import CURVE_THRESHOLDS
 from cloc_mllm.evaluation.tasks import Scorer, all_scorers
-from cloc_mllm.geometry import Boxes
-from cloc_mllm.pages import image_source, render_page
+from cloc_mllm.pages import render_page
 
 if TYPE_CHECKING:
     from cloc_mllm.evaluation.compare import Compared, Comparison
@@ -163,13 +162,14 @@ def _example(task: str, a: ScoredPair, b: ScoredPair, load_image: LoadImage) -> 
     if reference.labels:
         facts.append(("true", reference.labels[0]))
     more = [("query", reference.id), ("image", reference.image_id)]
-    more += [("true box", box_text(box)) for box in reference.boxes[:4]]
-    for letter, pair in (("A", a), ("B", b)):
-        facts.append((letter, _answer(pair)))
-        more += [(f"{letter}'s box", box_text(box)) for box in pair.prediction.boxes[:4]]
+    more += box_facts("true box", reference.boxes)
+    for name, pair in (("A", a), ("B", b)):
+        facts.append((name, _answer(pair)))
+        more += box_facts(f"{name}'s box", pair.prediction.boxes)
+    answers = [("A", a.prediction, ANSWER_COLOR), ("B", b.prediction, OTHER_COLOR)]
     return Example(
         reference.id,
-        image_source(_draw(a, b, image)) if image else "",
+        draw_answers(image, reference.boxes, answers) if image else "",
         f"{task} example on image {reference.image_id}",
         facts,
         more,
@@ -187,16 +187,3 @@ def _answer(pair: ScoredPair) -> str:
     if row.failure:
         parts.append(f"failed: {row.failure}")
     return "; ".join(part for part in parts if part) or "nothing"
-
-
-def _draw(a: ScoredPair, b: ScoredPair, image: Image.Image) -> Image.Image:
-    boxes, labels = list(a.reference.boxes), [""] * len(a.reference.boxes)
-    colors = [TRUE_COLOR] * len(boxes)
-    for letter, pair, color in (("A", a, ANSWER_COLOR), ("B", b, OTHER_COLOR)):
-        answered = [] if pair.prediction.failure else pair.prediction.boxes[:1]
-        boxes += answered
-        labels += [letter] * len(answered)
-        colors += [color] * len(answered)
-    return draw_regions(
-        image, Boxes.normalized(boxes), labels, colors=colors, long_side=IMAGE_SIDE_PX
-    )

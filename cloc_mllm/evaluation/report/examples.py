@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cloc_mllm.data.drawing import Rgb, draw_regions
-from cloc_mllm.evaluation.rows.rows import Box, ScoredPair
+from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ScoredPair
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.tasks import Scorer
 from cloc_mllm.geometry import Boxes
@@ -94,19 +94,38 @@ def make_example(scorer: Scorer, pair: ScoredPair, image: Image.Image) -> Exampl
     more = [("query", reference.id), ("image", reference.image_id)]
     if reference.kind:
         more.append(("kind", reference.kind))
-    more += [("true box", box_text(box)) for box in reference.boxes[:4]]
-    more += [("answered box", box_text(box)) for box in pair.prediction.boxes[:4]]
+    more += box_facts("true box", reference.boxes)
+    more += box_facts("answered box", pair.prediction.boxes)
     return Example(
         reference.id,
-        image_source(_draw(pair, image)),
+        draw_answers(image, reference.boxes, [("answer", pair.prediction, ANSWER_COLOR)]),
         f"{reference.task} example on image {reference.image_id}",
         _facts(scorer, pair),
         more,
     )
 
 
-def box_text(box: Box) -> str:
-    return ", ".join(f"{value:.3f}" for value in box)
+def box_facts(name: str, boxes: Sequence[Box]) -> Facts:
+    """The first four boxes in numbers."""
+    return [(name, ", ".join(f"{value:.3f}" for value in box)) for box in boxes[:4]]
+
+
+def draw_answers(
+    image: Image.Image, true_boxes: Sequence[Box], answers: Sequence[tuple[str, PredictionRow, Rgb]]
+) -> str:
+    """`src` of the image, long side 208 px, with the true boxes and each answer's box and name."""
+    drawn = [(box, "", TRUE_COLOR) for box in true_boxes]
+    for name, row, color in answers:
+        drawn += [(box, name, color) for box in row.boxes[:1] if not row.failure]
+    return image_source(
+        draw_regions(
+            image,
+            Boxes.normalized([box for box, _, _ in drawn]),
+            [name for _, name, _ in drawn],
+            colors=[color for _, _, color in drawn],
+            long_side=IMAGE_SIDE_PX,
+        )
+    )
 
 
 def _facts(scorer: Scorer, pair: ScoredPair) -> Facts:
@@ -134,16 +153,3 @@ def _shown(labels: Sequence[str]) -> str:
     if not labels:
         return "nothing"
     return " · ".join(labels[:3] if len(labels[0]) < _SENTENCE_CHARACTERS else labels[:1])
-
-
-def _draw(pair: ScoredPair, image: Image.Image) -> Image.Image:
-    """The image, long side 208 px, with the true boxes and the answered one (labelled)."""
-    answered = [] if pair.prediction.failure else pair.prediction.boxes[:1]
-    num_true = len(pair.reference.boxes)
-    return draw_regions(
-        image,
-        Boxes.normalized([*pair.reference.boxes, *answered]),
-        [""] * num_true + ["answer"] * len(answered),
-        colors=[TRUE_COLOR] * num_true + [ANSWER_COLOR] * len(answered),
-        long_side=IMAGE_SIDE_PX,
-    )

@@ -6,15 +6,15 @@ import numpy as np
 
 
 def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of `a[q]` with `b[q]`: float[Q, 4] x float[Q, 4] xyxy -> float64[Q], in [0, 1].
+    """IoU of `a[q]` with `b[q]`: float[Q, 4] x float[Q, 4] xyxy -> float[Q], in the boxes' dtype.
 
     0 where either box is inverted or has no area. Equal to `geometry.elementwise_iou`; boxes may
     be in any frame, both sides in the same one.
     """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    inner = _area(np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:]))
-    union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - inner
-    return np.divide(inner, union, out=np.zeros(len(a)), where=union > 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # answers may hold any number
+        inner = _area(np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:]))
+        union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - inner
+        return np.divide(inner, union, out=np.zeros_like(inner), where=union > 0)
 
 
 def _area(low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -103,4 +103,4 @@ def test_equals_lmms_eval():
     ids=["two points", "two lines", "inverted", "inverted in x"],
 )
 def test_boxes_that_make_others_raise_overlap_nothing(a, b):
-    assert paired_iou(np.array([a]), np.array([b])) == [0]
+    assert paired_iou(np.array([a], dtype=float), np.array([b], dtype=float)) == [0]
