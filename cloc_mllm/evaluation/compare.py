@@ -21,7 +21,13 @@ from cloc_mllm.evaluation.report.comparison import comparison_table, write_compa
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores.boxes import answer_iou
-from cloc_mllm.evaluation.stats.bootstrap import Interval, QueryScores, bootstrap_interval
+from cloc_mllm.evaluation.stats.bootstrap import (
+    DEFAULT,
+    Bootstrap,
+    Interval,
+    QueryScores,
+    bootstrap_interval,
+)
 from cloc_mllm.evaluation.stats.breakdown import group_rank, groups_of
 from cloc_mllm.evaluation.tasks import EvalData, all_scorers, build_task, scorers_of, task_name
 
@@ -54,8 +60,7 @@ class Comparison:
     only_in: list[list[str]]
     tasks: dict[str, dict[str, Compared]]
     breakdowns: dict[str, dict[str, dict[str, Compared]]]
-    bootstrap_samples: int
-    seed: int
+    bootstrap: Bootstrap
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,9 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = compare(
         (values.a, values.b),
         values.out,
-        samples=values.bootstrap_samples,
         num_examples=values.num_examples,
-        seed=values.seed,
+        bootstrap=Bootstrap(values.bootstrap_samples, values.seed),
     )
     print(comparison_table(comparison), end="")
     for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
@@ -90,9 +94,8 @@ def compare(
     directories: tuple[str, str],
     out: str,
     *,
-    samples: int = 1000,
     num_examples: int = 6,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Comparison:
     """Writes `metrics.json`, `table.md` and `report.html` into `out`; returns what the first holds.
 
@@ -118,14 +121,14 @@ def compare(
     for task in tasks:
         ours, theirs = (scorers[task].score(pairs[task]) for pairs in (a, b))
         compared[task] = {
-            metric: _compared(ours[metric], theirs[metric], samples, seed)
+            metric: _compared(ours[metric], theirs[metric], bootstrap)
             for metric in ours
             if metric in theirs
         }
         if scorers[task].one_box and all(pair.reference.boxes for pair in a[task]):
-            breakdowns[task] = _by_group(a[task], b[task], samples, seed)
+            breakdowns[task] = _by_group(a[task], b[task], bootstrap)
     names = [sorted({p.prediction.model for t in tasks for p in x[t]}) for x in (a, b)]
-    comparison = Comparison(directories, names, only_in, compared, breakdowns, samples, seed)
+    comparison = Comparison(directories, names, only_in, compared, breakdowns, bootstrap)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "metrics.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n")
@@ -178,16 +181,16 @@ def _truth(row: ReferenceRow) -> tuple[Any, ...]:
     return row.image_id, row.boxes, row.labels
 
 
-def _compared(a: QueryScores, b: QueryScores, samples: int, seed: int) -> Compared:
+def _compared(a: QueryScores, b: QueryScores, bootstrap: Bootstrap) -> Compared:
     return Compared(
-        bootstrap_interval(a, samples=samples, seed=seed),
-        bootstrap_interval(b, samples=samples, seed=seed),
-        difference(a, b, samples=samples, seed=seed),
+        bootstrap_interval(a, bootstrap),
+        bootstrap_interval(b, bootstrap),
+        difference(a, b, bootstrap),
     )
 
 
 def _by_group(
-    a: Sequence[ScoredPair], b: Sequence[ScoredPair], samples: int, seed: int
+    a: Sequence[ScoredPair], b: Sequence[ScoredPair], bootstrap: Bootstrap
 ) -> dict[str, dict[str, Compared]]:
     """Breakdown -> group -> the compared Acc@0.5 of its queries."""
     right = [(answer_iou(pairs) >= 0.5).astype(float) for pairs in (a, b)]
@@ -198,7 +201,7 @@ def _by_group(
         for group in sorted(set(groups), key=group_rank) if len(set(groups)) > 1 else ():
             chosen = labels == group
             ours, theirs = (QueryScores(r[chosen], image_ids[chosen].tolist()) for r in right)
-            found.setdefault(name, {})[group] = _compared(ours, theirs, samples, seed)
+            found.setdefault(name, {})[group] = _compared(ours, theirs, bootstrap)
     return found
 
 

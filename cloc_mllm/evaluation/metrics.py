@@ -13,6 +13,8 @@ from typing import Any
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair, merge_by_id
 from cloc_mllm.evaluation.stats.average_precision import AveragePrecision, average_precision
 from cloc_mllm.evaluation.stats.bootstrap import (
+    DEFAULT,
+    Bootstrap,
     Interval,
     QueryScores,
     bootstrap_interval,
@@ -113,8 +115,7 @@ def compute_metrics(
     baseline: Mapping[str, Sequence[ScoredPair]] | None = None,
     *,
     more_scores: Mapping[str, Mapping[str, QueryScores]] | None = None,
-    samples: int = 1000,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Evaluation:
     """The metrics of each task.
 
@@ -122,14 +123,13 @@ def compute_metrics(
         pairs: answers of the model with their references, by task.
         baseline: answers of another model to the same queries; tasks it lacks are left empty.
         more_scores: further scores of the same queries, by task and metric.
-        samples: resamples of the images behind each interval.
     """
     scorers = all_scorers()
     tasks = {}
     for task, task_pairs in pairs.items():
         scores = {**scorers[task].score(task_pairs), **(more_scores or {}).get(task, {})}
         against = (baseline or {}).get(task)
-        tasks[task] = _task_metrics(scorers[task], scores, task_pairs, against, samples, seed)
+        tasks[task] = _task_metrics(scorers[task], scores, task_pairs, against, bootstrap)
     return Evaluation(tasks)
 
 
@@ -138,8 +138,7 @@ def _task_metrics(
     scores: Mapping[str, QueryScores],
     pairs: Sequence[ScoredPair],
     baseline: Sequence[ScoredPair] | None,
-    samples: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> TaskMetrics:
     references = [pair.reference for pair in pairs]
     chance = scorer.chance(references) if scorer.chance else {}
@@ -149,11 +148,11 @@ def _task_metrics(
     for name, ours in scores.items():
         other = theirs.get(name)
         metrics[name] = Metric(
-            **asdict(bootstrap_interval(ours, samples=samples, seed=seed)),
+            **asdict(bootstrap_interval(ours, bootstrap)),
             chance=chance.get(name),
             whole_image=whole_image.get(name),
-            baseline=bootstrap_interval(other, samples=samples, seed=seed) if other else None,
-            difference=difference(ours, other, samples=samples, seed=seed) if other else None,
+            baseline=bootstrap_interval(other, bootstrap) if other else None,
+            difference=difference(ours, other, bootstrap) if other else None,
         )
     return TaskMetrics(
         scorer.title,
@@ -162,22 +161,22 @@ def _task_metrics(
         metrics,
         failures=_failures(pairs, scorer),
         average_precision=_average_precision(pairs) if scorer.one_box else None,
-        details=_details(scorer, pairs, samples, seed),
+        details=_details(scorer, pairs, bootstrap),
     )
 
 
-def difference(a: QueryScores, b: QueryScores, *, samples: int, seed: int) -> Difference:
+def difference(a: QueryScores, b: QueryScores, bootstrap: Bootstrap = DEFAULT) -> Difference:
     """The paired difference mean(a) - mean(b) with its interval and tests."""
-    interval = difference_interval(a, b, samples=samples, seed=seed)
-    return Difference(**asdict(interval), **asdict(paired_test(a, b, seed=seed)))
+    interval = difference_interval(a, b, bootstrap)
+    return Difference(**asdict(interval), **asdict(paired_test(a, b, seed=bootstrap.seed)))
 
 
 def _details(
-    scorer: Scorer, pairs: Sequence[ScoredPair], samples: int, seed: int
+    scorer: Scorer, pairs: Sequence[ScoredPair], bootstrap: Bootstrap
 ) -> BoxDetails | None:
     if not scorer.one_box or not all(pair.reference.boxes for pair in pairs):
         return None
-    return box_details(pairs, samples=samples, seed=seed)
+    return box_details(pairs, bootstrap)
 
 
 def _average_precision(pairs: Sequence[ScoredPair]) -> AveragePrecision | str | None:

@@ -30,6 +30,7 @@ from cloc_mllm.evaluation.report.table import paper_tables
 from cloc_mllm.evaluation.rows.files import read_predictions, write_rows
 from cloc_mllm.evaluation.rows.resume import resume_predictions
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ScoredPair, merge_by_id
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.tasks import EvalData, Task, build_task
 
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
@@ -214,8 +215,7 @@ def _score(
         pairs,
         baseline,
         more_scores={task: scores for task, (scores, _) in more.items()},
-        samples=config.bootstrap_samples,
-        seed=config.seed,
+        bootstrap=Bootstrap(config.bootstrap_samples, config.seed),
     )
     notes = {q.task: {**_coverage(q), **q.notes, **more[q.task][1]} for _, q in asked}
     evaluation.about = {

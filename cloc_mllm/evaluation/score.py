@@ -23,6 +23,7 @@ from cloc_mllm.evaluation.metrics import Evaluation, compute_metrics
 from cloc_mllm.evaluation.report.table import percent, render_table
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair, merge_by_id
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.tasks import all_scorers, row_task
 
 MISSING = "missing"
@@ -139,12 +140,12 @@ def _wrong_answers(
 def _scored(
     task: str, pairs: list[ScoredPair], declared: AnswerFormat | None, options: ScoreOptions
 ) -> Score:
-    samples, seed = options.bootstrap_samples, options.seed
+    bootstrap = Bootstrap(options.bootstrap_samples, options.seed)
     rows = (pair.prediction for pair in pairs)
     # without a format, a row that says why it has no box has been read before
     unread = [row.id for row in rows if is_unread(row) and (declared or row.failure is None)]
     if not all_scorers()[task].one_box or not unread:
-        return Score(compute_metrics({task: pairs}, samples=samples, seed=seed).tasks)
+        return Score(compute_metrics({task: pairs}, bootstrap=bootstrap).tasks)
     if declared is None:
         raise ValueError(
             f"{len(unread)} predictions have a raw_text and no boxes, the first is "
@@ -153,8 +154,8 @@ def _scored(
     strict = read_rows(pairs, declared, options.resized_size)
     lenient = read_rows(pairs, declared, options.resized_size, lenient=True)
     return Score(
-        compute_metrics({task: strict}, samples=samples, seed=seed).tasks,
-        lenient=compute_metrics({task: lenient}, samples=samples, seed=seed),
+        compute_metrics({task: strict}, bootstrap=bootstrap).tasks,
+        lenient=compute_metrics({task: lenient}, bootstrap=bootstrap),
         answers={
             "format": declared.name,
             "meaning": declared.meaning,

@@ -9,6 +9,7 @@ import pytest
 from cloc_mllm.evaluation.compare import _config, _image_loader, compare, main
 from cloc_mllm.evaluation.rows.files import write_rows
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.tasks.rejection import phrases_of_scenes
 
 TRUE, WRONG = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
@@ -65,7 +66,7 @@ def test_the_paired_difference_has_a_p_value(directories, tmp_path, capsys):
 
 
 def test_the_report_shows_where_answers_differ_without_pictures(directories, tmp_path):
-    compare(directories, str(tmp_path / "out"), samples=20, num_examples=3)
+    compare(directories, str(tmp_path / "out"), bootstrap=Bootstrap(20), num_examples=3)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert page.count("<figure") == page.count("picture not available") == 3
@@ -106,7 +107,7 @@ def test_a_task_that_only_one_has_is_named(directories, tmp_path):
     more = [ReferenceRow("r", "i0", "referring", labels=["crab"])]
     answers = [*rows(16, "x"), PredictionRow("r", "i0", "referring", raw_text="crab")]
     b = write(tmp_path / "c", answers, [*REFERENCES, *more])
-    comparison = compare((directories[0], b), str(tmp_path / "out"), samples=20)
+    comparison = compare((directories[0], b), str(tmp_path / "out"), bootstrap=Bootstrap(20))
     assert comparison.only_in == [[], ["referring"]]
     assert list(comparison.tasks) == ["rec"]
 
@@ -144,5 +145,7 @@ def test_tasks_of_ones_own_are_known_by_their_files(tmp_path):
         answers = [PredictionRow("q", "i", "naming", raw_text=text)]
         runs.append(write(tmp_path / name, answers, references))
         (tmp_path / name / "metrics.json").write_text(json.dumps({"about": about}))
-    comparison = compare(tuple(runs), str(tmp_path / "out"), samples=20, num_examples=0)
+    comparison = compare(
+        tuple(runs), str(tmp_path / "out"), bootstrap=Bootstrap(20), num_examples=0
+    )
     assert comparison.tasks["naming"]["exact_match"].difference.value == 1

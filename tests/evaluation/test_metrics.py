@@ -8,7 +8,10 @@ from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.metrics import Failures, compute_metrics, pairs_by_task
 from cloc_mllm.evaluation.report.table import render_table
 from cloc_mllm.evaluation.rows.rows import PredictionRow
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.tasks import EvalData, task_class
+
+FEW = Bootstrap(20)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def failed(rows, tasks):
 
 
 def test_perfect_predictions_score_one(references):
-    tasks = compute_metrics(pairs_by_task(perfect(references), references), samples=20).tasks
+    tasks = compute_metrics(pairs_by_task(perfect(references), references), bootstrap=FEW).tasks
     assert list(tasks) == [
         "region_classification",
         "region_to_text",
@@ -69,7 +72,7 @@ def test_perfect_predictions_score_one(references):
 
 def test_unreadable_answers_are_wrong_and_counted(references):
     rows = failed(perfect(references), ["rec", "referring"])
-    tasks = compute_metrics(pairs_by_task(rows, references), samples=20).tasks
+    tasks = compute_metrics(pairs_by_task(rows, references), bootstrap=FEW).tasks
     assert tasks["rec"].metrics["acc_at_0_5"].value == 0
     assert tasks["rec"].metrics["mean_iou"].value == 0
     assert tasks["referring"].metrics["exact_match"].value == 0
@@ -85,7 +88,7 @@ def test_a_baseline_stands_beside_with_its_paired_difference(references):
     of_cloc = [row for row in references if row.task not in ("rec", "referring")]
     ours = pairs_by_task(perfect(references), references)
     theirs = pairs_by_task(failed(cloc, ["region_classification"]), of_cloc)
-    tasks = compute_metrics(ours, theirs, samples=20).tasks
+    tasks = compute_metrics(ours, theirs, bootstrap=FEW).tasks
     metric = tasks["region_classification"].metrics["macro_acc"]
     assert (metric.baseline.value, metric.difference.value) == (0, 1)
     assert tasks["text_to_box"].metrics["mean_iou"].difference.value == 0
@@ -101,7 +104,7 @@ def test_unknown_row_task_is_refused(references):
 
 def test_the_table_is_aligned_and_says_what_it_shows(references):
     rows = failed(perfect(references), ["rec"])
-    table = render_table(compute_metrics(pairs_by_task(rows, references), samples=20))
+    table = render_table(compute_metrics(pairs_by_task(rows, references), bootstrap=FEW))
     lines = table.splitlines()
     rows = [line for line in lines if line.startswith("|")]
     assert len({len(row) for row in rows}) == 1
@@ -113,24 +116,24 @@ def test_the_table_is_aligned_and_says_what_it_shows(references):
 def test_average_precision_of_answers_with_a_confidence(references):
     pytest.importorskip("pycocotools")
     rows = [replace(row, confidence=0.5) if row.boxes else row for row in perfect(references)]
-    metrics = compute_metrics(pairs_by_task(rows, references), samples=20)
+    metrics = compute_metrics(pairs_by_task(rows, references), bootstrap=FEW)
     num_boxes = sum(len(row.boxes) for row in references if row.task == "text_to_box")
     found = metrics.tasks["text_to_box"].average_precision
     assert found.n_boxes == num_boxes and found.ap == found.ap_50 > 0.5
     assert f"answers by confidence, {num_boxes} true boxes" in render_table(metrics)
     rows = [replace(row, confidence=None) if i % 2 else row for i, row in enumerate(rows)]
-    metrics = compute_metrics(pairs_by_task(rows, references), samples=20)
+    metrics = compute_metrics(pairs_by_task(rows, references), bootstrap=FEW)
     assert "have no confidence" in metrics.tasks["rec"].average_precision
     assert "rec: no average precision: " in render_table(metrics)
     rows = [replace(row, confidence=None) for row in rows]
-    metrics = compute_metrics(pairs_by_task(rows, references), samples=20)
+    metrics = compute_metrics(pairs_by_task(rows, references), bootstrap=FEW)
     assert all(entry.average_precision is None for entry in metrics.tasks.values())
     assert "average precision" not in render_table(metrics)
 
 
 def test_the_json_holds_every_number_under_its_task_and_leaves_out_what_there_is_not(references):
     rows = failed(perfect(references), ["rec"])
-    evaluation = compute_metrics(pairs_by_task(rows, references), samples=20)
+    evaluation = compute_metrics(pairs_by_task(rows, references), bootstrap=FEW)
     found = evaluation.to_dict()
     assert json.loads(json.dumps(found)) == found
     entry = found["tasks"]["rec"]["metrics"]["acc_at_0_5"]

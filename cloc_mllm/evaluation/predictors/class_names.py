@@ -1,4 +1,4 @@
-"""Class names as texts: sets of templates, and one embedding a class.
+"""Class names as texts: sets of templates, and one embedding per class.
 
 Letters: C classes, E embedding width.
 """

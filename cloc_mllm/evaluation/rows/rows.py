@@ -25,7 +25,7 @@ class PredictionRow:
         raw_text: the model's own words; "" for models that answer with numbers.
         boxes: xyxy, normalised to the original image. The first one is the answer.
         labels: names, texts or ids, best first, at most ten. The first one is the answer.
-        scores: one a label, in the same order.
+        scores: one per label, in the same order.
         failure: why the raw text could not be read; such a row is wrong and is counted.
     """
 
@@ -52,7 +52,7 @@ class PredictionRow:
         if self.scores and len(self.scores) != len(self.labels):
             raise ValueError(
                 f"prediction {self.id!r} has {len(self.labels)} labels but {len(self.scores)} "
-                "scores; write one score a label"
+                "scores; write one score per label"
             )
         object.__setattr__(self, "boxes", _checked_boxes(self.boxes, f"prediction {self.id!r}"))
 
@@ -125,7 +125,7 @@ def merge_by_id(
     """
     for name, rows in (("predictions", predictions), ("references", references)):
         twice = [item for item, count in Counter(row.id for row in rows).items() if count > 1]
-        _refuse(twice, f"are there more than once in the {name}; keep one row an id")
+        _refuse(twice, f"are there more than once in the {name}; keep one row per id")
     by_id = {row.id: row for row in predictions}
     expected = {row.id for row in references}
     _refuse([i for i in expected if i not in by_id], "have a reference but no prediction")

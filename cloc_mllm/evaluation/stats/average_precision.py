@@ -15,7 +15,7 @@ RULE = (
     "Average precision over all answers pooled and ordered by confidence (COCO's 101 points; ap: "
     "mean over IoU 0.5 to 0.95, ap_50 and ap_75: at one). Each query is an image of its own with "
     "one class, so an answer can match only boxes of its own query, and every true box is one to "
-    "find: with one answer a query, recall and so ap are below 1 where a query has several."
+    "find: with one answer per query, recall and so ap are below 1 where a query has several."
 )
 _SIDE = 1000.0  # boxes are scored in thousandths of the image
 
@@ -49,53 +49,41 @@ def average_precision(pairs: Sequence[ScoredPair]) -> AveragePrecision | None:
             f"{pairs[unsure[0]].reference.id!r}; average precision needs one for each, or none"
         )
     truths = [(i, box) for i, pair in enumerate(pairs) for box in pair.reference.boxes]
+    annotations = [
+        {"id": k, "iscrowd": 0, **_located(i, box)} for k, (i, box) in enumerate(truths, start=1)
+    ]
     detections = [
-        {
-            "image_id": i + 1,
-            "category_id": 1,
-            "bbox": _xywh(pairs[i].prediction.boxes[0]),
-            "score": pairs[i].prediction.confidence,
-        }
+        {"score": pairs[i].prediction.confidence, **_located(i, pairs[i].prediction.boxes[0])}
         for i in answered
     ]
-    return AveragePrecision(*_evaluate(len(pairs), truths, detections), len(truths))
+    ap, ap_50, ap_75 = map(float, _coco_stats(len(pairs), annotations, detections)[:3])
+    return AveragePrecision(ap, ap_50, ap_75, len(truths))
 
 
-def _evaluate(
-    num_queries: int, truths: Sequence[tuple[int, Box]], detections: list[dict[str, Any]]
-) -> tuple[float, float, float]:
+def _located(query: int, box: Box) -> dict[str, Any]:
+    left, top, right, bottom = (value * _SIDE for value in box)
+    width, height = max(right - left, 0.0), max(bottom - top, 0.0)
+    bbox = [left, top, width, height]
+    return {"image_id": query + 1, "category_id": 1, "bbox": bbox, "area": width * height}
+
+
+def _coco_stats(
+    num_queries: int, annotations: list[dict[str, Any]], detections: list[dict[str, Any]]
+) -> Sequence[float]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
         coco = COCO()
         coco.dataset = {
             "info": {},
             "images": [{"id": i + 1} for i in range(num_queries)],
             "categories": [{"id": 1, "name": "phrase"}],
-            "annotations": [_annotation(k + 1, i + 1, box) for k, (i, box) in enumerate(truths)],
+            "annotations": annotations,
         }
         coco.createIndex()
         evaluator = COCOeval(coco, coco.loadRes(detections), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    ap, ap_50, ap_75 = (float(value) for value in evaluator.stats[:3])
-    return ap, ap_50, ap_75
-
-
-def _annotation(annotation_id: int, image_id: int, box: Box) -> dict[str, Any]:
-    bbox = _xywh(box)
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": 1,
-        "bbox": bbox,
-        "area": bbox[2] * bbox[3],
-        "iscrowd": 0,
-    }
-
-
-def _xywh(box: Box) -> list[float]:
-    left, top, right, bottom = (value * _SIDE for value in box)
-    return [left, top, max(right - left, 0.0), max(bottom - top, 0.0)]
+    return evaluator.stats

@@ -16,11 +16,22 @@ _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: the number of resamples, and the seed that draws them."""
+
+    samples: int = 1000
+    seed: int = 0
+
+
+DEFAULT = Bootstrap()
+
+
+@dataclass(frozen=True)
 class QueryScores:
     """One metric before averaging.
 
     Args:
-        values: float[Q], one score a query.
+        values: float[Q], one score per query.
         image_ids: the image of each query.
         groups: if given, the metric is the mean over groups of the mean in each (macro average).
     """
@@ -34,7 +45,7 @@ class QueryScores:
         if self.groups is not None:
             lengths.add(len(self.groups))
         if len(lengths) > 1 or 0 in lengths:
-            raise ValueError(f"scores need one value, image and group a query, got {lengths}")
+            raise ValueError(f"scores need one value, image and group per query, got {lengths}")
 
     def mean(self) -> float:
         """The metric's value."""
@@ -53,22 +64,19 @@ class Interval:
     n_images: int
 
 
-def bootstrap_interval(scores: QueryScores, *, samples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap_interval(scores: QueryScores, bootstrap: Bootstrap = DEFAULT) -> Interval:
     """Percentile interval of the (macro) mean, images resampled with replacement.
 
     A group without a query in a resample is left out of that resample's macro average. The same
     seed draws the same images, so systems scored on the same queries see the same resamples.
     """
     sums, counts = sums_by_image(scores)
-    resamples = _resamples(sums, counts, samples, seed)
-    means = np.concatenate([_macro(drawn, num) for drawn, num in resamples])
-    low, high = np.quantile(means, _TAILS)
+    resamples = _resamples(sums, counts, bootstrap)
+    low, high = np.quantile(np.concatenate([_macro(*drawn) for drawn in resamples]), _TAILS)
     return Interval(scores.mean(), float(low), float(high), len(scores.values), len(sums))
 
 
-def group_intervals(
-    scores: QueryScores, *, samples: int = 1000, seed: int = 0
-) -> dict[str, Interval]:
+def group_intervals(scores: QueryScores, bootstrap: Bootstrap = DEFAULT) -> dict[str, Interval]:
     """Interval of the mean of each group, groups in alphabetical order.
 
     All images are resampled, whether they hold a query of the group or not; a resample without a
@@ -76,27 +84,18 @@ def group_intervals(
     """
     assert scores.groups is not None
     sums, counts = sums_by_image(scores)
-    parts = [_ratio(drawn, num) for drawn, num in _resamples(sums, counts, samples, seed)]
+    parts = [_ratio(*drawn) for drawn in _resamples(sums, counts, bootstrap)]
     low, high = np.nanquantile(np.concatenate(parts), _TAILS, axis=0)
-    values = _ratio(sums.sum(0), counts.sum(0))
-    num_queries, num_images = counts.sum(0).astype(int), (counts > 0).sum(0)
-    columns = zip(
-        np.unique(np.asarray(scores.groups)).tolist(),
-        values.tolist(),
-        low.tolist(),
-        high.tolist(),
-        num_queries.tolist(),
-        num_images.tolist(),
-        strict=True,
-    )
-    return {name: Interval(*numbers) for name, *numbers in columns}
+    values, num_queries = _ratio(sums.sum(0), counts.sum(0)), counts.sum(0).astype(int)
+    columns = (values, low, high, num_queries, (counts > 0).sum(0))
+    names = np.unique(np.asarray(scores.groups)).tolist()
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {name: Interval(*row) for name, row in zip(names, rows, strict=True)}
 
 
-def difference_interval(
-    a: QueryScores, b: QueryScores, *, samples: int = 1000, seed: int = 0
-) -> Interval:
+def difference_interval(a: QueryScores, b: QueryScores, bootstrap: Bootstrap = DEFAULT) -> Interval:
     """Interval of mean(a) - mean(b) for two systems that answered the same queries (paired)."""
-    return bootstrap_interval(paired_scores(a, b), samples=samples, seed=seed)
+    return bootstrap_interval(paired_scores(a, b), bootstrap)
 
 
 def paired_scores(a: QueryScores, b: QueryScores) -> QueryScores:
@@ -105,10 +104,8 @@ def paired_scores(a: QueryScores, b: QueryScores) -> QueryScores:
     Raises:
         ValueError: the two are not about the same queries in the same order.
     """
-    same_groups = (a.groups is None) == (b.groups is None) and (
-        a.groups is None or b.groups is None or list(a.groups) == list(b.groups)
-    )
-    if list(a.image_ids) != list(b.image_ids) or not same_groups:
+    of_a, of_b = ([list(x.image_ids), x.groups and list(x.groups)] for x in (a, b))
+    if of_a != of_b:
         raise ValueError("a paired difference needs the same queries in the same order")
     return QueryScores(a.values - b.values, a.image_ids, a.groups)
 
@@ -120,14 +117,14 @@ def sums_by_image(scores: QueryScores) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resamples(
-    sums: np.ndarray, counts: np.ndarray, samples: int, seed: int
+    sums: np.ndarray, counts: np.ndarray, bootstrap: Bootstrap
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """`sums` and `counts` of resampled images: float[s, G] each, S rows in all."""
     num_images = len(sums)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(bootstrap.seed)
     chunk = max(1, 4_000_000 // num_images)  # bounds the [chunk, I] draw to 32 MB
-    for start in range(0, samples, chunk):
-        size = min(chunk, samples - start)
+    for start in range(0, bootstrap.samples, chunk):
+        size = min(chunk, bootstrap.samples - start)
         draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), size)
         yield draws @ sums, draws @ counts
 

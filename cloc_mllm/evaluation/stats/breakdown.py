@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow
-from cloc_mllm.evaluation.stats.bootstrap import Interval, QueryScores, group_intervals
+from cloc_mllm.evaluation.stats.bootstrap import (
+    DEFAULT,
+    Bootstrap,
+    Interval,
+    QueryScores,
+    group_intervals,
+)
 
 SMALL_PX, LARGE_PX = 32**2, 96**2  # areas of COCO
 _COCO_PX = 640 * 480  # the usual COCO photo: what an area share stands for without known pixels
@@ -57,9 +63,7 @@ class GroupShare(Interval):
 def breakdowns(
     references: Sequence[ReferenceRow],
     right: np.ndarray,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, dict[str, GroupShare]]:
     """Breakdown -> group -> share of right answers.
 
@@ -73,9 +77,7 @@ def breakdowns(
     for name, groups in groups_of(references).items():
         if len(set(groups)) < 2:
             continue
-        intervals = group_intervals(
-            QueryScores(right, image_ids, groups), samples=samples, seed=seed
-        )
+        intervals = group_intervals(QueryScores(right, image_ids, groups), bootstrap)
         found[name] = {
             group: GroupShare(
                 **asdict(intervals[group]),

@@ -6,11 +6,17 @@ Letters: Q queries. Confidences are probabilities, 0..1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cloc_mllm.evaluation.stats.bootstrap import QueryScores, group_intervals
+from cloc_mllm.evaluation.stats.bootstrap import (
+    DEFAULT,
+    Bootstrap,
+    Interval,
+    QueryScores,
+    group_intervals,
+)
 
 NUM_BINS = 10
 COVERAGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -23,17 +29,12 @@ RULE = (
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Answers whose confidence lies in `low` .. `high`: mean confidence, and accuracy (`value`)
-    with its interval."""
+class Bin(Interval):
+    """Accuracy of the answers whose confidence lies in `low` .. `high`, and their mean of it."""
 
     low: float
     high: float
     confidence: float
-    value: float
-    ci_low: float
-    ci_high: float
-    n: int
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,7 @@ def calibration(
     confidence: Sequence[float | None],
     right: np.ndarray,
     image_ids: Sequence[str],
-    *,
-    samples: int = 1000,
-    seed: int = 0,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> Calibration | None:
     """Compares confidences with correctness; None if no answer has a confidence.
 
@@ -79,7 +78,7 @@ def calibration(
     values, right = values[known], right[known]
     outside = int(((values < 0) | (values > 1)).sum())
     images = np.asarray(image_ids)[known]
-    bins = [] if outside else _reliability(values, right, images, samples, seed)
+    bins = [] if outside else _reliability(values, right, images, bootstrap)
     gaps = [entry.n * abs(entry.value - entry.confidence) for entry in bins]
     return Calibration(
         n=len(values),
@@ -94,22 +93,19 @@ def calibration(
 
 
 def _reliability(
-    confidence: np.ndarray, right: np.ndarray, image_ids: np.ndarray, samples: int, seed: int
+    confidence: np.ndarray, right: np.ndarray, image_ids: np.ndarray, bootstrap: Bootstrap
 ) -> list[Bin]:
     """Each bin that holds an answer."""
     index = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     scores = QueryScores(right, image_ids.tolist(), [f"{i:02d}" for i in index])
     return [
         Bin(
+            **asdict(accuracy),
             low=int(name) / NUM_BINS,
             high=(int(name) + 1) / NUM_BINS,
             confidence=float(confidence[index == int(name)].mean()),
-            value=accuracy.value,
-            ci_low=accuracy.ci_low,
-            ci_high=accuracy.ci_high,
-            n=accuracy.n,
         )
-        for name, accuracy in group_intervals(scores, samples=samples, seed=seed).items()
+        for name, accuracy in group_intervals(scores, bootstrap).items()
     ]
 
 

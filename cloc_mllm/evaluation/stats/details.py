@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.stats import breakdown, calibration
+from cloc_mllm.evaluation.stats.bootstrap import DEFAULT, Bootstrap
 from cloc_mllm.evaluation.stats.breakdown import GroupShare
 from cloc_mllm.evaluation.stats.calibration import Calibration
 
@@ -30,20 +31,19 @@ class BoxDetails:
     rules: dict[str, str]
 
 
-def box_details(pairs: Sequence[ScoredPair], *, samples: int = 1000, seed: int = 0) -> BoxDetails:
+def box_details(pairs: Sequence[ScoredPair], bootstrap: Bootstrap = DEFAULT) -> BoxDetails:
     """The details of one task whose answers are boxes; every reference has a box."""
     iou = answer_iou(pairs)
     right = (iou >= 0.5).astype(float)
     references = [pair.reference for pair in pairs]
     return BoxDetails(
         iou_curve=[float((iou >= threshold).mean()) for threshold in CURVE_THRESHOLDS],
-        breakdowns=breakdown.breakdowns(references, right, samples=samples, seed=seed),
+        breakdowns=breakdown.breakdowns(references, right, bootstrap),
         calibration=calibration.calibration(
             [pair.prediction.confidence for pair in pairs],
             right,
             [row.image_id for row in references],
-            samples=samples,
-            seed=seed,
+            bootstrap,
         ),
         rules={**breakdown.RULES, "calibration": calibration.RULE},
     )

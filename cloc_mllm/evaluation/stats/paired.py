@@ -36,7 +36,7 @@ class PairedTest:
 def paired_test(
     a: QueryScores, b: QueryScores, *, samples: int = 10_000, seed: int = 0
 ) -> PairedTest:
-    """Compare two systems that answered the same queries in the same order.
+    """Compares two systems that answered the same queries in the same order.
 
     Raises:
         ValueError: the queries differ.

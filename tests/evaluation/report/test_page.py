@@ -9,6 +9,7 @@ from cloc_mllm.evaluation.metrics import compute_metrics, pairs_by_task
 from cloc_mllm.evaluation.report.page import write_report
 from cloc_mllm.evaluation.report.table import paper_tables
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 
 EVIL = '<script>alert("1")</script> & more'
 
@@ -32,7 +33,7 @@ def page(tmp_path):
         ),
     ]
     pairs = pairs_by_task(rows, references)
-    evaluation = compute_metrics(pairs, samples=10)
+    evaluation = compute_metrics(pairs, bootstrap=Bootstrap(10))
     evaluation.about = {"config": {"cloc": EVIL}}
     path = tmp_path / "report.html"
     write_report(path, evaluation, pairs, lambda task, image_id: Image.new("RGB", (40, 30), "gray"))
@@ -71,7 +72,7 @@ def test_details_are_drawn_and_their_texts_escaped(tmp_path):
         for i, box in enumerate(boxes)
     ]
     pairs = pairs_by_task(rows, references)
-    evaluation = compute_metrics(pairs, samples=10)
+    evaluation = compute_metrics(pairs, bootstrap=Bootstrap(10))
     image = Image.new("RGB", (40, 30), "gray")
     path = tmp_path / "report.html"
     write_report(path, evaluation, pairs, lambda task, image_id: image, num_examples=0)

@@ -42,7 +42,7 @@ def test_long_names_leave_room_for_the_bars() -> None:
 
 def test_curves_have_axes_and_a_legend_if_there_are_two() -> None:
     points = [(0.0, 1.0), (1.0, 0.5)]
-    bins = [Bin(0.4, 0.5, confidence=0.45, value=0.4, ci_low=0.3, ci_high=0.5, n=9)]
+    bins = [Bin(0.4, 0.3, 0.5, n=9, n_images=9, low=0.4, high=0.5, confidence=0.45)]
     shown = texts(curve_plot("c", ("IoU, %", "accuracy, %"), [Curve("A", points)], bins=bins))
     assert {"IoU, %", "accuracy, %", "25", "100"} <= set(shown) and "A" not in shown
     both = [Curve("A", points), Curve("B", points)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cloc_mllm.evaluation.scores.binary import auroc, best_threshold, binary_scores
-from cloc_mllm.evaluation.stats.bootstrap import bootstrap_interval
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap, bootstrap_interval
 
 
 def test_precision_recall_f1_equal_the_counts() -> None:
@@ -41,7 +41,7 @@ def test_interval_of_the_auroc_is_delongs() -> None:
     confidences = rng.normal(positive * 1.0, 1.0)
     scores = auroc(confidences, positive, [str(i) for i in range(400)])
     assert scores is not None
-    interval = bootstrap_interval(scores, samples=1000)
+    interval = bootstrap_interval(scores, Bootstrap(1000))
     areas = []
     for _ in range(500):  # the plain way: resample queries, count again
         drawn = rng.integers(400, size=400)

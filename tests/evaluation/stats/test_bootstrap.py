@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from cloc_mllm.evaluation.stats.bootstrap import (
+    Bootstrap,
     QueryScores,
     bootstrap_interval,
     difference_interval,
@@ -38,7 +39,7 @@ def test_interval_equals_a_naive_bootstrap_over_images(groups):
         chosen = np.concatenate([members[image] for image in rng.choice(images, len(images))])
         names = None if scores.groups is None else [scores.groups[index] for index in chosen]
         means.append(naive_mean(scores.values[chosen], names))
-    actual = bootstrap_interval(scores, samples=samples, seed=2)
+    actual = bootstrap_interval(scores, Bootstrap(samples, 2))
     assert actual.value == pytest.approx(naive_mean(scores.values, scores.groups))
     # two independent bootstraps of 2000 samples differ by at most 0.007 here over 20 seeds; a
     # bootstrap over queries of a clustered sample is off by 0.05 and more (test below)
@@ -83,10 +84,10 @@ def test_95_of_100_intervals_hold_the_truth(num_images, least):
 
 def test_interval_of_a_group_is_that_of_its_queries():
     scores = random_scores(groups=True)
-    for name, actual in group_intervals(scores, samples=500).items():
+    for name, actual in group_intervals(scores, Bootstrap(500)).items():
         chosen = np.flatnonzero(np.array(scores.groups) == name)
         images = [scores.image_ids[index] for index in chosen]
-        expected = bootstrap_interval(QueryScores(scores.values[chosen], images), samples=500)
+        expected = bootstrap_interval(QueryScores(scores.values[chosen], images), Bootstrap(500))
         assert (actual.value, actual.n, actual.n_images) == pytest.approx(
             (expected.value, expected.n, expected.n_images)
         )
@@ -104,8 +105,12 @@ def test_perfect_scores_have_no_width():
 
 def test_the_same_seed_gives_the_same_interval():
     scores = random_scores()
-    assert bootstrap_interval(scores, seed=3) == bootstrap_interval(scores, seed=3)
-    assert bootstrap_interval(scores, seed=3) != bootstrap_interval(scores, seed=4)
+    assert bootstrap_interval(scores, Bootstrap(seed=3)) == bootstrap_interval(
+        scores, Bootstrap(seed=3)
+    )
+    assert bootstrap_interval(scores, Bootstrap(seed=3)) != bootstrap_interval(
+        scores, Bootstrap(seed=4)
+    )
 
 
 def test_paired_difference_is_sharper_than_two_intervals():
@@ -128,7 +133,7 @@ def test_difference_needs_the_same_queries():
 
 
 def test_scores_need_queries_of_equal_length():
-    with pytest.raises(ValueError, match="one value, image and group a query"):
+    with pytest.raises(ValueError, match="one value, image and group per query"):
         QueryScores(np.ones(2), ["a"])
-    with pytest.raises(ValueError, match="one value, image and group a query"):
+    with pytest.raises(ValueError, match="one value, image and group per query"):
         QueryScores(np.ones(0), [])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from cloc_mllm.evaluation.rows.rows import ReferenceRow
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.stats.breakdown import RULES, breakdowns, groups_of
 
 LARGE = (0.0, 0.0, 0.5, 0.5)
@@ -63,7 +64,7 @@ def test_every_query_is_in_one_group_of_each_breakdown():
         for i, box in enumerate(corners)
     ]
     right = (rng.random(200) < 0.5).astype(float)
-    found = breakdowns(references, right, samples=50)
+    found = breakdowns(references, right, Bootstrap(50))
     assert list(found) == list(RULES)
     for groups in found.values():
         assert sum(entry.n for entry in groups.values()) == 200
@@ -80,11 +81,11 @@ def test_the_kind_says_what_the_noun_alone_would_score():
         row(kind="unique", num_distractors=0),
         row(kind="photo"),
     ]
-    kinds = breakdowns(references, np.ones(4), samples=10)["kind"]
+    kinds = breakdowns(references, np.ones(4), Bootstrap(10))["kind"]
     assert kinds["size"].noun_only == pytest.approx((1 / 2 + 1 / 4) / 2)
     assert kinds["unique"].noun_only == 1
     assert kinds["photo"].noun_only is None
 
 
 def test_one_group_is_no_breakdown():
-    assert breakdowns([row(), row()], np.ones(2), samples=10) == {}
+    assert breakdowns([row(), row()], np.ones(2), Bootstrap(10)) == {}

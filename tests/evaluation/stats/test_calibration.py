@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.stats.calibration import COVERAGES, calibration, selective_accuracy
 
 
@@ -29,7 +30,7 @@ def naive_ece(confidence, right):
 @pytest.mark.parametrize("shift", [0.0, 0.2], ids=["calibrated", "overconfident"])
 def test_the_error_is_what_a_plain_loop_finds(shift):
     confidence, right, image_ids = simulated(shift=shift)
-    found = calibration(confidence, right, image_ids, samples=200)
+    found = calibration(confidence, right, image_ids, Bootstrap(200))
     assert found.ece == pytest.approx(naive_ece(confidence, right))
     assert found.ece == pytest.approx(shift, abs=0.02)  # sampling error of 4000 answers
     assert sum(entry.n for entry in found.bins) == found.n == 4000
@@ -38,7 +39,7 @@ def test_the_error_is_what_a_plain_loop_finds(shift):
 
 
 def test_confidence_one_is_in_the_last_bin():
-    found = calibration([1.0, 1.0, 0.0], np.array([1.0, 1.0, 0.0]), list("abc"), samples=20)
+    found = calibration([1.0, 1.0, 0.0], np.array([1.0, 1.0, 0.0]), list("abc"), Bootstrap(20))
     assert [(entry.low, entry.n) for entry in found.bins] == [(0.0, 1), (0.9, 2)]
     assert found.ece == 0
 
@@ -57,12 +58,12 @@ def test_equal_confidences_count_alike_in_any_order():
 
 
 def test_answers_without_a_confidence_are_counted():
-    found = calibration([0.9, None, float("nan")], np.ones(3), list("abc"), samples=20)
+    found = calibration([0.9, None, float("nan")], np.ones(3), list("abc"), Bootstrap(20))
     assert (found.n, found.without_confidence) == (1, 2)
     assert calibration([None, None], np.ones(2), list("ab")) is None
 
 
 def test_scores_that_are_no_probabilities_only_rank():
-    found = calibration([3.0, -1.0], np.array([1.0, 0.0]), list("ab"), samples=20)
+    found = calibration([3.0, -1.0], np.array([1.0, 0.0]), list("ab"), Bootstrap(20))
     assert (found.ece, found.bins, found.outside_0_1) == (None, [], 2)
     assert found.selective[0] == 1.0
