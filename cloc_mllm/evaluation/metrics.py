@@ -6,7 +6,7 @@ Reads rows only. Which model made them, and how, is not known here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -124,12 +124,12 @@ def compute_metrics(
         baseline: answers of another model to the same queries; tasks it lacks are left empty.
         more_scores: further scores of the same queries, by task and metric.
     """
-    scorers = all_scorers()
-    tasks = {}
-    for task, task_pairs in pairs.items():
-        scores = {**scorers[task].score(task_pairs), **(more_scores or {}).get(task, {})}
-        against = (baseline or {}).get(task)
-        tasks[task] = _task_metrics(scorers[task], scores, task_pairs, against, bootstrap)
+    scorers, tasks = all_scorers(), {}
+    for task, own in pairs.items():
+        scores = {**scorers[task].score(own), **(more_scores or {}).get(task, {})}
+        tasks[task] = _task_metrics(
+            scorers[task], scores, own, (baseline or {}).get(task, ()), bootstrap
+        )
     return Evaluation(tasks)
 
 
@@ -137,7 +137,7 @@ def _task_metrics(
     scorer: Scorer,
     scores: Mapping[str, QueryScores],
     pairs: Sequence[ScoredPair],
-    baseline: Sequence[ScoredPair] | None,
+    baseline: Sequence[ScoredPair],
     bootstrap: Bootstrap,
 ) -> TaskMetrics:
     references = [pair.reference for pair in pairs]
@@ -154,14 +154,15 @@ def _task_metrics(
             baseline=bootstrap_interval(other, bootstrap) if other else None,
             difference=difference(ours, other, bootstrap) if other else None,
         )
+    has_details = scorer.one_box and all(reference.boxes for reference in references)
     return TaskMetrics(
         scorer.title,
         scorer.protocol,
         scorer.main_metric,
         metrics,
-        failures=_failures(pairs, scorer),
+        failures=_failures(pairs, scorer.is_failure) if scorer.is_failure else None,
         average_precision=_average_precision(pairs) if scorer.one_box else None,
-        details=_details(scorer, pairs, bootstrap),
+        details=box_details(pairs, bootstrap) if has_details else None,
     )
 
 
@@ -171,14 +172,6 @@ def difference(a: QueryScores, b: QueryScores, bootstrap: Bootstrap = DEFAULT) -
     return Difference(**asdict(interval), **asdict(paired_test(a, b, seed=bootstrap.seed)))
 
 
-def _details(
-    scorer: Scorer, pairs: Sequence[ScoredPair], bootstrap: Bootstrap
-) -> BoxDetails | None:
-    if not scorer.one_box or not all(pair.reference.boxes for pair in pairs):
-        return None
-    return box_details(pairs, bootstrap)
-
-
 def _average_precision(pairs: Sequence[ScoredPair]) -> AveragePrecision | str | None:
     try:
         return average_precision(pairs)
@@ -186,13 +179,9 @@ def _average_precision(pairs: Sequence[ScoredPair]) -> AveragePrecision | str | 
         return str(error)
 
 
-def _failures(pairs: Sequence[ScoredPair], scorer: Scorer) -> Failures | None:
-    if scorer.is_failure is None:
-        return None
-    reasons = Counter(_failure_reason(pair) for pair in pairs if scorer.is_failure(pair))
-    return Failures(sum(reasons.values()), len(pairs), dict(reasons.most_common()))
-
-
-def _failure_reason(pair: ScoredPair) -> str:
-    prediction = pair.prediction
-    return prediction.failure or ("unreadable" if prediction.raw_text.strip() else "empty_answer")
+def _failures(pairs: Sequence[ScoredPair], is_failure: Callable[[ScoredPair], bool]) -> Failures:
+    failed = [pair.prediction for pair in pairs if is_failure(pair)]
+    reasons = Counter(
+        row.failure or ("unreadable" if row.raw_text.strip() else "empty_answer") for row in failed
+    )
+    return Failures(len(failed), len(pairs), dict(reasons.most_common()))

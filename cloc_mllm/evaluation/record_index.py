@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloc_mllm.data.compositional import compositional_kind, generate_compositional
 from cloc_mllm.data.expressions import expression_kind
@@ -73,7 +73,7 @@ class RecordIndex:
         for record in records:
             if record.id in self.captions:
                 raise ValueError(f"two records have the id {record.id!r}; ids must be unique")
-            self._facts[record.id] = _image_facts(record)
+            self._facts[record.id] = _ImageFacts.read(record)
             self.regions += _distinct_regions(record)
             self.captions[record.id] = _distinct(record.captions[: captions_per_image or None])
             self.expressions += _expressions(record)
@@ -142,8 +142,7 @@ class RecordIndex:
         )
 
 
-@dataclass(frozen=True)
-class _ImageFacts:
+class _ImageFacts(NamedTuple):
     """What the record says of every query about its image; `kind` is "" for ordinary images."""
 
     width: int
@@ -151,29 +150,24 @@ class _ImageFacts:
     kind: str
     categories: dict[Box, str]
 
+    @classmethod
+    def read(cls, record: Record) -> _ImageFacts:
+        categories = {region.box: clean_text(region.category) for region in record.regions}
+        return cls(record.width, record.height, compositional_kind(record.source), categories)
+
     def added_to(self, row: ReferenceRow) -> ReferenceRow:
+        """Distractors are boxes of the same category besides the true ones; None: not known."""
+        asked = {self.categories.get(box, "") for box in row.boxes}
+        distractors = [
+            box for box, name in self.categories.items() if name in asked and box not in row.boxes
+        ]
         return replace(
             row,
             width=self.width,
             height=self.height,
             kind=row.kind or self.kind,
-            num_distractors=self._num_distractors(row.boxes),
+            num_distractors=len(distractors) if asked and "" not in asked else None,
         )
-
-    def _num_distractors(self, boxes: Sequence[Box]) -> int | None:
-        """Boxes of the same category besides the true ones; None where a category is unknown."""
-        asked = {self.categories.get(box, "") for box in boxes}
-        if not asked or "" in asked:
-            return None
-        return sum(
-            category in asked and box not in boxes for box, category in self.categories.items()
-        )
-
-
-def _image_facts(record: Record) -> _ImageFacts:
-    categories = {region.box: clean_text(region.category) for region in record.regions}
-    kind = compositional_kind(record.source)
-    return _ImageFacts(record.width, record.height, kind, categories)
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:

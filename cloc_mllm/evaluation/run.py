@@ -53,7 +53,6 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
             benchmark that is not allowed to be one.
         ModuleNotFoundError: a package of the `eval` extra is missing.
     """
-    _check(config)
     tasks = [build_task(entry) for entry in config.tasks]
     device = choose_device(config.device)
     declared = declared_benchmark(config.benchmark)
@@ -64,6 +63,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
     predictors = _predictors(config, device)
     asked, skipped = _ask(config, tasks, data, predictors)
     query_sets = [queries for _, queries in asked]
+    _check(config, query_sets)
     if declared:
         check_declared(config.benchmark, declared, data.records, query_sets)
     directory = Path(config.output_dir)
@@ -93,15 +93,14 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
 
 
-def _check(config: EvalConfig) -> None:
+def _check(config: EvalConfig, query_sets: Sequence[QuerySet]) -> None:
     """Refuses what would fail only after the models have answered."""
     importlib.import_module("matplotlib")  # draws the report
-    if not config.mllm_hf:
-        return
-    if config.mllm:
+    if config.mllm_hf and config.mllm:
         raise ValueError(f"give --mllm ({config.mllm}) or --mllm_hf ({config.mllm_hf}), not both")
-    check_prompt(config.prompt)
-    answer_format(config.format)
+    if any(_asks_other_mllm_for_boxes(config, asked) for asked in query_sets):
+        check_prompt(config.prompt)
+        answer_format(config.format)
 
 
 def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor]:
@@ -162,24 +161,18 @@ def _complete(
     path: Path,
 ) -> dict[str, list[PredictionRow]]:
     """Rows of all queries, by task: those that are in the file, and the others, added to it."""
-    groups = {
-        name: [asked for asked in query_sets if asked.answered_by == name] for name in predictors
+    settings = {"version": __version__, "data": config.data, "queries": queries_digest(query_sets)}
+    by_model = {
+        model: [asked for asked in query_sets if asked.answered_by == name]
+        for name, model in predictors.items()
     }
-    groups = {name: own for name, own in groups.items() if own}
-    identities: dict[str, Any] = {}
-    for name in groups:
-        identities |= predictors[name].identity()
-    settings = {
-        "version": __version__,
-        "data": config.data,
-        "queries": queries_digest(query_sets),
-        **identities,
-    }
+    for model, own in by_model.items():
+        settings |= model.identity() if own else {}
     finished = resume_predictions(path, settings, overwrite=config.overwrite)
     if finished:
         print(f"{len(finished)} answers are in {path} already; going on after them")
-    for name, own in groups.items():
-        write_rows(predictors[name].rows(own, finished), path, append=True)
+    for model, own in by_model.items():
+        write_rows(model.rows(own, finished), path, append=True)
     rows: dict[str, list[PredictionRow]] = {asked.task: [] for asked in query_sets}
     references = [reference for asked in query_sets for reference in asked.references]
     for pair in merge_by_id(read_predictions(path), references):
@@ -208,7 +201,7 @@ def _score(
 ) -> Evaluation:
     """Scores the rows; writes `metrics.json`, `table.md` and `report.html`."""
     for _, queries in asked:
-        if config.mllm_hf and queries.answered_by == "mllm" and queries.answer == "box":
+        if _asks_other_mllm_for_boxes(config, queries):
             pairs[queries.task] = read_rows(pairs[queries.task], answer_format(config.format))
     more = {queries.task: task.more_scores(pairs[queries.task]) for task, queries in asked}
     evaluation = compute_metrics(
@@ -222,7 +215,7 @@ def _score(
         **about,
         "tasks": {task: note for task, note in notes.items() if note},
         "config": asdict(config),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
     }
     directory = Path(config.output_dir)
     (directory / "metrics.json").write_text(
@@ -241,17 +234,13 @@ def _score(
     return evaluation
 
 
+def _asks_other_mllm_for_boxes(config: EvalConfig, asked: QuerySet) -> bool:
+    return bool(config.mllm_hf) and asked.answered_by == "mllm" and asked.answer == "box"
+
+
 def _coverage(asked: QuerySet) -> dict[str, Any]:
-    if asked.coverage is None:
-        return {}
-    return {"benchmark": asked.coverage.name, "asked": str(asked.coverage)}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: _version(name) for name in _PACKAGES},
-    }
+    found = asked.coverage
+    return {"benchmark": found.name, "asked": str(found)} if found else {}
 
 
 def _version(package: str) -> str:

@@ -202,7 +202,8 @@ def test_help_lists_the_tasks(capsys) -> None:
 def test_without_the_plots_library_nothing_is_answered(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     out = tmp_path / "o"
-    assert cli.main(["eval", "--tasks", "[text_to_box]", "--output_dir", str(out)]) == 2
+    arguments = ["--tasks", "[text_to_box]", "--limit", "1", "--output_dir", str(out)]
+    assert cli.main(["eval", *arguments]) == 2
     assert capsys.readouterr().err == (
         "cloc-mllm: error: matplotlib is not installed; run: pip install 'cloc-mllm[eval]'\n"
     )

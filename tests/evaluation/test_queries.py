@@ -59,9 +59,10 @@ def test_a_part_of_a_benchmark_is_refused_unless_allowed() -> None:
         make_set("a crab"),
         replace(make_set("a crab", "a boat"), max_new_tokens=4),
         replace(make_set("a crab", "a boat"), answer="text"),
+        replace(make_set("a crab", "a boat"), threshold=0.5),
         replace(make_set("a crab", "a boat"), candidates=Candidates("texts", ["x"])),
     ],
-    ids=["text", "order", "fewer", "length", "answer", "candidates"],
+    ids=["text", "order", "fewer", "length", "answer", "threshold", "candidates"],
 )
 def test_other_questions_have_another_digest(other: QuerySet) -> None:
     asked = make_set("a crab", "a boat")

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -37,7 +36,9 @@ INSTRUCTION = (
 )
 _TWO_SCORES = re.compile(r"\s*(\d+(?:\.\d+)?)[\s,]+(\d+(?:\.\d+)?)\s*")
 _TRIES = 3
-_RETRIED_STATUS = (408, 409, 429, 500, 502, 503, 504)
+_RETRIED = {"unreachable", "timeout"} | {
+    f"http_{status}" for status in (408, 409, 429, 500, 502, 503, 504)
+}
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,7 @@ class Judge:
             try:
                 return self._ask_once(prompt)
             except JudgeError as error:
-                status = error.reason.removeprefix("http_")
-                retried = error.reason in ("unreachable", "timeout") or (
-                    status.isdigit() and int(status) in _RETRIED_STATUS
-                )
-                if not retried or attempt == _TRIES - 1:
+                if error.reason not in _RETRIED or attempt == _TRIES - 1:
                     raise
                 time.sleep(self.wait_s * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
@@ -169,7 +166,8 @@ def judge_prompt(pair: ScoredPair, told: Context, rules: Mapping[str, Mapping[st
     answer = row.raw_text
     if "box_format" in row.settings:  # our own model's
         box_format = BoxFormat(row.settings["box_format"], row.settings["num_bins"])
-        answer = box_format.rewrite(answer, _decimals)
+        decimals = "[{0[0]:.3f}, {0[1]:.3f}, {0[2]:.3f}, {0[3]:.3f}]"
+        answer = box_format.rewrite(answer, decimals.format)
     return (
         f"[Context]\n{told.text}\n\n[Question]\n{told.question}\n\n"
         f"[{role} 1]\n{pair.reference.labels[0]}\n\n[End of {role} 1]\n\n"
@@ -190,7 +188,7 @@ def judge_answers(
     judge: Judge,
     pairs: Sequence[ScoredPair],
     told: Mapping[str, Context],
-    path: str | Path,
+    path: Path,
     rules: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Judgement]:
     """One judgement per answer, in their order.
@@ -200,24 +198,25 @@ def judge_answers(
         told: what the judge sees beside an answer, by row id.
         path: each judgement is appended as it comes; those without a failure are kept.
     """
-    ids = [pair.reference.id for pair in pairs]
     prompts = {
-        row_id: judge_prompt(pair, told[row_id], rules or {})
-        for row_id, pair in zip(ids, pairs, strict=True)
+        pair.reference.id: judge_prompt(pair, told[pair.reference.id], rules or {})
+        for pair in pairs
     }
+    cut_half_line(path)
+    path.touch()
+    before = (Judgement(**row) for _, row in read_json_rows(path, "id", "judge", "prompt"))
     judgements = {
         old.id: old
-        for old in _read_judgements(path)
+        for old in before
         if not old.failure and (old.judge, old.prompt) == (judge.model, prompts.get(old.id))
     }
-    todo = [row_id for row_id in ids if row_id not in judgements]
+    todo = [row_id for row_id in prompts if row_id not in judgements]
     with open(path, "a", encoding="utf-8") as file:
         for row_id in tqdm(todo, f"judge {judge.model}"):
-            judgement = _judged(judge, row_id, prompts[row_id])
-            judgements[row_id] = judgement
-            file.write(json.dumps(asdict(judgement), ensure_ascii=False) + "\n")
+            judgements[row_id] = _judged(judge, row_id, prompts[row_id])
+            file.write(json.dumps(asdict(judgements[row_id]), ensure_ascii=False) + "\n")
             file.flush()
-    return [judgements[row_id] for row_id in ids]
+    return [judgements[row_id] for row_id in prompts]
 
 
 def with_judgements(
@@ -225,7 +224,16 @@ def with_judgements(
 ) -> list[PredictionRow]:
     """Rows with the judge's scores as their own: `labels` are `SCORED`."""
     by_id = {judgement.id: judgement for judgement in judgements}
-    return [_with_scores(row, by_id[row.id]) for row in rows]
+    judged = []
+    for row in rows:
+        found = by_id[row.id]
+        row = replace(row, settings={**row.settings, "judge": found.judge})
+        if found.failure or found.answer_score is None or found.reference_score is None:
+            judged.append(replace(row, failure=f"judge_{found.failure}"))
+        else:
+            scores = [found.answer_score, found.reference_score]
+            judged.append(replace(row, labels=list(SCORED), scores=scores))
+    return judged
 
 
 def _judged(judge: Judge, row_id: str, prompt: str) -> Judgement:
@@ -239,22 +247,3 @@ def _judged(judge: Judge, row_id: str, prompt: str) -> Judgement:
     if scores is None:
         return replace(judgement, failure="no_scores")
     return replace(judgement, reference_score=scores[0], answer_score=scores[1])
-
-
-def _with_scores(row: PredictionRow, judgement: Judgement) -> PredictionRow:
-    settings: dict[str, Any] = {**row.settings, "judge": judgement.judge}
-    if judgement.failure or judgement.answer_score is None or judgement.reference_score is None:
-        return replace(row, settings=settings, failure=f"judge_{judgement.failure}")
-    scores = [judgement.answer_score, judgement.reference_score]
-    return replace(row, settings=settings, labels=list(SCORED), scores=scores)
-
-
-def _read_judgements(path: str | Path) -> list[Judgement]:
-    if not Path(path).exists():
-        return []
-    cut_half_line(path)
-    return [Judgement(**row) for _, row in read_json_rows(path, "id", "judge", "prompt")]
-
-
-def _decimals(box: Sequence[float]) -> str:
-    return f"[{', '.join(f'{value:.3f}' for value in box)}]"

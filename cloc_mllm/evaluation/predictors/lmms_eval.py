@@ -53,7 +53,7 @@ class ClocMllm(lmms):
         self.batch_size = int(batch_size)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One answer a request, in their order.
+        """One answer per request, in the order of the requests.
 
         Raises:
             ValueError: a document without exactly one image; names the task and the document.

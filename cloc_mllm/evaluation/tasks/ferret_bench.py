@@ -26,7 +26,7 @@ from cloc_mllm.evaluation.predictors.judge import (
     read_rules,
     with_judgements,
 )
-from cloc_mllm.evaluation.queries import REGION, Query, QueryPair, QuerySet, pair
+from cloc_mllm.evaluation.queries import REGION, Query, QuerySet, pair
 from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
@@ -107,7 +107,12 @@ class FerretBench(Task):
         asked = _by_key(self.questions)
         answers = _matching("answer", asked, self.answers)
         _matching("context", asked, self.contexts)
-        pairs = [_query_pair(key, row, str(answers[key]["text"])) for key, row in asked.items()]
+        pairs = []
+        for key, row in asked.items():
+            text, boxes = boxes_to_regions(str(row["text"]))
+            query = Query(_row_id(key), str(row["image"]), TASK, text, boxes)
+            right = str(answers[key]["text"])
+            pairs.append(pair(query, boxes=list(boxes), labels=[right], kind=key[0]))
         name = "Ferret-Bench " + ", ".join(dict.fromkeys(category for category, _ in asked))
         return [photo_questions(TASK, name, pairs, self.images, max_new_tokens=256)]
 
@@ -138,12 +143,6 @@ class FerretBench(Task):
         if failures:
             notes["not_judged"] = f"{', '.join(failures)}; run again to try these again"
         return {}, notes
-
-
-def _query_pair(key: Key, row: dict[str, Any], reference: str) -> QueryPair:
-    text, boxes = boxes_to_regions(str(row["text"]))
-    query = Query(_row_id(key), str(row["image"]), TASK, text, boxes)
-    return pair(query, boxes=list(boxes), labels=[reference], kind=key[0])
 
 
 def _row_id(key: Key) -> str:

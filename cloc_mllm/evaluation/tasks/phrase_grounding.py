@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cloc_mllm.evaluation.queries import Query, QueryPair, QuerySet, pair
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.stats.overlap import paired_iou
@@ -32,8 +32,8 @@ def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     types = [pair.reference.kind.split("/") for pair in pairs]
     several = any(len(pair.prediction.boxes) > 1 for pair in pairs)
     hits: dict[str, np.ndarray] = {}
-    for prefix, truths in (("", _own_boxes), ("merged_", _merged_box)):
-        rank = np.array([_first_hit(pair, truths(pair.reference)) for pair in pairs])
+    for prefix in ("", "merged_"):
+        rank = np.array([_first_hit(pair, merged=bool(prefix)) for pair in pairs])
         for k in RECALL_AT if several else RECALL_AT[:1]:
             hits[f"{prefix}r_at_{k}"] = (rank < k).astype(float)
     scores = {name: QueryScores(values, image_ids) for name, values in hits.items()}
@@ -45,21 +45,14 @@ def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     return scores
 
 
-def _own_boxes(reference: ReferenceRow) -> list[Box]:
-    return reference.boxes
-
-
-def _merged_box(reference: ReferenceRow) -> list[Box]:
-    """The box around all boxes of the chain."""
-    left, top, right, bottom = zip(*reference.boxes, strict=True)
-    return [(min(left), min(top), max(right), max(bottom))]
-
-
-def _first_hit(pair: ScoredPair, truths: Sequence[Box]) -> float:
-    """Rank (from 0) of the first box that hits; infinite if none does."""
+def _first_hit(pair: ScoredPair, *, merged: bool) -> float:
+    """Rank (from 0) of the first box that hits a box of the chain, or the box around all of them;
+    infinite if none does."""
     if boxes.is_failure(pair):
         return np.inf
-    answers = pair.prediction.boxes[: RECALL_AT[-1]]
+    truths, answers = np.array(pair.reference.boxes), pair.prediction.boxes[: RECALL_AT[-1]]
+    if merged:
+        truths = np.hstack([truths[:, :2].min(0), truths[:, 2:].max(0)])[None]
     iou = paired_iou(np.repeat(answers, len(truths), 0), np.tile(truths, (len(answers), 1)))
     best = iou.reshape(len(answers), len(truths)).max(1)
     return next((rank for rank, value in enumerate(best) if value >= 0.5), np.inf)

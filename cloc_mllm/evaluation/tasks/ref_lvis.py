@@ -245,7 +245,7 @@ def _both_orders(
     rows = []
     for order, choices in enumerate(([thing.name, distractor], [distractor, thing.name])):
         row_id = f"{TASK}/{thing.annotation.get('id')}/{kind}/{order}"
-        first, second = map(_with_article, choices)
+        first, second = (f"{'an' if c[0].lower() in 'aeiou' else 'a'} {c}" for c in choices)
         text = f"Is the object {REGION} {first} or {second}?"
         rows.append(
             pair(
@@ -262,38 +262,27 @@ def _both_orders(
     return rows
 
 
-def _with_article(name: str) -> str:
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-
-
 def _drawn(thing: Thing, kind: Kind, rng: np.random.Generator) -> Tensor:
     """A point or scribble on the thing's own outline; in its box where it has no polygons."""
-    from cloc_mllm.data.shapes import (
-        MASK_SIZE,
-        line_mask,
-        points_mask,
-        polygon_mask,
-        sample_shape,
-    )
+    import torch
+
+    from cloc_mllm.data import shapes
 
     polygons = thing.annotation.get("segmentation")
     shape: Literal["point", "scribble"] = "point" if kind == "point" else "scribble"
     if not isinstance(polygons, list) or not polygons:
-        return sample_shape(shape, thing.box, rng)
+        return shapes.sample_shape(shape, thing.box, rng)
     width, height = thing.image["width"], thing.image["height"]
-    mask = sum(polygon_mask(_points(polygon, width, height)) for polygon in polygons)
-    assert not isinstance(mask, int)
+    outlines = [  # flat lists x, y, x, y in pixels
+        [(x / width, y / height) for x, y in zip(flat[::2], flat[1::2], strict=False)]
+        for flat in polygons
+    ]
+    mask = torch.stack([shapes.polygon_mask(outline) for outline in outlines]).sum(0)
     cells = mask.nonzero()[:, [1, 0]].numpy()  # x, y
     count = 1 if shape == "point" else _SCRIBBLE_POINTS
-    at = (cells[rng.integers(len(cells), size=count)] + 0.5) / MASK_SIZE
+    at = (cells[rng.integers(len(cells), size=count)] + 0.5) / shapes.MASK_SIZE
     points = [(float(x), float(y)) for x, y in at]
-    return points_mask(points) if shape == "point" else line_mask(points)
-
-
-def _points(polygon: Sequence[float], width: float, height: float) -> list[tuple[float, float]]:
-    """A flat list x, y, x, y in pixels -> points of the normalised image."""
-    pairs = zip(polygon[::2], polygon[1::2], strict=False)
-    return [(x / width, y / height) for x, y in pairs]
+    return shapes.points_mask(points) if shape == "point" else shapes.line_mask(points)
 
 
 def enclosing_box(mask: Tensor) -> Box:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.evaluation.queries import Coverage, QuerySet
-from cloc_mllm.evaluation.rows.rows import ReferenceRow
 from cloc_mllm.evaluation.tasks import EvalData, Task, rec
 
 SCORERS = rec.SCORERS
@@ -63,7 +62,10 @@ class RefCoco(Task):
             unit="expressions",
         )
         asked = index.query_set(rec.TASK, "box", "mllm", rec.rec_pairs(index), coverage=coverage)
-        pairs = [(query, _with_size(row, sizes)) for query, row in asked.pairs]
+        pairs = []
+        for query, row in asked.pairs:
+            width, height = sizes.get(row.image_id, (row.width, row.height))
+            pairs.append((query, replace(row, width=width, height=height)))
         return [replace(asked, pairs=pairs)]
 
     def _checked_rows(self) -> list[Any]:
@@ -83,11 +85,6 @@ class RefCoco(Task):
                 f"{found:,}{hint}; pass the split's own file, whole"
             )
         return rows
-
-
-def _with_size(row: ReferenceRow, sizes: dict[str, tuple[int, int]]) -> ReferenceRow:
-    width, height = sizes.get(row.image_id, (row.width, row.height))
-    return replace(row, width=width, height=height)
 
 
 def _photo_sizes(rows: Sequence[Any]) -> dict[str, tuple[int, int]]:

@@ -39,20 +39,18 @@ def is_failure(pair: ScoredPair) -> bool:
 
 def score(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     """`raw_text` of a prediction against the phrases of its box; a failed answer scores 0."""
+    exact, overlap = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for i, pair in enumerate(pairs):
+        if not is_failure(pair):
+            answer = normalise(pair.prediction.raw_text)
+            phrases = [normalise(label) for label in pair.reference.labels]
+            exact[i] = answer in phrases
+            overlap[i] = max(word_f1(answer, phrase) for phrase in phrases)
     image_ids = [pair.reference.image_id for pair in pairs]
-    values = np.array([_match(pair) for pair in pairs])
     return {
-        "exact_match": QueryScores(values[:, 0], image_ids),
-        "word_f1": QueryScores(values[:, 1], image_ids),
+        "exact_match": QueryScores(exact, image_ids),
+        "word_f1": QueryScores(overlap, image_ids),
     }
-
-
-def _match(pair: ScoredPair) -> tuple[float, float]:
-    if is_failure(pair):
-        return 0.0, 0.0
-    answer = normalise(pair.prediction.raw_text)
-    phrases = [normalise(label) for label in pair.reference.labels]
-    return float(answer in phrases), max(word_f1(answer, phrase) for phrase in phrases)
 
 
 SCORERS = {

@@ -6,6 +6,7 @@ frequencies of these references, so a small set is not comparable with another; 
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -44,13 +45,8 @@ def meteor(pairs: Sequence[ScoredPair]) -> tuple[QueryScores, float]:
     """METEOR of each region's caption, and of all together (what papers quote).
 
     Raises:
-        ValueError: there is no Java, or its program fails.
+        ValueError: its Java program fails.
     """
-    if shutil.which("java") is None:
-        raise ValueError(
-            "METEOR is a Java program and there is no `java` on the PATH; install a Java runtime "
-            "(Debian, Ubuntu: default-jre-headless) or leave --meteor out"
-        )
     from pycocoevalcap.meteor.meteor import Meteor
 
     references, answers = _tables(pairs)
@@ -90,6 +86,17 @@ class RegionCaptioning(Task):
     meteor: bool = False
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
+        """
+        Raises:
+            ModuleNotFoundError, ValueError: the scorer, or its Java, is missing. Said here, before
+                anything is answered.
+        """
+        importlib.import_module("pycocoevalcap")
+        if self.meteor and shutil.which("java") is None:
+            raise ValueError(
+                "METEOR is a Java program and there is no `java` on the PATH; install a Java "
+                "runtime (Debian, Ubuntu: default-jre-headless) or leave --meteor out"
+            )
         pairs = data.index.region_pairs(TASK, lambda region: region.phrases)
         return [data.index.query_set(TASK, "text", "mllm", pairs, max_new_tokens=48)]
 

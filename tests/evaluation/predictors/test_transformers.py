@@ -14,7 +14,7 @@ from cloc_mllm.evaluation.predictors.transformers import HfModel, check_prompt, 
 from cloc_mllm.evaluation.rows.files import read_predictions
 from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.evaluation.tasks.rec import Rec
-from tests.evaluation.helpers import query_sets
+from tests.evaluation.helpers import query_sets, write_lines
 from tests.evaluation.predictors.tiny_hf import save_paligemma, save_qwen2_5_vl
 
 CHECKPOINTS = {"qwen2.5-vl": save_qwen2_5_vl, "paligemma": save_paligemma}
@@ -129,8 +129,23 @@ def test_the_whole_job_reads_the_answers_in_the_declared_format(checkpoint, tmp_
     assert settings["prompt"] == PROMPTS[name] and settings["mllm"]["name"] == config.mllm_hf
 
 
+def test_questions_in_words_need_neither_prompt_nor_format(checkpoint, tmp_path, photos):
+    rows = [{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}]
+    questions = write_lines(tmp_path / "random.json", rows)
+    config = EvalConfig(
+        mllm_hf=str(checkpoint("qwen2.5-vl")),
+        tasks=[{"pope": {"questions": [str(questions)], "images": str(photos("a.jpg"))}}],
+        output_dir=str(tmp_path / "out"),
+        device="cpu",
+        bootstrap_samples=10,
+    )
+    assert evaluate(config).tasks["pope"].metrics["accuracy"].n == 1
+    (row,) = read_predictions(tmp_path / "out" / "predictions.jsonl")
+    assert row.prompt == "Is there a dog?" and row.raw_text
+
+
 def test_settings_are_refused_before_a_model_is_loaded():
-    given = {"mllm_hf": "nowhere", "prompt": "{phrase}", "format": "paligemma"}
+    given = {"mllm_hf": "nowhere", "prompt": "{phrase}", "format": "paligemma", "limit": 1}
     cases = [
         ({"mllm": "runs/mllm"}, "give --mllm .* or --mllm_hf"),
         ({"prompt": "Where is it?"}, "must hold {phrase} once"),

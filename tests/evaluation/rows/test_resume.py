@@ -116,6 +116,7 @@ def test_a_finished_run_is_only_scored_again(config, monkeypatch):
         ("limit", 2, "queries: there"),
         ("tasks", ["rec"], "queries: there"),
         ("precision", "bf16", "precision: there fp32, now bf16"),
+        ("data", "", "data: there .*data, now "),
     ],
 )
 def test_other_settings_are_refused_and_nothing_is_lost(config, tmp_path, name, value, message):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import pytest
 
@@ -56,10 +57,17 @@ def test_meteor_ranks_answers() -> None:
     assert 0 < of_all < 1
 
 
-def test_without_java_meteor_says_what_it_needs(monkeypatch) -> None:
+def test_without_java_meteor_says_what_it_needs_before_anything_is_answered(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
+    assert len(query_sets(RegionCaptioning(), [record("photo")])) == 1
     with pytest.raises(ValueError, match=r"METEOR is a Java program .*default-jre-headless"):
-        meteor(make_pairs("a crab"))
+        query_sets(RegionCaptioning(meteor=True), [record("photo")])
+
+
+def test_without_its_scorer_nothing_is_asked(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    with pytest.raises(ModuleNotFoundError, match="pycocoevalcap"):
+        query_sets(RegionCaptioning(), [record("photo")])
 
 
 def test_each_box_is_asked_once_with_all_its_texts() -> None:
