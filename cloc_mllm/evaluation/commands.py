@@ -103,8 +103,8 @@ def normalised(args: Sequence[str], *classes: type[Any]) -> list[str]:
 
 def _run(config: EvalConfig) -> int:
     """Evaluates, prints the table, says where the report is; status 1 if some are not judged."""
-    from cloc_mllm.evaluation.report.table import render_table
-    from cloc_mllm.evaluation.run import evaluate, note_lines
+    from cloc_mllm.evaluation.report.table import note_texts, render_table
+    from cloc_mllm.evaluation.run import evaluate
 
     evaluation = evaluate(config)
     if evaluation is None:
@@ -112,7 +112,8 @@ def _run(config: EvalConfig) -> int:
     print(render_table(evaluation))
     if skipped := evaluation.about["skipped_tasks"]:
         print(f"left out, nothing to ask or nobody to answer: {', '.join(skipped)}")
-    print("\n".join(note_lines(evaluation.about)))
+    for task, text in note_texts(evaluation.about).items():
+        print(f"{task}: {text}")
     print(f"report: {Path(config.output_dir) / 'report.html'}")
     notes = evaluation.about["tasks"].values()
     return int(any("not_judged" in note for note in notes))

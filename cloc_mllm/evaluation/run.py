@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,7 +172,8 @@ def _complete(
     if finished:
         print(f"{len(finished)} answers are in {path} already; going on after them")
     for model, own in by_model.items():
-        write_rows(model.rows(own, finished), path, append=True)
+        if any(query.id not in finished for asked in own for query in asked.queries):
+            write_rows(model.rows(own, finished), path, append=True)
     rows: dict[str, list[PredictionRow]] = {asked.task: [] for asked in query_sets}
     references = [reference for asked in query_sets for reference in asked.references]
     for pair in merge_by_id(read_predictions(path), references):
@@ -248,17 +249,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def note_lines(about: Mapping[str, Any]) -> Iterable[str]:
-    """A line per task: `true_box_cloc: 183 boxes; dropped: crowd 1; 80 classes`."""
-    for task, notes in about.get("tasks", {}).items():
-        parts = [_note(name.replace("_", " "), value) for name, value in notes.items() if value]
-        if parts:
-            yield f"{task}: {'; '.join(parts)}"
-
-
-def _note(name: str, value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{name}: {', '.join(f'{key} {count:,}' for key, count in value.items())}"
-    return f"{value:,} {name}" if isinstance(value, int) else f"{name}: {value}"

@@ -10,7 +10,7 @@ from cloc_mllm.evaluation.rows.rows import PredictionRow
 
 
 class Predictor(Protocol):
-    """A model that answers queries; it is loaded when the first row is asked for."""
+    """A model that answers queries; it is loaded when rows are asked for."""
 
     def identity(self) -> dict[str, Any]:
         """Everything its rows depend on beside the queries, as JSON values."""

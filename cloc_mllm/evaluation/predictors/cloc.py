@@ -89,8 +89,6 @@ class ClocRows:
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
         """All at once: rankings need every image's features."""
-        if all(query.id in finished for asked in query_sets for query in asked.queries):
-            return
         directory = self.directory or shipped_directory("cloc")
         model, tokenizer, _ = load_cloc(directory, self.device)
         rows = predict_cloc(model, tokenizer, query_sets, self.settings)

@@ -116,8 +116,6 @@ class TransformersRows:
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
-        if all(query.id in finished for asked in query_sets for query in asked.queries):
-            return
         model = HfModel.from_pretrained(self.name, self.device)
         for asked in query_sets:
             yield from predict_hf(model, asked, self.prompt, self.name, finished)

@@ -127,11 +127,12 @@ def _task(
 
 
 def _curve(both: BothPairs) -> Plot:
-    """Accuracy of both at each IoU threshold."""
-    curves = [
-        Curve(name, [(t, float((iou >= t).mean())) for t in CURVE_THRESHOLDS])
-        for name, iou in zip("AB", map(answer_iou, both), strict=True)
-    ]
+    """Accuracy of both at each IoU threshold, in the colours of their boxes."""
+    curves = []
+    for name, pairs, rgb in zip("AB", both, (ANSWER_COLOR, OTHER_COLOR), strict=True):
+        iou = answer_iou(pairs)
+        points = [(t, float((iou >= t).mean())) for t in CURVE_THRESHOLDS]
+        curves.append(Curve(name, points, "#{:02x}{:02x}{:02x}".format(*rgb)))
     return curve_plot("Accuracy at each IoU threshold", ("IoU threshold, %", "accuracy, %"), curves)
 
 

@@ -21,6 +21,7 @@ from cloc_mllm.evaluation.report.table import (
     failure_sentence,
     metric_cells,
     metric_title,
+    note_texts,
     percent,
     used_columns,
 )
@@ -64,7 +65,7 @@ def write_report(
             for entry in evaluation.tasks.values()
             if entry.failures is not None
         ],
-        about=evaluation.about,
+        about={**evaluation.about, "tasks": note_texts(evaluation.about)},
     )
     Path(path).write_text(page, encoding="utf-8")
 

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, TRACK, BAR, WHISKER, TICK = "#1c2330", "#eceff3", "#9cc3e6", "#1f5f99", "#c0392b"
-COLORS = ("#1f5f99", "#b8480d")  # of the first and the second curve
 _WIDTH_IN = 4.6  # about its width on a phone at 11 px text
-_ROW_IN = 0.29
+_ROW_IN = 0.3
+_LABEL_CHARACTERS = 18  # that fit beside the bars
 _STYLE = {
-    "font.size": 9.5,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "svg.fonttype": "none",  # texts stay texts
     "svg.hashsalt": "cloc-mllm",  # the same figure gives the same file
     "text.parse_math": False,  # a $ in a name is a $
@@ -34,15 +38,16 @@ class Plot(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A name for the legend, and points (x, y)."""
+    """A name for the legend, points (x, y), and the colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
+    color: str = WHISKER
 
 
 def bar_plot(title: str, groups: Mapping[str, GroupShare]) -> Plot:
     """A bar per group with its interval, its value and (n); a tick where `noun_only` is known."""
-    with _drawing(_ROW_IN * len(groups) + 0.1) as (axes, out):
+    with _drawing(_ROW_IN * len(groups), left=0.33, right=1, bottom=0, top=1) as (axes, out):
         for row, share in enumerate(groups.values()):
             axes.barh(row, 100, height=0.68, color=TRACK)
             axes.barh(row, 100 * share.value, height=0.68, color=BAR)
@@ -50,9 +55,9 @@ def bar_plot(title: str, groups: Mapping[str, GroupShare]) -> Plot:
             axes.plot(ends, [row, row], color=WHISKER, marker="|")
             if share.noun_only is not None:
                 axes.vlines(100 * share.noun_only, row - 0.42, row + 0.42, color=TICK, linewidth=2)
-            axes.text(102, row, f"{100 * share.value:.1f} ({share.n})", va="center", color=INK)
+            axes.text(102, row, f"{100 * share.value:.1f} ({share.n})", va="center")
         axes.set_yticks(range(len(groups)), [_short(name) for name in groups])
-        axes.set(xlim=(0, 140), ylim=(len(groups) - 0.5, -0.5), xticks=[])
+        axes.set(xlim=(0, 158), ylim=(len(groups) - 0.5, -0.5), xticks=[])
         axes.tick_params(left=False)
         axes.spines[:].set_visible(False)
     return Plot(title, _source(out))
@@ -73,15 +78,17 @@ def curve_plot(
         bins: points with an interval of y.
         diagonal: draws the line x = y.
     """
-    with _drawing(4.0) as (axes, out):
+    with _drawing(4.0, left=0.13, right=0.98, bottom=0.12, top=0.98) as (axes, out):
         if diagonal:
             axes.plot([0, 100], [0, 100], color="#8b94a1", linestyle="--", linewidth=1)
         for entry in bins:
             ends = 100 * entry.ci_low, 100 * entry.ci_high
             axes.vlines(100 * entry.confidence, *ends, color=WHISKER)
-        for curve, color in zip(curves, COLORS, strict=False):
+        for curve in curves:
             x, y = ([100 * value for value in values] for values in zip(*curve.points, strict=True))
-            axes.plot(x, y, color=color, marker="o", markersize=4, linewidth=2, label=curve.name)
+            axes.plot(
+                x, y, color=curve.color, marker="o", markersize=4, linewidth=2, label=curve.name
+            )
         ticks = range(0, 101, 25)
         axes.set(xlim=(-2, 102), ylim=(-2, 102), xticks=ticks, yticks=ticks)
         axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
@@ -94,13 +101,18 @@ def curve_plot(
 
 
 @contextmanager
-def _drawing(height_in: float) -> Iterator[tuple[Axes, io.BytesIO]]:
-    """Axes to draw into, and the buffer that then holds the SVG; user settings are ignored."""
+def _drawing(height_in: float, **edges: float) -> Iterator[tuple[Axes, io.BytesIO]]:
+    """Axes to draw into, and the buffer that then holds the SVG; user settings are ignored.
+
+    Args:
+        edges: left, right, bottom and top of the axes, 0..1 of the figure.
+    """
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", _STYLE]):
-        figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+        figure = Figure(figsize=(_WIDTH_IN, height_in))
+        figure.subplots_adjust(**edges)
         out = io.BytesIO()
         yield figure.subplots(), out
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
@@ -114,4 +126,4 @@ def _source(svg: io.BytesIO) -> str:
 def _short(name: str) -> str:
     """One line that leaves room for the bars."""
     name = " ".join(name.split())
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= _LABEL_CHARACTERS else f"{name[: _LABEL_CHARACTERS - 1]}…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cloc_mllm.evaluation.metrics import Evaluation, Failures, Metric
 from cloc_mllm.evaluation.stats.average_precision import AveragePrecision
@@ -135,3 +136,17 @@ def aligned(columns: list[str], rows: list[list[str]]) -> list[str]:
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
         for row in cells
     ]
+
+
+def note_texts(about: Mapping[str, Any]) -> dict[str, str]:
+    """What is to be said of each task: `183 boxes; dropped: crowd 1; 80 classes`."""
+    return {
+        task: "; ".join(_note(name.replace("_", " "), notes[name]) for name in notes if notes[name])
+        for task, notes in about.get("tasks", {}).items()
+    }
+
+
+def _note(name: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{name}: {', '.join(f'{key} {count:,}' for key, count in value.items())}"
+    return f"{value:,} {name}" if isinstance(value, int) else f"{name}: {value}"

@@ -9,8 +9,9 @@ from cloc_mllm.data.commands import main as data_main
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Region
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.evaluation.report.table import note_texts
 from cloc_mllm.evaluation.rows.files import read_predictions
-from cloc_mllm.evaluation.run import evaluate, note_lines
+from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.evaluation.tasks.true_boxes import TrueBoxes
 from tests.evaluation.helpers import cloc_config, query_sets, record
 
@@ -212,10 +213,10 @@ def test_true_boxes_give_a_row_for_each_region_feature(lvis, cloc_dir, tmp_path)
         "true_box_mask": {**notes, "mask_pooling": {"box": count - 1}},
     }
     line = f"{count - 1} boxes; dropped: crowd 1; 4 classes; 3 classes that occur"
-    assert list(note_lines(evaluation.about)) == [
-        *(f"true_box_{name}: {line}" for name in features[:3]),
-        f"true_box_mask: {line}; mask pooling: box {count - 1}",
-    ]
+    assert note_texts(evaluation.about) == {
+        **{f"true_box_{name}": line for name in features[:3]},
+        "true_box_mask": f"{line}; mask pooling: box {count - 1}",
+    }
     assert evaluation.about["skipped_tasks"] == []
     rows = read_predictions(tmp_path / "predictions.jsonl")
     assert {row.settings["templates"] for row in rows} == {"small"}
