@@ -142,61 +142,14 @@ def test_what_is_asked_of_records_is_scored_by_the_same_module(name: str, record
         assert query_set.image_ids == record_index.index.image_ids
 
 
-COUNTING = '''"""How many regions has the image? The first number of the answer counts."""
-
-import re
-from dataclasses import dataclass
-
-import numpy as np
-
-from cloc_mllm.evaluation.queries import Query, QuerySet, pair
-from cloc_mllm.evaluation.stats.bootstrap import QueryScores
-from cloc_mllm.evaluation.tasks import Scorer, Task
-
-TASK = "counting"
+def documented_task() -> str:
+    """The example of docs/evaluation.md: counting the regions of each image."""
+    docs = Path(__file__).resolve().parents[3] / "docs" / "evaluation.md"
+    chapter = docs.read_text(encoding="utf-8").partition("## A task of your own")[2]
+    return chapter.partition("```python\n")[2].partition("```")[0]
 
 
-def number(pair):
-    found = re.search(r"[0-9]+", pair.prediction.raw_text)
-    return found and found[0]
-
-
-def score(pairs):
-    right = [number(pair) == pair.reference.labels[0] for pair in pairs]
-    return {"acc": QueryScores(np.array(right, float), [p.reference.image_id for p in pairs])}
-
-
-SCORERS = {
-    TASK: Scorer(
-        "Counting (MLLM)",
-        __doc__,
-        "acc",
-        score,
-        is_failure=lambda pair: number(pair) is None,
-        example_metric="acc",
-        drawn="nothing",
-    )
-}
-
-
-@dataclass
-class Counting(Task):
-    """The MLLM counts the regions of each image.
-
-    Args:
-        thing: what they are called in the question.
-    """
-
-    thing: str = "regions"
-
-    def query_sets(self, data):
-        text = f"How many {self.thing} are there?"
-        pairs = [
-            pair(Query(f"{TASK}/{r.id}", r.id, TASK, text), labels=[str(len(r.regions))])
-            for r in data.records
-        ]
-        return [data.index.query_set(TASK, "text", "mllm", pairs, max_new_tokens=3)]
-'''
+COUNTING = documented_task()
 
 
 @pytest.fixture
