@@ -94,17 +94,26 @@ def score(
         predictions = read_predictions(predictions, task, references)
     if not references:
         raise ValueError(f"the references hold no row of task {task!r}; nothing to score")
-    num_given = len(predictions)
+    missing: list[PredictionRow] = []
     if options.missing == "wrong":
-        predictions = [*predictions, *_wrong_answers(predictions, references)]
-    pairs = merge_by_id(predictions, references)
+        answered = {row.id for row in predictions}
+        missing = [
+            PredictionRow(row.id, row.image_id, row.task, failure=MISSING)
+            for row in references
+            if row.id not in answered
+        ]
+    pairs = merge_by_id([*predictions, *missing], references)
     scored = _scored(task, pairs, declared, options)
     if compat:
-        scored.compat = {name: _compat(name, pairs) for name in compat}
+        found = {name: compat_scores(name, pairs) for name in compat}
+        scored.compat = {
+            name: {"metrics": result.metrics, "n": len(pairs), "num_raised": result.num_raised}
+            for name, result in found.items()
+        }
     scored.about = {
         "task": task,
         "num_references": len(references),
-        "num_missing_predictions": len(predictions) - num_given,
+        "num_missing_predictions": len(missing),
         "options": asdict(options),
     }
     return scored
@@ -124,17 +133,6 @@ def _checked(task: str, format_name: str, compat: Sequence[str]) -> AnswerFormat
             f"answers of task {task!r} are not boxes ({boxes} are): leave out the format and compat"
         )
     return answer_format(format_name) if format_name else None
-
-
-def _wrong_answers(
-    predictions: Sequence[PredictionRow], references: Sequence[ReferenceRow]
-) -> list[PredictionRow]:
-    answered = {row.id for row in predictions}
-    return [
-        PredictionRow(row.id, row.image_id, row.task, failure=MISSING)
-        for row in references
-        if row.id not in answered
-    ]
 
 
 def _scored(
@@ -166,13 +164,8 @@ def _scored(
     )
 
 
-def _compat(name: str, pairs: Sequence[ScoredPair]) -> dict[str, Any]:
-    result = compat_scores(name, pairs)
-    return {"metrics": result.metrics, "n": len(pairs), "num_raised": result.num_raised}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval score`: score two files, print the tables, write `--out`."""
+    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--out`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
         print(describe_formats())
