@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 def evaluate(config: EvalConfig) -> Evaluation | None:
     """Runs the tasks; writes into `config.output_dir` and returns what `metrics.json` holds.
 
-    None if a task leaves its answers unscored (Ferret-Bench without a judge).
+    None if every task leaves its answers unscored (Ferret-Bench without a judge).
 
     Raises:
         ValueError: settings that cannot be, data that holds nothing for any task, or a part of a
@@ -74,9 +74,11 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
     pairs = {}
     for task, queries in asked:
         reviewed = task.review(queries, rows[queries.task], directory)
-        if reviewed is None:
-            return None
-        pairs[queries.task] = merge_by_id(reviewed, queries.references)
+        if reviewed is not None:
+            pairs[queries.task] = merge_by_id(reviewed, queries.references)
+    if not pairs:
+        return None
+    asked = [entry for entry in asked if entry.queries.task in pairs]
     about: dict[str, Any] = {"skipped_tasks": skipped}
     if any(task.reads_records for task in tasks):
         about["num_records"] = len(data.records)
@@ -149,7 +151,8 @@ def _ask(
                 asked[queries.task] = Asked(task, queries)
     if not asked:
         raise ValueError(
-            f"{config.data or 'the data'} holds nothing to ask for {', '.join(skipped)}"
+            f"{config.data or 'the data'} holds nothing to ask for {', '.join(skipped)} that a "
+            "model of this run answers"
         )
     return list(asked.values()), skipped
 

@@ -186,6 +186,24 @@ def test_ferret_bench_is_answered_then_judged(
         run_task("ferret_bench", out, mllm_dir, *ferret, "--judge_model", "judge")
 
 
+def test_answers_that_wait_for_a_judge_do_not_hold_up_other_tasks(
+    mllm_dir, ferret, tmp_path: Path, capsys
+) -> None:
+    questions, contexts, answers, images = ferret[1::2]
+    files = {"questions": [questions], "contexts": [contexts], "answers": [answers]}
+    options = {**files, "images": images}
+    tasks = json.dumps([{"ferret_bench": options}, "rec"])
+    out = tmp_path / "out"
+    arguments = ["--mllm", str(mllm_dir), "--device", "cpu", "--output_dir", str(out)]
+    assert main(["--tasks", tasks, "--limit", "1", "--bootstrap_samples", "5", *arguments]) == 0
+    assert "1 answers in" in capsys.readouterr().out
+    assert list(json.loads((out / "metrics.json").read_text())["tasks"]) == ["rec"]
+    assert {row.task for row in read_references(out / "references.jsonl")} == {
+        "ferret_bench",
+        "rec",
+    }
+
+
 def test_help_lists_the_tasks(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
