@@ -37,9 +37,9 @@ LoadImage = Callable[[str, str], Image.Image | None]
 def comparison_table(comparison: Comparison) -> str:
     """Both models' metrics with their paired difference; the better one bold if p < 0.05."""
     rows = [
-        [task, row["title"], *_bold(row), row["difference"], row["p"], row["n"]]
+        [task, metric_title(name), *_markdown_cells(entry)]
         for task, entries in comparison.tasks.items()
-        for row in (_row(metric_title(name), entry) for name, entry in entries.items())
+        for name, entry in entries.items()
     ]
     notes = [
         f"A is {comparison.models[0]}, B is {comparison.models[1]}.",
@@ -51,23 +51,28 @@ def comparison_table(comparison: Comparison) -> str:
     return "\n".join([*aligned(columns, rows), "", *notes]) + "\n"
 
 
-def _bold(row: Mapping[str, str]) -> list[str]:
-    return [f"**{row[name]}**" if row["better"] == name else row[name] for name in ("a", "b")]
+def _markdown_cells(entry: Compared) -> list[str]:
+    bold = better(entry)
+    return [f"**{text}**" if name == bold else text for name, text in compared_cells(entry).items()]
 
 
-def _row(title: str, entry: Compared) -> dict[str, str]:
-    """One metric of both models as texts; `better` is "" where the difference may be chance."""
+def compared_cells(entry: Compared) -> dict[str, str]:
+    """One metric of both models as texts by column."""
     difference = entry.difference
-    better = "a" if difference.value > 0 else "b"
     return {
-        "title": title,
-        "a": with_interval(entry.a),
-        "b": with_interval(entry.b),
-        "difference": with_interval(difference, sign="+"),
+        "A": with_interval(entry.a),
+        "B": with_interval(entry.b),
+        "A - B": with_interval(difference, sign="+"),
         "p": "< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}",
         "n": str(entry.a.n),
-        "better": better if difference.p_value < SIGNIFICANT else "",
     }
+
+
+def better(entry: Compared) -> str:
+    """The column of the better model; "" where the difference may be chance."""
+    if entry.difference.p_value >= SIGNIFICANT:
+        return ""
+    return "A" if entry.difference.value > 0 else "B"
 
 
 def write_comparison_report(
@@ -85,45 +90,25 @@ def write_comparison_report(
         load_image: task and image id -> RGB image in the original frame, or None.
         num_examples: shown of the answers that A did better, and as many of B's.
     """
-    scorers = all_scorers()
-    metrics = {
-        scorers[task].title: [_row(metric_title(name), entry) for name, entry in entries.items()]
-        for task, entries in comparison.tasks.items()
-    }
-    tasks = [
-        _task(name, comparison, both, load_image, num_examples) for name, both in pairs.items()
-    ]
+    scorers = {task: all_scorers()[task] for task in pairs}
     page = render_page(
         "comparison.html.j2",
         title="cloc-mllm evaluation: two models",
-        models=list(zip("AB", comparison.models, comparison.names, strict=True)),
-        only_in=list(zip("AB", comparison.only_in, strict=True)),
+        comparison=comparison,
+        scorers=scorers,
         significant=SIGNIFICANT,
-        metrics=metrics,
-        tasks=[task for task in tasks if task["curve"] or task["examples"] is not None],
+        curves={task: _curve(pairs[task]) for task in comparison.breakdowns},
+        examples={
+            task: _examples(task, scorer, pairs[task], load_image, num_examples)
+            for task, scorer in scorers.items()
+            if scorer.example_metric and num_examples
+        },
+        legend=[(TRUE_COLOR, "true box"), (ANSWER_COLOR, "A"), (OTHER_COLOR, "B")],
+        cells=compared_cells,
+        better=better,
+        metric_title=metric_title,
     )
     Path(path).write_text(page, encoding="utf-8")
-
-
-def _task(
-    name: str, comparison: Comparison, both: BothPairs, load_image: LoadImage, num_examples: int
-) -> dict[str, Any]:
-    scorer = all_scorers()[name]
-    groups = comparison.breakdowns.get(name)
-    view: dict[str, Any] = {
-        "name": name,
-        "title": scorer.title,
-        "protocol": scorer.protocol,
-        "curve": None if groups is None else _curve(both),
-        "groups": {
-            title: [_row(group, entry) for group, entry in entries.items()]
-            for title, entries in (groups or {}).items()
-        },
-        "examples": None,
-    }
-    if scorer.example_metric and num_examples:
-        view |= _examples(name, scorer, both, load_image, num_examples)
-    return view
 
 
 def _curve(both: BothPairs) -> Plot:
@@ -148,8 +133,7 @@ def _examples(
     return {
         "num_equal": int((a == b).sum()),
         "n": len(a),
-        "legend": [(TRUE_COLOR, "true box"), (ANSWER_COLOR, "A"), (OTHER_COLOR, "B")],
-        "examples": {
+        "groups": {
             title: [_example(task, both[0][i], both[1][i], load_image) for i in indices]
             for title, indices in groups.items()
         },

@@ -30,6 +30,12 @@ class BoxDetails:
     calibration: Calibration | None
     rules: dict[str, str]
 
+    @property
+    def has_noun_only(self) -> bool:
+        return any(
+            share.noun_only is not None for share in self.breakdowns.get("kind", {}).values()
+        )
+
 
 def box_details(pairs: Sequence[ScoredPair], bootstrap: Bootstrap = DEFAULT) -> BoxDetails:
     """The details of one task whose answers are boxes; every reference has a box."""
