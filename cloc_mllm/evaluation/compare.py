@@ -64,7 +64,7 @@ class Comparison:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval compare A B`: write the comparison, print its table."""
+    """`cloc-mllm eval compare A B`: writes the comparison, prints its table."""
     parser = ArgumentParser(
         prog="cloc-mllm eval compare",
         description="Set two finished evaluations of the same queries side by side.",

@@ -1,4 +1,4 @@
-"""Benchmarks that are declared by name, so that a score on a part of one is not called by it."""
+"""Benchmarks that a user declares by name (`--benchmark`); a part of one is refused."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def declared_benchmark(name: str) -> Declared | None:
 def check_declared(
     name: str, declared: Declared, records: Sequence[Record], query_sets: Sequence[QuerySet]
 ) -> None:
-    """Refuses data that is not the whole benchmark: a score on a part of it, under its name, would
-    be compared with published ones.
+    """Refuses data that is not the whole benchmark, whose score would be set beside published ones.
 
     Raises:
         ValueError: another number of images, class names or captions; says which.

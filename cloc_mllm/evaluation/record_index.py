@@ -156,7 +156,10 @@ class _ImageFacts(NamedTuple):
         return cls(record.width, record.height, compositional_kind(record.source), categories)
 
     def added_to(self, row: ReferenceRow) -> ReferenceRow:
-        """Distractors are boxes of the same category besides the true ones; None: not known."""
+        """The row with size and kind of its image, and the number of distractors.
+
+        Those are boxes of the same category beside the true ones; None where a box has none.
+        """
         asked = {self.categories.get(box, "") for box in row.boxes}
         distractors = [
             box for box, name in self.categories.items() if name in asked and box not in row.boxes

@@ -149,7 +149,7 @@ def in_inference(model: torch.nn.Module, precision: Precision) -> Iterator[str]:
 
 @dataclass
 class _Encoded:
-    """Everything that answers about some records are read from.
+    """Features and boxes of some records, which all answers about them are read from.
 
     Attributes:
         features: float[E] each, not normalised: `texts`, `class_names` and `images` by text, name

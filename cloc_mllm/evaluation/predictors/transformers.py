@@ -53,7 +53,7 @@ class HfModel:
         return answer.strip(), self._seen_size(inputs)
 
     def _inputs(self, image: Image.Image, prompt: str) -> Any:
-        """By the chat template where there is one; older models take the prompt as it is."""
+        """The prompt in the chat template where there is one; older models take it as it is."""
         if getattr(self.processor, "chat_template", None) is None:
             return self.processor(images=image, text=prompt, return_tensors="pt")
         content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]

@@ -162,7 +162,7 @@ def _example(task: str, a: ScoredPair, b: ScoredPair, load_image: LoadImage) -> 
 
 
 def _answer(pair: ScoredPair) -> str:
-    """What was answered, as it was answered, and what that is worth."""
+    """The answer in its own words, with its IoU, confidence and failure."""
     row = pair.prediction
     parts = [row.raw_text or " · ".join(row.labels[:3])]
     if row.boxes and pair.reference.boxes:

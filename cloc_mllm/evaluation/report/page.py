@@ -89,7 +89,7 @@ def _bars(details: BoxDetails) -> list[Plot]:
 
 
 def _curves(details: BoxDetails) -> list[Plot]:
-    """Accuracy at each IoU, and where answers have a confidence, what it is worth."""
+    """Accuracy at each IoU; where answers have a confidence, reliability and selective accuracy."""
     curve = Curve("accuracy", list(zip(CURVE_THRESHOLDS, details.iou_curve, strict=True)))
     title = "Accuracy at each IoU threshold"
     plots = [curve_plot(title, ("IoU threshold, %", "accuracy, %"), [curve])]

@@ -12,7 +12,7 @@ from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 def binary_scores(
     said: np.ndarray, true: np.ndarray, image_ids: Sequence[str]
 ) -> dict[str, QueryScores]:
-    """precision, recall and f1 of saying it.
+    """Precision, recall and F1 of saying that the class is there.
 
     Each is a mean over the queries that count in it, so precision is left out if it was never
     said, recall if it was never true, f1 if neither.

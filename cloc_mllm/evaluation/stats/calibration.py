@@ -30,7 +30,7 @@ RULE = (
 
 @dataclass(frozen=True)
 class Bin(Interval):
-    """Accuracy of the answers whose confidence lies in `low` .. `high`, and their mean of it."""
+    """Accuracy of the answers with a confidence in `low` .. `high`, and their mean confidence."""
 
     low: float
     high: float
