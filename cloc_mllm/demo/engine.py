@@ -5,7 +5,6 @@ Boxes are xyxy, normalised to the picture.
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 import time
@@ -18,7 +17,8 @@ from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.images import EncodedImage
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 
 MAX_PHRASE_CHARS = 300
@@ -75,16 +75,16 @@ class DemoEngine:
     def __init__(self, cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> None:
         self.cloc = cloc
         self.grounding = grounding
-        self._encoded: OrderedDict[str, ClocPredictor] = OrderedDict()
+        self._encoded: OrderedDict[str, EncodedImage] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, picture: Picture, phrase: str) -> Found:
         """Where is `phrase`? Raises `ValueError` for an empty or overlong phrase."""
         phrase = checked_phrase(phrase)
         with self._lock:
-            cloc, encode_ms = self._encode(picture)
+            image, encode_ms = self._encode(picture)
             started = time.perf_counter()
-            located = cloc.locate([phrase])
+            located = self.cloc.locate(image, [phrase])
             head = FoundBox(
                 box=_first_box(located.boxes),
                 text="",
@@ -98,10 +98,11 @@ class DemoEngine:
         if self.grounding is None:
             return None
         started = time.perf_counter()
-        answer = self.grounding.ground(picture.image, [phrase])[0]
+        questions = ground_questions(picture.image, [phrase])
+        (answer,) = self.grounding.answer(questions, boxes_only=True)
         box = _first_box(answer.boxes)
         failure = answer.failure or (None if box else "no box in the answer")
-        return FoundBox(box, answer.raw_text, answer.confidence, failure, _ms_since(started))
+        return FoundBox(box, answer.text, answer.confidence, failure, _ms_since(started))
 
     def name(self, picture: Picture, names: Sequence[str]) -> Named:
         """What is in `picture.box`? `names` are the candidates CLOC ranks."""
@@ -109,25 +110,24 @@ class DemoEngine:
             raise ValueError("there is no box yet; click two opposite corners on the picture")
         boxes = Boxes.normalized([picture.box])
         with self._lock:
-            cloc, encode_ms = self._encode(picture)
+            image, encode_ms = self._encode(picture)
             started = time.perf_counter()
-            scores = cloc.classify(boxes, list(names))[0].tolist()
+            classified = self.cloc.classify(image, boxes, list(names))
+            assert classified.probabilities is not None
+            scores = classified.probabilities[0].tolist()
             closest_ms = _ms_since(started)
             started = time.perf_counter()
             answer = None
             if self.grounding is not None:
-                answer = self.grounding.refer(picture.image, boxes)[0]
+                answer = self.grounding.refer(picture.image, boxes).labels[0]
             answer_ms = _ms_since(started)
         ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
         return Named(answer, tuple(ranked[:_NUM_CLOSEST]), answer_ms, closest_ms, encode_ms)
 
-    def _encode(self, picture: Picture) -> tuple[ClocPredictor, float]:
-        """A predictor that holds this picture (it shares the weights) and what encoding took."""
-        known = self._encoded.pop(picture.key, None)
+    def _encode(self, picture: Picture) -> tuple[EncodedImage, float]:
+        """Encodes a picture unless it is known, and says how many milliseconds that took."""
         started = time.perf_counter()
-        if known is None:
-            known = copy.copy(self.cloc)
-            known.set_image(picture.image)
+        known = self._encoded.pop(picture.key, None) or self.cloc.encode(picture.image)
         self._encoded[picture.key] = known
         if len(self._encoded) > _NUM_CACHED_PICTURES:
             self._encoded.popitem(last=False)

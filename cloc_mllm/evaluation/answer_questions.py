@@ -11,11 +11,9 @@ from tqdm import tqdm
 from cloc_mllm.evaluation.benchmarks.questions import REGION, Question, QuestionSet
 from cloc_mllm.evaluation.predictions import PredictionRow
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.grounding_predictor import (
-    ChatRequest,
-    GroundedAnswer,
-    GroundingPredictor,
-)
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import Question as ImageQuestion
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 
 
@@ -54,7 +52,7 @@ def answer_questions(
             # questions about one photo share the object, so the predictor encodes it once
             loaded = {i: images[i].load_image() for i in {x.question.image_id for x in batch}}
             requests = [
-                ChatRequest(loaded[x.question.image_id], x.prompt, _regions(x.question))
+                ImageQuestion(loaded[x.question.image_id], x.prompt, _regions(x.question))
                 for x in batch
             ]
             limit, boxes_only = _kind(batch[0])
@@ -99,7 +97,7 @@ def _regions(question: Question) -> Boxes | None:
     return Boxes.normalized([list(box) for box in question.boxes]) if question.boxes else None
 
 
-def _row(asked: Asked, answer: GroundedAnswer, model: str) -> PredictionRow:
+def _row(asked: Asked, answer: Answer, model: str) -> PredictionRow:
     """Words are no failure for not being a box, so only box answers carry the parse."""
     question = asked.question
     wants_box = question.expects == "box"
@@ -108,8 +106,8 @@ def _row(asked: Asked, answer: GroundedAnswer, model: str) -> PredictionRow:
         question.image_id,
         question.task,
         asked.prompt,
-        answer.raw_text,
-        boxes=answer.boxes.xyxy.tolist() if wants_box else [],
+        answer.text,
+        boxes=answer.boxes.xyxy.tolist() if wants_box and answer.failure is None else [],
         confidence=answer.confidence,
         failure=answer.failure if wants_box else None,
         model=model,

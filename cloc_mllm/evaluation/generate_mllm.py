@@ -12,11 +12,8 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.evaluation.generate_cloc import Settings
 from cloc_mllm.evaluation.predictions import PredictionRow
 from cloc_mllm.evaluation.queries import Benchmark, Query
-from cloc_mllm.inference.grounding_predictor import (
-    ChatRequest,
-    GroundedAnswer,
-    GroundingPredictor,
-)
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
+from cloc_mllm.inference.results import Answer
 
 _MAX_PHRASE_TOKENS = 24
 
@@ -51,29 +48,29 @@ def predict_mllm(
                 requests, max_new_tokens=_MAX_PHRASE_TOKENS, boxes_only=task == "rec"
             )
             for query, request, answer in zip(batch, requests, answers, strict=True):
-                yield _row(query, request.question, answer, settings.name, row_settings)
+                yield _row(query, request.text, answer, settings.name, row_settings)
             bar.update(len(batch))
         bar.close()
 
 
-def _request(predictor: GroundingPredictor, query: Query, image: Image.Image) -> ChatRequest:
+def _request(predictor: GroundingPredictor, query: Query, image: Image.Image) -> Question:
     if query.box is None:
-        return ChatRequest(image, PROMPTS["ground"].format(phrase=query.text))
-    return predictor.refer_request(image, query.box)
+        return Question(image, PROMPTS["ground"].format(phrase=query.text))
+    return predictor.refer_questions(image, [query.box])[0]
 
 
 def _row(
-    query: Query, question: str, answer: GroundedAnswer, name: str, settings: dict[str, str]
+    query: Query, question: str, answer: Answer, name: str, settings: dict[str, str]
 ) -> PredictionRow:
     """A phrase is no failure for not being a box, so `referring` rows carry no box parse."""
     asks_for_box = query.box is None
-    boxes = answer.boxes.xyxy.tolist() if asks_for_box else []
+    boxes = answer.boxes.xyxy.tolist() if asks_for_box and answer.failure is None else []
     return PredictionRow(
         query.id,
         query.image_id,
         query.task,
         question,
-        answer.raw_text,
+        answer.text,
         boxes=boxes,
         confidence=answer.confidence,
         failure=answer.failure if asks_for_box else None,

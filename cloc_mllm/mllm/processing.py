@@ -96,6 +96,8 @@ class ClocMllmProcessor(ProcessorMixin):
         images: ImageSource | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,
         regions: Sequence[Regions] | None = None,
+        *,
+        image_features: Tensor | None = None,
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
@@ -109,6 +111,8 @@ class ClocMllmProcessor(ProcessorMixin):
                 list of boxes, points and masks (`RegionLike`). A row of several images has a list
                 with the regions of each; its `<region>` tokens stand for those of the first image,
                 then of the second, and so on.
+            image_features: float[I, N, D], what the model's image encoder has made of the views of
+                the distinct images, in their order; they stand in the place of the pixels then.
             kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
 
         Returns:
@@ -131,7 +135,7 @@ class ClocMllmProcessor(ProcessorMixin):
         if not any(pictures):
             return BatchFeature(inputs)
         given = regions or [None] * len(texts)
-        vision = self.vision_inputs(pictures, given)
+        vision = self.vision_inputs(pictures, given, image_features)
         for row, (text, of_row) in enumerate(zip(texts, given, strict=True)):
             _check_regions(row, text, _by_image(of_row, len(pictures[row])))
         return BatchFeature({**inputs, **vision})
@@ -140,6 +144,7 @@ class ClocMllmProcessor(ProcessorMixin):
         self,
         images: Sequence[ImageSource | Sequence[ImageSource]],
         regions: Sequence[Regions | Sequence[Regions]],
+        image_features: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Prepares the images and regions of rows; see `__call__` for what it takes and returns."""
         if len(images) != len(regions):
@@ -147,18 +152,20 @@ class ClocMllmProcessor(ProcessorMixin):
         rows = open_rows(images, len(images))
         distinct = {id(image): image for row in rows for image in row}
         views = {key: self.views(image.size) for key, image in distinct.items()}
-        prepared = [
-            preprocess(view.crop(distinct[key]), self.image_size)[0]
-            for key, of_image in views.items()
-            for view in of_image
-        ]
+        if image_features is None:
+            prepared = [
+                preprocess(view.crop(distinct[key]), self.image_size)[0]
+                for key, of_image in views.items()
+                for view in of_image
+            ]
+            image_features = torch.stack(prepared)
         number = {key: index for index, key in enumerate(distinct)}
         placed = place_regions(
             list(views.values()),
             [[number[id(image)] for image in row] for row in rows],
             [_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
         )
-        return {"pixel_values": torch.stack(prepared), **placed}
+        return {"pixel_values": image_features, **placed}
 
     def views(self, image_wh: tuple[int, int]) -> list[View]:
         """Lists the views, of N tokens each, that show an image of this size (`mllm/views.py`)."""
@@ -235,8 +242,11 @@ class ClocMllmProcessor(ProcessorMixin):
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
         """Decodes generated ids up to the end of sequence; location tokens are kept."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        answer = values[: self.answer_length(values)]
-        return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return self.decode_ids(values[: self.answer_length(values)]).strip()
+
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        """Decodes generated ids with outer blanks; location tokens are kept."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def answer_length(self, ids: Sequence[int]) -> int:
         """Counts the generated ids before the end of sequence."""

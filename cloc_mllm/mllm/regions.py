@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +22,9 @@ from cloc_mllm.models.position import mask_boxes, mask_coverage
 from cloc_mllm.models.region_pooling import pool_under_masks, roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
-# four numbers are a box (xyxy), two a point (xy), both normalised to the original image; bool[H, W]
-# of the image's size is a mask (a NumPy array serves, too)
-RegionLike = Sequence[float] | Tensor
+# Four numbers are a box (xyxy), two a point (xy), both normalised to the original image; bool[H, W]
+# of the image's size is a mask.
+RegionLike = Sequence[float] | Tensor | np.ndarray
 Regions = Boxes | Sequence[RegionLike] | None
 
 

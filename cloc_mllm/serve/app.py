@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from cloc_mllm.demo.guard import read_body
-from cloc_mllm.inference.chat import ChatAnswer
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.serve.errors import ApiError, error_body
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.questions import Question, read_question
@@ -106,9 +106,9 @@ async def _read(
 async def _answer_whole(
     http: Request, job: Job, completion: Completion, deadline: float
 ) -> Response:
-    async def last_event() -> ChatAnswer:
+    async def last_event() -> Answer:
         async for piece in job.events(deadline):
-            if isinstance(piece, ChatAnswer):
+            if isinstance(piece, Answer):
                 return piece
         raise AssertionError("the events end with the answer")
 

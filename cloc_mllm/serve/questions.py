@@ -11,7 +11,7 @@ from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat, Sampling
-from cloc_mllm.inference.grounding_predictor import checked_box
+from cloc_mllm.inference.regions import check_box
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
@@ -186,7 +186,7 @@ def _boxes(regions: Regions | None, size: tuple[int, int], path: str) -> Boxes:
     for index, box in enumerate(regions.boxes if regions else []):
         box_px = [value * side for value, side in zip(box, (*scale, *scale), strict=True)]
         try:
-            boxes.append(checked_box(box_px, *size))
+            boxes.append(check_box(box_px, *size))
         except ValueError as error:
             place = f"{path}.boxes[{index}]"
             raise ApiError(400, f"{place}: {error}", param=place) from error

@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from cloc_mllm.data.conversations import PROMPTS
-from cloc_mllm.inference.chat import AnswerBox, ChatAnswer
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.serve.questions import Question
 
@@ -26,7 +26,7 @@ class Completion:
             "model": model,
         }
 
-    def whole(self, answer: ChatAnswer) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {"index": 0, "message": message | self._boxes(answer), "logprobs": None}
         choice["finish_reason"] = answer.finish_reason
@@ -37,7 +37,7 @@ class Completion:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._chunk([choice])
 
-    def chunks(self, piece: str | ChatAnswer, with_usage: bool) -> list[str]:
+    def chunks(self, piece: str | Answer, with_usage: bool) -> list[str]:
         """What a stream says for an event of `worker.Job`."""
         if isinstance(piece, str):
             return [self.chunk({"content": piece})] if piece else []
@@ -48,25 +48,27 @@ class Completion:
         head = {**self._head, "object": "chat.completion.chunk"}
         return event(head | {"choices": choices} | more)
 
-    def _boxes(self, answer: ChatAnswer) -> dict[str, Any]:
-        boxes = [box_object(box, self.question) for box in answer.boxes]
+    def _boxes(self, answer: Answer) -> dict[str, Any]:
         failures = {"box_failures": answer.box_failures} if answer.box_failures else {}
-        return {"boxes": boxes} | failures
+        return {"boxes": box_objects(answer, self.question.phrase)} | failures
 
 
-def box_object(box: AnswerBox, question: Question) -> dict[str, Any]:
+def box_objects(answer: Answer, label: str | None) -> list[dict[str, Any]]:
     """`xyxy` is in pixels of the picture, so it is there if the question has exactly one."""
-    shown: dict[str, Any] = {"text": box.text, "xyxy_norm": list(box.box)}
-    shown["confidence"] = box.confidence
-    if question.phrase is not None:
-        shown["label"] = question.phrase
-    if len(question.sizes) == 1:
-        sides = question.sizes[0] * 2
-        shown["xyxy"] = [value * side for value, side in zip(box.box, sides, strict=True)]
+    normalized, scores = answer.boxes.xyxy.tolist(), answer.scores.tolist()
+    shown: list[dict[str, Any]] = [
+        {"text": answer.text[start:end], "xyxy_norm": box, "confidence": score}
+        for (start, end), box, score in zip(answer.spans, normalized, scores, strict=True)
+    ]
+    if label is not None:
+        shown = [box | {"label": label} for box in shown]
+    if answer.boxes.image_wh is not None:
+        pixels = answer.boxes.to_pixels().xyxy.tolist()
+        shown = [box | {"xyxy": xyxy} for box, xyxy in zip(shown, pixels, strict=True)]
     return shown
 
 
-def usage(answer: ChatAnswer) -> dict[str, int]:
+def usage(answer: Answer) -> dict[str, int]:
     return {
         "prompt_tokens": answer.num_prompt_tokens,
         "completion_tokens": answer.num_new_tokens,

@@ -10,8 +10,9 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from jinja2 import TemplateError
 
 from cloc_mllm.data.images import ImageError
-from cloc_mllm.inference.chat import ChatAnswer, PromptTooLong, answer_chat
+from cloc_mllm.inference.chat import PromptTooLong, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.questions import Question
@@ -27,21 +28,21 @@ class Job:
     """A question in the line. Its events are pieces of text, then its answer."""
 
     def __init__(self) -> None:
-        self.future: Future[ChatAnswer]
+        self.future: Future[Answer]
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[str | Future[ChatAnswer]] = asyncio.Queue()
+        self._events: asyncio.Queue[str | Future[Answer]] = asyncio.Queue()
 
     def cancel(self) -> None:
         """Leave the line, or stop after the token that is being made; nothing if it is done."""
         self.cancelled.set()
         self.future.cancel()
 
-    def put(self, event: str | Future[ChatAnswer]) -> None:
+    def put(self, event: str | Future[Answer]) -> None:
         """From any thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def events(self, deadline: float) -> AsyncIterator[str | ChatAnswer]:
+    async def events(self, deadline: float) -> AsyncIterator[str | Answer]:
         """Raises `ApiError`: what the question was refused for, or 504 at `deadline` (of the
         loop's clock)."""
         while True:
@@ -113,7 +114,7 @@ class Worker:
             job.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _answer(self, question: Question, job: Job) -> ChatAnswer:
+    def _answer(self, question: Question, job: Job) -> Answer:
         def on_token(piece: str) -> None:
             if job.cancelled.is_set():
                 raise _Cancelled
@@ -136,7 +137,7 @@ class Worker:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
 
-    def _done(self, job: Job, future: Future[ChatAnswer]) -> None:
+    def _done(self, job: Job, future: Future[Answer]) -> None:
         self._jobs.discard(job)
         self.leave_place()
         job.put(future)

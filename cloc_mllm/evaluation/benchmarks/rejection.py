@@ -145,8 +145,7 @@ def _located(
         asked = of_image[record.id]
         if not asked:
             continue
-        predictor.set_image(record.load_image())
-        found = predictor.locate([phrase.text for phrase in asked])
+        found = predictor.locate(record.load_image(), [phrase.text for phrase in asked])
         for phrase, box, confidence in zip(
             asked, found.boxes.xyxy.tolist(), found.scores.tolist(), strict=True
         ):
