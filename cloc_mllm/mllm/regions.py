@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cloc_mllm.geometry import Boxes
+from cloc_mllm.mllm.coordinates import REGION_TOKEN
 from cloc_mllm.mllm.views import View, sharpest_view
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.cloc import ClocVision
@@ -108,6 +110,29 @@ def _boxes_and_masks(
         for region, mask in zip(given, masks, strict=True)
     ]
     return Boxes.normalized(boxes), masks
+
+
+def regions_by_image(regions: Any, num_images: int) -> list[Any]:
+    """Splits a row's regions by image; a row of one image may give them without the outer list."""
+    if num_images > 1 and regions is not None:
+        parts = list(regions)
+        if len(parts) != num_images:
+            raise ValueError(
+                f"got regions for {len(parts)} images in a row of {num_images}; pass one list per "
+                "image (an empty one where there are none)"
+            )
+    else:
+        parts = [regions] * min(1, num_images) if num_images <= 1 else [None] * num_images
+    return [[] if part is None else part for part in parts]
+
+
+def check_placeholders(row: int, text: str, regions: Sequence[Sized]) -> None:
+    found, given = text.count(REGION_TOKEN), sum(map(len, regions))
+    if found != given:
+        raise ValueError(
+            f"sample {row} has {found} {REGION_TOKEN} placeholders but {given} region boxes; "
+            "write one placeholder per box"
+        )
 
 
 def place_regions(

@@ -105,7 +105,7 @@ def test_an_encoded_image_is_not_encoded_again(predictor, monkeypatch):
     assert encoded.image is PICTURE and predictor.encode(encoded) is encoded
     with monkeypatch.context() as patch:
         patch.setattr(predictor.model.vision.encoder, "forward", None)
-        patch.setattr("cloc_mllm.mllm.processing.preprocess", None)
+        patch.setattr(predictor.processor.image_processor, "prepare", None)
         actual = predictor.ground(encoded, ["a crab"]), predictor.refer(encoded, box)
         assert predictor.caption(encoded).text == caption.text
         assert "".join(predictor.stream(encoded, "Describe the image.")).strip() == caption.text
