@@ -76,6 +76,19 @@ def test_a_picture_is_encoded_once(
     assert len(encoded) == 2
 
 
+def test_the_language_model_encodes_a_picture_once(
+    full_engine: DemoEngine, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert full_engine.grounding is not None
+    encoded = []
+    vision = full_engine.grounding.model.vision
+    encode = vision.encode_image
+    monkeypatch.setattr(vision, "encode_image", lambda x: (encoded.append(len(x)), encode(x))[1])
+    full_engine.find(pictures[0], "the crab")
+    full_engine.name(pictures[0], ("crab", "boat"))
+    assert encoded == [1]
+
+
 def test_visitors_with_different_pictures_do_not_meet(
     cloc_engine: DemoEngine, pictures: list[Picture]
 ) -> None:
