@@ -1,4 +1,4 @@
-"""Answers as OpenAI's objects. What OpenAI has not: `boxes` and `box_failures` of a message."""
+"""Writes answers as OpenAI's objects; `boxes` and `box_failures` of a message are our own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
-from cloc_mllm.serve.questions import Question
+from cloc_mllm.serve.checks import CheckedRequest
 
 DONE = "data: [DONE]\n\n"
 
 
 class Completion:
-    """The objects of one answer, which share an id."""
+    """Writes the objects of one answer, which share an id."""
 
-    def __init__(self, model: str, question: Question) -> None:
-        self.question = question
+    def __init__(self, model: str, request: CheckedRequest) -> None:
+        self.phrase = request.phrase
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -27,6 +27,7 @@ class Completion:
         }
 
     def whole(self, answer: Answer) -> dict[str, Any]:
+        """Makes the response to a request that is not streamed."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {"index": 0, "message": message | self._boxes(answer), "logprobs": None}
         choice["finish_reason"] = answer.finish_reason
@@ -34,11 +35,12 @@ class Completion:
         return head | {"choices": [choice], "usage": usage(answer)}
 
     def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        """Makes one event of a stream."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._chunk([choice])
 
     def chunks(self, piece: str | Answer, with_usage: bool) -> list[str]:
-        """What a stream says for an event of `worker.Job`."""
+        """Makes the events of a stream for one event of `worker.Job`."""
         if isinstance(piece, str):
             return [self.chunk({"content": piece})] if piece else []
         lines = [self.chunk(self._boxes(piece), piece.finish_reason)]
@@ -50,11 +52,14 @@ class Completion:
 
     def _boxes(self, answer: Answer) -> dict[str, Any]:
         failures = {"box_failures": answer.box_failures} if answer.box_failures else {}
-        return {"boxes": box_objects(answer, self.question.phrase)} | failures
+        return {"boxes": box_objects(answer, self.phrase)} | failures
 
 
 def box_objects(answer: Answer, label: str | None) -> list[dict[str, Any]]:
-    """`xyxy` is in pixels of the picture, so it is there if the question has exactly one."""
+    """Makes the objects of an answer's boxes.
+
+    `xyxy` is in pixels of the image, so it is left out unless the request has exactly one image.
+    """
     normalized, scores = answer.boxes.xyxy.tolist(), answer.scores.tolist()
     shown: list[dict[str, Any]] = [
         {"text": answer.text[start:end], "xyxy_norm": box, "confidence": score}
@@ -69,6 +74,7 @@ def box_objects(answer: Answer, label: str | None) -> list[dict[str, Any]]:
 
 
 def usage(answer: Answer) -> dict[str, int]:
+    """Counts tokens, images included."""
     return {
         "prompt_tokens": answer.num_prompt_tokens,
         "completion_tokens": answer.num_new_tokens,
@@ -77,12 +83,12 @@ def usage(answer: Answer) -> dict[str, int]:
 
 
 def event(value: dict[str, Any]) -> str:
-    """One server-sent event."""
+    """Writes one server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def model_object(name: str, created: int, box_format: BoxFormat) -> dict[str, Any]:
-    """Also tells how boxes are written and which questions the model was taught."""
+    """Describes a model; also how it writes boxes, and which questions it was taught."""
     written = {"box_format": box_format.kind, "num_bins": box_format.num_bins}
     head = {"id": name, "object": "model", "created": created, "owned_by": "cloc-mllm"}
     return head | written | {"prompts": PROMPTS}

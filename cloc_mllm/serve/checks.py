@@ -1,4 +1,4 @@
-"""Turns the messages of a request, with their images and boxes, into a chat for the model."""
+"""Checks a request and turns its messages, images and boxes into a chat for the model."""
 
 from __future__ import annotations
 
@@ -17,36 +17,43 @@ from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.schema import CompletionRequest, ImageUrl, Part, Regions
 
-BOX_PLACEHOLDER = "{box}"  # in a text: stands for the next region, as the model writes boxes
+BOX_PLACEHOLDER = "{box}"  # in a text, stands for the next region as the model writes boxes
 
 
 @dataclass(frozen=True)
-class Question:
-    """A checked request. Its images stay encoded, so one that waits takes little memory.
+class CheckedRequest:
+    """A request that can be answered.
+
+    Its images stay encoded, so that a request takes little memory while it waits.
 
     Args:
-        sizes: (width, height) of the upright images.
+        messages: as `ClocMllmProcessor.render` takes them, with one image item per image.
+        images: the image files, in the order of their items.
+        names: for errors, the path of each image in the request.
+        regions: the regions of each image.
         phrase: what is looked for, if the last message asks for it in the words of training; else
             None.
     """
 
     messages: list[dict[str, Any]]
-    pictures: list[bytes]
+    images: list[bytes]
     names: list[str]
-    sizes: list[tuple[int, int]]
     regions: list[Boxes]
     sampling: Sampling
     phrase: str | None
 
     def chat(self) -> Chat:
         """Decodes the images; raises `ImageError` for one that is damaged behind its header."""
-        named = zip(self.pictures, self.names, strict=True)
-        images = [open_image(picture, name=name) for picture, name in named]
-        return Chat(self.messages, images, self.regions)
+        named = zip(self.images, self.names, strict=True)
+        return Chat(
+            self.messages, [open_image(data, name=name) for data, name in named], self.regions
+        )
 
 
-def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFormat) -> Question:
-    """Checks what the types of the schema cannot.
+def check_request(
+    request: CompletionRequest, limits: Limits, box_format: BoxFormat
+) -> CheckedRequest:
+    """Checks what the types of the schema cannot, and makes the chat.
 
     Raises:
         ApiError: 400 that names the field.
@@ -73,11 +80,10 @@ def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFor
     ]
     _write_boxes(messages, reader.regions, box_format)
     last = "".join(item.get("text", "") for item in messages[-1]["content"])
-    return Question(
+    return CheckedRequest(
         messages,
-        reader.pictures,
+        reader.images,
         reader.names,
-        reader.sizes,
         reader.regions,
         _sampling(request, limits),
         _phrase(last),
@@ -89,9 +95,8 @@ class _Reader:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.pictures: list[bytes] = []
+        self.images: list[bytes] = []
         self.names: list[str] = []
-        self.sizes: list[tuple[int, int]] = []
         self.regions: list[Boxes] = []
         self.num_chars = 0
 
@@ -105,8 +110,8 @@ class _Reader:
             raise ApiError(400, f"{path}: a picture item has `image_url` and no text", param=path)
         if role != "user":
             raise ApiError(400, f"{path}: only messages of the user have pictures", param=path)
-        self._picture(part.image_url, f"{path}.image_url.url")
-        self.regions.append(_boxes(part.regions, self.sizes[-1], f"{path}.regions"))
+        image_wh = self._image(part.image_url, f"{path}.image_url.url")
+        self.regions.append(_boxes(part.regions, image_wh, f"{path}.regions"))
         return {"type": "image"}
 
     def _text(self, text: str, path: str) -> str:
@@ -125,9 +130,10 @@ class _Reader:
             )
         return text
 
-    def _picture(self, image_url: ImageUrl, path: str) -> None:
+    def _image(self, image_url: ImageUrl, path: str) -> tuple[int, int]:
+        """Keeps an image and returns the width and height of its upright picture."""
         limits = self.limits
-        if len(self.pictures) == limits.images:
+        if len(self.images) == limits.images:
             raise ApiError(400, f"more than {limits.images} pictures in a request", param=path)
         data = _data_of(image_url.url, path)
         if len(data) > limits.image_bytes:
@@ -154,14 +160,16 @@ class _Reader:
                 param=path,
                 code="image_too_large",
             )
-        self.pictures.append(data)
+        self.images.append(data)
         self.names.append(path)
-        self.sizes.append(size)
+        return size
 
 
 def _data_of(url: str, path: str) -> bytes:
-    """Decodes a data URL. Nothing is ever fetched: an address could name any machine or file that
-    this server reaches."""
+    """Decodes a data URL.
+
+    Nothing is ever fetched: an address could name any machine or file that this server reaches.
+    """
     head, comma, payload = url.partition(",")
     kind = head.lower()
     if not (comma and kind.startswith("data:image/") and kind.endswith(";base64")):
@@ -180,13 +188,14 @@ def _data_of(url: str, path: str) -> bytes:
         ) from error
 
 
-def _boxes(regions: Regions | None, size: tuple[int, int], path: str) -> Boxes:
+def _boxes(regions: Regions | None, image_wh: tuple[int, int], path: str) -> Boxes:
+    """Clips and normalises the boxes of an image."""
     boxes = []
-    scale = (1, 1) if regions is None or regions.unit == "pixels" else size
+    scale = (1, 1) if regions is None or regions.unit == "pixels" else image_wh
     for index, box in enumerate(regions.boxes if regions else []):
         box_px = [value * side for value, side in zip(box, (*scale, *scale), strict=True)]
         try:
-            boxes.append(check_box(box_px, *size))
+            boxes.append(check_box(box_px, *image_wh))
         except ValueError as error:
             place = f"{path}.boxes[{index}]"
             raise ApiError(400, f"{place}: {error}", param=place) from error
@@ -196,7 +205,7 @@ def _boxes(regions: Regions | None, size: tuple[int, int], path: str) -> Boxes:
 def _write_boxes(
     messages: list[dict[str, Any]], regions: list[Boxes], box_format: BoxFormat
 ) -> None:
-    """Writes boxes in the place of `{box}`; each `<region>` and each `{box}` is the next region."""
+    """Replaces each `{box}` by a box; each `<region>` and each `{box}` is the next region."""
     boxes = [box for of_image in regions for box in of_image.xyxy.tolist()]
     items = [item for message in messages for item in message["content"] if "text" in item]
     num_regions = sum(item["text"].count(REGION_TOKEN) for item in items)
@@ -235,6 +244,7 @@ def _sampling(request: CompletionRequest, limits: Limits) -> Sampling:
 
 
 def _phrase(question: str) -> str | None:
+    """Returns the phrase that a question looks for in the words of training; None for others."""
     before, after = PROMPTS["ground"].split("{phrase}")
     question = question.strip()
     if question.startswith(before) and question.endswith(after):
