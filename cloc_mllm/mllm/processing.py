@@ -29,12 +29,12 @@ from cloc_mllm.mllm.regions import (
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
-# for language models without a chat template of their own
+# for language models that have no chat template
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-# most language models' templates know texts alone, so image items first become placeholders
+# Most chat templates know texts alone, so image items first become placeholders.
 _FLATTEN_CONTENT = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"

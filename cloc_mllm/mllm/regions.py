@@ -1,5 +1,4 @@
-"""Regions of the MLLM: boxes, points and masks on the canvas, and what a `<region>` token is
-made of.
+"""Regions of the MLLM: brings boxes, points and masks to the canvas and reads their features.
 
 Letters: B images, N image tokens, R regions (packed), D_i widths of their features, S canvas side.
 """
@@ -31,11 +30,11 @@ Regions = Boxes | Sequence[RegionLike] | None
 
 
 def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
-    """bool[H, W] of a mask, or of a point: the pixel it lies in; None for a box.
+    """Returns the mask bool[H, W] of a region: of a point the one pixel it lies in, None for a box.
 
     Raises:
-        ValueError: a mask that is empty or of another size, a point outside of the image, or
-            what is no region.
+        ValueError: the mask is empty or of another size, the point is outside the image, or it is
+            no region at all.
     """
     width, height = image_wh
     values = torch.as_tensor(region)
@@ -58,7 +57,7 @@ def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
     point = [float(value) for value in values]
     if not all(0 <= value <= 1 for value in point):
         raise ValueError(f"expected a point x, y in 0..1 of the image, got {point}")
-    # a pixel's number over the number of pixels must come back as that pixel
+    # a pixel's number divided by the number of pixels must give that pixel again
     column, row = (
         min(side - 1, math.floor(value * side + 1e-3))
         for value, side in zip(point, (width, height), strict=True)
@@ -69,19 +68,22 @@ def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
 
 
 def around(mask: Tensor) -> list[float]:
-    """The box of what is on: bool[H, W] -> xyxy, normalised to the mask."""
+    """Returns the box around what is on in a mask bool[H, W]: xyxy, normalised to the mask."""
     return mask_boxes(mask[None])[0].tolist()
 
 
 def regions_on_canvas(
     regions: Regions, views: Sequence[View]
 ) -> tuple[Tensor, list[Tensor | None], list[int]]:
-    """Boxes float[R, 4] in the canvas frame, of a mask or point those around it; the masks,
-    float[S, S] over the canvas, None for a box; the view that each region is on (a mask is always
-    on the first).
+    """Brings the regions of one image to the canvas of one of its views each.
+
+    Returns:
+        boxes float[R, 4] in the canvas frame, of a mask or point the box around it; for each region
+        its mask float[S, S] over the canvas, None for a box; and for each region its view, which
+        for a mask is always the first.
 
     Raises:
-        ValueError: as `as_mask`.
+        ValueError: see `as_mask`.
     """
     boxes, masks = _boxes_and_masks(regions, views[0].image_wh)
     xyxy = boxes.to_normalized().xyxy.tolist()
@@ -127,6 +129,7 @@ def regions_by_image(regions: Any, num_images: int) -> list[Any]:
 
 
 def check_placeholders(row: int, text: str, regions: Sequence[Sized]) -> None:
+    """Raises `ValueError` unless the text of a row has one `<region>` per region."""
     found, given = text.count(REGION_TOKEN), sum(map(len, regions))
     if found != given:
         raise ValueError(
@@ -140,15 +143,15 @@ def place_regions(
     rows: Sequence[Sequence[int]],
     regions: Sequence[Sequence[Regions]],
 ) -> dict[str, Tensor]:
-    """All of `VisionInputs` but the pixels.
+    """Makes all of `VisionInputs` but the pixels.
 
     Args:
-        views: of each distinct image.
-        rows: the images of each row, by their numbers.
-        regions: of each image of each row.
+        views: the views of each distinct image.
+        rows: for each row the numbers of its images.
+        regions: for each row the regions of each of its images.
 
     Raises:
-        ValueError: as `as_mask`; names the row.
+        ValueError: see `as_mask`; names the row.
     """
     first_of = list(itertools.accumulate(map(len, views), initial=0))
     image_index: list[int] = []
@@ -179,7 +182,11 @@ def place_regions(
 
 
 def region_dims(kind: str, vision: ClocVision) -> list[int]:
-    """D_i of `read_regions`. `kind`: `MllmConfig.region_features`."""
+    """Returns the widths D_i of what `read_regions` returns.
+
+    Args:
+        kind: `MllmConfig.region_features`.
+    """
     if kind == "coordinates":
         return []
     return [vision.token_dim if kind == "roi" else vision.embed_dim]
@@ -188,10 +195,13 @@ def region_dims(kind: str, vision: ClocVision) -> list[int]:
 def read_regions(
     kind: str, vision: ClocVision, image: ImageFeatures, inputs: VisionInputs
 ) -> list[Tensor]:
-    """Features of all regions: float[R, D_i] each.
+    """Reads the features of all regions: a list of float[R, D_i].
+
+    Args:
+        kind: `MllmConfig.region_features`.
 
     Raises:
-        ValueError: there are masks, which this model does not know.
+        ValueError: there are masks, but the model knows boxes alone.
     """
     boxes, masks = inputs.region_boxes, inputs.region_masks
     image_index = inputs.image_index[inputs.region_image_index]
@@ -216,10 +226,7 @@ def read_regions(
 
 
 def check_takes_masks(kind: str, vision: ClocVision) -> None:
-    """
-    Raises:
-        ValueError: the model knows boxes alone, so points and masks would mean nothing to it.
-    """
+    """Raises `ValueError` if the model knows boxes alone; masks would mean nothing to it."""
     knows_masks = vision.prompter is not None and vision.prompter.mask is not None
     if kind == "roi" or (kind == "prompter" and knows_masks):
         return
