@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cloc_mllm.geometry import Boxes
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
-    from cloc_mllm.inference.images import EncodedImage
+    from cloc_mllm.inference.inputs import EncodedImage
     from cloc_mllm.inference.results import Answer, GroundingResult
     from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
     from cloc_mllm.models.build import load_cloc
@@ -46,7 +46,7 @@ _MODULE_OF = {
     "ClocMllmForConditionalGeneration": "mllm",
     "ClocMllmProcessor": "mllm",
     "ClocPredictor": "inference.cloc_predictor",
-    "EncodedImage": "inference.images",
+    "EncodedImage": "inference.inputs",
     "GroundingPredictor": "inference.grounding_predictor",
     "GroundingResult": "inference.results",
     "Question": "inference.grounding_predictor",

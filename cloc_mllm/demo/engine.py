@@ -19,7 +19,7 @@ from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
-from cloc_mllm.inference.images import EncodedImage
+from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 
 MAX_PHRASE_CHARS = 300

@@ -17,8 +17,13 @@ from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
-from cloc_mllm.inference.images import EncodedImage, PromptedImage, as_list
-from cloc_mllm.inference.regions import AskedRegions, check_regions
+from cloc_mllm.inference.inputs import (
+    EncodedImage,
+    ImageInput,
+    RegionsInput,
+    as_list,
+    check_regions,
+)
 from cloc_mllm.inference.results import GroundingResult
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
@@ -69,7 +74,7 @@ class ClocPredictor:
         return self.model.logit_scale.device
 
     @torch.inference_mode()
-    def encode(self, image: PromptedImage) -> EncodedImage:
+    def encode(self, image: ImageInput) -> EncodedImage:
         """Encodes an image once for any number of prompts."""
         if isinstance(image, EncodedImage):
             image.check_encoder(self._encoder)
@@ -78,7 +83,7 @@ class ClocPredictor:
         return EncodedImage(picture, self._encode_pictures([picture]), self._encoder)
 
     @torch.inference_mode()
-    def locate(self, image: PromptedImage, phrases: str | Sequence[str]) -> GroundingResult:
+    def locate(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:
         """Finds each phrase by CLOC's own text prompt and box head: one box per phrase.
 
         Boxes are clipped to the picture; a score is the cosine of the phrase and its box.
@@ -100,7 +105,7 @@ class ClocPredictor:
 
     @torch.inference_mode()
     def classify(
-        self, image: PromptedImage, regions: AskedRegions, names: Sequence[str]
+        self, image: ImageInput, regions: RegionsInput, names: Sequence[str]
     ) -> GroundingResult:
         """Gives each region the most probable of the names.
 
@@ -136,7 +141,7 @@ class ClocPredictor:
         )
 
     @torch.inference_mode()
-    def embed_regions(self, image: PromptedImage, regions: AskedRegions) -> Tensor:
+    def embed_regions(self, image: ImageInput, regions: RegionsInput) -> Tensor:
         """Embeds regions: float[R, E], each of unit length.
 
         Args:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
-    from cloc_mllm.inference.regions import AskedRegions
+    from cloc_mllm.inference.inputs import RegionsInput
     from cloc_mllm.inference.results import GroundingResult
 
 
@@ -71,7 +71,7 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _region(arguments: Namespace, image: Image.Image) -> AskedRegions:
+def _region(arguments: Namespace, image: Image.Image) -> RegionsInput:
     """Reads the region that `refer` is asked about."""
     import numpy as np
 

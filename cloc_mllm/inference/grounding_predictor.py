@@ -19,14 +19,15 @@ from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
 from cloc_mllm.data.images import open_image
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.answers import Generation, read_answer
-from cloc_mllm.inference.images import (
+from cloc_mllm.inference.inputs import (
     EncodedImage,
-    PromptedImage,
+    ImageInput,
+    RegionsInput,
     as_list,
-    open_prompted,
+    check_regions,
+    open_input,
     upright_picture,
 )
-from cloc_mllm.inference.regions import AskedRegions, check_regions
 from cloc_mllm.inference.results import Answer, GroundingResult
 from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
@@ -52,7 +53,7 @@ class Question:
             picture: boxes, or a list of boxes, points and masks; None where there are none.
     """
 
-    image: PromptedImage
+    image: ImageInput
     text: str
     regions: Regions = None
 
@@ -121,7 +122,7 @@ class GroundingPredictor:
         return cls(model, processor)
 
     @torch.inference_mode()
-    def encode(self, image: PromptedImage) -> EncodedImage:
+    def encode(self, image: ImageInput) -> EncodedImage:
         """Encodes an image once for any number of questions; with tiles, all its views."""
         encoder = self.model.vision.encoder
         if isinstance(image, EncodedImage):
@@ -132,7 +133,7 @@ class GroundingPredictor:
         features = self.model.encode_images(pixels.to(self.model.device))
         return EncodedImage(picture, features, encoder)
 
-    def ground(self, image: PromptedImage, phrases: str | Sequence[str]) -> GroundingResult:
+    def ground(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:
         """Finds each phrase: one box per phrase.
 
         Decoding allows nothing but a box (`BoxGrammar`), or `not in the image` where the model was
@@ -141,7 +142,7 @@ class GroundingPredictor:
         Raises:
             ValueError: a phrase is blank.
         """
-        image, phrases = open_prompted(image), as_list(phrases)
+        image, phrases = open_input(image), as_list(phrases)
         answers = self.answer(ground_questions(image, phrases), boxes_only=True)
         found = [answer for answer in answers if answer.failure is None]
         num_boxes = torch.tensor([0 if a.failure else len(a.boxes) for a in answers]).long()
@@ -157,7 +158,7 @@ class GroundingPredictor:
             [answer.failure for answer in answers],
         )
 
-    def refer(self, image: PromptedImage, regions: AskedRegions) -> GroundingResult:
+    def refer(self, image: ImageInput, regions: RegionsInput) -> GroundingResult:
         """Says what is in each region.
 
         Args:
@@ -169,7 +170,7 @@ class GroundingPredictor:
             ValueError: a region cannot be used (see `check_regions`), or points and masks that this
                 model does not know (`mllm.regions.check_takes_masks`).
         """
-        image = open_prompted(image)
+        image = open_input(image)
         picture = upright_picture(image)
         boxes, masks = check_regions(regions, picture.size)
         answers = self.answer(self._refer_questions(image, boxes, masks))
@@ -183,17 +184,17 @@ class GroundingPredictor:
             [None if answer.text else "empty" for answer in answers],
         )
 
-    def caption(self, image: PromptedImage) -> Answer:
+    def caption(self, image: ImageInput) -> Answer:
         """Describes the whole image."""
         return self.ask(image, PROMPTS["caption"])
 
-    def ask(self, image: PromptedImage, question: str, regions: Regions = None) -> Answer:
+    def ask(self, image: ImageInput, question: str, regions: Regions = None) -> Answer:
         """Answers any question about an image, and about regions of it; see `Question`."""
         return self.answer([Question(image, question, regions)])[0]
 
-    def refer_questions(self, image: PromptedImage, regions: AskedRegions) -> list[Question]:
+    def refer_questions(self, image: ImageInput, regions: RegionsInput) -> list[Question]:
         """Makes the questions what is in each region; see `refer`."""
-        image = open_prompted(image)
+        image = open_input(image)
         checked = check_regions(regions, upright_picture(image).size)
         return self._refer_questions(image, *checked)
 
@@ -216,7 +217,7 @@ class GroundingPredictor:
             answers += self.write(reading, max_new_tokens=max_new_tokens, boxes_only=boxes_only)
         return answers
 
-    def stream(self, image: PromptedImage, question: str) -> Iterator[str]:
+    def stream(self, image: ImageInput, question: str) -> Iterator[str]:
         """Yields the text of `ask` in pieces, as it is written.
 
         Joined and stripped, the pieces are `text`. Raises what `ask` raises, once the first piece
@@ -310,7 +311,7 @@ class GroundingPredictor:
         )
 
     def _refer_questions(
-        self, image: PromptedImage, boxes: Boxes, masks: Sequence[Tensor | None]
+        self, image: ImageInput, boxes: Boxes, masks: Sequence[Tensor | None]
     ) -> list[Question]:
         """Makes one question per box; a mask goes in with the box around it written out."""
         write_box = self.processor.coordinates.encode
@@ -349,7 +350,7 @@ class GroundingPredictor:
         return boxes.tolist(), logits.detach().sigmoid().tolist()
 
 
-def ground_questions(image: PromptedImage, phrases: Sequence[str]) -> list[Question]:
+def ground_questions(image: ImageInput, phrases: Sequence[str]) -> list[Question]:
     """Makes the questions where each phrase is.
 
     Raises:
@@ -357,14 +358,14 @@ def ground_questions(image: PromptedImage, phrases: Sequence[str]) -> list[Quest
     """
     if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
         raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
-    image = open_prompted(image)
+    image = open_input(image)
     return [Question(image, PROMPTS["ground"].format(phrase=phrase.strip())) for phrase in phrases]
 
 
 def _open_images(questions: Sequence[Question]) -> list[Question]:
     """Opens the images that are not open yet; questions that share one still share it."""
-    opened: dict[int, PromptedImage] = {}
+    opened: dict[int, ImageInput] = {}
     for question in questions:
         if id(question.image) not in opened:
-            opened[id(question.image)] = open_prompted(question.image)
+            opened[id(question.image)] = open_input(question.image)
     return [replace(question, image=opened[id(question.image)]) for question in questions]

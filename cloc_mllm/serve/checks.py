@@ -11,7 +11,7 @@ from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat, Sampling
-from cloc_mllm.inference.regions import check_box
+from cloc_mllm.inference.inputs import check_box
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits

@@ -175,6 +175,10 @@ def test_many_questions_equal_one_at_a_time(predictor):
         assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
         assert one.num_prompt_tokens == other.num_prompt_tokens
     assert predictor.refer(PICTURE, boxes).labels == [answer.text for answer in together[3:]]
+    found = predictor.ground(PICTURE, phrases)
+    answers = predictor.answer(ground_questions(PICTURE, phrases), boxes_only=True)
+    assert torch.equal(found.boxes.xyxy, torch.cat([answer.boxes.xyxy for answer in answers]))
+    assert found.labels == phrases
 
 
 def test_one_picture_is_encoded_once_for_all_its_questions(predictor, monkeypatch):
