@@ -8,15 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.ops import box_iou as torchvision_iou
-from torchvision.ops import generalized_box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
 from cloc_mllm.geometry import (
     CANVAS,
     Boxes,
     Frame,
     Letterbox,
-    box_iou,
     clean_box,
     elementwise_giou,
     elementwise_iou,
@@ -63,7 +61,7 @@ def test_frames_convert_and_refuse() -> None:
     with pytest.raises(ValueError, match=r"float\[R, 4\]"):
         Boxes.normalized(torch.zeros(3, 5))
     with pytest.raises(ValueError, match="made for 10 x 10"):
-        Letterbox(10, 10, 8).apply(Image.new("RGB", (9, 10)))
+        Letterbox(10, 10, 8).apply(Image.new("RGB", (9, 10)), (0, 0, 0))
 
 
 def test_boxes_that_know_their_image_convert_without_its_size() -> None:
@@ -127,8 +125,7 @@ def _random_boxes(count: int) -> torch.Tensor:
 
 def test_overlap_equals_torchvision() -> None:
     a, b = _random_boxes(40), _random_boxes(40)
-    torch.testing.assert_close(box_iou(a, b), torchvision_iou(a, b))
-    torch.testing.assert_close(elementwise_iou(a, b), torchvision_iou(a, b).diagonal())
+    torch.testing.assert_close(elementwise_iou(a, b), box_iou(a, b).diagonal())
     torch.testing.assert_close(elementwise_giou(a, b), generalized_box_iou(a, b).diagonal())
 
 

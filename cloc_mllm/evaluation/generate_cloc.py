@@ -22,13 +22,13 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.shapes import sample_shape
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.devices import resolve_precision
 from cloc_mllm.evaluation.predictions import Box, PredictionRow
 from cloc_mllm.evaluation.prompts import class_embeddings
 from cloc_mllm.evaluation.queries import Benchmark, Query, RegionItem
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.vision_encoder import ImageFeatures
-from cloc_mllm.train.engine import resolve_precision
 
 TOP_K = 10
 _TEXT_BATCH = 256

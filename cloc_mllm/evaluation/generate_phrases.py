@@ -81,7 +81,7 @@ def _proposals(
     letterboxes: Sequence[Letterbox],
 ) -> Iterator[list[tuple[float, Box]]]:
     """For each text the boxes of its image's tokens with their cosines, best first."""
-    if model.vision.box_head is None:
+    if not model.vision.region_encoder.predicts_boxes:
         yield from ([] for _ in texts)
         return
     z, canvas = model.vision.read_tokens(image)

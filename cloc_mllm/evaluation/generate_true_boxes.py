@@ -32,7 +32,8 @@ from cloc_mllm.evaluation.true_boxes import TrueBox, TrueBoxes
 from cloc_mllm.geometry import Boxes, Letterbox
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.position import cell_coverage, mask_coverage, token_cells
-from cloc_mllm.models.region_pooling import pool_under_masks, roi_align_tokens
+from cloc_mllm.models.region_encoders.pooling import pool_under_masks
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 RegionFeatures = Literal["cloc", "roi_align", "crop", "mask"]

@@ -18,6 +18,7 @@ from cloc_mllm.data.compositional import generate_compositional
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.config import EvalConfig
@@ -128,16 +129,6 @@ def _tasks(config: EvalConfig) -> list[str]:
     check_prompt(config.prompt)
     answer_format(config.format)  # a wrong name fails before the model answers anything
     return [task for task in config.tasks if task == "rec" or task not in MLLM_TASKS]
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; anything else is torch's name for it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
 
 
 def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:

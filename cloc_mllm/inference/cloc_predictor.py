@@ -16,6 +16,7 @@ from torch import Tensor
 from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
 from cloc_mllm.inference.inputs import (
     EncodedImage,
@@ -65,8 +66,9 @@ class ClocPredictor:
         Raises:
             FileNotFoundError: there is no model in the directory, or none ships.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, tokenizer, _ = load_cloc(directory or shipped_directory("cloc"), device)
+        model, tokenizer, _ = load_cloc(
+            directory or shipped_directory("cloc"), choose_device(device)
+        )
         return cls(model, tokenizer)
 
     @property

@@ -17,6 +17,7 @@ from transformers import BatchFeature, TextIteratorStreamer
 
 from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
 from cloc_mllm.data.images import open_image
+from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.answers import Generation, read_answer
 from cloc_mllm.inference.inputs import (
@@ -115,10 +116,9 @@ class GroundingPredictor:
                 f"{directory} is no MLLM directory (processor_config.json is missing); expected "
                 "what stage 2 writes to OUTPUT_DIR/model"
             )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = ClocMllmForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
         processor = ClocMllmProcessor.from_pretrained(directory)
-        torch.nn.Module.to(model, device)
+        torch.nn.Module.to(model, choose_device(device))
         return cls(model, processor)
 
     @torch.inference_mode()

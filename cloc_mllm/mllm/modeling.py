@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from cloc_mllm.earlier import RENAMED_WEIGHTS
 from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
@@ -342,6 +343,13 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Only the last position's logits of a prompt, where the language model can do that."""
         language_model: Any = self.language_model
         return bool(language_model._supports_logits_to_keep())
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own, which here also reads directories that earlier versions wrote."""
+        key_mapping = {f"^{old}": new for old, new in RENAMED_WEIGHTS.items()}
+        kwargs["key_mapping"] = key_mapping | (kwargs.get("key_mapping") or {})
+        return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

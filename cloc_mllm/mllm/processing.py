@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from cloc_mllm.data.conversations import FIRST_WORDINGS, wordings_hash
 from cloc_mllm.data.images import ImageSource
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.mllm.chat_images import open_rows
@@ -356,11 +357,15 @@ class ClocMllmProcessor(ProcessorMixin):
         """Names what must be equal in training and use (contract C7)."""
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         template = str(self.chat_template)
-        head = {"box_head": True} if self.box_head else {}
-        tiles = {"max_tiles": self.max_tiles} if self.max_tiles else {}
+        # These came later. Each is left out at the value that all models had before, so that older
+        # ones still load.
+        later = {
+            "box_head": (self.box_head, False),
+            "max_tiles": (self.max_tiles, 0),
+            "prompts": (wordings_hash(), FIRST_WORDINGS),
+        }
         return {
-            **head,
-            **tiles,
+            **{name: value for name, (value, first) in later.items() if value != first},
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
             "resize": "long side, bicubic, centred padding",

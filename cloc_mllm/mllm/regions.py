@@ -20,7 +20,8 @@ from cloc_mllm.mllm.views import View, sharpest_view
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.cloc import ClocVision
 from cloc_mllm.models.position import mask_boxes, mask_coverage
-from cloc_mllm.models.region_pooling import pool_under_masks, roi_align_tokens
+from cloc_mllm.models.region_encoders.pooling import pool_under_masks
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 # Four numbers are a box (xyxy), two a point (xy), both normalised to the original image; bool[H, W]
@@ -226,9 +227,12 @@ def read_regions(
 
 
 def check_takes_masks(kind: str, vision: ClocVision) -> None:
-    """Raises `ValueError` if the model knows boxes alone; masks would mean nothing to it."""
-    knows_masks = vision.prompter is not None and vision.prompter.mask is not None
-    if kind == "roi" or (kind == "prompter" and knows_masks):
+    """Checks that a model can take points and masks.
+
+    Raises:
+        ValueError: the model knows boxes alone, so points and masks would mean nothing to it.
+    """
+    if kind == "roi" or (kind == "prompter" and vision.region_encoder.takes_masks):
         return
     why = (
         "its region tokens hold a box alone (model.region_features: coordinates)"

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from cloc_mllm.inference.grounding_predictor import GroundingPredictor
         from cloc_mllm.serve.app import build_app
-        from cloc_mllm.train.stopping import StopRequest
+        from cloc_mllm.stopping import StopRequest
 
         disable_progress_bar()
         predictor = GroundingPredictor.from_pretrained(arguments.mllm or None)

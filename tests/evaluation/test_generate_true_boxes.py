@@ -17,7 +17,7 @@ from cloc_mllm.evaluation.generate_true_boxes import (
 from cloc_mllm.evaluation.prompts import class_embeddings
 from cloc_mllm.evaluation.true_boxes import TrueBox, TrueBoxes
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.models.region_pooling import roi_align_tokens
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from tests.evaluation.conftest import build_tiny_cloc
 
 pytest.importorskip("pycocotools")

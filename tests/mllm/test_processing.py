@@ -1,13 +1,18 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from cloc_mllm.data import conversations
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.inference import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.projector import to_original_frame
+from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.train.checkpoint import check_same_run
 
 SIZES = pytest.mark.parametrize(
     "size", [(64, 64), (300, 40), (41, 333), (1000, 3)], ids=["square", "wide", "tall", "sliver"]
@@ -266,3 +271,35 @@ def test_another_preprocessing_is_refused_by_name(processor, mllm_dir):
             chat_template=processor.chat_template,
             fingerprint=processor.fingerprint,
         )
+
+
+@pytest.mark.parametrize("changed", ["ground", "refer", "not there"])
+def test_a_model_is_asked_only_as_it_was_taught(
+    processor, mllm_dir, tmp_path, monkeypatch, changed
+):
+    """Models that were saved before the wordings were part of the fingerprint have no key for them:
+    they were taught the first wordings, and so was the model that ships."""
+    shipped = shipped_directory("mllm")
+    for saved in (mllm_dir, shipped):
+        assert "prompts" not in json.loads((saved / "processor_config.json").read_text())
+        GroundingPredictor.from_pretrained(saved)
+
+    if changed == "not there":
+        monkeypatch.setattr(conversations, "NOT_THERE", "nowhere")
+    else:
+        monkeypatch.setitem(conversations.PROMPTS, changed, "Point at {phrase} {box} <region>")
+
+    refused = r"prompts: the saved processor has None, now '[0-9a-f]{16}'"
+    for saved in (mllm_dir, shipped):
+        with pytest.raises(ValueError, match=refused):
+            ClocMllmProcessor.from_pretrained(saved)
+    taught_anew = ClocMllmProcessor(processor.tokenizer, image_size=64, num_image_tokens=16)
+    taught_anew.save_pretrained(tmp_path)
+    assert ClocMllmProcessor.from_pretrained(tmp_path).fingerprint == taught_anew.fingerprint
+    checkpoint = {"config": {}, "fingerprint": processor.fingerprint, "num_samples": 1}
+    with pytest.raises(ValueError, match=r"fingerprint prompts: '\(absent\)' != '[0-9a-f]{16}'"):
+        check_same_run(checkpoint, {}, taught_anew.fingerprint, num_samples=1)
+
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"prompts: the saved processor has '[0-9a-f]{16}'"):
+        ClocMllmProcessor.from_pretrained(tmp_path)
