@@ -1,16 +1,24 @@
-"""One dataclass per job. `jsonargparse` turns each into `--config x.yaml --optim.lr 1e-4`."""
+"""The settings of every training, one dataclass per job.
+
+`jsonargparse` turns each into a command line (`--config x.yaml --optim.lr 1e-4`), with the texts
+below as its help. A job has the settings that it uses and no others: what stages share is in a base
+class, what only one of them knows in a subclass.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RegionEncoder = Literal["prompter", "roi_align", "none"]
+from cloc_mllm.earlier import current_model_settings
+
+RegionEncoderKind = Literal["prompter", "roi_align", "none"]
 Precision = Literal["auto", "fp32", "bf16"]
 Templates = Literal["none", "photo", "small", "clip80"]
 RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
+BoxLoss = Literal["mse", "l1_giou"]
 Quantization = Literal["none", "4bit", "8bit"]
 VisionFeatures = Literal["encoder", "encoder+prompter"]
 RegionFeatures = Literal["prompter", "roi", "coordinates"]
@@ -34,16 +42,14 @@ class PrompterConfig:
         text_prior: what a text is compared with at each image token: `region` is the token read
             out as if it were a region, `linear` leaves the readout's MLP out, which is most of
             what the Prompter costs.
-        box_head_loss: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
     """
 
-    kind: RegionEncoder = "prompter"
+    kind: RegionEncoderKind = "prompter"
     width: int = 0
     readout: Literal["mean", "prompt"] = "prompt"
     spatial_prior: SpatialPrior = "both"
     free_form: bool = False
     text_prior: TextPrior = "linear"
-    box_head_loss: Literal["mse", "l1_giou"] = "l1_giou"
 
 
 @dataclass
@@ -55,7 +61,8 @@ class ModelConfig:
         clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
             dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory that stage 1
-            wrote (region parts come along if `prompter` is the same). "" starts from scratch.
+            wrote, whose region parts come along where name and shape fit (a table says which).
+            "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the
@@ -80,40 +87,46 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `dataclasses.asdict`, also of what earlier versions wrote."""
-        values = {name: value for name, value in values.items() if name != "pretrained"}
-        prompter = {"text_prior": "region", **values.get("prompter", {})}
-        return cls(**values | {"prompter": PrompterConfig(**prompter)})
+        values = current_model_settings(values)
+        return cls(**values | {"prompter": PrompterConfig(**values["prompter"])})
 
 
 @dataclass
 class DataConfig:
-    """Where records come from and how a batch is cut from them.
+    """The training data.
 
     Args:
-        train: directory (or file) of Parquet records, or its URL (`s3://bucket/set`).
-        mixture: instead of `train`, several of them, each with the weight of its share of the
-            samples: `{DIR_A: 2, DIR_B: 1}` takes two of every three from DIR_A.
-        validation: the same for the periodic evaluation; "" skips it.
-        cache_dir: keeps the shards of a URL on this disk, each fetched when first needed; "" reads
-            them in place, a few requests a record.
-        feature_cache: stage 2 with a frozen encoder only: keeps the tokens of each picture in this
-            directory, so that no step decodes a picture or runs the encoder (docs/stage2.md). All
-            ranks must see it. "" is off.
+        train: directory or file of Parquet records, or its URL (`s3://bucket/set`).
+        mixture: several such data sets in the place of `train`, each with a weight:
+            `{DIR_A: 2, DIR_B: 1}` takes two of every three samples from DIR_A.
+        validation: records for the periodic evaluation (see `run.eval_every`); "" skips it.
+        cache_dir: keeps the shards of a URL on this disk, each fetched when it is first needed;
+            "" reads them in place, with a few requests per record.
         num_workers: loader processes per rank.
-        regions_per_image: M of equation 2, drawn at random each time an image is seen.
-        flip: mirror half of the images (leave off when phrases name left and right).
-        free_form_share: share of regions that are prompted not by their box but by a point, a
-            scribble or a rough mask drawn in it, or, if one phrase names several, by all boxes.
-        label_noise: spoil the training labels as a detector might: standard deviation of each box
-            corner in sides of its box, and share of regions that get a wrong phrase.
     """
 
     train: str = ""
     mixture: dict[str, float] = field(default_factory=dict)
     validation: str = ""
     cache_dir: str = ""
-    feature_cache: str = ""
     num_workers: int = 1
+
+
+@dataclass
+class Stage1DataConfig(DataConfig):
+    """The training data of stage 1, and how a batch is cut from it.
+
+    Args:
+        regions_per_image: how many regions are drawn at random each time an image is seen, M of
+            equation 2; 0 takes all of them.
+        flip: mirrors half of the images (leave it off when phrases name left and right).
+        free_form_share: share of the regions that are prompted not by their box but by a point, a
+            scribble or a rough mask drawn in it, or by all boxes of a phrase that names several.
+        label_noise: spoils the training labels as a detector might: the standard deviation by
+            which box corners move, in sides of their box, and the share of regions that get a
+            wrong phrase.
+    """
+
     regions_per_image: int = 4
     flip: bool = False
     free_form_share: float = 0.0
@@ -121,57 +134,94 @@ class DataConfig:
 
 
 @dataclass
+class Stage2DataConfig(DataConfig):
+    """The training data of stage 2.
+
+    Args:
+        feature_cache: directory that keeps the frozen encoder's tokens of each image, so that no
+            step decodes an image or runs the encoder (docs/stage2.md). All ranks must see it. ""
+            is off.
+    """
+
+    feature_cache: str = ""
+
+
+@dataclass
 class OptimConfig:
-    """Linear warm-up, then cosine decay to zero.
+    """The optimizer. The learning rate warms up linearly, then decays to zero as a cosine.
 
     Args:
         optimizer: `adamw`, or `muon` for the matrices inside the network (embeddings, vectors and
             convolutions stay with AdamW). From scratch Muon learns about three times as fast
             (docs/results.md); it needs whole matrices, so `run.zero_stage` 0.
         lr: peak learning rate of AdamW.
-        new_lr: of what CLOC adds to CLIP (Prompter, BoxHead, RoI head, temperature of regions),
-            which starts new when `model.init` brings the towers; 0 is `lr`. Stage 1 only.
-        muon_lr: peak learning rate of Muon, for parameters whose AdamW rate would be `lr`.
-        layer_lr: overrides by parameter-name prefix, e.g. `{"vision.encoder.visual": 1e-4}`; the
-            longest matching prefix wins and 0 freezes. A tower frozen whole keeps no activations.
-        layer_decay: multiplies the rate of a tower's layer by layer_decay ** (depth - layer), also
-            one from `layer_lr`: 0 are the embeddings, then the blocks, then at full rate what
-            follows them. 1 is off; 0.65 to 0.9 keeps the early layers of a finished CLIP.
-        grad_clip: largest global gradient norm; 0 turns clipping off.
+        muon_lr: peak learning rate of Muon, for matrices whose AdamW rate would be `lr`.
+        weight_decay: decay of matrices; vectors (biases, norms, temperatures) do not decay.
+        betas: AdamW's two decay rates of its moments.
+        warmup_steps: steps until the peak is reached.
+        grad_clip: largest norm of the whole gradient; 0 turns clipping off.
+        layer_lr: other peak rates by prefix of the parameter's name, for instance
+            `{"vision.encoder": 1e-4}`. The longest matching prefix wins, and 0 freezes. A tower
+            that is frozen as a whole keeps no activations.
     """
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
-    new_lr: float = 0.0
     muon_lr: float = 0.02
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 50
     grad_clip: float = 1.0
     layer_lr: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TowerOptimConfig(OptimConfig):
+    """The optimizer. The learning rate warms up linearly, then decays to zero as a cosine.
+
+    Args:
+        layer_decay: multiplies the rate of a tower's layer by layer_decay ** (depth - layer), also
+            a rate from `layer_lr`. The embeddings are layer 0, the blocks come next, and what
+            follows the last block keeps its full rate. 1 is off; 0.65 to 0.9 keeps the early
+            layers of a finished CLIP.
+    """
+
     layer_decay: float = 1.0
 
 
 @dataclass
-class RunConfig:
-    """One training run.
+class Stage1OptimConfig(TowerOptimConfig):
+    """The optimizer. The learning rate warms up linearly, then decays to zero as a cosine.
 
     Args:
-        output_dir: everything the run writes: checkpoints, `log.jsonl`, TensorBoard, the model.
-        steps: optimizer steps.
-        global_batch_size: images a step over all ranks; must divide by the number of ranks.
-        precision: of autocast; weights stay float32. `auto` is bf16 where the hardware multiplies
-            bf16 matrices natively (on other CPUs bf16 is 30 times slower than fp32).
-        zero_stage: what the ranks share out: 1 the optimizer state, 2 also the gradients, 3 also
-            the weights (docs/scale.md). A run may resume at another stage.
-        gradient_checkpointing: recompute activations of the towers in backward.
-        micro_batch_size: stage 1 only: images (then texts) that a rank holds the activations of
-            at a time, each forwarded once more in backward; the loss sees the whole batch. 0: all.
-        compile: torch.compile the two towers (some minutes at the start; not with zero_stage 3).
-        save_every, eval_every, log_every: in steps; 0 means only at the end.
-        keep_checkpoints: how many of the latest checkpoints stay on disk (at least 2).
-        resume: continue from the newest whole checkpoint in `output_dir`.
-        max_seconds: stop cleanly (with a checkpoint) after this wall time; 0 is no limit.
+        new_lr: peak rate of what CLOC adds to CLIP (Prompter, BoxHead, RoI head, temperature and
+            bias of regions), which starts untrained when `model.init` brings the towers; 0 takes
+            `lr`.
+    """
+
+    new_lr: float = 0.0
+
+
+@dataclass
+class RunConfig:
+    """The training run: its length, where it computes, and what it writes.
+
+    Args:
+        output_dir: directory for everything the run writes: checkpoints, `log.jsonl`, TensorBoard
+            and the finished model.
+        steps: number of optimizer steps.
+        global_batch_size: images per step over all ranks; a multiple of the number of ranks.
+        seed: decides the initial weights, the order of the data and all random choices.
+        precision: what autocast computes in; weights stay float32. `auto` is `bf16` where the
+            hardware multiplies bf16 matrices natively (other CPUs are 30 times slower in bf16 than
+            in fp32), else `fp32`.
+        zero_stage: what the ranks share out among them: 1 the optimizer state, 2 also the
+            gradients, 3 also the weights (docs/scale.md). A run may resume at another stage.
+        save_every: steps between checkpoints; 0 saves only at the end.
+        log_every: steps between rows of the log; 0 writes only the last.
+        keep_checkpoints: how many of the latest checkpoints stay on disk, at least 2.
+        resume: continues from the newest whole checkpoint in `output_dir`.
+        max_seconds: stops cleanly, with a checkpoint, after this wall time; 0 is no limit.
     """
 
     output_dir: str = "runs/run"
@@ -180,11 +230,7 @@ class RunConfig:
     seed: int = 0
     precision: Precision = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
-    gradient_checkpointing: bool = False
-    micro_batch_size: int = 0
-    compile: bool = False
     save_every: int = 100
-    eval_every: int = 0
     log_every: int = 10
     keep_checkpoints: int = 2
     resume: bool = True
@@ -192,14 +238,50 @@ class RunConfig:
 
 
 @dataclass
+class TowerRunConfig(RunConfig):
+    """The training run: its length, where it computes, and what it writes.
+
+    Args:
+        gradient_checkpointing: computes activations again in the backward pass, which saves memory.
+        compile: compiles the image and the text tower with torch.compile (some minutes at the
+            start; not with zero_stage 3).
+        eval_every: steps between evaluations on `data.validation`; 0 evaluates only at the end.
+    """
+
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    eval_every: int = 0
+
+
+@dataclass
+class Stage1RunConfig(TowerRunConfig):
+    """The training run: its length, where it computes, and what it writes.
+
+    Args:
+        micro_batch_size: how many images (then texts) a rank holds the activations of at a time;
+            each is forwarded once more in the backward pass. The loss still sees the whole batch.
+            0 takes all at once.
+    """
+
+    micro_batch_size: int = 0
+
+
+@dataclass
 class LossConfig:
-    """Equation 4. `region_weight` is lambda's factor; lambda also scales with the share of images
-    that have regions. `same_text_threshold` filters near-equal texts from the denominators;
-    1.0 or more turns the filter off."""
+    """The loss of stage 1, equation 4.
+
+    Args:
+        region_weight: lambda is this times the share of images that have regions.
+        grounding_weight: of L_grounding beside L_CLOC.
+        same_text_threshold: L_CLOC leaves pairs out whose texts are more similar (cosine); 1.0 or
+            more turns the filter off.
+        box: of L_grounding: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
+    """
 
     region_weight: float = 1.0
     grounding_weight: float = 1.0
     same_text_threshold: float = 0.9
+    box: BoxLoss = "l1_giou"
 
 
 @dataclass
@@ -207,18 +289,23 @@ class Stage1Config:
     """CLOC pre-training: `deepspeed training/stage1.py --config training/configs/...yaml`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Stage1DataConfig = field(default_factory=Stage1DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    optim: Stage1OptimConfig = field(default_factory=Stage1OptimConfig)
+    run: Stage1RunConfig = field(default_factory=Stage1RunConfig)
 
 
 @dataclass
 class LoraConfig:
-    """peft LoRA on the language model. `rank` 0 trains the language model whole.
+    """LoRA on the language model, by peft.
 
-    `variant`: `dora` also learns the length of each weight's columns; `rslora` scales by
-    alpha / sqrt(rank) instead of alpha / rank, for high ranks.
+    Args:
+        variant: `dora` also learns the length of each weight's columns; `rslora` scales by
+            alpha / sqrt(rank) instead of alpha / rank, which suits high ranks.
+        rank: rank of the added matrices; 0 trains the language model whole.
+        alpha: numerator of their scale.
+        dropout: probability of dropping an input of the added matrices.
+        target_modules: the layers that get them, as peft names them.
     """
 
     variant: Literal["lora", "dora", "rslora"] = "lora"
@@ -233,30 +320,32 @@ class MllmConfig:
     """How the CLOC encoder enters the language model.
 
     Args:
-        init: an MLLM that stage 2 wrote, to be trained further in the place of `cloc`,
-            `language_model` and fresh projectors; settings of its form stay as they are there.
+        init: an MLLM that stage 2 wrote, to train further. It takes the place of `cloc`,
+            `language_model` and new projectors; settings of its form stay as they are there.
         cloc: directory of a stage-1 model.
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
-        vision_features: `encoder` gives the LLM the tower's tokens f_I'(x); `encoder+prompter`
-            appends each token's region embedding (the Prompter's readout) to it.
+        vision_features: `encoder` gives the language model the tower's tokens f_I'(x);
+            `encoder+prompter` appends each token's region embedding (the Prompter's readout) to it.
         region_features: what a region token is made of, beside its box: `prompter` is stage 1's
             region embedding; `roi` is RoI-Align of the image tokens; `coordinates` is nothing.
-        projector: of image tokens: `linear`; `mlp`; `pixel_shuffle`, an MLP of 2 x 2 neighbours, so
-            a quarter of the tokens; `resampler`, `num_queries` learnt queries that attend to them.
+        projector: how image tokens are projected: `linear`; `mlp`; `pixel_shuffle`, an MLP of 2 x 2
+            neighbours, which leaves a quarter of the tokens; `resampler`, `num_queries` learnt
+            queries that attend to them.
+        num_queries: number of queries of the `resampler`.
         projector_width: hidden width of the projectors; 0 takes the language model's. A small
             language model wants it wider (docs/results.md).
-        max_tiles: at most so many tiles of a picture larger than the encoder's canvas follow the
-            whole picture, each at its own resolution and with as many tokens (AnyRes).
-        freeze_vision_encoder: train only projector and LoRA when true.
+        max_tiles: an image larger than the encoder's canvas is shown whole, followed by at most
+            this many tiles of it at their own resolution, each with as many tokens (AnyRes).
+        freeze_vision_encoder: trains only the projectors and LoRA.
         box_format: how boxes are written, see `mllm/coordinates.py`.
         num_bins: number of location tokens; integers always use 1000.
         coordinate_smoothing: standard deviation, in bins, of the soft target around the true
-            location token; 0 is plain cross-entropy. Location tokens only.
-        box_head: answer a box with one `<box>` token, from whose hidden state a head reads the four
-            numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
-        box_loss_weight: of the head's loss for a box beside that of a token.
-        quantization: of the frozen language model's linear layers, by bitsandbytes: `4bit` (nf4) or
-            `8bit` (LLM.int8). Everything else, and all that is trained, stays float32.
+            location token; 0 is plain cross-entropy. For location tokens only.
+        box_head: answers a box with one `<box>` token, from whose hidden state a head reads the
+            four numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
+        box_loss_weight: weight of the head's loss for a box; the loss of a token has weight 1.
+        quantization: quantises the frozen language model's linear layers by bitsandbytes: `4bit`
+            (nf4) or `8bit` (LLM.int8). Everything else, and all that is trained, stays float32.
     """
 
     init: str = ""
@@ -283,15 +372,18 @@ class ConversationConfig:
     """Which questions a record becomes, and how they are laid into sequences.
 
     Args:
-        questions_per_image: drawn anew each time an image is seen.
-        ground, refer, caption: weights of the tasks, which need not add up to one.
-        locate: asks for the box of a region token. A small language model learns grounding several
-            times faster with it (docs/results.md).
-        absent: asks for what is not there, to be answered "not in the image".
+        questions_per_image: how many questions are drawn each time an image is seen.
+        ground: weight of the task "where is a phrase?". Weights need not add up to one.
+        refer: weight of the task "what is in a box?".
+        caption: weight of the task "describe the image".
+        locate: weight of the task "where is a region token?". A small language model learns
+            grounding several times faster with it (docs/results.md).
+        absent: weight of the task that asks for what is not there, to be answered "not in the
+            image".
         max_length: longest sequence in tokens; questions that do not fit behind their image are
             left out and counted.
-        pack: several images may share a sequence where that saves padding, each seeing itself
-            alone. Loss and gradient stay what they are, up to rounding.
+        pack: lets several images share a sequence where that saves padding, each seeing itself
+            alone. Loss and gradient stay the same, up to rounding.
     """
 
     questions_per_image: int = 6
@@ -306,15 +398,18 @@ class ConversationConfig:
 
 @dataclass
 class AlignmentConfig:
-    """Before stage 2: the projectors learn to write the language model's own embeddings of what
-    the records say is there (`train/alignment.py`). Only for a language model that
-    `training/tiny_llm.py` made.
+    """Alignment, before stage 2: the projectors learn to write what the records say is there.
+
+    They write it in the language model's own embeddings (`train/alignment.py`), so this is for a
+    language model that `training/tiny_llm.py` made.
 
     Args:
-        steps: 0 leaves it out.
-        optimizer: as in `OptimConfig`.
-        vision_lr: above 0 trains the vision encoder, too: its tokens then learn to tell the name
-            and the box of the thing they show.
+        steps: number of optimizer steps; 0 leaves the alignment out.
+        global_batch_size: images per step over all ranks.
+        optimizer: as in `optim`.
+        lr: peak learning rate of the projectors.
+        vision_lr: peak learning rate of the vision encoder, whose tokens then learn to tell the
+            name and the box of the thing they show; 0 leaves it as it is.
     """
 
     steps: int = 0
@@ -329,11 +424,11 @@ class Stage2Config:
     """MLLM tuning: `deepspeed training/stage2.py --config training/configs/...yaml`."""
 
     model: MllmConfig = field(default_factory=MllmConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Stage2DataConfig = field(default_factory=Stage2DataConfig)
     conversations: ConversationConfig = field(default_factory=ConversationConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    optim: TowerOptimConfig = field(default_factory=TowerOptimConfig)
+    run: TowerRunConfig = field(default_factory=TowerRunConfig)
 
 
 @dataclass
@@ -341,11 +436,18 @@ class TinyLlmConfig:
     """The small language model of the built-in data: `python training/tiny_llm.py --config ...`.
 
     Args:
-        width, layers, heads, mlp_width: of the Llama.
-        num_scenes: how many different scenes it reads about (training split).
-        image_size, num_image_tokens: of the encoder and the projector it will read from.
-        noise: standard deviation of what is added to scene tokens, in units of their own.
-        coordinate_smoothing: as in `MllmConfig`.
+        width: width of the Llama.
+        layers: number of its layers.
+        heads: number of its attention heads.
+        mlp_width: hidden width of its MLPs.
+        max_length: longest sequence it can ever read, in tokens.
+        num_scenes: number of different scenes it reads about (training split).
+        image_size: side of the canvas, in pixels, of the encoder it will read from.
+        num_image_tokens: tokens per image of the projector it will read from.
+        noise: standard deviation of the noise added to scene tokens, in units of their own.
+        num_bins: number of location tokens.
+        coordinate_smoothing: standard deviation, in bins, of the soft target around the true
+            location token; 0 is plain cross-entropy.
     """
 
     width: int = 128

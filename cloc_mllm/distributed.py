@@ -33,7 +33,7 @@ def local_rank() -> int:
 
 
 def launched_rank() -> int:
-    """What the launcher said, also before the processes know each other."""
+    """The rank that the launcher gave, which is known before the processes know each other."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -60,7 +60,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_reduce_logsumexp(values: Tensor) -> Tensor:
-    """`log sum_ranks exp(values)`, elementwise, without gradient."""
+    """`log sum exp(values)` over ranks, elementwise, without gradient."""
     if not is_distributed() or world_size() == 1:
         return values
     gathered = values.new_empty(world_size(), *values.shape)
@@ -78,14 +78,14 @@ def gather_objects(value: T) -> list[T]:
 
 
 def all_gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
-    """Concatenate the rows of all ranks, in rank order, keeping the gradient to every rank.
+    """Concatenates the rows of all ranks, in rank order, and keeps the gradient to every rank.
 
     Args:
         rows: float[R_local, E]; R_local may differ between ranks and may be 0.
 
     Returns:
-        float[R_global, E] and the index at which this rank's rows start. The gradient of a rank's
-        rows is the sum over ranks of their gradients of the gathered copy.
+        float[R_global, E], and the index at which this rank's rows start. In the backward pass each
+        rank's rows get the sum of the gradients that all ranks have for their copies.
     """
     if not is_distributed() or world_size() == 1:
         return rows, 0
@@ -100,7 +100,7 @@ def all_gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
 
 
 class _GatherRows(torch.autograd.Function):
-    """float[L, E] on each rank -> float[W, L, E]; backward sums the gradients of all ranks."""
+    """Gathers float[L, E] of each of W ranks as float[W, L, E]; backward sums the gradients."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

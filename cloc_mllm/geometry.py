@@ -22,28 +22,31 @@ FrameKind = Literal["normalized", "pixels", "canvas"]
 class Frame:
     """What the numbers of a box mean.
 
-    `normalized`: 0..1 of the original image. `pixels`: pixels of an original image of
-    `width` x `height`. `canvas`: 0..1 of the square model input, after resize and padding.
+    Attributes:
+        kind: `normalized` is 0..1 of the original image; `pixels` is pixels of an original image
+            of size `image_wh`; `canvas` is 0..1 of the square model input, after resize and
+            padding.
+        image_wh: width and height of the original image; None where they are unknown.
     """
 
     kind: FrameKind
-    width: float = 1.0
-    height: float = 1.0
+    image_wh: tuple[float, float] | None = None
 
     @staticmethod
     def pixels(width: float, height: float) -> Frame:
-        if not (width > 0 and height > 0):
-            raise ValueError(f"a pixel frame needs a positive image size, got {width} x {height}")
-        return Frame("pixels", float(width), float(height))
+        return Frame("pixels", _image_size((width, height)))
+
+    @staticmethod
+    def normalized(image_wh: tuple[float, float] | None) -> Frame:
+        return Frame("normalized", None if image_wh is None else _image_size(image_wh))
 
 
-NORMALIZED = Frame("normalized")
 CANVAS = Frame("canvas")
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """`xyxy: float[R, 4]` together with the frame its numbers are in."""
+    """Boxes `xyxy: float[R, 4]` and the frame that their numbers are in."""
 
     xyxy: Tensor
     frame: Frame
@@ -56,8 +59,11 @@ class Boxes:
         return self.xyxy.shape[0]
 
     @staticmethod
-    def normalized(xyxy: Tensor | Sequence[Sequence[float]]) -> Boxes:
-        return Boxes(_as_rows(xyxy), NORMALIZED)
+    def normalized(
+        xyxy: Tensor | Sequence[Sequence[float]], image_wh: tuple[float, float] | None = None
+    ) -> Boxes:
+        """Boxes in 0..1 of the original image; with its size, `to_pixels` needs no arguments."""
+        return Boxes(_as_rows(xyxy), Frame.normalized(image_wh))
 
     @staticmethod
     def pixels(xyxy: Tensor | Sequence[Sequence[float]], width: float, height: float) -> Boxes:
@@ -72,21 +78,89 @@ class Boxes:
             torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1), Frame.pixels(width, height)
         )
 
+    @property
+    def image_wh(self) -> tuple[float, float] | None:
+        """Width and height of the original image; None where they are unknown."""
+        return self.frame.image_wh
+
+    @property
+    def xywh(self) -> Tensor:
+        """float[R, 4]: left, top, width and height, in the frame of these boxes."""
+        top_left, bottom_right = self.xyxy.split(2, dim=1)
+        return torch.cat([top_left, bottom_right - top_left], 1)
+
+    @property
+    def cxcywh(self) -> Tensor:
+        """float[R, 4]: centre x and y, width and height, in the frame of these boxes."""
+        top_left, bottom_right = self.xyxy.split(2, dim=1)
+        return torch.cat([(top_left + bottom_right) / 2, bottom_right - top_left], 1)
+
     def to_normalized(self) -> Boxes:
-        """0..1 of the original image. A canvas box needs `Letterbox.to_original` instead."""
+        """Converts to 0..1 of the original image.
+
+        Raises:
+            ValueError: these are canvas boxes, which need `Letterbox.to_original`.
+        """
         if self.frame.kind == "normalized":
             return self
         self._require("pixels")
-        size = self.xyxy.new_tensor([self.frame.width, self.frame.height] * 2)
-        return Boxes(self.xyxy / size, NORMALIZED)
+        assert self.image_wh is not None
+        size = self.xyxy.new_tensor([*self.image_wh, *self.image_wh])
+        return Boxes(self.xyxy / size, Frame.normalized(self.image_wh))
 
-    def to_pixels(self, width: float, height: float) -> Boxes:
-        """Pixels of an original image of this size (also rescales pixels of another size)."""
-        frame = Frame.pixels(width, height)
+    def to_pixels(self, width: float | None = None, height: float | None = None) -> Boxes:
+        """Converts to pixels of the original image, or of the same image at another size.
+
+        Args:
+            width, height: of the image that the pixels are of; by default of the original image.
+
+        Raises:
+            ValueError: the size is neither given nor known, or these are canvas boxes.
+        """
+        if (width is None) != (height is None):
+            raise ValueError(f"pass both sides of the image or none, got {width} x {height}")
+        image_wh = self.image_wh if width is None or height is None else (width, height)
+        if image_wh is None:
+            self._require("normalized")
+            raise ValueError(
+                "these boxes do not know the size of their image; pass it: "
+                "to_pixels(width, height), or Boxes.normalized(xyxy, image_wh=(width, height))"
+            )
+        frame = Frame.pixels(*image_wh)
         if self.frame == frame:
             return self
         normalized = self.to_normalized().xyxy
-        return Boxes(normalized * normalized.new_tensor([width, height] * 2), frame)
+        return Boxes(normalized * normalized.new_tensor([*image_wh, *image_wh]), frame)
+
+    def turned(self, turn: Image.Transpose) -> Boxes:
+        """Normalised boxes of a picture -> of the picture after a quarter turn."""
+        self._require("normalized")
+        x1, y1, x2, y2 = self.xyxy.unbind(1)
+        if turn is Image.Transpose.ROTATE_90:
+            moved = [y1, 1 - x2, y2, 1 - x1]
+        elif turn is Image.Transpose.ROTATE_270:
+            moved = [1 - y2, x1, 1 - y1, x2]
+        elif turn is Image.Transpose.TRANSPOSE:
+            moved = [y1, x1, y2, x2]
+        else:
+            assert turn is Image.Transpose.TRANSVERSE, turn
+            moved = [1 - y2, 1 - x2, 1 - y1, 1 - x1]
+        turned_wh = None if self.image_wh is None else self.image_wh[::-1]
+        return Boxes(torch.stack(moved, 1), Frame.normalized(turned_wh))
+
+    def check_not_turned(self, width: float, height: float) -> None:
+        """Refuses boxes of the same picture before a quarter turn.
+
+        Raises:
+            ValueError: they are boxes of a `height` x `width` picture.
+        """
+        if width != height and self.image_wh == (height, width):
+            unit = "in pixels " if self.frame.kind == "pixels" else ""
+            raise ValueError(
+                f"the boxes are {unit}of a {height:.0f} x {width:.0f} picture, but the "
+                f"upright one is {width:.0f} x {height:.0f}: a photo with an EXIF orientation is "
+                "turned first; take the size of what `open_image` returns"
+            )
 
     def _require(self, kind: FrameKind) -> None:
         if self.frame.kind != kind:
@@ -94,6 +168,13 @@ class Boxes:
                 f"expected boxes in the {kind!r} frame, got {self.frame.kind!r}; "
                 "canvas boxes convert only through the Letterbox that made them"
             )
+
+
+def _image_size(image_wh: tuple[float, float]) -> tuple[float, float]:
+    width, height = map(float, image_wh)
+    if not (width > 0 and height > 0):
+        raise ValueError(f"expected a positive image size, got {width} x {height}")
+    return width, height
 
 
 def _as_rows(values: Tensor | Sequence[Sequence[float]]) -> Tensor:
@@ -104,10 +185,10 @@ def _as_rows(values: Tensor | Sequence[Sequence[float]]) -> Tensor:
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Long-side resize, centred padding to `size` x `size`, optional mirror; invertible.
+    """Resizes the long side to `size` pixels, pads to a centred square, and mirrors if `flip`.
 
-    Moves an image and its boxes together. Boxes are scaled by the *rounded* resized size, so a
-    box painted on the image is found again where its numbers say.
+    It moves an image and its boxes together, and boxes back. Boxes are scaled by the *rounded*
+    resized size, so that a box painted on the image is found again where its numbers say.
     """
 
     original_width: int
@@ -134,13 +215,15 @@ class Letterbox:
         width, height = self.resized_wh
         return (self.size - width) // 2, (self.size - height) // 2
 
-    def apply(
-        self, image: Image.Image, fill: tuple[int, int, int] = (124, 116, 104)
-    ) -> Image.Image:
-        """RGB image -> RGB canvas `size` x `size`.
+    def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
+        """Resizes and pads an RGB image to a canvas of `size` x `size`, padded with the colour
+        `fill`.
 
-        The image has the original size, or 1/2, 1/4 or 1/8 of it, rounded up, as a JPEG decoder
-        gives it; what it shows lies at the same place of the canvas either way.
+        The image may have the original size, or 1/2, 1/4 or 1/8 of it, rounded up, as a JPEG
+        decoder gives it. What it shows lies at the same place of the canvas either way.
+
+        Raises:
+            ValueError: the image has another size.
         """
         width, height = self._size_in(image)
         resized = image
@@ -157,7 +240,8 @@ class Letterbox:
         return canvas
 
     def to_canvas(self, boxes: Boxes) -> Boxes:
-        """Boxes of the original image (normalised or pixels) -> canvas frame."""
+        """Moves boxes of the original image (normalised or pixels) to the canvas frame."""
+        boxes.check_not_turned(self.original_width, self.original_height)
         scale, offset = self._affine(boxes.xyxy)
         xyxy = boxes.to_normalized().xyxy
         if self.flip:
@@ -165,9 +249,10 @@ class Letterbox:
         return Boxes(xyxy * scale + offset, CANVAS)
 
     def mask_to_canvas(self, mask: Tensor) -> Tensor:
-        """Mask over the original image, at any resolution -> float[size, size] over the canvas.
+        """Moves a mask over the original image to the canvas: float[H, W] -> float[size, size].
 
-        `mask: float[H, W]`. The largest value in each pixel is kept, so a point is never lost.
+        The mask may have any resolution. The largest value in each pixel is kept, so a point is
+        never lost.
         """
         (width, height), (left, top) = self.resized_wh, self.offset_xy
         resized = F.adaptive_max_pool2d(mask.float()[None], (height, width))[0]
@@ -176,14 +261,15 @@ class Letterbox:
         return canvas
 
     def to_original(self, boxes: Boxes) -> Boxes:
-        """Canvas boxes -> normalised boxes of the original image (not clipped)."""
+        """Moves canvas boxes to normalised boxes of the original image, without clipping them."""
         boxes._require("canvas")
         scale, offset = self._affine(boxes.xyxy)
         xyxy = (boxes.xyxy - offset) / scale
-        return Boxes(_mirror(xyxy) if self.flip else xyxy, NORMALIZED)
+        image_wh = self.original_width, self.original_height
+        return Boxes.normalized(_mirror(xyxy) if self.flip else xyxy, image_wh)
 
     def _size_in(self, image: Image.Image) -> tuple[float, float]:
-        """Width and height of the original in this image's pixels (the last may be part of one)."""
+        """Width and height of the original in pixels of this image; the last pixel may be cut."""
         for reduction in (1, 2, 4, 8):
             width, height = self.original_width / reduction, self.original_height / reduction
             if image.size == (math.ceil(width), math.ceil(height)):
@@ -207,7 +293,7 @@ def _mirror(xyxy: Tensor) -> Tensor:
 def clean_box(
     xyxy_px: Sequence[float], width: float, height: float, min_size_px: float = 1.0
 ) -> tuple[tuple[float, float, float, float] | None, str | None]:
-    """Clip one pixel box to its image and normalise it, or say why it cannot be used.
+    """Clips a pixel box to its image and normalises it, or says why it cannot be used.
 
     Returns `(box, None)` or `(None, reason)` with reason one of `not_finite`, `inverted`,
     `zero_area`, `outside` (no overlap with the image), `too_small` (a clipped side is under
@@ -229,42 +315,36 @@ def clean_box(
     return (left / width, top / height, right / width, bottom / height), None
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2] - boxes[..., 0]).clamp(min=0) * (boxes[..., 3] - boxes[..., 1]).clamp(
-        min=0
-    )
-
-
-def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Intersection and union areas of broadcastable boxes."""
-    top_left = torch.maximum(a[..., :2], b[..., :2])
-    bottom_right = torch.minimum(a[..., 2:], b[..., 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
-    # an inverted box has no area, so it cannot intersect either
-    valid = (_area(a) > 0) & (_area(b) > 0)
-    intersection = torch.where(valid, intersection, torch.zeros_like(intersection))
-    return intersection, _area(a) + _area(b) - intersection
-
-
+# torchvision.ops has these for every pair of two sets, or as a loss with an epsilon in the
+# denominator; training wants box i with box i, exactly.
 def elementwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of `a[i]` with `b[i]`: float[R, 4] x float[R, 4] -> float[R]; 0 for degenerate boxes."""
-    intersection, union = _overlap(a, b)
-    return torch.where(union > 0, intersection / union.clamp(min=1e-12), torch.zeros_like(union))
-
-
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of every pair: float[Ra, 4] x float[Rb, 4] -> float[Ra, Rb]; 0 for degenerate boxes."""
-    return elementwise_iou(a[:, None, :], b[None, :, :])
+    return _share(*_overlap(a, b))
 
 
 def elementwise_giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU (Rezatofighi et al. 2019) of `a[i]` with `b[i]`, in [-1, 1]."""
+    """Generalised IoU (Rezatofighi et al. 2019) of `a[i]` with `b[i]`: float[R] in -1..1."""
     intersection, union = _overlap(a, b)
-    iou = torch.where(union > 0, intersection / union.clamp(min=1e-12), torch.zeros_like(union))
     hull = torch.cat(
         [torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:])], -1
     )
     hull_area = _area(hull)
-    return iou - torch.where(
-        hull_area > 0, (hull_area - union) / hull_area.clamp(min=1e-12), torch.zeros_like(union)
-    )
+    return _share(intersection, union) - _share(hull_area - union, hull_area)
+
+
+def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Areas of intersection and union."""
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection = sides.clamp(min=0).prod(-1)
+    return intersection, _area(a) + _area(b) - intersection
+
+
+def _area(boxes: Tensor) -> Tensor:
+    """0 for an inverted box."""
+    width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
+    return width * height
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """`part / whole`, and 0 where `whole` is not above 0."""
+    return torch.where(whole > 0, part / whole.clamp(min=1e-12), 0.0)

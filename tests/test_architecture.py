@@ -1,42 +1,66 @@
-"""Rules of CONTRIBUTING.md that a program can check, read from the syntax trees."""
+"""Rules of CONTRIBUTING.md that a program can check, read from the syntax trees.
+
+One test per rule. It lists every violation as `file:line: what is wrong`.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from cloc_mllm.ablation.config import AblationConfig
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config, Stage2Config, TinyLlmConfig
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.train.entry import parse_job
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cloc_mllm"
-SCRIPTS = [path for top in ("training", "eval", "demo") for path in (ROOT / top).rglob("*.py")]
 MODULES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(p for top in ("training", "eval", "demo") for p in (ROOT / top).rglob("*.py"))
 
 # A part may import its own layer and the layers before it.
 LAYERS = [
-    {"__init__", "geometry", "distributed", "config", "pages", "shipped"},
+    {
+        "__init__",
+        "command_line",
+        "config",
+        "devices",
+        "distributed",
+        "earlier",
+        "geometry",
+        "pages",
+        "shipped",
+        "stopping",
+    },
     {"models", "losses", "data"},
     {"mllm", "vesl"},
-    {"train", "evaluation", "inference"},
+    {"inference"},
+    {"evaluation"},
+    {"train"},
     {"ablation", "bench", "demo", "quickstart", "serve"},
     {"cli"},
+    {"face"},
 ]
 LAYER_OF = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 
-MAX_MODULE_LINES = 400
+# Signs of a file or function that does too much, not laws: one that has a reason to be longer goes
+# into ALLOWED_LENGTHS with that reason, rather than being cut in two.
+MAX_MODULE_LINES = 600
 MAX_SCRIPT_LINES = 60
 MAX_FUNCTION_LINES = 60
-MAX_TRAINING_LOOP_LINES = 100
 MAX_NESTING = 3
+ALLOWED_LENGTHS = {
+    "cloc_mllm/train/loop.py:train": 100,  # one loop for all stages, read from top to bottom
+}
+
+Violation = tuple[int, str]  # line, what is wrong
+Check = Callable[[ast.Module], Iterable[Violation]]
 
 
 def label(path: Path) -> str:
@@ -49,18 +73,101 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def part_of(path: Path) -> str:
-    """`cloc_mllm/data/readers/coco.py` -> `data`; `cloc_mllm/config.py` -> `config`."""
+    """`cloc_mllm/data/readers/coco.py` -> `data`; `cloc_mllm/config.py` -> `config`.
+
+    `cloc_mllm/__init__.py` is the `face`: it may name everything, and the package takes nothing
+    but its `__version__` from it.
+    """
+    if path == PACKAGE / "__init__.py":
+        return "face"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """`(line, dotted name)` of each import, inside functions too; `from a import b` is `a.b`."""
-    for node in ast.walk(tree):
+def violations(check: Check, paths: Iterable[Path]) -> list[str]:
+    """What `check` finds in all of the files, as `file:line: what`."""
+    return [
+        f"{label(path)}:{line}: {what}" for path in paths for line, what in check(tree_of(path))
+    ]
+
+
+def report(found: list[str]) -> str:
+    return f"{len(found)} violations:\n" + "\n".join(found)
+
+
+# --- imports
+
+
+def imported_names(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    """`(line, dotted name)` of each import; `from a import b` is `a.b`."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import; write the full name"
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            module = "." * node.level + (node.module or "")
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def relative_imports(tree: ast.Module) -> Iterator[Violation]:
+    for line, name in imported_names(ast.walk(tree)):
+        if name.startswith("."):
+            yield line, "relative import; write the full name"
+
+
+def upward_imports(part: str, tree: ast.Module) -> Iterator[Violation]:
+    """Imports of a later layer, also those inside functions."""
+    for line, name in imported_names(ast.walk(tree)):
+        pieces = name.split(".")
+        if pieces[0] != "cloc_mllm" or len(pieces) < 2:
+            continue
+        target = "__init__" if pieces[1].startswith("__") else pieces[1]
+        if target not in LAYER_OF:
+            yield line, f"{target} has no layer; give it one in this test"
+        elif LAYER_OF[target] > LAYER_OF[part]:
+            yield line, f"{part} imports {target}, which is above it"
+
+
+def run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
+    """The nodes outside of functions and of `if TYPE_CHECKING`."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(node, ast.If) and dotted(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def import_cycles(trees: dict[str, ast.Module]) -> list[list[str]]:
+    """Modules that import each other in a ring when they are loaded, each ring once.
+
+    Args:
+        trees: by dotted name of the module; a package goes by its own name.
+    """
+    imports: dict[str, list[str]] = {}
+    for module, tree in trees.items():
+        names = [name for _, name in imported_names(run_at_import(tree))]
+        known = (n if n in trees else n.rpartition(".")[0] for n in names)
+        imports[module] = [name for name in known if name in trees]
+    finished: set[str] = set()
+    rings: list[list[str]] = []
+
+    def visit(module: str, path: list[str]) -> None:
+        if module in path:
+            rings.append([*path[path.index(module) :], module])
+        elif module not in finished:
+            for other in imports[module]:
+                visit(other, [*path, module])
+            finished.add(module)
+
+    for module in imports:
+        visit(module, [])
+    return rings
+
+
+# --- calls
 
 
 def dotted(node: ast.expr) -> str:
@@ -76,18 +183,6 @@ def is_constant(node: ast.expr | None, value: object) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
 
 
-def upward_imports(part: str, tree: ast.AST) -> Iterator[str]:
-    for line, name in imported_modules(tree):
-        pieces = name.split(".")
-        if pieces[0] != "cloc_mllm" or len(pieces) < 2:
-            continue
-        target = "__init__" if pieces[1].startswith("__") else pieces[1]
-        if target not in LAYER_OF:
-            yield f"line {line}: {target} has no layer; give it one in this test"
-        elif LAYER_OF[target] > LAYER_OF[part]:
-            yield f"line {line}: {part} imports {target}, which is above it"
-
-
 BANNED_CALLS = {
     "pickle.load": "unpickling runs code",
     "pickle.loads": "unpickling runs code",
@@ -101,55 +196,84 @@ BANNED_CALLS = {
 BANNED_KEYWORDS = ("trust_remote_code", "shell", "allow_pickle")
 
 
-def banned_calls(tree: ast.AST) -> Iterator[str]:
+def banned_calls(tree: ast.Module) -> Iterator[Violation]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = dotted(node.func)
         keywords = {keyword.arg: keyword.value for keyword in node.keywords}
         if name in BANNED_CALLS:
-            yield f"line {node.lineno}: {name}: {BANNED_CALLS[name]}"
+            yield node.lineno, f"{name}: {BANNED_CALLS[name]}"
         if name.endswith(".extractall"):
-            yield f"line {node.lineno}: extractall writes where the archive says"
+            yield node.lineno, "extractall writes where the archive says"
         if name == "torch.load" and not is_constant(keywords.get("weights_only"), True):
-            yield f"line {node.lineno}: torch.load without weights_only=True"
+            yield node.lineno, "torch.load without weights_only=True"
         for keyword in BANNED_KEYWORDS:
             if keyword in keywords and not is_constant(keywords[keyword], False):
-                yield f"line {node.lineno}: {keyword} must not be switched on"
+                yield node.lineno, f"{keyword} must not be switched on"
 
 
-def swallowed_exceptions(tree: ast.AST) -> Iterator[str]:
+def swallowed_exceptions(tree: ast.Module) -> Iterator[Violation]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.ExceptHandler):
             continue
         broad = node.type is None or dotted(node.type) in ("Exception", "BaseException")
         if broad and not any(isinstance(child, ast.Raise) for child in ast.walk(node)):
-            yield f"line {node.lineno}: broad except that does not raise again"
+            yield node.lineno, "broad except that does not raise again"
 
 
-def distributed_uses(tree: ast.AST) -> Iterator[str]:
-    for line, name in imported_modules(tree):
+def distributed_uses(tree: ast.Module) -> Iterator[Violation]:
+    for line, name in imported_names(ast.walk(tree)):
         if name == "torch.distributed" or name.startswith("torch.distributed."):
-            yield f"line {line}: import of torch.distributed; use cloc_mllm.distributed"
+            yield line, "import of torch.distributed; use cloc_mllm.distributed"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and dotted(node).startswith("torch.distributed."):
-            yield f"line {node.lineno}: torch.distributed; use cloc_mllm.distributed"
+            yield node.lineno, "torch.distributed; use cloc_mllm.distributed"
 
 
-def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+IMAGE_OPENERS = {"Image.open", "PIL.Image.open", "cv2.imread"}
+IMAGE_OPENING_IMPORTS = (
+    "PIL.Image.open",
+    "transformers.image_utils.load_image",
+    "transformers.image_utils.load_images",
+    "torchvision.io.",
+)
+
+
+def image_openings(tree: ast.Module) -> Iterator[Violation]:
+    for line, name in imported_names(ast.walk(tree)):
+        if name.startswith(IMAGE_OPENING_IMPORTS):
+            yield line, f"import of {name}; use cloc_mllm.data.images.open_image"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) in IMAGE_OPENERS:
+            yield node.lineno, f"{dotted(node.func)}; use open_image"
+
+
+# --- sizes
+
+
+def long_modules(paths: Iterable[Path], limit: int) -> Iterator[str]:
+    for path in paths:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > ALLOWED_LENGTHS.get(label(path), limit):
+            yield f"{label(path)}:{lines}: {lines} lines, at most {limit}"
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             yield node
 
 
-def long_functions(tree: ast.AST, path: Path) -> Iterator[str]:
-    for function in functions(tree):
-        assert function.end_lineno is not None
-        lines = function.end_lineno - function.lineno + 1
-        is_loop = function.name == "train" and label(path) == "cloc_mllm/train/loop.py"
-        limit = MAX_TRAINING_LOOP_LINES if is_loop else MAX_FUNCTION_LINES
-        if lines > limit:
-            yield f"line {function.lineno}: {function.name} has {lines} lines, at most {limit}"
+def long_functions(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        for function in functions(tree_of(path)):
+            assert function.end_lineno is not None
+            lines = function.end_lineno - function.lineno + 1
+            limit = ALLOWED_LENGTHS.get(f"{label(path)}:{function.name}", MAX_FUNCTION_LINES)
+            if lines > limit:
+                place = f"{label(path)}:{function.lineno}"
+                yield f"{place}: {function.name} has {lines} lines, at most {limit}"
 
 
 def nesting(node: ast.AST, depth: int = 0) -> int:
@@ -165,37 +289,77 @@ def nesting(node: ast.AST, depth: int = 0) -> int:
     return deepest
 
 
-def deep_functions(tree: ast.AST) -> Iterator[str]:
+def deep_functions(tree: ast.Module) -> Iterator[Violation]:
     for function in functions(tree):
         if (depth := nesting(function)) > MAX_NESTING:
-            yield f"line {function.lineno}: {function.name} nests {depth} deep"
+            yield function.lineno, f"{function.name} nests {depth} deep, at most {MAX_NESTING}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=label)
-def test_imports_go_one_way(path: Path) -> None:
-    assert part_of(path) in LAYER_OF, f"give {part_of(path)} a layer in this test"
-    assert list(upward_imports(part_of(path), tree_of(path))) == []
+# --- the rules
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=label)
-def test_nothing_dangerous_is_called(path: Path) -> None:
-    assert list(banned_calls(tree_of(path))) == []
-    assert list(swallowed_exceptions(tree_of(path))) == []
+def test_every_part_has_a_layer() -> None:
+    # `__init__` stands for the version, `face` for everything else that the file names
+    assert {part_of(path) for path in MODULES} == LAYER_OF.keys() - {"__init__"}
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=label)
-def test_only_one_module_talks_to_torch_distributed(path: Path) -> None:
-    if path != PACKAGE / "distributed.py":
-        assert list(distributed_uses(tree_of(path))) == []
+def test_imports_go_one_way() -> None:
+    found = [
+        f"{label(path)}:{line}: {what}"
+        for path in MODULES
+        for line, what in upward_imports(part_of(path), tree_of(path))
+    ]
+    assert not found, report(found)
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=label)
-def test_modules_and_functions_stay_short(path: Path) -> None:
-    limit = MAX_SCRIPT_LINES if path in SCRIPTS else MAX_MODULE_LINES
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= limit, f"{label(path)} has {lines} lines, at most {limit}"
-    assert list(long_functions(tree_of(path), path)) == []
-    assert list(deep_functions(tree_of(path))) == []
+# the second measures bare decoding, beside which the loaders stand
+MAY_OPEN_IMAGES = ("cloc_mllm/data/images.py", "cloc_mllm/bench/loader.py")
+
+
+def test_images_come_in_one_way() -> None:
+    others = [path for path in [*MODULES, *SCRIPTS] if label(path) not in MAY_OPEN_IMAGES]
+    found = violations(image_openings, others)
+    assert not found, report(found)
+
+
+def test_no_modules_import_each_other() -> None:
+    names = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES}
+    trees = {name.removesuffix(".__init__"): tree_of(path) for path, name in names.items()}
+    found = [" -> ".join(ring) for ring in import_cycles(trees)]
+    assert not found, report(found)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [relative_imports, banned_calls, swallowed_exceptions],
+    ids=lambda check: check.__name__,
+)
+def test_what_is_banned_everywhere(check: Check) -> None:
+    found = violations(check, [*MODULES, *SCRIPTS])
+    assert not found, report(found)
+
+
+def test_only_one_module_talks_to_torch_distributed() -> None:
+    others = [path for path in [*MODULES, *SCRIPTS] if path != PACKAGE / "distributed.py"]
+    found = violations(distributed_uses, others)
+    assert not found, report(found)
+
+
+def test_modules_stay_short() -> None:
+    found = [
+        *long_modules(MODULES, MAX_MODULE_LINES),
+        *long_modules(SCRIPTS, MAX_SCRIPT_LINES),
+    ]
+    assert not found, report(found)
+
+
+def test_functions_stay_short_and_flat() -> None:
+    paths = [*MODULES, *SCRIPTS]
+    found = [*long_functions(paths), *violations(deep_functions, paths)]
+    assert not found, report(found)
+
+
+# --- the checks themselves
 
 
 @pytest.mark.parametrize(
@@ -215,13 +379,22 @@ def test_modules_and_functions_stay_short(path: Path) -> None:
         (distributed_uses, "import torch.distributed as dist"),
         (distributed_uses, "from torch import distributed"),
         (distributed_uses, "torch.distributed.barrier()"),
+        (image_openings, "import PIL.Image\nPIL.Image.open(f)"),
+        (image_openings, "from PIL import Image\nwith Image.open(f) as image: pass"),
+        (image_openings, "from transformers.image_utils import load_image"),
+        (image_openings, "def f():\n    from torchvision.io import decode_image"),
         (deep_functions, "def f():\n if a:\n  for b in c:\n   if d:\n    if e:\n     pass"),
+        (relative_imports, "from . import x"),
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import train"),
         (lambda tree: upward_imports("data", tree), "def f():\n    import cloc_mllm.mllm.x"),
         (lambda tree: upward_imports("cli", tree), "import cloc_mllm.unheard_of"),
+        (lambda tree: upward_imports("cli", tree), "from cloc_mllm import ClocPredictor"),
+        (lambda tree: upward_imports("inference", tree), "from cloc_mllm.evaluation import run"),
+        (lambda tree: upward_imports("evaluation", tree), "from cloc_mllm.train.loop import Job"),
+        (lambda tree: upward_imports("train", tree), "from cloc_mllm.serve import main"),
     ],
 )
-def test_the_checks_find_what_they_look_for(check, source: str) -> None:
+def test_the_checks_find_what_they_look_for(check: Check, source: str) -> None:
     assert len(list(check(ast.parse(source)))) == 1
 
 
@@ -232,13 +405,32 @@ def test_the_checks_find_what_they_look_for(check, source: str) -> None:
         (banned_calls, "model.eval()\nyaml.safe_load(f)\nrun(c, shell=False)"),
         (swallowed_exceptions, "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),
         (swallowed_exceptions, "try:\n    f()\nexcept ValueError:\n    pass"),
+        (image_openings, "image = record.load_image()\nimage = open_image(path)"),
         (deep_functions, "def f():\n if a: pass\n elif b: pass\n elif c: pass\n elif d: pass"),
         (lambda tree: upward_imports("train", tree), "from cloc_mllm.data import records"),
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import __version__"),
+        (lambda tree: upward_imports("train", tree), "from cloc_mllm.evaluation import quick"),
     ],
 )
-def test_the_checks_let_good_code_pass(check, source: str) -> None:
+def test_the_checks_let_good_code_pass(check: Check, source: str) -> None:
     assert list(check(ast.parse(source))) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"a": "import b", "b": "from c import x", "c": "import a"}, [["a", "b", "c", "a"]]),
+        ({"p": "", "p.a": "from p import b", "p.b": "from p.a import x"}, [["p.a", "p.b", "p.a"]]),
+        ({"a": "try:\n import b\nexcept E: pass", "b": "import a"}, [["a", "b", "a"]]),
+        ({"a": "import b", "b": "def f():\n import a"}, []),
+        ({"a": "import b", "b": "if TYPE_CHECKING:\n import a"}, []),
+        ({"a": "import b\nimport c", "b": "import c", "c": "import torch"}, []),
+    ],
+    ids=["ring", "in a package", "in a block", "in a function", "for types", "no ring"],
+)
+def test_import_cycles_are_found(sources: dict[str, str], expected: list[list[str]]) -> None:
+    trees = {name: ast.parse(source) for name, source in sources.items()}
+    assert import_cycles(trees) == expected
 
 
 def test_layout() -> None:
@@ -278,11 +470,14 @@ def test_shipped_config_is_valid(path: Path, job: type) -> None:
     assert isinstance(config, job)
 
 
-@pytest.mark.parametrize("path", [path for path, _ in CONFIGS], ids=label)
-def test_config_header_names_its_command(path: Path) -> None:
-    header = path.read_text(encoding="utf-8").partition("\n\n")[0]
-    assert header.startswith("#"), f"{label(path)} must start with a comment: command and score"
-    assert label(path) in header, f"the header of {label(path)} must show the command that runs it"
+def test_config_headers_name_their_commands() -> None:
+    headers = {label(p): p.read_text(encoding="utf-8").partition("\n\n")[0] for p, _ in CONFIGS}
+    found = [
+        f"{name}:1: must start with a comment that shows the command that runs it"
+        for name, header in headers.items()
+        if not header.startswith("#") or name not in header
+    ]
+    assert not found, report(found)
 
 
 def test_every_config_belongs_to_a_job() -> None:

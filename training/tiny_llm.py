@@ -5,7 +5,7 @@ python training/tiny_llm.py --config training/configs/tiny_llm_openmoji.yaml
 
 import sys
 
-from cloc_mllm.train.tiny_llm import main
+from cloc_mllm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["tiny-llm", *sys.argv[1:]]))

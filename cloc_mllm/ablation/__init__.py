@@ -10,26 +10,22 @@ from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, r
 from cloc_mllm.ablation.config import AblationConfig
 from cloc_mllm.ablation.figure import draw_figure
 from cloc_mllm.ablation.summary import summarize, write_summary
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.data.records import Record
 from cloc_mllm.evaluation.record_index import records_to_score
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and score every cell that is not done yet, then write the table and the plot."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
+    config, list_only = parse_job(
+        AblationConfig,
+        argv,
         prog="cloc-mllm ablate",
         description="Train and evaluate arms of stage 1 at equal budget, over several seeds. Cells "
         "that are done are kept: the same command goes on after an interruption.",
+        flag=("list", "print the cells and their state"),
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_argument("--list", action="store_true", help="print the cells and their state")
-    parser.add_class_arguments(AblationConfig)
-    values = parser.instantiate(parser.parse_args(argv)).as_dict()
-    list_only = values.pop("list")
-    values.pop("config", None)
-    return run_ablation(AblationConfig(**values), list_only=list_only)
+    return run_ablation(config, list_only=list_only)
 
 
 def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:

@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from cloc_mllm.config import ConversationConfig, DataConfig, MllmConfig, RunConfig, Stage2Config
+from cloc_mllm.config import (
+    ConversationConfig,
+    MllmConfig,
+    Stage2Config,
+    Stage2DataConfig,
+    TowerRunConfig,
+)
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
@@ -29,9 +35,9 @@ def matched_steps(
     """
     config = Stage2Config(
         model=model,
-        data=DataConfig(train=data, feature_cache=cache_dir, num_workers=0),
+        data=Stage2DataConfig(train=data, feature_cache=cache_dir, num_workers=0),
         conversations=ConversationConfig(questions_per_image=num_questions),
-        run=RunConfig(steps=1, global_batch_size=num_images, precision="fp32"),
+        run=TowerRunConfig(steps=1, global_batch_size=num_images, precision="fp32"),
     )
     torch.manual_seed(0)
     mllm, processor = build_mllm(config.model)

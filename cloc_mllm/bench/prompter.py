@@ -10,7 +10,9 @@ from torch import Tensor
 from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.models.build import build_cloc
-from cloc_mllm.models.cloc import ClocVision, RegionPrompts
+from cloc_mllm.models.clip_config import resolve_model
+from cloc_mllm.models.cloc import ClocVision
+from cloc_mllm.models.region_encoders import RegionPrompts
 
 PROMPTS = 4  # boxes, and texts, of each image
 FORMS = {
@@ -29,7 +31,7 @@ FORMS = {
 
 def build_vision(architecture: str, form: str) -> ClocVision:
     torch.manual_seed(0)
-    config = ModelConfig(architecture, image_size=224, prompter=FORMS[form])
+    config = resolve_model(ModelConfig(architecture, image_size=224, prompter=FORMS[form]))
     return build_cloc(config, load_text_tokenizer(f"open_clip:{architecture}")).vision
 
 
@@ -58,8 +60,8 @@ def prompter_and_tower(
     prompts = RegionPrompts(inputs["boxes"], inputs["image_index"], no_masks, none_masked)
 
     def regions() -> Tensor:
-        z, located = vision.forward_regions(image, prompts, inputs["texts"])
-        assert z is not None and located is not None
+        z, located = vision.region_encoder(image, prompts, inputs["texts"])
+        assert located is not None
         return z.sum() + located.sum()
 
     def run(call: Callable[[], Tensor]) -> None:

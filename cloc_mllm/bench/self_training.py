@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torchvision.ops import box_iou
 
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.quick import quick_region_metrics
-from cloc_mllm.geometry import box_iou
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.train.stage1 import run_stage1
 from cloc_mllm.vesl.config import LabelConfig

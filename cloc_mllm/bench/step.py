@@ -15,6 +15,7 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.models.build import build_cloc
+from cloc_mllm.models.clip_config import ResolvedModel, resolve_model
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.optim import build_optimizer, param_groups
 from cloc_mllm.train.stage1 import stage1_step
@@ -60,7 +61,7 @@ class ClocStep:
     """One step of stage 1, with the check that the gradient is finite."""
 
     def __init__(
-        self, config: ModelConfig, tokenizer: TextTokenizer, batch: ClocBatch, *, bf16: bool
+        self, config: ResolvedModel, tokenizer: TextTokenizer, batch: ClocBatch, *, bf16: bool
     ) -> None:
         self.model = build_cloc(config, tokenizer).train()
         self.step_fn = stage1_step(Stage1Config(model=config))
@@ -99,7 +100,8 @@ def matched_steps(
     """
     torch.manual_seed(0)
     theirs = OpenClipStep(architecture, batch, bf16=False)
-    config = ModelConfig(architecture, image_size=224, prompter=_PROMPTERS[prompter])
+    given = ModelConfig(architecture, image_size=224, prompter=_PROMPTERS[prompter])
+    config = resolve_model(given)
     ours = ClocStep(config, tokenizer, batch, bf16=False)
     copy_towers(theirs.model, ours.model)
     with torch.no_grad():

@@ -70,7 +70,7 @@ class ClocCollator:
     Args:
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
         flip: mirror half of the images.
-        free_form_share: share of regions that get a mask (see `DataConfig`).
+        free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
     """
 
     def __init__(

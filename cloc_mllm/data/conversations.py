@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from cloc_mllm.data.records import Box, Record, Region
 Task = Literal["caption", "ground", "refer", "locate", "absent"]
 TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate", "absent")
 
-# The only wordings: training, evaluation and demo all ask with these.
+# The only wordings: training, evaluation and demo all ask with these. A model answers well only in
+# the words it was taught, so they are part of the processor's fingerprint (`wordings_hash`).
 PROMPTS: dict[Task, str] = {
     "ground": "Where is {phrase}?",
     "refer": "What is in {box} <region>?",
@@ -24,6 +27,14 @@ PROMPTS: dict[Task, str] = {
     "absent": "Where is {phrase}?",
 }
 NOT_THERE = "not in the image"  # the answer where nothing is what was asked for
+# the hash of the wordings that all models were taught whose fingerprint names none
+FIRST_WORDINGS = "62ed81b7a46d5d95"
+
+
+def wordings_hash() -> str:
+    """A hash of all the words that questions are asked in, and of the answer that is none."""
+    wordings = json.dumps([PROMPTS, NOT_THERE], sort_keys=True)
+    return hashlib.sha256(wordings.encode()).hexdigest()[:16]
 
 
 class BoxText(Protocol):

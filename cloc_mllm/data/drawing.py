@@ -1,4 +1,4 @@
-"""Boxes and their labels on a picture: for contact sheets, the command line, demo and report."""
+"""Draws boxes and labels on images: for contact sheets, the command line, the demo and reports."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.records import Record
 from cloc_mllm.geometry import Boxes
 
 Rgb = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
-# distinct for most colour-blind readers too, dark enough to carry white text
+# distinct for most colour-blind readers, and dark enough for white text
 PALETTE: tuple[Rgb, ...] = (
     (214, 39, 40),
     (31, 119, 180),
@@ -31,32 +32,37 @@ _SHEET_GAP_PX = 12
 
 
 def region_color(index: int) -> Rgb:
-    """Colour of region `index` of a picture."""
+    """The colour of region `index` of an image."""
     return PALETTE[index % len(PALETTE)]
 
 
 def draw_regions(
-    image: Image.Image,
+    image: ImageSource,
     boxes: Boxes,
     labels: Sequence[str],
     *,
     colors: Sequence[Rgb] | None = None,
     long_side: int = 640,
 ) -> Image.Image:
-    """A copy of `image`, its long side `long_side` px, with every box outlined and labelled.
+    """Draws every box with its label on a copy of the image, its long side `long_side` px.
 
     Args:
-        image: RGB, the original image.
-        boxes: R boxes, normalised or in pixels of the original image.
+        image: what `open_image` takes.
+        boxes: R boxes, normalised or in pixels of the upright picture.
         labels: R texts; "" draws the box alone.
-        colors: R colours; default one a region.
+        colors: R colours; by default `region_color` of each.
+
+    Raises:
+        ValueError: there are not as many labels as boxes.
     """
     if len(labels) != len(boxes):
         raise ValueError(f"{len(boxes)} boxes need as many labels, got {len(labels)}")
+    picture = open_image(image)
+    boxes.check_not_turned(*picture.size)
     colors = colors or [region_color(index) for index in range(len(boxes))]
-    scale = long_side / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    scale = long_side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    canvas = picture.resize(size, Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas)
     line = max(2, round(long_side / 250))
     outlines = [_ordered(box) for box in boxes.to_normalized().to_pixels(*size).xyxy.tolist()]
@@ -72,7 +78,7 @@ def draw_regions(
 
 
 def draw_record(record: Record) -> Image.Image:
-    """The record's image with its boxes and phrases; the boxes of one group share a colour."""
+    """Draws a record's image with its boxes and phrases; boxes of one group share a colour."""
     groups: dict[str, int] = {}
     colors = [
         region_color(groups.setdefault(region.group or f"region {index}", len(groups)))
@@ -84,7 +90,7 @@ def draw_record(record: Record) -> Image.Image:
 
 
 def _ordered(box: Sequence[float]) -> Rectangle:
-    """Corners in order: a model may answer an inverted box, and it is drawn all the same."""
+    """Puts the corners in order: an inverted box that a model answered is drawn as well."""
     x1, y1, x2, y2 = box
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
@@ -96,7 +102,7 @@ def _draw_label(
     color: Rgb,
     taken: Sequence[Rectangle],
 ) -> Rectangle:
-    """Draw a tag at the box, away from the `taken` tags; returns where it lies."""
+    """Draws a tag at the box, clear of the `taken` tags if it can, and returns its place."""
     font = _font(max(12, round(max(pen.im.size) / 36)))
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     margin = 3
@@ -114,7 +120,7 @@ def _draw_label(
 def _label_places(
     outline: Rectangle, width: float, height: float, canvas_wh: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """Top-left corners for a tag, best first: above the box, below it, inside at top, bottom."""
+    """Lists top-left corners for a tag, best first: above, below, inside at the top or bottom."""
     x1, y1, x2, y2 = outline
     right, bottom = max(0, canvas_wh[0] - width), max(0, canvas_wh[1] - height)
     places = [(x, y) for y in (y1 - height, y2, y1, y2 - height) for x in (x1, x2 - width)]
@@ -124,6 +130,7 @@ def _label_places(
 
 
 def _overlap(place: tuple[float, float], width: float, height: float, other: Rectangle) -> float:
+    """The area that a tag at `place` would share with another."""
     x, y = place
     across = min(x + width, other[2]) - max(x, other[0])
     down = min(y + height, other[3]) - max(y, other[1])
@@ -133,10 +140,10 @@ def _overlap(place: tuple[float, float], width: float, height: float, other: Rec
 def contact_sheet(
     pictures: Sequence[Image.Image], titles: Sequence[str], columns: int = 4
 ) -> Image.Image:
-    """Pictures in rows of `columns`, each under its title."""
+    """Lays pictures in rows of `columns`, each under its title."""
     if not pictures or len(pictures) != len(titles):
         raise ValueError(
-            f"a sheet needs pictures and one title each, got {len(pictures)} and {len(titles)}"
+            f"a sheet needs pictures and as many titles, got {len(pictures)} and {len(titles)}"
         )
     cell_w = max(picture.width for picture in pictures)
     font = _font(max(12, cell_w // 40))

@@ -1,18 +1,26 @@
-"""The one place that turns an encoded file into pixels, guarded against hostile files."""
+"""The one way in for images: a file, a PIL image or an array becomes an upright RGB picture.
+
+Nothing else in the package calls `PIL.Image.open` or Transformers' `load_image`, so a picture has
+the same pixels, and a box of it the same frame, wherever it is used.
+"""
 
 from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+ImageSource = Image.Image | str | Path | bytes | np.ndarray
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_IMAGE_PIXELS = 64_000_000  # checked in the header, before any pixel is decoded
 # At this ratio a resized draft differs from a resized full decode by as much (1.3 grey levels) as
 # a bilinear from a bicubic resize; at 1.1 by 1.7, at 2 by 0.6 (640 px photos, mean over pixels).
 DRAFT_MARGIN = 1.25
+GREY_BITS = (8, 10, 12, 14, 16)  # the depths that cameras and scanners write
 
 _ORIENTATION_TAG = 0x0112
 _UNDO_ORIENTATION = {
@@ -24,6 +32,9 @@ _UNDO_ORIENTATION = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = tuple(_UNDO_ORIENTATION[orientation] for orientation in (5, 6, 7, 8))
+# where a PNG can state an orientation, also behind its pixels
+_PNG_ORIENTATION_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # what Pillow's decoders raise on damaged files
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 _BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
@@ -41,70 +52,181 @@ class ImageError(ValueError):
         self.reason = reason
 
 
-def decode_image(data: bytes, name: str, wanted_side: int | None = None) -> Image.Image:
-    """Encoded file -> RGB image, upright by its EXIF tag, transparency on white.
+def open_image(
+    source: ImageSource, *, name: str = "", wanted_side: int | None = None
+) -> Image.Image:
+    """Opens an image as an upright RGB picture.
+
+    The same picture gives the same pixels, whichever way it comes, and what comes out goes in
+    again unchanged, as the same object. Boxes of a photo are in the frame of the returned picture.
+
+    - An EXIF (or XMP) orientation is turned once, and the result carries no tag. A PIL image keeps
+      its tag through resizing and cropping, so it is turned by it, too.
+    - Transparency is laid on white.
+    - Grey of more than 8 bits is scaled by its own depth: the smallest of `GREY_BITS` (or, above
+      16, of any number of bits) that holds the brightest pixel. So 12 bits stored in 16 do not
+      come out black.
+    - CMYK JPEGs are read as Adobe writes them, inverted, as web browsers read them.
+    - The first frame of an animation is taken.
 
     Args:
-        data: a whole JPEG, PNG or WebP file; of an animation the first frame is taken.
-        name: what an error calls the image: a record id or a path.
-        wanted_side: length in pixels that the long side will be resized to. A JPEG may then come
-            at 1/2, 1/4 or 1/8 of its size (each side rounded up), which `Letterbox.apply` takes
-            as well as the full image: about half the time for a slightly softer picture.
+        source: a path; the bytes of a JPEG, PNG or WebP file; a PIL image; or a uint8 array of
+            upright pixels, H x W (grey), H x W x 3 (RGB) or H x W x 4 (RGBA).
+        name: what an error calls the image, such as a record's id; by default its path.
+        wanted_side: length in pixels that the long side will be resized to. A JPEG file may then
+            come at 1/2, 1/4 or 1/8 of its size (each side rounded up), which `Letterbox.apply`
+            takes as well as the full image: about half the time for a slightly softer picture.
 
     Raises:
+        OSError: a path that cannot be read.
         ImageError: reason `missing_image` (no bytes), `not_an_image` (another format, an HTML
-            page named .jpg), `image_too_large` (over `MAX_IMAGE_PIXELS`) or `broken_image`.
+            page named .jpg, another kind of object), `image_too_large` (over `MAX_IMAGE_PIXELS`)
+            or `broken_image`.
     """
-    if not data:
-        raise ImageError(name, "missing_image", "there is no image file")
+    if isinstance(source, (str, Path)):
+        name = name or str(source)
+        source = _read(source, name)
+    name = name or type(source).__name__
+    image = _undecoded(source, name)
+    _check_size(image, name)
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        num_pixels = image.width * image.height
-        if num_pixels <= MAX_IMAGE_PIXELS:
-            if wanted_side is not None:
-                _draft(image, wanted_side)
-            image.load()
-            return _as_rgb(_upright(image))
-    except UnidentifiedImageError as error:
-        expected = ", ".join(IMAGE_FORMATS)
-        raise ImageError(name, "not_an_image", f"expected {expected}; it is none") from error
-    except _BOMB_ERRORS as error:
-        raise ImageError(name, "image_too_large", str(error)) from error
-    except _DECODE_ERRORS as error:
-        raise ImageError(name, "broken_image", str(error)) from error
-    raise ImageError(
-        name, "image_too_large", f"{num_pixels:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
-    )
+        if wanted_side is not None and isinstance(source, bytes):
+            _draft(image, wanted_side)
+        image.load()
+        turn = _turn(image)
+        if image is source and turn is None and _is_rgb(image):
+            return image
+        return _turned(_as_rgb(image), turn)
+    except (*_DECODE_ERRORS, AssertionError) as error:  # the last: its file is closed already
+        detail = str(error) or "its file was closed before its pixels were read"
+        raise ImageError(name, "broken_image", f"{detail}; fetch or save it again") from error
 
 
-def upright_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) as `decode_image` gives them, from the header alone; None for no image."""
+def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int] | None:
+    """(width, height) as `open_image` gives them, mostly from the header; None for no image.
+
+    Pixels are decoded only for a PNG that may state an orientation behind them. More than
+    `max_pixels` never are: the size is then that of the stored picture, not turned.
+    """
+    header = _read_header(data, max_pixels)
+    if header is None:
+        return None
+    (width, height), turn = header
+    return (height, width) if turn in _SIDEWAYS else (width, height)
+
+
+def turn_of_boxes(data: bytes, stated_wh: tuple[float, float]) -> Image.Transpose | None:
+    """Tells what brings boxes upright that were annotated in pixels of the stated size.
+
+    Tools that ignore EXIF state the size and the boxes of the picture before its turn. A quarter
+    turn exchanges width and height, so the stated size tells the two frames apart.
+
+    Returns:
+        the quarter turn, or None where the stated size is the upright one or cannot tell (a square
+        picture, a half turn, a mirrored one): such boxes are taken as upright.
+    """
+    header = _read_header(data, MAX_IMAGE_PIXELS)
+    if header is None:
+        return None
+    (width, height), turn = header
+    is_before_turn = (stated_wh[0] - stated_wh[1]) * (width - height) > 0
+    return turn if turn in _SIDEWAYS and is_before_turn else None
+
+
+def _read_header(
+    data: bytes, max_pixels: int
+) -> tuple[tuple[int, int], Image.Transpose | None] | None:
+    """The stored width and height, and the turn that brings the picture upright."""
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except (*_DECODE_ERRORS, *_BOMB_ERRORS):
         return None
-    width, height = image.size
-    sideways = (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE)
-    turned = (*sideways, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
-    return (height, width) if _turn(image) in turned else (width, height)
+    is_too_large = image.width * image.height > max_pixels
+    is_plain = image.format == "PNG" and not any(key in data for key in _PNG_ORIENTATION_KEYS)
+    return image.size, None if is_too_large or is_plain else _turn(image)
+
+
+def _read(path: str | Path, name: str) -> bytes:
+    if "://" in str(path):
+        detail = "addresses are not fetched; give a path or the file's bytes"
+        raise ImageError(name, "missing_image", detail)
+    return Path(path).read_bytes()
+
+
+def _undecoded(source: object, name: str) -> Image.Image:
+    if isinstance(source, Image.Image):
+        if source.mode == "F":
+            detail = "its pixels are floats, whose white is unknown; scale them to 0..255, mode L"
+            raise ImageError(name, "not_an_image", detail)
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    if isinstance(source, bytes):
+        return _from_file(source, name)
+    raise ImageError(
+        name,
+        "not_an_image",
+        "expected a path, the bytes of an image file, a PIL image or a uint8 array, got "
+        f"{type(source).__name__}",
+    )
+
+
+def _from_file(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise ImageError(name, "missing_image", "there is no image file")
+    try:
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:
+        expected = ", ".join(IMAGE_FORMATS)
+        detail = f"expected {expected}, got a file that starts with {data[:12]!r}; convert it"
+        raise ImageError(name, "not_an_image", detail) from error
+    except _BOMB_ERRORS as error:
+        raise ImageError(name, "image_too_large", str(error)) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(name, "broken_image", str(error)) from error
+
+
+def _from_array(pixels: np.ndarray, name: str) -> Image.Image:
+    is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not is_image:
+        shape = " x ".join(map(str, pixels.shape))
+        raise ImageError(
+            name,
+            "not_an_image",
+            "expected a uint8 array H x W, H x W x 3 (RGB) or H x W x 4 (RGBA), got "
+            f"{pixels.dtype} {shape or 'without a shape'}; scale floats to 0..255, and put the "
+            "channels last",
+        )
+    return Image.fromarray(pixels)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    num_pixels = image.width * image.height
+    if not num_pixels:
+        raise ImageError(
+            name, "broken_image", f"it is {image.width} x {image.height}, without a pixel"
+        )
+    if num_pixels > MAX_IMAGE_PIXELS:
+        raise ImageError(
+            name,
+            "image_too_large",
+            f"{num_pixels:,} pixels, the limit is {MAX_IMAGE_PIXELS:,}; resize it",
+        )
 
 
 def _draft(image: Image.Image, wanted_side: int) -> None:
     """Lets a JPEG be decoded smaller; does nothing to other formats."""
     for reduction in (8, 4, 2):
-        # the decoder fills up the last column and row, and a turn would bring them to the front
-        movable = _turn(image) is None or not any(side % reduction for side in image.size)
-        if movable and max(image.size) >= reduction * DRAFT_MARGIN * wanted_side:
+        # the decoder fills up the last column and row; a turn would bring them to the front
+        is_filled = any(side % reduction for side in image.size)
+        is_large = max(image.size) >= reduction * DRAFT_MARGIN * wanted_side
+        if is_large and not (is_filled and _turn(image) is not None):
             image.draft(None, (image.width // reduction, image.height // reduction))
             return
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    turn = _turn(image)
-    return image if turn is None else image.transpose(turn)
-
-
 def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings the picture upright, None for nothing."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DECODE_ERRORS:  # an unreadable EXIF block states no orientation; the pixels are whole
@@ -112,11 +234,35 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _UNDO_ORIENTATION.get(orientation) if isinstance(orientation, int) else None
 
 
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    if turn is not None:
+        image = image.transpose(turn)
+    image.info = {}  # Pillow copies the EXIF block: whoever reads its tag would turn once more
+    return image
+
+
+def _is_rgb(image: Image.Image) -> bool:
+    return image.mode == "RGB" and not image.has_transparency_data
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip at 255, not scale
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    """A new RGB picture of a decoded one."""
+    if image.mode.startswith("I"):  # Pillow would clip at 255
+        return _grey_in_8_bits(image).convert("RGB")
+    if image.mode == "La":  # Pillow converts it to LA alone
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _grey_in_8_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).clip(0)
+    brightest = int(values.max())
+    bits = next((bits for bits in GREY_BITS if brightest < 1 << bits), brightest.bit_length())
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if (transparent := image.info.get("transparency")) is not None:
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)

@@ -1,4 +1,4 @@
-"""Several data sets as one, each with a weight: which part of the samples comes from it."""
+"""Several data sets used as one. Each has a weight: its share of the training samples."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from typing import NamedTuple
 from cloc_mllm.config import DataConfig
 from cloc_mllm.data.parquet import RecordDataset, load_records
 from cloc_mllm.data.records import Record
+from cloc_mllm.data.sequences import LazyRecords
 
 
 class Part(NamedTuple):
-    """A data set of a mixture; weights need not add up to one."""
+    """One data set of a mixture. Weights need not add up to one."""
 
     name: str
     num_samples: int
     weight: float
 
 
-class Mixture(Sequence[Record]):
-    """The records of several data sets one behind another, in the order of their names, so that
-    the order in a config means nothing. `DataOrder` draws from them by `parts`."""
+class Mixture(LazyRecords):
+    """The records of several data sets, one set after the other.
+
+    The sets are sorted by name, so the order in which a config lists them changes nothing.
+    `DataOrder` uses `parts` to give each set its share of the samples.
+    """
 
     def __init__(self, datasets: dict[str, RecordDataset], weights: dict[str, float]) -> None:
         names = sorted(datasets)
@@ -33,25 +37,24 @@ class Mixture(Sequence[Record]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        part = bisect.bisect_right(self._ends, index)
-        return self.datasets[part][index - self._ends[part] + self.parts[part].num_samples]
+    def _record(self, position: int) -> Record:
+        part = bisect.bisect_right(self._ends, position)
+        start = self._ends[part] - self.parts[part].num_samples
+        return self.datasets[part][position - start]
 
     def without_images(self) -> Iterator[Record]:
-        """As `RecordDataset.without_images`."""
+        """All records in order, with empty image bytes; see `RecordDataset.without_images`."""
         for dataset in self.datasets:
             yield from dataset.without_images()
 
 
 def load_training_data(config: DataConfig) -> RecordDataset | Mixture:
-    """What `data.train` or `data.mixture` names.
+    """Opens the data set `data.train`, or the data sets of `data.mixture`.
 
     Raises:
         ValueError: neither or both are given, or a data set of the mixture is empty or has no
-            weight.
-        FileNotFoundError, OSError: as `load_records`.
+            positive weight.
+        FileNotFoundError, OSError: see `load_records`.
     """
     if bool(config.train) == bool(config.mixture):
         given = "both are given" if config.train else "data.train is empty"
@@ -74,6 +77,6 @@ def load_training_data(config: DataConfig) -> RecordDataset | Mixture:
     return Mixture(datasets, config.mixture)
 
 
-def parts_of(dataset: RecordDataset | Mixture) -> tuple[Part, ...]:
-    """() for a single data set."""
+def parts_of(dataset: Sequence[Record]) -> tuple[Part, ...]:
+    """The data sets of a mixture; () for a single data set."""
     return dataset.parts if isinstance(dataset, Mixture) else ()

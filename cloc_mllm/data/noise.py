@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.data.sequences import LazyRecords
 
 _SMALLEST_SIDE = 0.01  # of a jittered box, as a share of the image
 
 
-class NoisyLabels(Sequence[Record]):
+class NoisyLabels(LazyRecords):
     """Records whose region labels are wrong to a chosen degree; images and captions stay.
 
     Each corner coordinate moves by a normal draw with a standard deviation of `noise` times the
@@ -30,9 +31,9 @@ class NoisyLabels(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        rng = np.random.default_rng([self.seed, index])
-        record = self.records[index]
+    def _record(self, position: int) -> Record:
+        rng = np.random.default_rng([self.seed, position])
+        record = self.records[position]
         return replace(record, regions=[self._spoil(region, rng) for region in record.regions])
 
     def _spoil(self, region: Region, rng: np.random.Generator) -> Region:

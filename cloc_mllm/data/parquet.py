@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from cloc_mllm import __version__
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.records import SCHEMA_VERSION, Record, Region
+from cloc_mllm.data.sequences import LazyRecords
 from cloc_mllm.data.storage import Place, cached, is_url, join, open_binary, sha256_of
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _from_row(row: dict[str, Any]) -> Record:
     return Record(**{**row, "image": row["image"]["bytes"], "regions": regions})
 
 
-class RecordDataset(Sequence[Record]):
+class RecordDataset(LazyRecords):
     """Records of Parquet shards by index.
 
     Shards on a disk are memory-mapped, shards behind a URL are read by range requests, both a row
@@ -222,12 +223,7 @@ class RecordDataset(Sequence[Record]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
+    def _record(self, position: int) -> Record:
         if self._process != os.getpid():
             self._forget()
         shard = bisect.bisect_right(self._ends, position)

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from cloc_mllm.data.drop_log import DropLog, Kind
-from cloc_mllm.data.images import ImageError, decode_image
+from cloc_mllm.data.images import ImageError, open_image
 from cloc_mllm.geometry import clean_box
 
 __all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "check_box", "validate_record"]
@@ -31,10 +31,10 @@ class Region:
     Attributes:
         box: xyxy, normalised to the original image.
         phrase: what is in the box.
-        score: how sure its maker is, 1 for people's work.
+        score: the confidence of what made the region; 1 for people's annotations.
         expressions: referring expressions whose answer is this box.
-        category: the class it belongs to, "" where the source has none.
-        group: regions that one phrase names together share it, "" for a region on its own.
+        category: the class of the region, "" where the source has none.
+        group: the same for regions that one phrase names together, "" for a region on its own.
     """
 
     box: Box
@@ -58,24 +58,24 @@ class Record:
     source: str
 
     def load_image(self, wanted_side: int | None = None) -> Image.Image:
-        """The image as RGB, upright; `ImageError` (a ValueError) names this record's id.
+        """The image as `open_image` gives it; an `ImageError` names this record's id.
 
-        With `wanted_side` perhaps smaller than `width` x `height`, see `decode_image`.
+        With `wanted_side` it may be smaller than `width` x `height`.
         """
-        return decode_image(self.image, self.id, wanted_side)
+        return open_image(self.image, name=self.id, wanted_side=wanted_side)
 
 
 def validate_record(record: Record, drop_log: DropLog) -> Record | None:
-    """The record with everything unusable taken out, or None; each drop is counted by reason.
+    """Takes everything unusable out of a record and counts each drop by its reason.
 
-    This is the only place that decides. Width and height are set to the image file's own.
+    No other place decides. Width and height become those of the upright image.
 
     | kind | reason | rule |
     |---|---|---|
     | record | `missing_id` | the id is empty or no text |
     | record | `duplicate_id` | a record of this id was delivered before |
     | record | `missing_image` | no image bytes |
-    | record | `not_an_image` | no JPEG, PNG or WebP file |
+    | record | `not_an_image` | not a JPEG, PNG or WebP file |
     | record | `broken_image` | it does not decode to the end |
     | record | `image_too_large` | more than `images.MAX_IMAGE_PIXELS` pixels |
     | region | `not_finite` | a coordinate is NaN, infinite or no number |
@@ -88,8 +88,11 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     | any text | `text_too_long` | more than `MAX_TEXT_CHARACTERS` |
 
     A box that sticks out otherwise is clipped to the image. White space in texts is collapsed.
-    A region whose phrase is refused is dropped; an unusable category or group becomes "". What is
-    dropped takes its parts along.
+    A region whose phrase is refused is dropped; an unusable category or group becomes "". The
+    parts of what is dropped are dropped and counted with it.
+
+    Returns:
+        the record, or None if it cannot be used.
     """
     if fault := _id_fault(record.id, drop_log):
         _drop_record(record, fault, drop_log)
@@ -159,14 +162,14 @@ def _checked_region(
 
 
 def check_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | None]:
-    """Normalised box -> (clipped to the image, None) or (None, reason of `validate_record`)."""
+    """Clips a normalised box: (box, None), or (None, a reason of `validate_record`)."""
     if len(box) != 4 or not all(_is_finite(value) for value in box):
         return None, "not_finite"
     clipped, fault = clean_box(box, 1.0, 1.0, min_size_px=0.0)
     if clipped is None:
         return None, fault
     width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]
-    # side by side, so that no product of huge coordinates overflows
+    # one side at a time, so that no product of huge coordinates overflows
     if (width / (box[2] - box[0])) * (height / (box[3] - box[1])) < MIN_INSIDE_SHARE:
         return None, "mostly_outside"
     if width * image_wh[0] < MIN_BOX_SIDE_PX or height * image_wh[1] < MIN_BOX_SIDE_PX:
@@ -190,7 +193,7 @@ def _checked_texts(texts: Sequence[str], kind: Kind, item_id: str, drop_log: Dro
 
 
 def clean_text(text: Any) -> tuple[str | None, str | None]:
-    """(the text with white space and control characters collapsed, None) or (None, reason)."""
+    """Collapses white space and control characters: (text, None), or (None, reason)."""
     if not isinstance(text, str):
         return None, "bad_text"
     if len(text) > MAX_TEXT_CHARACTERS:

@@ -18,14 +18,15 @@ ShapeKind = Literal["point", "scribble", "mask"]
 SHAPE_KINDS: tuple[ShapeKind, ...] = ("point", "scribble", "mask")
 Point = tuple[float, float]
 
-_POINT_SPREAD = 0.15  # standard deviation of a point around its box's centre, in sides of the box
-_INNER = (0.1, 0.9)  # where a scribble's three control points lie, in sides of the box
-_CORNERS = 12
-_RADII = (0.6, 1.0)  # of a mask's outline, in half sides of the box
+# lengths in shares of the box's sides
+_POINT_SPREAD = 0.15  # standard deviation of a point around the centre
+_INNER = (0.1, 0.9)  # a scribble's three control points lie between these
+_CORNERS = 12  # of a scribble and of a mask's outline
+_RADII = (0.6, 1.0)  # a mask's outline lies between these, in half sides
 
 
 def sample_shape(kind: ShapeKind, box: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """What a person might draw to mean the thing in a box.
+    """Draws what a person might draw to mean the thing in a box.
 
     Args:
         kind: a `point` near the centre, a curved `scribble`, or a `mask` that roughly fills it.
@@ -44,22 +45,22 @@ def sample_shape(kind: ShapeKind, box: Sequence[float], rng: np.random.Generator
 
 
 def points_mask(points: Sequence[Point]) -> Tensor:
-    """One or more points: (x, y), canvas frame."""
+    """Marks points (x, y), canvas frame."""
     return _drawn(lambda draw: draw.point([_pixel(p) for p in points], fill=1))
 
 
 def line_mask(points: Sequence[Point]) -> Tensor:
-    """A scribble through points (x, y), canvas frame."""
+    """Draws a scribble through points (x, y), canvas frame."""
     return _drawn(lambda draw: draw.line([_pixel(p) for p in points], fill=1))
 
 
 def polygon_mask(points: Sequence[Point]) -> Tensor:
-    """A filled outline through points (x, y), canvas frame."""
+    """Fills the outline through points (x, y), canvas frame."""
     return _drawn(lambda draw: draw.polygon([_pixel(p) for p in points], fill=1, outline=1))
 
 
 def boxes_mask(boxes: Sequence[Sequence[float]]) -> Tensor:
-    """Several boxes (xyxy, canvas frame) that mean one region."""
+    """Fills several boxes (xyxy, canvas frame) that are one region."""
 
     def draw_all(draw: ImageDraw.ImageDraw) -> None:
         for x1, y1, x2, y2 in boxes:
@@ -69,7 +70,7 @@ def boxes_mask(boxes: Sequence[Sequence[float]]) -> Tensor:
 
 
 def _inside(box: Sequence[float], at: np.ndarray) -> list[Point]:
-    """Points in sides of the box -> canvas frame."""
+    """Moves points from shares of the box's sides to the canvas frame."""
     x1, y1, x2, y2 = box
     return [(float(x1 + x * (x2 - x1)), float(y1 + y * (y2 - y1))) for x, y in at]
 

@@ -1,9 +1,10 @@
-"""From a PIL image to the model's pixels: the one preprocessing of both stages."""
+"""From an upright RGB picture to the model's pixels: the one preprocessing of both stages."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,33 +20,48 @@ PADDING_RGB = (124, 116, 104)  # the mean colour, as 8-bit
 
 
 def image_to_pixels(canvas: Image.Image) -> Tensor:
-    """RGB canvas S x S -> uint8[3, S, S]."""
+    """Turns an RGB canvas of S x S into uint8[3, S, S]."""
     return torch.from_numpy(np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1)))
 
 
-def normalize_pixels(pixels: Tensor) -> Tensor:
-    """uint8[..., 3, S, S] -> float32, less the mean and over the standard deviation."""
-    mean = torch.tensor(PIXEL_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(PIXEL_STD, device=pixels.device)[:, None, None]
-    return pixels.float().div_(255).sub_(mean).div_(std)
+def normalize_pixels(
+    pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD
+) -> Tensor:
+    """Normalises uint8[..., 3, S, S] by mean and standard deviation: float32 of that shape."""
+    means = torch.tensor(mean, device=pixels.device)[:, None, None]
+    stds = torch.tensor(std, device=pixels.device)[:, None, None]
+    return pixels.float().div_(255).sub_(means).div_(stds)
 
 
-def image_to_tensor(canvas: Image.Image) -> Tensor:
-    """RGB canvas S x S -> normalised float32[3, S, S]."""
-    return normalize_pixels(image_to_pixels(canvas))
+def preprocess(
+    image: Image.Image,
+    size: int,
+    flip: bool = False,
+    *,
+    mean: Sequence[float] = PIXEL_MEAN,
+    std: Sequence[float] = PIXEL_STD,
+    padding_rgb: tuple[int, int, int] = PADDING_RGB,
+) -> tuple[Tensor, Letterbox]:
+    """Letterboxes and normalises a picture.
 
+    Args:
+        image: an upright RGB picture, as `open_image` returns it.
+        mean, std: of each channel, for values in 0..1.
+        padding_rgb: 0..255, the colour of the padding.
 
-def preprocess(image: Image.Image, size: int, flip: bool = False) -> tuple[Tensor, Letterbox]:
-    """RGB image -> (float32[3, size, size], the transform that its boxes must take too)."""
+    Returns:
+        float32[3, size, size], and the transform that brings boxes of the picture to it.
+    """
     letterbox = Letterbox(image.width, image.height, size, flip)
-    return image_to_tensor(letterbox.apply(image, PADDING_RGB)), letterbox
+    pixels = image_to_pixels(letterbox.apply(image, padding_rgb))
+    return normalize_pixels(pixels, mean, std), letterbox
 
 
 def preprocessing_fingerprint(image_size: int, tokenizer: Any) -> dict[str, str | int]:
-    """What must be equal between training and use (contract C7).
+    """Names what must be equal in training and use (contract C7).
 
-    That stage 1 decodes large JPEGs at a reduced scale is not: it moves no box, and pixels by less
-    than JPEG itself does. Whatever uses a model decodes in full.
+    Stage 1 decodes large JPEGs at a reduced scale, which is not part of it: this moves no box, and
+    changes pixels by less than JPEG itself does. Whatever uses a model decodes in full.
     """
     probe = tokenizer(["a small probe of the tokenizer: 3 cats, 0-999!"]).tolist()
     return {

@@ -1,6 +1,6 @@
-"""What the demo knows about the picture on the page: its pixels and the box being drawn.
+"""The picture on the demo's page and the box being drawn on it.
 
-Everything here is a plain function of its arguments; nothing imports Gradio or a model.
+All functions depend on their arguments alone; nothing imports Gradio or a model.
 Boxes are xyxy, normalised to the picture.
 """
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from cloc_mllm.data.drawing import Rgb, draw_regions
 from cloc_mllm.data.expressions import expression_kind
-from cloc_mllm.data.images import decode_image
+from cloc_mllm.data.images import open_image
 from cloc_mllm.data.records import Box, Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.geometry import Boxes
@@ -34,8 +34,8 @@ class Picture:
     """A picture of one visitor.
 
     Args:
-        image: RGB, longer side at most `MAX_SIDE_PX`.
-        key: hash of the pixels; equal pictures share one encoding.
+        image: upright RGB, its longer side at most `MAX_SIDE_PX`.
+        key: a hash of the pixels; equal pictures share one encoding.
         suggestions: referring expressions that have an answer here; empty for uploads.
         corner: the first click of a box, normalised; None when no box is being drawn.
         box: the finished box.
@@ -57,7 +57,7 @@ class Outline(NamedTuple):
 
 
 def new_picture(image: Image.Image, suggestions: Sequence[str] = ()) -> Picture:
-    """Shrink `image` (RGB) to `MAX_SIDE_PX` and name it by its pixels."""
+    """Shrinks an upright RGB image to `MAX_SIDE_PX` and names it by its pixels."""
     if max(image.size) > MAX_SIDE_PX:
         image = image.copy()
         image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BICUBIC)
@@ -66,18 +66,18 @@ def new_picture(image: Image.Image, suggestions: Sequence[str] = ()) -> Picture:
 
 
 def open_picture(path: str | Path) -> Picture:
-    """Read an uploaded file. Raises `ValueError` where it is no JPEG, PNG or WebP of sane size."""
-    return new_picture(decode_image(Path(path).read_bytes(), "your upload"))
+    """Reads an uploaded file. Raises `ImageError`, a `ValueError`, for one that cannot be used."""
+    return new_picture(open_image(Path(path), name="your upload"))
 
 
 def example_pictures(num_pictures: int) -> list[Picture]:
-    """Scenes of the test split, large enough to look good, each with things to ask for."""
+    """Generates large scenes of the test split, each with things to ask for."""
     records = generate_scenes(num_pictures, split="test", long_side=512)
     return [new_picture(record.load_image(), suggest(record)) for record in records]
 
 
 def suggest(record: Record) -> tuple[str, ...]:
-    """A few expressions of a record, of as many kinds (size, order, relation) as it has."""
+    """Picks a few expressions of a record, of as many kinds (size, order, relation) as it has."""
     expressions = [text for region in record.regions for text in region.expressions]
     by_kind = {expression_kind(text): text for text in expressions}
     varied = [*by_kind.values(), *expressions]
@@ -85,7 +85,7 @@ def suggest(record: Record) -> tuple[str, ...]:
 
 
 def click(picture: Picture, x_px: float, y_px: float) -> Picture:
-    """The first click marks a corner, the second completes the box, the third starts anew.
+    """Takes a click: the first marks a corner, the second completes the box, the third starts anew.
 
     Raises:
         ValueError: the click is not inside the picture, or both corners nearly coincide.
@@ -111,7 +111,7 @@ def clear_box(picture: Picture) -> Picture:
 
 
 def draw(picture: Picture, outlines: Sequence[Outline] = ()) -> Image.Image:
-    """A copy of the picture with the visitor's own box or corner and `outlines` on it."""
+    """Draws the visitor's own box or corner and `outlines` on a copy of the picture."""
     if picture.box is not None:
         outlines = [Outline(picture.box, _VISITOR_COLOR, "your box"), *outlines]
     canvas = draw_regions(
@@ -127,7 +127,7 @@ def draw(picture: Picture, outlines: Sequence[Outline] = ()) -> Image.Image:
 
 
 def _draw_corner(canvas: Image.Image, corner: tuple[float, float]) -> None:
-    """Hair lines through the corner, so the box to come can be aimed, and a dot on it."""
+    """Draws a dot on the corner and hair lines through it, to aim the second click."""
     pen = ImageDraw.Draw(canvas)
     x, y = corner[0] * canvas.width, corner[1] * canvas.height
     for thickness, color in ((3, "white"), (1, _VISITOR_COLOR)):

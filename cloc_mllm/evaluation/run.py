@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cloc_mllm import __version__
+from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.config import EvalConfig
@@ -83,16 +84,6 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
     if any(task.reads_records for task in tasks):
         about["num_records"] = len(data.records)
     return _score(config, asked, pairs, baseline, about)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; anything else is torch's name for it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}; expected auto, cpu, cuda or cuda:N") from error
 
 
 def _check(config: EvalConfig, query_sets: Sequence[QuerySet]) -> None:

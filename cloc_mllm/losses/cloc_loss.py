@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -14,21 +12,18 @@ from cloc_mllm.losses.grounding import grounding_loss
 from cloc_mllm.models.cloc import ClocInputs, ClocOutputs
 
 
-def cloc_loss(
-    outputs: ClocOutputs,
-    batch: ClocInputs,
-    config: LossConfig,
-    box_loss: Literal["mse", "l1_giou"] = "mse",
-) -> dict[str, Tensor]:
-    """The named terms and their weighted sum `loss`; each scaled so that the mean over ranks is
-    the single-process value.
+def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> dict[str, Tensor]:
+    """Computes the terms by name and their weighted sum `loss`, each scaled so that its mean over
+    ranks is the single-process value.
 
-    lambda = `config.region_weight` * (images with regions) / (images), over all ranks.
+    lambda = `config.region_weight` * (images with regions) / (images), counted over all ranks. For
+    a plain CLIP there is `clip` alone; a region encoder that predicts no boxes has no `grounding`.
     """
     clip = contrastive_loss(
         outputs.image_features,
         outputs.caption_features,
         outputs.temperature.logit_scale,
+        1.0,  # captions are not filtered
         logit_bias=outputs.temperature.logit_bias,
     )
     terms = {"loss": clip, "clip": clip.detach()}
@@ -52,7 +47,7 @@ def cloc_loss(
     )
     terms |= {"loss": terms["loss"] + weight * region, "cloc": region.detach()}
     if outputs.located_boxes is not None and config.grounding_weight > 0:
-        boxes = grounding_loss(outputs.located_boxes, batch.boxes, int(num_regions), box_loss)
+        boxes = grounding_loss(outputs.located_boxes, batch.boxes, int(num_regions), config.box)
         terms["loss"] = terms["loss"] + weight * config.grounding_weight * boxes
         terms["grounding"] = boxes.detach()
     return terms

@@ -1,5 +1,5 @@
-"""Contrastive losses over the global batch, with same-text filtering: the softmax of CLIP
-(equations 1 and 2) and the sigmoid of SigLIP (arXiv 2303.15343).
+"""Contrastive losses over the global batch, with same-text filtering: CLIP's softmax loss
+(equations 1 and 2) and SigLIP's sigmoid loss (arXiv 2303.15343).
 
 Letters: R rows of this rank, G rows of all ranks, E embedding width, W ranks.
 """
@@ -16,43 +16,43 @@ from torch import Tensor
 from cloc_mllm.distributed import all_gather_with_grad, all_reduce_logsumexp, world_size
 from cloc_mllm.models.position import at_least_float32
 
-TILE_ROWS = 256  # rows of logits that exist at a time
-_FLAGS = 8  # in a byte
+TILE_ROWS = 256  # rows of logits in memory at a time
+_FLAGS = 8  # flags per byte
 
 
 def contrastive_loss(
     features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
-    same_text_threshold: float = 1.0,
+    same_text_threshold: float,
     *,
     logit_bias: Tensor | None = None,
     tile_rows: int = TILE_ROWS,
 ) -> Tensor:
-    """Mean over the global batch of the two cross-entropies features->texts and texts->features,
-    or, with a `logit_bias`, of the binary cross-entropies of a row with all texts.
+    """Computes CLIP's softmax loss, or SigLIP's sigmoid loss if there is a `logit_bias`.
 
     softmax: `L = 1/(2 G) sum_i [ -log softmax_j(s f_i . t_j)_i - log softmax_j(s t_i . f_j)_i ]`,
-    sigmoid: `L = -1/G sum_i sum_j log sigmoid(y_ij (s f_i . t_j + b))`, y_ij = 1 if i = j, else -1;
-    a pair (i, j != i) is left out of denominators and sums when
-    `cos(t_i, t_j) > same_text_threshold` (section 3.3, text filtering; computed without gradient).
+    sigmoid: `L = -1/G sum_i sum_j log sigmoid(y_ij (s f_i . t_j + b))`, y_ij = 1 if i = j, else -1.
+    Pairs (i, j != i) with `cos(t_i, t_j) > same_text_threshold` are left out of denominators and
+    sums (section 3.3, text filtering; computed without gradient).
 
-    The G x G logits never exist: each rank walks through its own rows, `tile_rows` at a time, and
-    does so again for the gradient. Only the filter's verdict stays, one bit a pair.
+    The G x G logits never exist as a whole: each rank walks through its own rows, `tile_rows` at a
+    time, and again for the gradient. Only which pairs are left out is kept, at one bit per pair.
 
-    The value on a rank is W times its own rows' share of the sum over the global batch, and its
-    gradient is W times what its own rows add: the mean over ranks of both, which data parallelism
-    takes, is that of the single-process loss, for any number of rows a rank (also none). Every rank
-    must weight the loss alike.
+    A rank returns W times its own rows' share of the sum over the global batch, and its gradient is
+    W times what its own rows add. Data parallelism takes the mean over ranks of both, which equals
+    the single-process loss for any number of rows per rank, also none. Every rank must weight the
+    loss alike.
 
     Args:
         features, text_features: float[R, E], paired row by row, not normalised.
-        logit_scale: float[1], logarithm of the inverse temperature; at most 100 is used.
+        logit_scale: float[1], logarithm of the inverse temperature s; s is cut at 100.
         same_text_threshold: 1.0 or more turns the filter off.
-        logit_bias: float[1], added to the logits of the sigmoid loss; None is the softmax loss.
+        logit_bias: float[1], b of the sigmoid loss; None takes the softmax loss.
+        tile_rows: rows of logits in memory at a time.
 
     Returns:
-        scalar, at least float32; 0 (with a gradient of 0) when the global batch has no rows.
+        scalar, at least float32; 0 (with a gradient of 0) if the global batch has no rows.
     """
     features = F.normalize(at_least_float32(features), dim=-1)
     text_features = F.normalize(at_least_float32(text_features), dim=-1)
@@ -66,108 +66,113 @@ def contrastive_loss(
     if same_text_threshold < 1.0:
         own = range(start, start + len(features))
         same_text = _same_text_bits(all_texts.detach(), own, same_text_threshold, tile_rows)
-    how = _Tiling(start, tile_rows, same_text)
+    tiling = _Tiling(start, tile_rows, same_text)
     if logit_bias is None:
-        summed = _TiledInfoNCE.apply(features, all_texts, scale, how)
+        summed = _TiledInfoNCE.apply(features, all_texts, scale, tiling)
         return summed * (world_size() / (2 * num_global))
-    summed = _TiledSigmoid.apply(features, all_texts, scale, logit_bias.to(scale), how)
+    summed = _TiledSigmoid.apply(features, all_texts, scale, logit_bias.to(scale), tiling)
     return summed * (world_size() / num_global)
 
 
 class _Tiling(NamedTuple):
-    start: int  # of this rank's rows in the global batch
+    start: int  # where this rank's rows start in the global batch
     tile_rows: int
-    same_text: Tensor | None  # of `_same_text_bits`
+    same_text: Tensor | None  # from `_same_text_bits`
 
 
 class _TiledInfoNCE(torch.autograd.Function):
-    """Sum of both cross-entropies of this rank's rows; see `contrastive_loss`."""
+    """Sums both cross-entropies of this rank's rows; see `contrastive_loss`."""
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, all_texts: Tensor, scale: Tensor, how: _Tiling
+        ctx: Any, features: Tensor, all_texts: Tensor, scale: Tensor, tiling: _Tiling
     ) -> Tensor:
         to_texts, true_pairs = features.new_empty(2, len(features))
         to_features = features.new_full((len(all_texts),), float("-inf"))
-        for rows, logits in _tiles(features, all_texts, scale, how):
+        for rows, logits in _tiles(features, all_texts, scale, tiling):
             to_texts[rows] = logits.logsumexp(1)
             to_features = torch.logaddexp(to_features, logits.logsumexp(0))
-            true_pairs[rows] = _true_pairs(logits, rows, how)
+            true_pairs[rows] = _true_pairs(logits, rows, tiling)
         to_features = all_reduce_logsumexp(to_features)
         ctx.save_for_backward(features, all_texts, scale, to_texts, to_features)
-        ctx.how = how
-        own = slice(how.start, how.start + len(features))
+        ctx.tiling = tiling
+        own = slice(tiling.start, tiling.start + len(features))
         return (to_texts + to_features[own] - 2 * true_pairs).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, all_texts, scale, to_texts, to_features = ctx.saved_tensors
         gradients = _Gradients(features, all_texts)
-        for rows, logits in _tiles(features, all_texts, scale, ctx.how):
-            # d/d logits: both softmaxes, less one each at the true pair
+        for rows, logits in _tiles(features, all_texts, scale, ctx.tiling):
+            # d/d logits is the sum of both softmaxes, less one for each at the true pair
             errors = (logits - to_texts[rows, None]).exp_()
             errors.add_(logits.sub_(to_features).exp_())
-            _true_pairs(errors, rows, ctx.how).sub_(2.0)
+            _true_pairs(errors, rows, ctx.tiling).sub_(2.0)
             gradients.add(rows, errors.mul_(grad))
-        return *gradients.of_inputs(scale), None
+        return *gradients.finish(scale), None
 
 
 class _TiledSigmoid(torch.autograd.Function):
-    """Sum of the binary cross-entropies of this rank's rows; see `contrastive_loss`."""
+    """Sums the binary cross-entropies of this rank's rows; see `contrastive_loss`."""
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, all_texts: Tensor, scale: Tensor, bias: Tensor, how: _Tiling
+        ctx: Any, features: Tensor, all_texts: Tensor, scale: Tensor, bias: Tensor, tiling: _Tiling
     ) -> Tensor:
         summed = features.new_zeros(())
-        for rows, logits in _tiles(features, all_texts, scale, how, bias):
-            summed -= _true_pairs(logits, rows, how).sum()  # -log sigmoid(x) = -log sigmoid(-x) - x
+        for rows, logits in _tiles(features, all_texts, scale, tiling, bias):
+            # -log sigmoid(x) = -log sigmoid(-x) - x
+            summed -= _true_pairs(logits, rows, tiling).sum()
             summed -= F.logsigmoid(logits.neg_()).sum()
         ctx.save_for_backward(features, all_texts, scale, bias)
-        ctx.how = how
+        ctx.tiling = tiling
         return summed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, all_texts, scale, bias = ctx.saved_tensors
         gradients, grad_bias = _Gradients(features, all_texts), torch.zeros_like(bias)
-        for rows, logits in _tiles(features, all_texts, scale, ctx.how, bias):
+        for rows, logits in _tiles(features, all_texts, scale, ctx.tiling, bias):
             errors = logits.sigmoid_()
-            _true_pairs(errors, rows, ctx.how).sub_(1.0)
+            _true_pairs(errors, rows, ctx.tiling).sub_(1.0)
             grad_bias += errors.mul_(grad).sum()
             gradients.add(rows, errors)
-        return *gradients.of_inputs(scale), grad_bias, None
+        return *gradients.finish(scale), grad_bias, None
 
 
 class _Gradients:
-    """Of features, texts and scale, from those of the logits, one tile at a time."""
+    """Accumulates the gradients of features, texts and scale, tile by tile."""
 
     def __init__(self, features: Tensor, all_texts: Tensor) -> None:
         self.features, self.all_texts = features, all_texts
-        self.of_features, self.of_texts = torch.empty_like(features), torch.zeros_like(all_texts)
+        self.features_grad = torch.empty_like(features)
+        self.texts_grad = torch.zeros_like(all_texts)
 
-    def add(self, rows: slice, of_logits: Tensor) -> None:
-        torch.mm(of_logits, self.all_texts, out=self.of_features[rows])
-        self.of_texts.addmm_(of_logits.T, self.features[rows])
+    def add(self, rows: slice, logits_grad: Tensor) -> None:
+        torch.mm(logits_grad, self.all_texts, out=self.features_grad[rows])
+        self.texts_grad.addmm_(logits_grad.T, self.features[rows])
 
-    def of_inputs(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        of_scale = (self.of_features * self.features).sum().reshape(scale.shape)
-        return self.of_features.mul_(scale), self.of_texts.mul_(scale), of_scale
+    def finish(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of features, texts and scale, after all tiles."""
+        scale_grad = (self.features_grad * self.features).sum().reshape(scale.shape)
+        return self.features_grad.mul_(scale), self.texts_grad.mul_(scale), scale_grad
 
 
 def _tiles(
-    features: Tensor, all_texts: Tensor, scale: Tensor, how: _Tiling, bias: Tensor | None = None
+    features: Tensor, all_texts: Tensor, scale: Tensor, tiling: _Tiling, bias: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """This rank's rows against all texts, a few at a time: (rows, logits float[tile, G]), `-inf`
-    where the filter leaves a pair out. Every tile lies in the same memory."""
-    buffer = features.new_empty(min(how.tile_rows, len(features)), len(all_texts))
-    for rows in _slices(len(features), how.tile_rows):
+    """Yields a few of this rank's rows at a time with their logits: (rows, float[tile, G]).
+
+    Pairs that the filter leaves out are `-inf`. Every tile reuses the same memory.
+    """
+    buffer = features.new_empty(min(tiling.tile_rows, len(features)), len(all_texts))
+    for rows in _slices(len(features), tiling.tile_rows):
         logits = buffer[: rows.stop - rows.start]
         torch.mm(scale * features[rows], all_texts.T, out=logits)
         if bias is not None:
             logits.add_(bias)
-        if how.same_text is not None:
-            bits = how.same_text[rows]
+        if tiling.same_text is not None:
+            bits = tiling.same_text[rows]
             for bit, part in enumerate(logits.split(bits.shape[1], 1)):
                 same_text = (bits[:, : part.shape[1]] & (1 << bit)).bool()
                 part.masked_fill_(same_text, float("-inf"))
@@ -175,8 +180,11 @@ def _tiles(
 
 
 def _same_text_bits(all_texts: Tensor, own: range, threshold: float, tile_rows: int) -> Tensor:
-    """Which texts equal a row's own, other than the row's: uint8[R, ceil(G / 8)]; bit k of column c
-    stands for text k * ceil(G / 8) + c. One bit a pair, so that both passes share the product."""
+    """Marks the other texts that equal a row's own: uint8[R, ceil(G / 8)].
+
+    Bit k of column c stands for text k * ceil(G / 8) + c. At one bit per pair the marks are small
+    enough to keep, so that forward and backward share one product.
+    """
     parts = all_texts.chunk(_FLAGS)
     bits = torch.zeros(len(own), len(parts[0]), dtype=torch.uint8, device=all_texts.device)
     for rows in _slices(len(own), tile_rows):
@@ -194,6 +202,6 @@ def _slices(length: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, length))
 
 
-def _true_pairs(tile: Tensor, rows: slice, how: _Tiling) -> Tensor:
-    """A view of the entries of a tile where row and text belong together."""
-    return tile.diagonal(how.start + rows.start)[: rows.stop - rows.start]
+def _true_pairs(tile: Tensor, rows: slice, tiling: _Tiling) -> Tensor:
+    """A view of those entries of a tile whose row and text belong together."""
+    return tile.diagonal(tiling.start + rows.start)[: rows.stop - rows.start]

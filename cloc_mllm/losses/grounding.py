@@ -1,12 +1,11 @@
-"""L_grounding: the box that BoxHead answers to a region's text (equation 3)."""
+"""L_grounding: how far the box that BoxHead answers to a region's text is off (equation 3)."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from cloc_mllm.config import BoxLoss
 from cloc_mllm.distributed import world_size
 from cloc_mllm.geometry import elementwise_giou
 from cloc_mllm.models.position import at_least_float32
@@ -14,19 +13,18 @@ from cloc_mllm.models.position import at_least_float32
 _GIOU_WEIGHT = 0.5
 
 
-def grounding_loss(
-    located_boxes: Tensor, boxes: Tensor, num_global: int, kind: Literal["mse", "l1_giou"] = "mse"
-) -> Tensor:
-    """Box error averaged over the 4 * G numbers of the global batch's G regions.
+def grounding_loss(located_boxes: Tensor, boxes: Tensor, num_global: int, kind: BoxLoss) -> Tensor:
+    """Averages the error of the boxes over the G regions of the global batch.
 
     Args:
-        located_boxes, boxes: float[R, 4] xyxy, canvas frame, of this rank.
+        located_boxes, boxes: the answered and the true boxes of this rank, float[R, 4] xyxy,
+            canvas frame.
         num_global: G, regions over all ranks.
-        kind: `mse` is the paper's; `l1_giou` is mean |error| plus half of (1 - GIoU), which
-            starts to move sooner.
+        kind: `mse` is the paper's, over the 4 * G numbers; `l1_giou` is mean |error| plus half of
+            (1 - GIoU), which starts to move sooner.
 
     Returns:
-        Scalar, at least float32, scaled so that its mean over ranks is the single-process loss.
+        scalar, at least float32, scaled so that its mean over ranks is the single-process loss.
     """
     located_boxes = at_least_float32(located_boxes)
     boxes = boxes.to(located_boxes)

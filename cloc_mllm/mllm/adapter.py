@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from cloc_mllm.config import Quantization
+from cloc_mllm.earlier import by_current_name
 from cloc_mllm.mllm.build import add_embeddings, plain_config
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.language_model import load_language_model
@@ -93,7 +94,8 @@ def load_adapter(
     model = ClocMllmForConditionalGeneration(config, base)
     model.generation_config = GenerationConfig.from_pretrained(str(directory))
     model.language_model = PeftModel.from_pretrained(base, str(directory))
-    missing, unknown = model.load_state_dict(load_file(Path(directory) / _PARTS), strict=False)
+    parts = by_current_name(load_file(Path(directory) / _PARTS))
+    missing, unknown = model.load_state_dict(parts, strict=False)
     lost = [name for name in missing if not name.startswith(_LANGUAGE_MODEL)]
     if lost or unknown:
         raise ValueError(

@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from cloc_mllm.config import ImageProjection, ModelConfig, RegionFeatures, VisionFeatures
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.losses import SoftBins
+from cloc_mllm.models.clip_config import ResolvedModel
 
 
 class ClocMllmConfig(PreTrainedConfig):
@@ -85,8 +86,8 @@ class ClocMllmConfig(PreTrainedConfig):
         kwargs["tie_word_embeddings"] = bool(getattr(text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
 
-    def cloc_model_config(self) -> ModelConfig:
-        return ModelConfig.from_dict(self.cloc_config)
+    def cloc_model_config(self) -> ResolvedModel:
+        return ResolvedModel(ModelConfig.from_dict(self.cloc_config))
 
     def coordinates(self) -> BoxFormat:
         head = self.box_token_id is not None

@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from cloc_mllm.earlier import RENAMED_WEIGHTS
 from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
@@ -203,7 +204,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
         """Image features float[I, N, H] and region features float[R, H] for the language model."""
-        image = self._encode(inputs.pixel_values)
+        image = self.encode_images(inputs.pixel_values)
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [image.tokens], [cells]
         if self.config.vision_features == "encoder+prompter":
@@ -219,8 +220,9 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
         return image_features, self.region_projector(features, [boxes])
 
-    def _encode(self, pixel_values: Tensor) -> ImageFeatures:
-        if pixel_values.ndim == 3:  # encoded before; nothing here reads the pooled features
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """Encodes float[I, 3, S, S]; takes float[I, N, D] for tokens that are encoded already."""
+        if pixel_values.ndim == 3:  # nothing here reads the pooled features
             unread = pixel_values.new_zeros(len(pixel_values), 0)
             return ImageFeatures(unread, pixel_values, self.vision.grid_hw)
         return self.vision.encode_image(pixel_values.to(self.region_projector.output.weight.dtype))
@@ -341,6 +343,13 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Only the last position's logits of a prompt, where the language model can do that."""
         language_model: Any = self.language_model
         return bool(language_model._supports_logits_to_keep())
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' own, which here also reads directories that earlier versions wrote."""
+        key_mapping = {f"^{old}": new for old, new in RENAMED_WEIGHTS.items()}
+        kwargs["key_mapping"] = key_mapping | (kwargs.get("key_mapping") or {})
+        return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

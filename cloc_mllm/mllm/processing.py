@@ -1,4 +1,4 @@
-"""ClocMllmProcessor: chats with images and regions -> the tensors the model reads.
+"""Turns chats with images and regions into the tensors that the model reads.
 
 Letters: B rows, I distinct images, S canvas side, N tokens of an image, T text tokens, R regions.
 """
@@ -7,28 +7,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.image_utils import load_image
+from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.data.conversations import FIRST_WORDINGS, wordings_hash
+from cloc_mllm.data.images import ImageSource
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.mllm.chat_images import open_rows
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
-from cloc_mllm.mllm.regions import Regions, place_regions
+from cloc_mllm.mllm.regions import (
+    Regions,
+    check_placeholders,
+    place_regions,
+    regions_by_image,
+)
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
-# for language models that bring no chat template of their own
+# for language models that have no chat template
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-# most language models' templates only know texts; image items become their placeholder first
+# Most chat templates know texts alone, so image items first become placeholders.
 _FLATTEN_CONTENT = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
@@ -43,23 +50,27 @@ Messages = Sequence[dict[str, Any]]
 
 
 class ClocMllmProcessor(ProcessorMixin):
-    """Letterboxes images, expands `<image>` to N tokens, carries region boxes to the canvas.
+    """Letterboxes images, expands each `<image>` to N tokens, moves regions to the canvas.
 
     Args:
-        tokenizer: the language model's, with the tokens `special_tokens` lists added to it.
-        image_size: S in pixels.
-        num_image_tokens: N, as the model's projector makes them.
+        tokenizer: the language model's, with the tokens that `add_special_tokens` adds.
+        image_processor: prepares the pixels; by default one of `image_size`.
+        image_size: S in pixels, where there is no `image_processor` (processors that were saved
+            before it existed have none).
+        num_image_tokens: N, the number of tokens that the model's projector makes per image.
         box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
-        max_tiles: of the tiles that larger images are cut into beside the whole one, N tokens each
-            (`mllm/views.py`); 0 shows every image whole and small.
+        max_tiles: the largest number of tiles that show parts of a larger image beside the whole
+            of it, N tokens per tile (`mllm/views.py`); 0 shows the whole alone.
         fingerprint: what training used; any difference to this processor is a `ValueError`.
-        chat_template: by default the tokenizer's, made to understand image items, or a plain one.
+        chat_template: by default the tokenizer's, made to understand image items, or a plain one
+            where the tokenizer has none.
     """
 
     def __init__(  # noqa: PLR0913  Transformers saves a processor as its arguments
         self,
         tokenizer: PreTrainedTokenizerBase,
-        image_size: int = 128,
+        image_processor: ClocMllmImageProcessor | None = None,
+        image_size: int | None = None,
         num_image_tokens: int = 64,
         box_format: str = "location_tokens",
         num_bins: int = 100,
@@ -72,8 +83,14 @@ class ClocMllmProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is None:
             chat_template = _FLATTEN_CONTENT + (tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
-        super().__init__(tokenizer, chat_template=chat_template)
-        self.image_size = image_size
+        if image_processor is None:
+            image_processor = ClocMllmImageProcessor(image_size or 128)
+        elif image_size is not None and image_size != image_processor.size["height"]:
+            raise ValueError(
+                f"image_size is {image_size}, but the image processor's is {image_processor.size}; "
+                "pass one of the two"
+            )
+        super().__init__(tokenizer, image_processor, chat_template=chat_template)
         self.num_image_tokens = num_image_tokens
         self.box_format = box_format
         self.num_bins = num_bins
@@ -86,94 +103,122 @@ class ClocMllmProcessor(ProcessorMixin):
             check_fingerprint(fingerprint, actual, "the saved processor")
         self.fingerprint = actual
 
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> Any:
+        """Loads the tokenizer, and the image processor unless the files are older than it."""
+        name, saved = pretrained_model_name_or_path, processor_dict.get("image_processor")
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", name, **kwargs)
+        return [tokenizer, ClocMllmImageProcessor(**saved) if saved else None]
+
+    @property
+    def image_size(self) -> int:
+        """S in pixels."""
+        return self.image_processor.size["height"]
+
     @property
     def coordinates(self) -> BoxFormat:
         return BoxFormat(self.box_format, self.num_bins, self.box_head)  # type: ignore[arg-type]
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Any] | None = None,
+        images: ImageSource | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,
         regions: Sequence[Regions] | None = None,
+        *,
+        image_features: Tensor | None = None,
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """One batch for generation: rows are padded on the left.
+        """Makes one batch for generation; rows are padded on the left.
 
         Args:
-            images: for each row a PIL image (or path), a list of them, or None for text alone.
-            text: one a row, with one `<image>` an image and one `<region>` a region.
-            regions: for each row its regions: `Boxes` of the original image, or a list of boxes,
-                points and masks (`RegionLike`). A row of several images has a list of them, one an
-                image; its `<region>` tokens name the first image's regions, then the second's.
+            images: for each row an image, a list of images, or None for text alone. An image is
+                what `open_image` takes, an address or base64 (`open_chat_image`).
+            text: one per row, with one `<image>` per image and one `<region>` per region.
+            regions: for each row its regions, in the frame of the upright image: `Boxes`, or a
+                list of boxes, points and masks (`RegionLike`). A row of several images has a list
+                with the regions of each; its `<region>` tokens stand for those of the first image,
+                then of the second, and so on.
+            image_features: float[I, N, D], what the model's image encoder has made of the views of
+                the distinct images, in their order; they stand in the place of the pixels then.
             kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
 
         Returns:
             input_ids, attention_mask int64[B, T]; with images also pixel_values float[I, 3, S, S],
             image_frame float[I, 4], image_index int64[K], region_boxes float[R, 4],
             region_image_index int64[R], and with points or masks region_masks float[R, S, S] (see
-            `VisionInputs`). An image object that is there several times is prepared once.
+            `VisionInputs`). An image object that occurs several times is prepared once.
 
         Raises:
-            ValueError: images, regions and placeholders do not match, or a point or mask does not
-                fit its image; names the sample.
+            ImageError: an image cannot be used.
+            ValueError: images, regions and placeholders do not match, or a region does not fit its
+                image; names the sample.
         """
         if text is None or return_tensors != "pt":
-            raise ValueError("pass `text` (one a row); the result is always torch tensors ('pt')")
+            raise ValueError("pass `text` (one per row); the result is always torch tensors ('pt')")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = _load_images(images, len(texts))
+        pictures = open_rows(images, len(texts))
         expanded = self._expand(texts, pictures)
         inputs = self.pad([self.tokenize(row) for row in expanded], side="left")
         if not any(pictures):
             return BatchFeature(inputs)
         given = regions or [None] * len(texts)
-        vision = self.vision_inputs(pictures, given)
+        vision = self.vision_inputs(pictures, given, image_features)
         for row, (text, of_row) in enumerate(zip(texts, given, strict=True)):
-            _check_regions(row, text, _by_image(of_row, len(pictures[row])))
+            check_placeholders(row, text, regions_by_image(of_row, len(pictures[row])))
         return BatchFeature({**inputs, **vision})
 
     def vision_inputs(
         self,
-        images: Sequence[Image.Image | Sequence[Image.Image]],
+        images: Sequence[ImageSource | Sequence[ImageSource]],
         regions: Sequence[Regions | Sequence[Regions]],
+        image_features: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """What the images and regions of rows become; see `__call__`."""
+        """Prepares the images and regions of rows; see `__call__` for what it takes and returns."""
         if len(images) != len(regions):
             raise ValueError(f"got regions for {len(regions)} samples but {len(images)} images")
-        rows = [[row] if isinstance(row, Image.Image) else list(row) for row in images]
+        rows = open_rows(images, len(images))
         distinct = {id(image): image for row in rows for image in row}
         views = {key: self.views(image.size) for key, image in distinct.items()}
-        prepared = [
-            preprocess(view.crop(distinct[key]).convert("RGB"), self.image_size)[0]
-            for key, of_image in views.items()
-            for view in of_image
-        ]
+        if image_features is None:
+            prepared = [
+                self.image_processor.prepare(view.crop(distinct[key]))
+                for key, of_image in views.items()
+                for view in of_image
+            ]
+            image_features = torch.stack(prepared)
         number = {key: index for index, key in enumerate(distinct)}
         placed = place_regions(
             list(views.values()),
             [[number[id(image)] for image in row] for row in rows],
-            [_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
+            [regions_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
         )
-        return {"pixel_values": torch.stack(prepared), **placed}
+        return {"pixel_values": image_features, **placed}
 
     def views(self, image_wh: tuple[int, int]) -> list[View]:
-        """The blocks of N tokens that an image of this size becomes (see `mllm/views.py`)."""
+        """Lists the views, of N tokens each, that show an image of this size (`mllm/views.py`)."""
         return image_views(image_wh, self.image_size, self.max_tiles)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a rendered chat (the template wrote all special tokens already)."""
+        """Splits a rendered chat into token ids; the template has written all special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_conversation(
         self, messages: Messages, image_sizes: Iterable[tuple[int, int]] = ()
     ) -> tuple[list[int], list[int]]:
-        """A chat with answers -> (input ids, labels), for training.
-
-        `image_sizes`: (width, height) of its images in order; not needed without tiles.
+        """Turns a chat with answers into (input ids, labels), for training.
 
         Each answer and its end-of-sequence token are labels, all else is `IGNORE_INDEX`. The
         chat is tokenised in pieces, cut where an answer starts and ends: what the model learns to
         continue is then token for token what it sees when it generates.
+
+        Args:
+            image_sizes: (width, height) of the chat's images in order; needed for tiles alone.
+
+        Raises:
+            ValueError: the chat template changes earlier messages when one is added.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -196,7 +241,7 @@ class ClocMllmProcessor(ProcessorMixin):
         return ids, labels
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """A chat as text by the template; images are still one `<image>` each."""
+        """Writes a chat as text by the template, one `<image>` per image."""
         return self.apply_chat_template(
             list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
         )
@@ -208,7 +253,7 @@ class ClocMllmProcessor(ProcessorMixin):
         labels: Sequence[Sequence[int]] | None = None,
         side: str = "right",
     ) -> dict[str, Tensor]:
-        """Rows of ids -> input_ids and attention_mask int64[B, T], and labels if given."""
+        """Pads rows of ids to input_ids and attention_mask int64[B, T], and labels if given."""
         length = max(map(len, rows))
 
         def padded(values: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -225,13 +270,62 @@ class ClocMllmProcessor(ProcessorMixin):
         return batch
 
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
-        """Generated ids -> answer text, up to the end of sequence; location tokens are kept."""
+        """Decodes generated ids up to the end of sequence; location tokens are kept."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        answer = values[: self.answer_length(values)]
-        return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return self.decode_ids(values[: self.answer_length(values)]).strip()
+
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        """Decodes generated ids with outer blanks; location tokens are kept."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def post_process_grounding(
+        self,
+        outputs: Tensor | Sequence[Sequence[int]] | Sequence[str],
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        *,
+        num_prompt_tokens: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Reads the boxes of answers, as the detectors of Transformers post-process theirs.
+
+        Args:
+            outputs: what `generate` returned (int64[B, T] or lists of ids), or the decoded texts.
+            target_sizes: (height, width) in pixels of each row's upright image, a list or
+                int64[B, 2]. None leaves the boxes in 0..1.
+            num_prompt_tokens: how many ids of each row are the prompt's and are skipped
+                (`inputs["input_ids"].shape[1]`, where `outputs` still has the prompt).
+
+        Returns:
+            for each row a dict of `boxes` float[R, 4] xyxy, those anywhere in the text; `text`; and
+            `failure`, why the text is not boxes and nothing else (see `ParsedBoxes`), or None.
+
+        Raises:
+            ValueError: the number of sizes differs, or the boxes are not in the text because the
+                model answers them with a box head.
+        """
+        if self.box_head:
+            raise ValueError(
+                "this model's box head reads its boxes off hidden states, so they are not in the "
+                "text; ask with cloc_mllm.GroundingPredictor"
+            )
+        rows = outputs.tolist() if isinstance(outputs, Tensor) else outputs
+        texts = [
+            row if isinstance(row, str) else self.decode_answer(row[num_prompt_tokens:])
+            for row in rows
+        ]
+        sizes = [None] * len(texts) if target_sizes is None else list(target_sizes)
+        if len(sizes) != len(texts):
+            raise ValueError(f"got {len(texts)} answers but {len(sizes)} target_sizes")
+        results = []
+        for text, size in zip(texts, sizes, strict=True):
+            boxes = Boxes.normalized([box for _, _, box in self.coordinates.find(text)[0]])
+            if size is not None:
+                boxes = boxes.to_pixels(width=float(size[1]), height=float(size[0]))
+            failure = self.coordinates.parse(text).failure
+            results.append({"boxes": boxes.xyxy.float(), "text": text, "failure": failure})
+        return results
 
     def answer_length(self, ids: Sequence[int]) -> int:
-        """How many generated ids come before the end of sequence."""
+        """Counts the generated ids before the end of sequence."""
         ends = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
         return next((place for place, value in enumerate(ids) if value in ends), len(ids))
 
@@ -240,13 +334,13 @@ class ClocMllmProcessor(ProcessorMixin):
             if text.count(IMAGE_TOKEN) != len(of_row):
                 raise ValueError(
                     f"sample {row} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} placeholders but "
-                    f"{len(of_row)} images; write one placeholder an image"
+                    f"{len(of_row)} images; write one placeholder per image"
                 )
         sizes = (image.size for of_row in images for image in of_row)
         return [self._expand_images(text, sizes) for text in texts]
 
     def _expand_images(self, text: str, sizes: Iterator[tuple[int, int]]) -> str:
-        """N tokens a view in the place of each `<image>`."""
+        """Repeats each `<image>` N times per view of its image."""
         if not self.max_tiles:
             return text.replace(IMAGE_TOKEN, IMAGE_TOKEN * self.num_image_tokens)
         before, *after = text.split(IMAGE_TOKEN)
@@ -254,26 +348,30 @@ class ClocMllmProcessor(ProcessorMixin):
         return before + "".join(IMAGE_TOKEN * next(counts) + piece for piece in after)
 
     def _answer_labels(self, answer_ids: list[int]) -> list[int]:
-        """Learn up to the first end of sequence; what a template writes after it is no answer."""
+        """Labels up to the first end of sequence; what a template writes after it is no answer."""
         eos = self.tokenizer.eos_token_id
         end = answer_ids.index(eos) + 1 if eos in answer_ids else len(answer_ids)
         return answer_ids[:end] + [IGNORE_INDEX] * (len(answer_ids) - end)
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal between training and use (contract C7)."""
+        """Names what must be equal in training and use (contract C7)."""
         vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         template = str(self.chat_template)
-        head = {"box_head": True} if self.box_head else {}
-        tiles = {"max_tiles": self.max_tiles} if self.max_tiles else {}
+        # These came later. Each is left out at the value that all models had before, so that older
+        # ones still load.
+        later = {
+            "box_head": (self.box_head, False),
+            "max_tiles": (self.max_tiles, 0),
+            "prompts": (wordings_hash(), FIRST_WORDINGS),
+        }
         return {
-            **head,
-            **tiles,
+            **{name: value for name, (value, first) in later.items() if value != first},
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
             "resize": "long side, bicubic, centred padding",
-            "padding_rgb": list(PADDING_RGB),
-            "pixel_mean": list(PIXEL_MEAN),
-            "pixel_std": list(PIXEL_STD),
+            "padding_rgb": self.image_processor.padding_rgb,
+            "pixel_mean": self.image_processor.image_mean,
+            "pixel_std": self.image_processor.image_std,
             "box_frame": "original image, xyxy, 0..1",
             "box_format": self.box_format,
             "num_bins": self.coordinates.num_bins,
@@ -283,12 +381,10 @@ class ClocMllmProcessor(ProcessorMixin):
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat) -> None:
-    """Give a language model's tokenizer the placeholders and the location tokens.
+    """Adds the placeholders and the location tokens to a language model's tokenizer.
 
     Location tokens are ordinary tokens, so that decoding with `skip_special_tokens` keeps them.
     """
-    from transformers import AddedToken
-
     special = [IMAGE_TOKEN, REGION_TOKEN]
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in special], True)
     written = [*box_format.tokens(), *([BOX_TOKEN] if box_format.head else [])]
@@ -302,57 +398,6 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
-    """Ids of tokens of the vocabulary."""
+    """Looks up tokens of the vocabulary."""
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[token] for token in tokens]
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, (str, Image.Image))
-
-
-def _load_images(images: Any, num_rows: int) -> list[list[Image.Image]]:
-    """Each row's images out of whatever chats carry: none, an image, a path, or a list of them.
-
-    Places that share an object get one object.
-    """
-    rows = [None] * num_rows if images is None else [images] if _is_image(images) else list(images)
-    if len(rows) != num_rows:
-        raise ValueError(
-            f"got {num_rows} texts but {len(rows)} images; pass one a text, or a list of them"
-        )
-    values = [_listed(row, index) for index, row in enumerate(rows)]
-    distinct = {id(value): value for row in values for value in row}
-    loaded = {key: load_image(value) for key, value in distinct.items()}
-    return [[loaded[id(value)] for value in row] for row in values]
-
-
-def _listed(row: Any, index: int) -> list[Any]:
-    images = [] if row is None else list(row) if isinstance(row, (list, tuple)) else [row]
-    if not all(map(_is_image, images)):
-        found = ", ".join(type(image).__name__ for image in images)
-        raise ValueError(f"sample {index} needs PIL images or paths, got {found}")
-    return images
-
-
-def _by_image(regions: Any, num_images: int) -> list[Any]:
-    """A row's regions image by image. A row of one image may give them without a list around."""
-    if num_images > 1 and regions is not None:
-        parts = list(regions)
-        if len(parts) != num_images:
-            raise ValueError(
-                f"got regions for {len(parts)} images in a row of {num_images}; pass one list an "
-                "image (an empty one where there are none)"
-            )
-    else:
-        parts = [regions] * min(1, num_images) if num_images <= 1 else [None] * num_images
-    return [[] if part is None else part for part in parts]
-
-
-def _check_regions(row: int, text: str, regions: Sequence[Sized]) -> None:
-    found, given = text.count(REGION_TOKEN), sum(map(len, regions))
-    if found != given:
-        raise ValueError(
-            f"sample {row} has {found} {REGION_TOKEN} placeholders but {given} region boxes; "
-            "write one placeholder a box"
-        )

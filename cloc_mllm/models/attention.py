@@ -1,4 +1,4 @@
-"""The attention kernel that a tower trains with."""
+"""Chooses the attention kernel that a tower trains with."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def fast_attention(tower: nn.Module, inputs: Tensor) -> Iterator[None]:
-    """Plain matrix products while `tower` trains in bf16 on a CPU; torch's own choice otherwise.
+    """Makes attention plain matrix products while `tower` trains in bf16 on a CPU; otherwise torch
+    chooses.
 
-    There the backward pass of torch's fused kernel is 2-6 times slower than plain products, which
-    round as much as the rest of a bf16 step. Not under gradient checkpointing, whose second
+    In that case the backward pass of torch's fused kernel is 2-6 times slower than plain products,
+    which round as much as the rest of a bf16 step. Gradient checkpointing is left out: its second
     forward pass comes in backward, outside of this context, and must be like the first.
     """
     if not (
@@ -27,7 +28,8 @@ def fast_attention(tower: nn.Module, inputs: Tensor) -> Iterator[None]:
     ):
         yield
         return
-    # named for CUDA, but read by the plain path on every device, which else computes in float32
+    # The name says CUDA, but the plain path reads it on every device; without it, it computes in
+    # float32.
     before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     try:
@@ -38,7 +40,7 @@ def fast_attention(tower: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 
 def _is_checkpointed(module: nn.Module) -> bool:
-    """open_clip's and timm's transformers, Hugging Face's layers."""
+    """Whether a transformer of open_clip or timm, or a layer of Hugging Face, is checkpointed."""
     return any(
         getattr(module, name, False) is True
         for name in ("grad_checkpointing", "gradient_checkpointing")

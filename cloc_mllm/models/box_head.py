@@ -1,18 +1,18 @@
-"""BoxHead: the box a text prompt points at (section 3.3 of the paper)."""
+"""BoxHead: reads the box that a text prompt points at (section 3.3 of the paper)."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from cloc_mllm.models.position import at_least_float32
 
 
 class BoxHead(nn.Module):
-    """Two-layer MLP with GELU on z of a text prompt: float[R, E] -> boxes float[R, 4].
+    """A two-layer MLP with GELU from z of a text prompt to its box: float[R, E] -> float[R, 4].
 
-    The four outputs are centre and size through a sigmoid, so a box is never inverted; returned
-    as xyxy in the canvas frame.
+    The four outputs are centre and size, through a sigmoid, so that a box is never inverted. The
+    box is xyxy in the canvas frame.
     """
 
     def __init__(self, embed_dim: int) -> None:
@@ -22,5 +22,4 @@ class BoxHead(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        centre, size = at_least_float32(self.mlp(z)).sigmoid().chunk(2, -1)
-        return torch.cat([centre - size / 2, centre + size / 2], -1)
+        return box_convert(at_least_float32(self.mlp(z)).sigmoid(), "cxcywh", "xyxy")

@@ -1,7 +1,7 @@
-"""Assemble a CLOC from its config, and write and read its directory.
+"""Builds a CLOC from its config, and writes and reads its directory.
 
 A model directory holds `config.json` (ModelConfig and preprocessing fingerprint),
-`model.safetensors`, and what the tokenizer and a Hugging Face text tower need to be rebuilt.
+`model.safetensors`, and the files of the tokenizer and of a Hugging Face text tower.
 """
 
 from __future__ import annotations
@@ -12,63 +12,70 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
-from cloc_mllm.config import ModelConfig
+from cloc_mllm.config import PrompterConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.distributed import launched_rank
+from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
+    ResolvedModel,
     full_clip_config,
     read_cloc_config,
     reads_padding,
-    resolve_model,
 )
 from cloc_mllm.models.cloc import Cloc, ClocVision
 from cloc_mllm.models.initialize import (
     WEIGHTS_FILE,
     find_init,
     load_init,
-    load_region_parts,
+    load_parts,
     load_tower,
+    read_weights,
     set_timm_size,
 )
+from cloc_mllm.models.region_encoders import RegionEncoder
+from cloc_mllm.models.region_encoders.clip_tokens import ClipTokenEncoder
+from cloc_mllm.models.region_encoders.prompter import Prompter, PrompterEncoder
+from cloc_mllm.models.region_encoders.roi_align import RoIAlignEncoder
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 
 
-def build_cloc(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> Cloc:
-    """A CLOC over open_clip towers: any open_clip architecture, or `clip_config`.
+def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) -> Cloc:
+    """Builds a CLOC over open_clip towers, with the weights of `config.init` if it names any.
+
+    `tokenizer` is the config's own unless it is given.
 
     Raises:
-        ValueError: the architecture is unknown, or the config names none.
+        ValueError: `init` or the tokenizer does not fit the towers.
     """
-    config = resolve_model(config)
     tokenizer = tokenizer or load_tokenizer(config)
-    clip = _build_clip(config, tokenizer)
-    encoder = VisionEncoder(clip.visual, config.image_size)
+    clip, parts = _build_clip(config, tokenizer)
     embed_dim = int(full_clip_config(config)["embed_dim"])
-    vision = ClocVision(encoder, embed_dim, config.prompter)
+    encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
+    vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
-    with torch.no_grad():
-        if cloc.logit_bias is None:
-            cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
-        elif clip.logit_bias is not None:  # a temperature learned without a bias says nothing here
-            cloc.logit_scale.copy_(clip.logit_scale.reshape(1))
-            cloc.logit_bias.copy_(clip.logit_bias.reshape(1))
-    load_region_parts(cloc, config)
+    if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
+        cloc.logit_scale.data.copy_(clip.logit_scale.reshape(1))
+    if config.init:
+        report = load_parts(cloc, parts)
+        if launched_rank() == 0:
+            print(report.table(f"model.init {config.init}"), flush=True)
     return cloc
 
 
-def load_tokenizer(config: ModelConfig) -> TextTokenizer:
-    """The tokenizer of a model, padding as its text tower wants it."""
-    config = resolve_model(config)
+def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
+    """Loads the tokenizer of a model, which pads as the text tower needs it."""
     padded = reads_padding(full_clip_config(config)["text_cfg"])
     return load_text_tokenizer(config.tokenizer, config.context_length, full_length=padded)
 
 
-def build_cloc_vision(config: ModelConfig) -> ClocVision:
-    """The image side alone (random weights), e.g. inside an MLLM."""
+def build_cloc_vision(config: ResolvedModel) -> ClocVision:
+    """Builds the image side alone, with random weights, for instance inside an MLLM."""
     import open_clip.model
 
     clip_config = full_clip_config(config)
@@ -76,21 +83,20 @@ def build_cloc_vision(config: ModelConfig) -> ClocVision:
         clip_config["embed_dim"], clip_config["vision_cfg"], clip_config.get("quick_gelu", False)
     )
     set_timm_size(visual, config.image_size)
-    encoder = VisionEncoder(visual, config.image_size)
-    return ClocVision(encoder, clip_config["embed_dim"], config.prompter)
+    encoder = VisionEncoder(visual, config.image_size, clip_config["embed_dim"])
+    return ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
 
 
 def save_cloc(
     model: Cloc,
     directory: str | Path,
-    config: ModelConfig,
+    config: ResolvedModel,
     tokenizer: TextTokenizer,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a model directory that `load_cloc` reads without the original tower files."""
+    """Writes a model directory that `load_cloc` reads without the original tower files."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = resolve_model(config)
     saved = dataclasses.replace(
         config,
         architecture="",
@@ -114,8 +120,8 @@ def save_cloc(
 
 def load_cloc(
     directory: str | Path, device: torch.device | str = "cpu"
-) -> tuple[Cloc, TextTokenizer, ModelConfig]:
-    """Read a model directory, in float32 and eval mode.
+) -> tuple[Cloc, TextTokenizer, ResolvedModel]:
+    """Reads a model directory, in float32 and eval mode.
 
     Raises:
         ValueError: the directory was written with another preprocessing than this version does.
@@ -127,13 +133,16 @@ def load_cloc(
         contents["fingerprint"], preprocessing_fingerprint(config.image_size, tokenizer), directory
     )
     model = build_cloc(config, tokenizer)
-    state = load_file(Path(directory) / WEIGHTS_FILE)
+    state = read_weights(Path(directory))
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.to(device).eval(), tokenizer, config
 
 
 def check_fingerprint(expected: dict[str, Any], actual: dict[str, Any], source: object) -> None:
-    """Raise a ValueError that names every difference between two preprocessing fingerprints."""
+    """
+    Raises:
+        ValueError: two preprocessing fingerprints differ; it names every difference.
+    """
     different = [
         f"{key}: {source} has {expected.get(key)!r}, now {actual.get(key)!r}"
         for key in sorted(expected.keys() | actual.keys())
@@ -143,8 +152,29 @@ def check_fingerprint(expected: dict[str, Any], actual: dict[str, Any], source: 
         raise ValueError("preprocessing differs from training; " + "; ".join(different))
 
 
-def _build_clip(config: ModelConfig, tokenizer: TextTokenizer) -> Any:
-    """open_clip's CustomTextCLIP (so that both kinds of text tower sit at `.text`)."""
+def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> RegionEncoder:
+    if config.kind == "roi_align":
+        return RoIAlignEncoder(encoder.token_dim, encoder.embed_dim)
+    if config.kind == "none":
+        return ClipTokenEncoder(encoder.project_tokens)
+    prompter = Prompter(
+        encoder.token_dim,
+        encoder.embed_dim,
+        config.width or encoder.token_dim,
+        readout=config.readout,
+        spatial_prior=config.spatial_prior,
+        text_prior=config.text_prior,
+        free_form=config.free_form,
+    )
+    return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
+
+
+def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, dict[str, Tensor]]:
+    """Builds open_clip's CustomTextCLIP, so that both kinds of text tower sit at `.text`.
+
+    Returns:
+        the model with the weights of `init`, and the other parts of `init` (see `load_init`).
+    """
     from open_clip.model import CustomTextCLIP
 
     source = find_init(config)
@@ -152,14 +182,13 @@ def _build_clip(config: ModelConfig, tokenizer: TextTokenizer) -> Any:
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
     model: Any = CustomTextCLIP(**{k: v for k, v in clip_config.items() if k in known})
     _check_tokenizer(model.text, clip_config["text_cfg"], tokenizer)
-    if source is not None:
-        load_init(model, source)
+    parts = {} if source is None else load_init(model, source)
     if config.pretrained_image:
         load_tower(getattr(model.visual, "trunk", model.visual), config.pretrained_image)
     if config.pretrained_text:
         load_tower(model.text.transformer, config.pretrained_text)
     set_timm_size(model.visual, config.image_size)
-    return model
+    return model, parts
 
 
 def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokenizer) -> None:
@@ -186,7 +215,7 @@ def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokeniz
 
 
 def _clip_config_to_save(
-    model: Cloc, config: ModelConfig, tokenizer: TextTokenizer, directory: Path
+    model: Cloc, config: ResolvedModel, tokenizer: TextTokenizer, directory: Path
 ) -> dict[str, Any]:
     clip_config = full_clip_config(config, tokenizer)
     clip_config["vision_cfg"]["timm_model_pretrained"] = False

@@ -1,4 +1,4 @@
-"""open_clip's model config, completed by CLOC's settings, by `init` and by the tokenizer."""
+"""Completes open_clip's model config from CLOC's settings, `init` and the tokenizer."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NewType
 
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, end_token_id
 
 CONFIG_FILE = "config.json"
-_DEFAULT_ARCHITECTURE = "ViT-B-16"  # whose BPE is every native text tower's
+_DEFAULT_ARCHITECTURE = "ViT-B-16"  # all native text towers have its BPE
+
+# A ModelConfig that leaves nothing to `architecture`, `clip_config` or `init`. `resolve_model` and
+# `read_cloc_config` make one; whatever builds or saves a model takes one.
+ResolvedModel = NewType("ResolvedModel", ModelConfig)
 
 
-def resolve_model(config: ModelConfig) -> ModelConfig:
+def resolve_model(config: ModelConfig) -> ResolvedModel:
     """Spells out every setting that was left to follow `architecture`, `clip_config` or `init`.
 
     Raises:
@@ -34,16 +38,21 @@ def resolve_model(config: ModelConfig) -> ModelConfig:
     image_size = start.image_size if start else base["vision_cfg"].get("image_size", 224)
     context_length = start.context_length if start else base["text_cfg"].get("context_length", 77)
     tokenizer = start.tokenizer if start else _tokenizer_of(config, base["text_cfg"])
-    return dataclasses.replace(
+    resolved = dataclasses.replace(
         config,
         image_size=config.image_size or image_size,
         context_length=config.context_length or context_length,
         tokenizer=config.tokenizer or tokenizer,
     )
+    return ResolvedModel(resolved)
 
 
-def read_cloc_config(directory: str | Path) -> ModelConfig:
-    """The ModelConfig of a model directory, its local paths made absolute."""
+def read_cloc_config(directory: str | Path) -> ResolvedModel:
+    """Reads the config of a model directory and makes its local paths absolute.
+
+    Raises:
+        FileNotFoundError, ValueError: `directory` is not what `save_cloc` wrote.
+    """
     directory = Path(directory)
     path = directory / CONFIG_FILE
     if not path.is_file():
@@ -62,15 +71,18 @@ def read_cloc_config(directory: str | Path) -> ModelConfig:
     text = config.clip_config.get("text_cfg", {})
     if text.get("hf_model_name") == "text_tower":
         text["hf_model_name"] = str(directory / "text_tower")
-    return config
+    return ResolvedModel(config)
 
 
-def full_clip_config(config: ModelConfig, tokenizer: TextTokenizer | None = None) -> dict[str, Any]:
-    """open_clip's model config of a resolved `config`, its text tower made for the tokenizer."""
+def full_clip_config(
+    config: ResolvedModel, tokenizer: TextTokenizer | None = None
+) -> dict[str, Any]:
+    """open_clip's model config, with the text tower fitted to the tokenizer if one is given."""
+    assert config.image_size, "the config was not resolved"
     base = copy.deepcopy(_base(config))
     vision, text = base["vision_cfg"], base["text_cfg"]
     vision["image_size"] = config.image_size
-    if config.init:  # whose weights make others superfluous
+    if config.init:  # its weights replace all others
         vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
     if not text.get("hf_model_name"):
         text["context_length"] = config.context_length
@@ -80,8 +92,8 @@ def full_clip_config(config: ModelConfig, tokenizer: TextTokenizer | None = None
 
 
 def reads_padding(text_cfg: dict[str, Any]) -> bool:
-    """Whether a native text tower's features depend on the padding (SigLIP's, CLIPA's,
-    MobileCLIP's), so that every text must be padded to the context length, as in its training."""
+    """Whether the features of a text tower depend on the padding, as those of SigLIP, CLIPA and
+    MobileCLIP do. Every text must then be padded to the context length, as in its training."""
     native = not text_cfg.get("hf_model_name")
     causal = not text_cfg.get("no_causal_mask")
     return native and not (causal and text_cfg.get("pool_type") in (None, "argmax", "eos"))
@@ -116,10 +128,11 @@ def _tokenizer_of(config: ModelConfig, text_cfg: dict[str, Any]) -> str:
 def _text_changes(
     text_cfg: dict[str, Any], tokenizer: TextTokenizer, *, has_weights: bool
 ) -> dict[str, Any]:
-    """What a native text tower takes from its tokenizer: the number of tokens and where to pool.
+    """The settings of a native text tower that its tokenizer decides: the number of tokens and
+    where to pool.
 
-    open_clip pools at the highest id of a text, which is right only where the end token is the
-    highest of all.
+    open_clip pools at the highest id of a text, which is right only if the end token has the
+    highest id of all.
 
     Raises:
         ValueError: the tower would pool at a wrong token.

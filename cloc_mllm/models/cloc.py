@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cloc_mllm.config import PrompterConfig
-from cloc_mllm.models.box_head import BoxHead
-from cloc_mllm.models.position import mask_boxes, token_cells
-from cloc_mllm.models.prompter import Prompter
-from cloc_mllm.models.region_pooling import RoIAlignEncoder, box_of_similarity, pool_under_boxes
+from cloc_mllm.models.region_encoders import RegionEncoder, RegionPrompts
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 
 _INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-# of the sigmoid loss: nearly all pairs are negatives, so all start as "no" (SigLIP, section 3.2)
+# Nearly all pairs of the sigmoid loss are negatives, so all start as "no" (SigLIP, section 3.2).
 _INITIAL_SIGMOID_SCALE = math.log(10.0)
 _INITIAL_SIGMOID_BIAS = -10.0
 
@@ -41,59 +37,35 @@ class ClocInputs(Protocol):
     masked_regions: Tensor
 
 
-class RegionPrompts(NamedTuple):
-    """Where the regions of a batch are, packed.
+class Temperature(NamedTuple):
+    """Turns a cosine into a logit: `exp(logit_scale) * cosine + logit_bias`.
 
     Attributes:
-        boxes: float[R, 4] xyxy, canvas frame.
-        image_index: int64[R].
-        masks: float[F, H, W] over the canvas; they prompt instead of the box.
-        masked_regions: int64[F], the regions they stand for.
+        logit_scale: float[1].
+        logit_bias: float[1] for the sigmoid loss, None for the softmax loss.
     """
 
-    boxes: Tensor
-    image_index: Tensor
-    masks: Tensor
-    masked_regions: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor | None
 
-    def of_images(self, first: int, stop: int) -> tuple[RegionPrompts, Tensor]:
-        """Those of images `first` .. `stop` alone, and which regions they are: int64[R']."""
-        own = ((self.image_index >= first) & (self.image_index < stop)).nonzero()[:, 0]
-        place = torch.full_like(self.image_index, -1)
-        place[own] = torch.arange(len(own), device=own.device)
-        masked = place[self.masked_regions]
-        part = RegionPrompts(
-            self.boxes[own],
-            self.image_index[own] - first,
-            self.masks[masked >= 0],
-            masked[masked >= 0],
-        )
-        return part, own
-
-
-class Temperature(NamedTuple):
-    """Cosine to logit: `exp(logit_scale) * cosine`, `+ logit_bias` where the loss is sigmoid."""
-
-    logit_scale: Tensor  # float[1]
-    logit_bias: Tensor | None  # float[1]
-
-    @classmethod
-    def of(cls, logit_scale: Tensor, logit_bias: Tensor | None) -> Temperature:
-        """Of parameters, as copies (with gradient): ZeRO-3 empties a module's own parameters at the
-        end of its forward, and the loss comes after it."""
-        return cls(logit_scale.clone(), None if logit_bias is None else logit_bias.clone())
+    def clone(self) -> Temperature:
+        """Copies that pass the gradient on. ZeRO-3 empties a module's own parameters at the end of
+        its forward, and the loss comes later."""
+        bias = self.logit_bias
+        return Temperature(self.logit_scale.clone(), None if bias is None else bias.clone())
 
 
 class ClocOutputs(NamedTuple):
     """Everything the losses need.
 
     Attributes:
-        temperature, region_temperature: of L_CLIP and of L_CLOC (None for plain CLIP).
-        image_features, caption_features: float[C, E], of the images that have a caption.
-        region_features: float[R, E], z of the box prompts; None for plain CLIP.
-        region_text_features: float[R, E], f_T of each region's phrase; None for plain CLIP.
-        located_boxes: float[R, 4] canvas frame, BoxHead's answer to each region's phrase; None
-            without a Prompter.
+        temperature: for L_CLIP.
+        image_features, caption_features: float[C, E], of the C captions and their images.
+        region_temperature: for L_CLOC; None for a plain CLIP.
+        region_features: float[R, E], z of the prompts; None for a plain CLIP.
+        region_text_features: float[R, E], f_T of each region's phrase; None for a plain CLIP.
+        located_boxes: float[R, 4] canvas frame, the box answered to each region's phrase; None if
+            the region encoder predicts no boxes.
     """
 
     temperature: Temperature
@@ -106,189 +78,124 @@ class ClocOutputs(NamedTuple):
 
 
 class ClocVision(nn.Module):
-    """Image tower with its region encoder and BoxHead: CLOC without the text tower."""
+    """Image tower and region encoder: CLOC without the text tower."""
 
-    def __init__(self, encoder: VisionEncoder, embed_dim: int, config: PrompterConfig) -> None:
+    def __init__(self, encoder: VisionEncoder, region_encoder: RegionEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.embed_dim = embed_dim
-        self.kind = config.kind
-        self.prompter: Prompter | None = None
-        self.roi_align: RoIAlignEncoder | None = None
-        self.box_head: BoxHead | None = None
-        if config.kind == "prompter":
-            self.prompter = Prompter(encoder.token_dim, embed_dim, config)
-            self.box_head = BoxHead(embed_dim)
-        elif config.kind == "roi_align":
-            self.roi_align = RoIAlignEncoder(encoder.token_dim, embed_dim)
+        self.region_encoder = region_encoder
 
     @property
     def token_dim(self) -> int:
         return self.encoder.token_dim
 
     @property
+    def embed_dim(self) -> int:
+        return self.encoder.embed_dim
+
+    @property
     def grid_hw(self) -> tuple[int, int]:
         return self.encoder.grid_hw
 
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
-        """Once per image; every prompt below reuses the result."""
+        """Encodes each image once; every prompt below reuses the result."""
         return self.encoder(pixel_values)
 
     def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """Region embeddings z of `boxes: float[R, 4]` (canvas frame): float[R, E], unnormalised."""
-        if self.prompter is not None:
-            return self.prompter.embed_boxes(
-                image, self.prompter.prepare(image), boxes, image_index
-            )
-        if self.roi_align is not None:
-            return self.roi_align.embed_boxes(image, boxes, image_index)
-        return pool_under_boxes(self.embed_tokens(image), image, boxes, image_index)
+        """See `RegionEncoder.embed_boxes`."""
+        return self.region_encoder.embed_boxes(image, boxes, image_index)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
-        """Region embeddings of points, scribbles, masks or sets of boxes, drawn as masks:
-        `masks: float[R, H, W]` in 0..1 over the canvas, any H and W -> float[R, E], unnormalised.
-
-        Without a Prompter a mask is its bounding box.
-        """
-        if self.prompter is None:
-            return self.embed_boxes(image, mask_boxes(masks), image_index)
-        return self.prompter.embed_masks(image, self.prompter.prepare(image), masks, image_index)
-
-    def embed_tokens(self, image: ImageFeatures) -> Tensor:
-        """Every image token read out as if it were a region: float[B, N, E], unnormalised."""
-        if self.prompter is not None:
-            return self.prompter.embed_tokens(self.prompter.prepare(image))
-        if self.roi_align is not None:
-            return self.roi_align.embed_tokens(image)
-        return self.encoder.project_tokens(image.tokens)
+        """See `RegionEncoder.embed_masks`."""
+        return self.region_encoder.embed_masks(image, masks, image_index)
 
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
-        """What each image token belongs to: region embeddings float[B, N, E] and their boxes
-        float[B, N, 4] (canvas frame).
-
-        A token's own embedding, as a text prompt, gives the box; that box, as a box prompt, gives
-        the embedding. Without a Prompter the box is the token's cell.
-        """
-        if self.prompter is None or self.box_head is None:
-            cells = token_cells(image.grid_hw, image.tokens.device)
-            return self.embed_tokens(image), cells.expand(len(image.tokens), -1, -1)
-        context = self.prompter.prepare(image)
-        boxes = self.box_head(self.prompter.locate_tokens(image, context))
-        return self.prompter.embed_box_grid(image, context, boxes), boxes
+        """See `RegionEncoder.read_tokens`."""
+        return self.region_encoder.read_tokens(image)
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """The box each text points at: float[R, 4] canvas frame.
-
-        `text_features: float[R, E]` are f_T's, unnormalised. Without a Prompter the box is drawn
-        around the tokens most similar to the text (`box_of_similarity`).
-        """
-        if self.prompter is None or self.box_head is None:
-            return box_of_similarity(self.embed_tokens(image), image, text_features, image_index)
-        context = self.prompter.prepare(image)
-        return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
+        """See `RegionEncoder.locate`."""
+        return self.region_encoder.locate(image, text_features, image_index)
 
     def forward_images(
-        self, pixel_values: Tensor, regions: RegionPrompts, text_features: Tensor | None
+        self, pixel_values: Tensor, prompts: RegionPrompts, text_features: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Training's `(image_features, region embeddings, located boxes)`, all in one."""
+        """Training's `(image_features, region embeddings, located boxes)`; the last two are None
+        without `text_features: float[R, E]`."""
         image = self.encode_image(pixel_values)
         if text_features is None:
             return image.image_features, None, None
-        return image.image_features, *self.forward_regions(image, regions, text_features)
-
-    def forward_regions(
-        self, image: ImageFeatures, regions: RegionPrompts, text_features: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Training's `(region embeddings, located boxes)` with the shared work done once.
-
-        `text_features: float[R, E]`.
-        """
-        boxes, image_index, masks, masked = regions
-        if self.prompter is not None and self.box_head is not None:
-            context = self.prompter.prepare(image)
-            z = self.prompter.embed_boxes(image, context, boxes, image_index)
-            if self.prompter.mask is not None:
-                of_masks = self.prompter.embed_masks(image, context, masks, image_index[masked])
-                z = z.index_copy(0, masked, of_masks)
-            text_z = self.prompter.embed_texts(context, text_features, image_index)
-            return z, self.box_head(text_z)
-        if self.roi_align is not None:
-            return self.roi_align.embed_boxes(image, boxes, image_index), None
-        return None, None
+        return image.image_features, *self.region_encoder(image, prompts, text_features)
 
 
 class Cloc(nn.Module):
     """The two towers, the region encoder and the temperatures.
 
-    `encode_image` and `encode_text` equal the underlying open_clip model's, bit for bit.
+    `encode_image` and `encode_text` equal those of the underlying open_clip model, bit for bit.
 
     Attributes:
-        micro_batch_size: if not 0, training's forward takes this many images (then texts) at a
-            time and keeps their outputs only; each such part runs again in backward. That is
-            GradCache (arXiv 2101.06983) in one backward: same loss, activations of one part.
+        micro_batch_size: if not 0, `forward` takes this many images (then texts) at a time and
+            keeps their outputs alone; each part runs again in backward. This is GradCache (arXiv
+            2101.06983) in one backward pass: the same loss with the activations of one part.
     """
 
     def __init__(
         self,
         vision: ClocVision,
         text: TextEncoder,
-        contrastive_loss: Literal["softmax", "sigmoid"] = "softmax",
+        contrastive_loss: Literal["softmax", "sigmoid"],
     ) -> None:
         super().__init__()
         self.vision = vision
         self.text = text
         self.micro_batch_size = 0
         self.logit_scale, self.logit_bias = _initial_temperature(contrastive_loss)
-        if vision.kind != "none":
+        if vision.region_encoder.has_region_loss:
             self.region_logit_scale, self.region_logit_bias = _initial_temperature(contrastive_loss)
 
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
-        """`pixel_values: float[B, 3, S, S]` -> pooled features and tokens."""
+        """Pooled features and tokens of `pixel_values: float[B, 3, S, S]`."""
         return self.vision.encode_image(pixel_values)
 
     def encode_text(self, input_ids: Tensor) -> Tensor:
-        """`input_ids: int64[P, T]` -> float[P, E], unnormalised."""
+        """Features of `input_ids: int64[P, T]`: float[P, E], not normalised."""
         return self.text(input_ids)
 
     def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """See `ClocVision.embed_boxes`."""
+        """See `RegionEncoder.embed_boxes`."""
         return self.vision.embed_boxes(image, boxes, image_index)
 
-    def embed_tokens(self, image: ImageFeatures) -> Tensor:
-        """See `ClocVision.embed_tokens`."""
-        return self.vision.embed_tokens(image)
-
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """See `ClocVision.locate`."""
+        """See `RegionEncoder.locate`."""
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:
-        temperature = Temperature.of(self.logit_scale, self.logit_bias)
-        is_clip = self.vision.kind == "none"
+        temperature = Temperature(self.logit_scale, self.logit_bias).clone()
+        is_clip = not self.vision.region_encoder.has_region_loss
         phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
         captions, phrases = self._encode_texts(batch.caption_input_ids, phrase_input_ids)
-        regions = RegionPrompts(
+        prompts = RegionPrompts(
             batch.boxes, batch.region_image_index, batch.region_masks, batch.masked_regions
         )
         if is_clip:
-            image_features, *_ = self._encode_images(batch.pixel_values, regions, None)
+            image_features, *_ = self._encode_images(batch.pixel_values, prompts, None)
             return ClocOutputs(temperature, image_features[batch.caption_image_index], captions)
-        # a batch without regions still runs both branches (on nothing), so that every rank
-        # touches every parameter
+        # A batch without regions still runs all of this (on nothing), so that every rank touches
+        # every parameter.
         region_text = phrases[batch.region_phrase_index]
-        image_features, z, located = self._encode_images(batch.pixel_values, regions, region_text)
+        image_features, z, located = self._encode_images(batch.pixel_values, prompts, region_text)
         return ClocOutputs(
             temperature,
             image_features[batch.caption_image_index],
             captions,
-            Temperature.of(self.region_logit_scale, self.region_logit_bias),
+            Temperature(self.region_logit_scale, self.region_logit_bias).clone(),
             z,
             region_text,
             located,
         )
 
     def _encode_texts(self, *groups: Tensor) -> list[Tensor]:
-        """int64[P, T] of each group -> float[P, E]."""
+        """Features of each group of texts: int64[P, T] -> float[P, E]."""
         size = self.micro_batch_size
         if not 0 < size < max(map(len, groups)):
             return self.text.encode_groups(*groups)
@@ -300,20 +207,20 @@ class Cloc(nn.Module):
         ]
 
     def _encode_images(
-        self, pixel_values: Tensor, regions: RegionPrompts, region_text: Tensor | None
+        self, pixel_values: Tensor, prompts: RegionPrompts, region_text: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """See `ClocVision.forward_images`; micro-batches take the regions of their images along."""
+        """See `ClocVision.forward_images`. Each micro-batch takes the regions of its images."""
         size, num_images = self.micro_batch_size, len(pixel_values)
         forward = self.vision.forward_images
         if not 0 < size < num_images:
-            return forward(pixel_values, regions, region_text)
+            return forward(pixel_values, prompts, region_text)
         parts, owned = [], []
         for first in range(0, num_images, size):
-            of_part, own = regions.of_images(first, first + size)
-            text = None if region_text is None else region_text[own]
-            inputs = (pixel_values[first : first + size], of_part, text)
+            own_prompts, own_regions = prompts.select_images(first, first + size)
+            text = None if region_text is None else region_text[own_regions]
+            inputs = (pixel_values[first : first + size], own_prompts, text)
             parts.append(checkpoint(forward, *inputs, use_reentrant=False))
-            owned.append(own)
+            owned.append(own_regions)
         image_features, z, located = zip(*parts, strict=True)
         in_order = torch.cat(owned).argsort()
         return (
@@ -330,7 +237,7 @@ class Cloc(nn.Module):
 def _initial_temperature(
     contrastive_loss: Literal["softmax", "sigmoid"],
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """Logarithmic scale and bias; one-element, as DeepSpeed cannot initialise 0-dim parameters."""
+    """Logarithmic scale and bias of one element each: DeepSpeed takes no 0-dim parameters."""
     if contrastive_loss == "softmax":
         return nn.Parameter(torch.tensor([_INITIAL_LOGIT_SCALE])), None
     scale = nn.Parameter(torch.tensor([_INITIAL_SIGMOID_SCALE]))

@@ -1,4 +1,4 @@
-"""A CLOC's towers for other code: `cloc-mllm export --cloc DIR --to open_clip --out DIR`."""
+"""Writes a CLOC for other code: `cloc-mllm export --cloc DIR --to open_clip --out DIR`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.initialize import EXPORTED
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.shipped import shipped_directory
 
@@ -26,12 +27,12 @@ NAMES = {
     "logit_scale": "log temperature of image against text",
     "logit_bias": "bias of image against text (sigmoid loss)",
     "region.prompter.": "Prompter: image tokens and a box or text prompt to a region embedding",
-    "region.roi_align.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.box_head.": "BoxHead: region embedding of a text prompt to cxcywh before the sigmoid",
+    "region.projection.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.logit_scale": "log temperature of region against text",
     "region.logit_bias": "bias of region against text (sigmoid loss)",
+    "region.": "all that CLOC adds to CLIP, by the names of its region encoder (prompter.kind)",
 }
-_REGION_PARTS = {"vision.": "region.", "region_logit_": "region.logit_"}
 
 PREPROCESS = {
     "mean": PIXEL_MEAN,
@@ -51,7 +52,7 @@ _HF_LAYER = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm export`: the image tower as a drop-in replacement for CLIP's."""
+    """`cloc-mllm export`: writes the towers as a drop-in replacement for CLIP's."""
     parser = argparse.ArgumentParser(
         prog="cloc-mllm export",
         description="Write the towers of a CLOC so that other code loads them as a CLIP.",
@@ -72,10 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_open_clip(directory: str | Path, out: Path) -> None:
-    """Write what open_clip loads as `local-dir:OUT`; features stay equal bit for bit.
+    """Writes what open_clip loads as `local-dir:OUT`; features stay equal bit for bit.
 
-    open_clip's own tokenizer is its default; any other is saved beside the configuration, as is
-    the configuration of a Hugging Face text tower (by its absolute path: such a directory stays).
+    Beside the configuration it saves any tokenizer but open_clip's own, and the configuration of a
+    Hugging Face text tower. The latter is named by its absolute path, so do not move `out` then.
 
     Raises:
         FileExistsError: `out` exists.
@@ -98,7 +99,7 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
 
 
 def export_hf_clip(directory: str | Path, out: Path) -> None:
-    """Write a Transformers `CLIPVisionModelWithProjection` with its image processor.
+    """Writes a Transformers `CLIPVisionModelWithProjection` with its image processor.
 
     Raises:
         ValueError: the image tower is not a plain CLIP ViT, which is all that class can hold.
@@ -121,10 +122,10 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
 
 
 def export_safetensors(directory: str | Path, out: Path) -> None:
-    """Write all weights as one file for code that has nothing but `safetensors`.
+    """Writes all weights as one file for code that has nothing but `safetensors`.
 
-    `cloc.json` says what each prefix holds, and the settings: open_clip's model config, the
-    Prompter's, the preprocessing and the tokenizer.
+    `cloc.json` beside it says what each prefix holds, and the settings: open_clip's model config,
+    the region encoder's, the preprocessing and the tokenizer.
 
     Raises:
         FileExistsError: `out` exists.
@@ -132,9 +133,9 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
     cloc, tokenizer, config = load_cloc(directory)
     state = _open_clip_state(cloc)
     for name, tensor in cloc.state_dict().items():
-        prefix = next((ours for ours in _REGION_PARTS if name.startswith(ours)), None)
-        if prefix is not None and not name.startswith("vision.encoder."):
-            state[_REGION_PARTS[prefix] + name.removeprefix(prefix)] = tensor
+        prefix = next((ours for ours in EXPORTED if name.startswith(ours)), None)
+        if prefix is not None:
+            state[EXPORTED[prefix] + name.removeprefix(prefix)] = tensor
     out.mkdir(parents=True)
     save_file(_contiguous(state), out / "cloc.safetensors", {"format": "pt"})
     contents = {
@@ -159,7 +160,7 @@ EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {
 
 
 def _clip_config(cloc: Cloc, config: ModelConfig) -> dict[str, Any]:
-    """open_clip's, which builds a bias only if it is told where one starts."""
+    """open_clip's model config. open_clip builds a bias only if it is told where one starts."""
     bias = cloc.logit_bias
     return config.clip_config | ({} if bias is None else {"init_logit_bias": bias.item()})
 
@@ -196,7 +197,7 @@ def _hf_config(cloc: Cloc, clip_config: dict[str, Any]) -> Any:
 
 
 def _hf_state(encoder: VisionEncoder) -> dict[str, Tensor]:
-    """open_clip's names and shapes of a ViT's weights to Transformers'."""
+    """The weights of a ViT by Transformers' names and in its shapes."""
     ours = encoder.visual.state_dict()
     embeddings = "vision_model.embeddings."
     state = {

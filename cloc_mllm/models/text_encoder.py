@@ -1,4 +1,4 @@
-"""The text tower f_T at the real length of its texts.
+"""Runs the text tower f_T at the real length of its texts.
 
 Letters: P texts, T tokens (longest of the batch), E embedding width.
 """
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from cloc_mllm.models.attention import fast_attention
 
-# What one more call of the tower costs, forward and backward, in tokens of a larger call. On a CPU
-# measured: 46-62 of a ViT-B/16's tower, 62-87 of one of width 128. Elsewhere an estimate: a call
-# is some 500 kernels, and kernels are short.
+# The cost of one more call of the tower, forward and backward, in tokens of a larger call. On a CPU
+# it was measured: 46-62 for a ViT-B/16's tower, 62-87 for one of width 128. Elsewhere it is an
+# estimate: a call is some 500 kernels, and kernels are short.
 _CALL_TOKENS = {"cpu": 60}
 _CALL_TOKENS_ELSEWHERE = 3000
 
@@ -31,10 +31,11 @@ class TextEncoder(nn.Module):
         self.text = text
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Pooled and projected, not normalised. T may be anything up to the context length.
+        """Pooled and projected features, not normalised. T may be anything up to the context
+        length.
 
         open_clip's native tower adds its full causal mask whatever T is, so the mask is cut to T
-        for the call; at T = context length the call is open_clip's own, bit for bit.
+        for the call. At T = context length the call is open_clip's own, bit for bit.
         """
         if not len(input_ids):  # not every tower takes an empty batch
             # not self(...): ZeRO-3 wants the same calls of modules on every rank
@@ -43,11 +44,12 @@ class TextEncoder(nn.Module):
             return self._forward_any_length(input_ids)
 
     def encode_groups(self, *groups: Tensor) -> list[Tensor]:
-        """Several int64[P, T] at once -> float[P, E] of each; texts of all groups share calls of
-        the tower by their length, so that a long one does not lengthen all.
+        """Features of several groups of texts: int64[P, T] -> float[P, E] each.
 
-        How many calls is settled by what a call costs (`_CALL_TOKENS`). Equal to `forward` but for
-        rounding: matrix products of other sizes sum in another order.
+        Texts of all groups are sorted by length into buckets, one call of the tower per bucket, so
+        that a long text does not lengthen all others. The cost of a call (`_CALL_TOKENS`) decides
+        how many there are. The features equal those of `forward` up to rounding: matrix products of
+        other sizes sum in another order.
         """
         pad_id = self._pad_id
         if pad_id is None or self._is_partitioned or not sum(map(len, groups)):
@@ -68,12 +70,13 @@ class TextEncoder(nn.Module):
 
     @property
     def _is_partitioned(self) -> bool:
-        """Under ZeRO-3, where every rank must call the tower equally often."""
+        """Whether this is ZeRO-3, where every rank must call the tower equally often."""
         return hasattr(next(self.parameters()), "ds_id")
 
     @property
     def _pad_id(self) -> int | None:
-        """What may be cut from or added to the end of a text; None where that changes features."""
+        """The id that may be added to or cut from the end of a text, or None if that would change
+        its features."""
         if hasattr(self.text, "config"):  # Hugging Face: attention leaves padding out
             return self.text.config.pad_token_id
         is_causal = getattr(self.text, "attn_mask", None) is not None
@@ -81,7 +84,7 @@ class TextEncoder(nn.Module):
         return 0 if is_causal and pools_at_end_token and self.text.cls_emb is None else None
 
     def _lengths(self, input_ids: Tensor) -> Tensor:
-        """How many tokens of each text its features depend on: int64[P]."""
+        """The number of tokens of each text that its features depend on: int64[P]."""
         if hasattr(self.text, "config"):
             positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
             return ((input_ids != self._pad_id) * positions).amax(1)
@@ -107,10 +110,12 @@ class TextEncoder(nn.Module):
 
 
 def bucket_bounds(lengths: list[int], call_tokens: int) -> list[int]:
-    """Longest text of each bucket, ascending, so that the tokens of all (texts times longest) plus
-    `call_tokens` a bucket are fewest."""
+    """Chooses the longest text of each bucket, ascending, so that the total cost is smallest.
+
+    A bucket costs `call_tokens` and, for each of its texts, as many tokens as its longest has.
+    """
     counts = sorted(Counter(lengths).items())
-    cheapest: list[tuple[int, list[int]]] = [(0, [])]  # of the texts of the first i lengths
+    cheapest: list[tuple[int, list[int]]] = [(0, [])]  # for the texts of the first i lengths
     for i, (longest, _) in enumerate(counts, 1):
         cheapest.append(
             min(

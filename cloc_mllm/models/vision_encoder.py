@@ -1,4 +1,4 @@
-"""The image tower f_I and its tokens f_I' before pooling and projection.
+"""Runs the image tower f_I and returns its tokens f_I' before pooling and projection, too.
 
 Letters: B images, N tokens, D token width, E embedding width, S canvas side in pixels.
 """
@@ -14,10 +14,10 @@ from cloc_mllm.models.attention import fast_attention
 
 
 class ImageFeatures(NamedTuple):
-    """An encoded batch of images, reused by every prompt.
+    """An encoded batch of images, which every prompt reuses.
 
     Attributes:
-        image_features: float[B, E], pooled and projected, not normalised: open_clip's own.
+        image_features: float[B, E], open_clip's own: pooled and projected, not normalised.
         tokens: float[B, N, D], before pooling and projection.
         grid_hw: rows and columns the N tokens stand on.
     """
@@ -28,15 +28,22 @@ class ImageFeatures(NamedTuple):
 
 
 class VisionEncoder(nn.Module):
-    """An open_clip image tower (native ViT or timm) that also returns its tokens."""
+    """An open_clip image tower (native ViT or timm) that also returns its tokens.
+
+    Attributes:
+        image_size: S.
+        embed_dim, token_dim: E and D.
+        grid_hw: rows and columns that the N tokens stand on.
+    """
 
     visual: Any
     token_dim: int
 
-    def __init__(self, visual: Any, image_size: int) -> None:
+    def __init__(self, visual: Any, image_size: int, embed_dim: int) -> None:
         super().__init__()
         self.visual = visual
         self.image_size = image_size
+        self.embed_dim = embed_dim
         self.is_timm = hasattr(visual, "trunk")
         if not self.is_timm and not hasattr(visual, "forward_intermediates"):
             raise ValueError(
@@ -52,7 +59,11 @@ class VisionEncoder(nn.Module):
             self.grid_hw = (int(height), int(width))
 
     def forward(self, pixel_values: Tensor) -> ImageFeatures:
-        """`pixel_values: float[B, 3, S, S]`, normalised with the model's mean and std."""
+        """Encodes `pixel_values: float[B, 3, S, S]`, normalised with the model's mean and std.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
         expected = (3, self.image_size, self.image_size)
         if tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(
@@ -65,7 +76,7 @@ class VisionEncoder(nn.Module):
             return self._forward_native(pixel_values)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
-        """CLIP's own projection of every token: float[B, N, D] -> float[B, N, E]."""
+        """Applies CLIP's own projection to every token: float[B, N, D] -> float[B, N, E]."""
         if self.is_timm:
             return self.visual.head(tokens)
         return tokens if self.visual.proj is None else tokens @ self.visual.proj
@@ -80,8 +91,8 @@ class VisionEncoder(nn.Module):
         return ImageFeatures(out["image_features"], out["image_intermediates"][-1], self.grid_hw)
 
     def _forward_timm(self, pixel_values: Tensor) -> ImageFeatures:
-        # fp32 convolutions run twice as fast in this layout on a CPU. The weights stay as they are:
-        # DeepSpeed broadcasts only contiguous ones.
+        # On a CPU fp32 convolutions run twice as fast in this layout. The weights stay as they are,
+        # because DeepSpeed broadcasts only contiguous ones.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.visual.trunk.forward_features(pixel_values)
         pooled = self.visual.head(self.visual.trunk.forward_head(features))
@@ -92,7 +103,7 @@ class VisionEncoder(nn.Module):
         return ImageFeatures(pooled, tokens, self.grid_hw)
 
     def _timm_grid(self) -> tuple[int, int]:
-        """Grid of a timm trunk, from its patch grid or its total stride."""
+        """The grid of a timm trunk, from its patch grid or its total stride."""
         patch_embed = getattr(self.visual.trunk, "patch_embed", None)
         grid = getattr(patch_embed, "grid_size", None)
         if grid is not None:
@@ -103,9 +114,9 @@ class VisionEncoder(nn.Module):
 
 
 def freeze_batch_norm_statistics(module: nn.Module) -> None:
-    """Keep running statistics of every batch norm fixed, also in `train()` mode.
+    """Keeps the running statistics of every batch norm fixed, also in `train()` mode.
 
-    Called after each `.train()`: ranks would otherwise drift apart, since each sees other images.
+    Call it after each `.train()`: ranks would otherwise drift apart, since each sees other images.
     """
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):

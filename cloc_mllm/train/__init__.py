@@ -1,1 +1,1 @@
-"""One training loop for both stages: `train()` in loop.py; a stage adds a `step_fn`."""
+"""Training. All stages share one loop, `train()` in loop.py; each brings its own `step_fn`."""

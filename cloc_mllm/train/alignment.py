@@ -1,9 +1,9 @@
-"""Before stage 2: the projectors learn to write scenes in the language model's own embeddings.
+"""Alignment, before stage 2: the projectors learn to write scene tokens.
 
-For each image token the target is the scene token (`mllm/scene_tokens.py`) of what the records say
-lies there: a dense answer for all tokens of an image, without running the language model. LLaVA
-aligns its projector first, too, with captions through the language model.
-With `alignment.vision_lr` the vision encoder learns along with them.
+The target of each image token is the scene token (`mllm/scene_tokens.py`) of what the records say
+lies there, in the language model's own embeddings. So every token of an image has a target, and the
+language model does not run. (LLaVA also aligns its projector first, but with captions through the
+language model.) With `alignment.vision_lr` the vision encoder learns along with the projectors.
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
-from cloc_mllm.data.mixture import Mixture, parts_of
-from cloc_mllm.data.parquet import RecordDataset
+from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.modeling import VisionInputs
+from cloc_mllm.mllm.processing import token_ids
 from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets
 from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.loop import Job, TrainResult, train
@@ -33,7 +32,12 @@ _PROJECTORS = ("projector.", "region_projector.")
 
 @dataclass
 class AlignmentBatch:
-    """`vision`: the processor's tensors for pictures with all their regions."""
+    """One rank's batch.
+
+    Attributes:
+        vision: the processor's tensors for the images with all their regions.
+        scene: the targets.
+    """
 
     vision: dict[str, Tensor]
     scene: SceneTargets
@@ -44,7 +48,7 @@ class AlignmentBatch:
 
 
 class AlignmentCollator:
-    """`(sample_seed, Record)` items -> AlignmentBatch; nothing is random."""
+    """Makes an `AlignmentBatch` of `(sample_seed, Record)` items; nothing in it is random."""
 
     def __init__(self, processor: ClocMllmProcessor, features: FeatureCache | None = None) -> None:
         self.processor = processor
@@ -61,14 +65,19 @@ class AlignmentCollator:
 def align_projectors(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: RecordDataset | Mixture,
+    dataset: Sequence[Record],
     config: Stage2Config,
     features: FeatureCache | None = None,
 ) -> TrainResult | None:
-    """Trains `model`'s projectors in place, in `config.run.output_dir/alignment`, resumable.
+    """Trains the model's projectors in place. The run is in `config.run.output_dir/alignment`.
+
+    It resumes as any run does, also when it has finished.
+
+    Args:
+        features: the cached tokens of the frozen encoder, if they are used.
 
     Returns:
-        None where `config.alignment.steps` is 0.
+        how it ended; None if `config.alignment.steps` is 0.
 
     Raises:
         ValueError: boxes are not written as location tokens, which scene tokens are made of.
@@ -85,7 +94,7 @@ def align_projectors(
         alignment_step(processor),
         dataset,
         AlignmentCollator(processor, features),
-        lambda trained, directory: None,  # a finished run resumes from its last checkpoint, too
+        lambda trained, directory: None,  # the last checkpoint is all that stage 2 needs
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
@@ -97,7 +106,6 @@ def align_projectors(
         output_dir=str(Path(config.run.output_dir) / "alignment"),
         steps=settings.steps,
         global_batch_size=settings.global_batch_size,
-        eval_every=0,
     )
     optim = OptimConfig(
         settings.optimizer,
@@ -112,16 +120,17 @@ def align_projectors(
 
 
 def taught_parts(settings: AlignmentConfig) -> tuple[str, ...]:
-    """Prefixes of the names of the parameters that alignment changes."""
+    """The parameters that alignment changes, by the prefixes of their names."""
     if not settings.steps:
         return ()
     return (*_PROJECTORS, "vision.") if settings.vision_lr else _PROJECTORS
 
 
 def check_alignment(model: ClocMllmForConditionalGeneration, settings: AlignmentConfig) -> None:
-    """
+    """Checks that the model can be aligned.
+
     Raises:
-        ValueError: the projector's tokens have no place in the image.
+        ValueError: the projector's tokens have no place in the image, or the image has tiles.
     """
     if settings.steps and model.config.projector == "resampler":
         raise ValueError(
@@ -131,15 +140,18 @@ def check_alignment(model: ClocMllmForConditionalGeneration, settings: Alignment
         )
     if settings.steps and "max_tiles" in model.config.fingerprint:
         raise ValueError(
-            "alignment knows the whole image's tokens alone; set alignment.steps or "
-            "model.max_tiles to 0"
+            "alignment has targets for the whole image, but none for its tiles; set "
+            "alignment.steps or model.max_tiles to 0"
         )
 
 
 def alignment_step(processor: ClocMllmProcessor) -> StepFn:
-    """Squared distance between what the projectors write and the scene tokens, in units of the
-    scene tokens' variance: 1 is as good as their mean."""
-    location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
+    """Makes the step: the squared distance of the projectors' tokens from the scene tokens.
+
+    It is divided by the variance of the scene tokens, so a projector that always writes their mean
+    has a loss of 1.
+    """
+    location = token_ids(processor.tokenizer, processor.coordinates.tokens())
     if not location:
         raise ValueError(
             "alignment needs location tokens; set model.box_format to location_tokens or "
@@ -162,5 +174,5 @@ def alignment_step(processor: ClocMllmProcessor) -> StepFn:
 
 
 def _mean_square(errors: Tensor) -> Tensor:
-    """0 where there is nothing (a batch without regions)."""
+    """The mean of the squares; 0 if there are none, as in a batch without regions."""
     return errors.square().sum() / max(1, errors.numel())

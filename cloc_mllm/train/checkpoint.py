@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill at any instant (contract C7).
 
-A checkpoint is a directory `step_00000100/` of three files and a manifest:
+A checkpoint is a directory such as `step_00000100/` with three files and a manifest:
 
     weights.safetensors     parameters and buffers by name
     optimizer.safetensors   moments by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW) or
@@ -8,9 +8,9 @@ A checkpoint is a directory `step_00000100/` of three files and a manifest:
     state.json              step, optimizer step, seed, data size, resolved config, fingerprint
     manifest.json           sha256 and size of the others, written last
 
-It is built under a temporary name, flushed to disk and renamed. Everything is stored whole and by
-name, so a run may resume on another number of ranks or another ZeRO stage. The random state is
-the pair (seed, step): the loop reseeds every generator from it at each step.
+It is built under a temporary name, flushed to disk and renamed. Tensors are stored whole and by
+name, so a run may resume on another number of ranks or at another ZeRO stage. The random state is
+the pair (seed, step), from which the loop seeds every generator at each step.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cloc_mllm.earlier import by_current_name, current_run_settings
+
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
 
-# What may change between a run and its continuation: it moves files or paces the run, but takes
-# no part in the arithmetic (`steps` stretches the learning rate schedule, which is its purpose).
+# What may change between a run and its continuation. These settings move files or pace the run, but
+# take no part in the arithmetic (`steps` stretches the learning rate schedule, as it should).
 FREE_KEYS = frozenset(
     {
         "conversations.pack",
@@ -55,9 +57,21 @@ FREE_KEYS = frozenset(
 )
 
 
+# Settings that jobs had once without using them, with their defaults. A checkpoint that holds the
+# default of one that its job no longer has is still of the same run.
+REMOVED_SETTINGS = {
+    "data.flip": False,
+    "data.free_form_share": 0.0,
+    "data.label_noise": 0.0,
+    "data.regions_per_image": 4,
+    "optim.layer_decay": 1.0,
+    "optim.new_lr": 0.0,
+}
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors are float32 on the CPU, whole, by parameter name."""
+    """What a checkpoint holds. Tensors are on the CPU, whole, in float32, by parameter name."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -65,7 +79,9 @@ class Checkpoint:
 
 
 def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes `root/step_XXXXXXXX`, then removes all but the newest `keep`. One process calls it.
+    """Writes `root/step_XXXXXXXX`, then removes all but the newest `keep` checkpoints.
+
+    Only one process may call this.
 
     Raises:
         OSError: the disk is full or gone; older checkpoints are untouched.
@@ -84,7 +100,7 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _flush(partial / MANIFEST)
     _flush(partial)
-    if final.exists():  # a broken one of the same step, refused by the last resume
+    if final.exists():  # a damaged checkpoint of the same step, which the last resume passed over
         _discard(final)
     os.replace(partial, final)
     _flush(root)
@@ -94,23 +110,28 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """Reads a checkpoint that `find_problem` called whole."""
+    """Reads a checkpoint, in which `find_problem` found no problem."""
     state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    state["config"] = current_run_settings(state["config"])
     return Checkpoint(
-        load_file(directory / "weights.safetensors"),
-        load_file(directory / "optimizer.safetensors"),
+        by_current_name(load_file(directory / "weights.safetensors")),
+        by_current_name(load_file(directory / "optimizer.safetensors")),
         state,
     )
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Finished checkpoints, oldest first; they may still be damaged."""
+    """The finished checkpoints, oldest first; they may still be damaged."""
     return sorted(path for path in root.glob("step_*") if path.is_dir())
 
 
 def newest_whole_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose every byte is as it was written, and what is wrong with newer
-    ones. Nothing is deserialised before its hash was compared.
+    """Finds the newest checkpoint whose every byte is as it was written.
+
+    Nothing is deserialised before its hash was compared.
+
+    Returns:
+        its directory, or None if there are no checkpoints, and what is wrong with newer ones.
 
     Raises:
         ValueError: there are checkpoints and all of them are damaged.
@@ -130,7 +151,7 @@ def newest_whole_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_problem(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file, or None."""
+    """What is wrong with a checkpoint, naming the file; None if it is whole."""
     manifest_path = directory / MANIFEST
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -151,14 +172,15 @@ def find_problem(directory: Path) -> str | None:
 def check_same_run(
     state: dict[str, Any], config: dict[str, Any], fingerprint: dict[str, Any], num_samples: int
 ) -> None:
-    """
+    """Checks that a checkpoint belongs to this run.
+
     Raises:
-        ValueError: the checkpoint comes from another preprocessing, configuration or data set;
-            the message names each differing key with both values.
+        ValueError: its preprocessing, configuration or data set differ; names each key that does,
+            with both values.
     """
     differences = [
-        *_differences("fingerprint", state["fingerprint"], fingerprint, frozenset()),
-        *_differences("config", state["config"], config, FREE_KEYS),
+        *_differences("fingerprint", flatten(state["fingerprint"]), flatten(fingerprint)),
+        *_differences("config", *_what_matters(flatten(state["config"]), flatten(config))),
     ]
     if state["num_samples"] != num_samples:
         differences.append(f"number of training samples: {state['num_samples']} != {num_samples}")
@@ -176,8 +198,10 @@ def remove_leftovers(root: Path) -> None:
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"run": {"seed": 1}}` becomes `{"run.seed": 1}`; values as JSON would give them back. An
-    empty dictionary is as good as none: so a new one spoils no older checkpoint."""
+    """Turns `{"run": {"seed": 1}}` into `{"run.seed": 1}`, with the values that JSON gives back.
+
+    An empty dictionary leaves no trace, so a checkpoint from before it existed is no different.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -187,14 +211,29 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _differences(
-    kind: str, saved: dict[str, Any], current: dict[str, Any], free: frozenset[str]
-) -> list[str]:
-    before, now = flatten(saved), flatten(current)
+def _what_matters(
+    before: dict[str, Any], now: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of two runs, flattened, without those that do not tell them apart."""
+    unused = {
+        key
+        for key, default in REMOVED_SETTINGS.items()
+        if key not in now and before.get(key) == default
+    }
+    left_out = FREE_KEYS | unused
+    if before.get("run.precision") == "auto":  # once stored as it was written: what it was is lost
+        left_out |= {"run.precision"}
+    return (
+        {key: value for key, value in before.items() if key not in left_out},
+        {key: value for key, value in now.items() if key not in left_out},
+    )
+
+
+def _differences(kind: str, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{kind} {key}: {before.get(key, '(absent)')!r} != {now.get(key, '(absent)')!r}"
         for key in sorted(before.keys() | now.keys())
-        if key not in free and before.get(key, "(absent)") != now.get(key, "(absent)")
+        if before.get(key, "(absent)") != now.get(key, "(absent)")
     ]
 
 
@@ -216,7 +255,7 @@ def _flush(path: Path) -> None:
 
 
 def _discard(directory: Path) -> None:
-    """Renames before removing, so that a half-removed checkpoint is never taken for one."""
+    """Renames, then removes, so that a half-removed checkpoint is never taken for a whole one."""
     removed = directory.with_name(f".removed_{directory.name}")
     os.replace(directory, removed)
     shutil.rmtree(removed)

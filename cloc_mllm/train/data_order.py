@@ -1,4 +1,7 @@
-"""Which sample is seen when: a pure function of the seed, free of ranks, workers and history."""
+"""Which sample is seen when: a pure function of the seed.
+
+The number of ranks and workers and the history of the run play no part in it.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,23 @@ import torch
 from torch.utils.data import DataLoader
 
 from cloc_mllm.data.mixture import Part
+from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.interleave import cycle_of
-from cloc_mllm.train.stopping import ignore_stop_signals
 
-_PREFETCH_BATCHES = 4  # ready for each worker, so that a slow image or a slow step stalls nobody
+_PREFETCH_BATCHES = 4  # per worker, so that a slow image or a slow step makes nobody wait
 
 SampleKey = tuple[int, int]  # (epoch, index into the dataset)
 
 
 @dataclass(frozen=True)
 class DataOrder:
-    """One endless stream: a fresh permutation each epoch, cut into global batches.
+    """One endless stream of samples, cut into global batches.
 
-    A batch may span two epochs; within an epoch each sample comes exactly once. Step k is found
-    without walking through the steps before it.
+    Each epoch is a new permutation, in which each sample comes exactly once; a batch may span two
+    epochs. The batch of a step is found without walking through the steps before it.
 
-    Each data set of a `mixture` (its samples follow those of the one before) has epochs of its own.
-    Of the first n samples of the stream, for any n, less than one more or less than its share come
-    from each.
+    Each data set of a `mixture` has epochs of its own; their samples are numbered one set after the
+    other. For any n, the first n samples of the stream hold each set's share, up to one sample.
     """
 
     num_samples: int
@@ -50,20 +52,20 @@ class DataOrder:
         return self.mixture or (Part("", self.num_samples, 1.0),)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[SampleKey]:
-        """This rank's contiguous part of the global batch of `step`."""
+        """This rank's part of the global batch of `step`; the parts lie one after the other."""
         local_batch_size = self.global_batch_size // world_size
         start = step * self.global_batch_size + rank * local_batch_size
         return [self._key(position) for position in range(start, start + local_batch_size)]
 
     def num_seen(self, steps: int) -> list[int]:
-        """Samples of each part in the first `steps` steps."""
+        """How many samples of each part the first `steps` steps see."""
         cycle = cycle_of(tuple(part.weight for part in self.parts))
         num_cycles, place = divmod(steps * self.global_batch_size, len(cycle.part))
         rest = np.bincount(cycle.part[:place], minlength=len(self.parts))
         return (num_cycles * cycle.counts + rest).tolist()
 
     def epochs_of_samples(self, steps: int) -> Iterator[int]:
-        """For each sample how many epochs begin within so many steps."""
+        """For each sample, how many epochs begin within the first `steps` steps."""
         for part, seen in zip(self.parts, self.num_seen(steps), strict=True):
             yield from itertools.repeat(-(-seen // part.num_samples), part.num_samples)
 
@@ -80,7 +82,10 @@ class DataOrder:
 
 @cache
 def _permutations(seed: int, part: int, num_samples: int) -> Callable[[int], np.ndarray]:
-    """Of a part by epoch; two of them are kept, as a batch may span two epochs."""
+    """A function from the epoch of a part to its permutation.
+
+    The last two permutations are kept, because a batch may span two epochs.
+    """
 
     @lru_cache(maxsize=2)
     def of_epoch(epoch: int) -> np.ndarray:
@@ -91,7 +96,7 @@ def _permutations(seed: int, part: int, num_samples: int) -> Callable[[int], np.
 
 @dataclass(frozen=True)
 class RankBatches:
-    """The batch sampler of one rank: the keys of steps `start` to `stop`."""
+    """The batch sampler of one rank: the keys of the steps from `start` to before `stop`."""
 
     order: DataOrder
     start: int
@@ -108,14 +113,17 @@ class RankBatches:
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """What a sample's random choices start from, each time it is seen."""
+    """The seed of a sample's random choices in one epoch."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
 
 
 @dataclass(frozen=True)
 class SeededDataset:
-    """Looks samples up by key and gives each its own seed, so that what the collator draws
-    (regions, flips) depends on (run seed, epoch, sample) only."""
+    """Looks samples up by key and gives each a seed of its own.
+
+    So what the collator draws (regions, flips, questions) depends on the run's seed, the epoch and
+    the sample alone.
+    """
 
     dataset: Sequence[Any]
     seed: int
@@ -134,10 +142,10 @@ def load_batches(
     collate_fn: Callable[[list[tuple[int, Any]]], Any],
     num_workers: int,
 ) -> Iterator[Any]:
-    """The batches of `keys` in their order, the same for any number of worker processes.
+    """Loads the batches of `keys` in their order, which is the same for any number of workers.
 
-    Workers live as long as the iterator. Each has one thread (torch sees to that), opens its own
-    files and leaves it to the main process to answer Ctrl-C.
+    The worker processes live as long as the iterator. Each has one thread (torch sees to that) and
+    opens its own files. They ignore Ctrl-C, because the main process ends them when it has saved.
     """
     loader: DataLoader[Any] = DataLoader(
         SeededDataset(dataset, keys.order.seed),  # type: ignore[arg-type]
@@ -152,6 +160,6 @@ def load_batches(
     try:
         yield from batches
     finally:
-        # an error's traceback keeps `batches`, and Python would wait for its workers at exit
+        # the traceback of an error keeps `batches`, and Python would wait for its workers at exit
         if num_workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""DeepSpeed's dict, derived from our own configuration; there is no second JSON."""
+"""DeepSpeed's configuration, made from ours, so that there is no second file to write."""
 
 from __future__ import annotations
 
@@ -8,25 +8,20 @@ from cloc_mllm.config import OptimConfig, RunConfig
 
 
 def deepspeed_config(run: RunConfig, optim: OptimConfig, world_size: int) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets.
+    """Makes the dictionary that `deepspeed.initialize` takes.
 
-    Weights, gradients and optimizer state stay float32: bf16 is `torch.autocast` around the
-    forward pass (DeepSpeed's own bf16 takes a phantom optimizer step at stage 0). The optimizer
-    is ours, so no optimizer section and no compiled kernel.
+    Weights, gradients and optimizer state stay in float32: bf16 is `torch.autocast` around the
+    forward pass, because DeepSpeed's own bf16 takes a phantom optimizer step at stage 0. The
+    optimizer is ours, so there is no optimizer section and nothing to compile.
 
     Raises:
-        ValueError: `global_batch_size` does not divide by the number of ranks; ZeRO would cut
-            matrices that Muon needs whole, or weights inside a compiled tower.
+        ValueError: the ranks cannot share `global_batch_size` evenly, or ZeRO would cut matrices
+            that Muon needs whole.
     """
     if optim.optimizer == "muon" and run.zero_stage:
         raise ValueError(
             f"optim.optimizer is muon, which needs whole matrices, but run.zero_stage "
             f"{run.zero_stage} cuts them; use zero_stage 0 or adamw"
-        )
-    if run.compile and run.zero_stage == 3:
-        raise ValueError(
-            "run.compile does not go with run.zero_stage 3, which gathers weights inside the "
-            "towers; use zero_stage 2, or set run.compile to false"
         )
     if run.global_batch_size % world_size:
         raise ValueError(

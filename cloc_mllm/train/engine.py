@@ -1,7 +1,7 @@
-"""The DeepSpeed engine: how it is started, asked for one step, and its optimizer state.
+"""The DeepSpeed engine: starting it, taking one step, reading and setting its optimizer state.
 
-Runs alike under plain `python`, `torchrun` and `deepspeed`, on CPU (gloo) and GPU (nccl), and
-needs neither MPI nor a compiler.
+It runs the same under plain `python`, `torchrun` and `deepspeed`, on CPUs (gloo) and GPUs (nccl),
+and needs neither MPI nor a compiler.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,32 +19,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.config import OptimConfig, Precision, RunConfig
+from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.distributed import (
     all_reduce_sum,
     is_distributed,
     is_main,
     local_rank,
-    rank,
     world_size,
 )
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.train.checkpoint import Checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
+from cloc_mllm.train.deepspeed_internals import (
+    MomentPlace,
+    check_internals,
+    gathered,
+    moment_place,
+    skip_compiled_operators,
+    whole_shape,
+)
 from cloc_mllm.train.optim import build_optimizer
 
 _ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum",)
-_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # rank 0 evaluates while the others wait
+_COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the main rank evaluates while the others wait
 
 StepFn = Callable[[nn.Module, Any], dict[str, Tensor]]
 
 
 class TrainStep(nn.Module):
-    """The module DeepSpeed sees: batch in, named losses out.
+    """The module that DeepSpeed sees: it takes a batch and returns named losses.
 
-    ZeRO's gradient hooks hang on the output of the engine's forward, so the loss is computed
-    inside it; autocast is inside too, because the engine switches off one that is around it.
+    The loss is computed inside the engine's forward, because ZeRO hooks its gradients to the output
+    of that. So is autocast, because the engine switches off one that is around it.
     """
 
     def __init__(self, model: nn.Module, step_fn: StepFn, *, bf16: bool) -> None:
@@ -61,20 +67,11 @@ class TrainStep(nn.Module):
         return {**losses, "loss": _spoiled_unless_finite(losses["loss"])}
 
 
-def resolve_precision(precision: Precision) -> Precision:
-    """`auto` as `bf16` where the hardware multiplies bf16 matrices, else `fp32`."""
-    if precision != "auto":
-        return precision
-    if torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # torch before 2.15 cannot say
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return "bf16" if native else "fp32"
-
-
 def start_processes() -> torch.device:
-    """Joins the process group (of one, if no launcher set RANK) and returns this rank's device."""
+    """Joins the process group and returns this rank's device.
+
+    Without a launcher, which would set RANK, the group is this process alone.
+    """
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
@@ -83,13 +80,11 @@ def start_processes() -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it had to guess
         _share_cores()
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    import deepspeed
-
-    # DeepSpeed compiles a shared-memory backend for CPUs and dies where there is no compiler.
-    # An empty table of operators keeps it from trying; training needs none of them.
-    deepspeed.ops.__compatible_ops__ = {}
+    skip_compiled_operators()
     if is_distributed():
         return device
+    import deepspeed
+
     alone: dict[str, Any] = {}
     if "RANK" not in os.environ:  # plain `python`; DeepSpeed would look for MPI
         address = "tcp://127.0.0.1:0"  # any free port: nobody else has to find it
@@ -103,14 +98,20 @@ def start_processes() -> torch.device:
     return device
 
 
-def compile_towers(model: nn.Module) -> None:
-    """torch.compile of the image and the text tower, in place: names of weights stay as they are.
+def compile_towers(model: nn.Module, zero_stage: int) -> None:
+    """Compiles the image and the text tower in place; the names of weights stay as they are.
 
     The number and length of texts differ from step to step, so the text tower's shapes are dynamic.
 
     Raises:
-        ValueError: there is no C++ compiler, which torch.compile needs also on a GPU.
+        ValueError: ZeRO stage 3 would gather weights inside a compiled tower, or there is no C++
+            compiler, which torch.compile needs also on a GPU.
     """
+    if zero_stage == 3:
+        raise ValueError(
+            "run.compile does not go with run.zero_stage 3, which gathers weights inside the "
+            "towers; use zero_stage 2, or set run.compile to false"
+        )
     compilers = (os.environ.get("CXX", ""), "g++", "clang++", "c++")
     if not any(shutil.which(name) for name in compilers if name):
         raise ValueError(
@@ -125,10 +126,14 @@ def compile_towers(model: nn.Module) -> None:
 
 
 def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: OptimConfig) -> Any:
-    """A DeepSpeed engine around `model` and our optimizer. Weights must be loaded before."""
+    """Starts a DeepSpeed engine around `model` and our optimizer.
+
+    The weights must be loaded before. `run.precision` must be resolved (`resolve_precision`).
+    """
     import deepspeed
 
-    bf16 = resolve_precision(run.precision) == "bf16"
+    assert run.precision != "auto"
+    bf16 = run.precision == "bf16"
     whole = copy.deepcopy(model) if run.zero_stage == 3 and is_main() else model
     engine, *_ = deepspeed.initialize(
         model=TrainStep(model, step_fn, bf16=bf16),
@@ -138,15 +143,17 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
         config=deepspeed_config(run, optim, world_size()),
         dist_init_required=False,
     )
+    check_internals(engine, [p for p in model.parameters() if p.requires_grad])
     engine.whole = whole
     return engine
 
 
 def whole_model(engine: Any, model: nn.Module) -> nn.Module:
-    """`model` with all its weights on the main rank, free of collective calls. Every rank calls it.
+    """The model as a plain one: on the main rank it has all weights and makes no collective calls.
 
-    At ZeRO stage 3 a rank holds a part of each weight and gathers the others as the forward pass
-    goes, which hangs on one rank alone; so the main rank keeps a second, plain model and fills it.
+    Every rank must call this. At ZeRO stage 3 a rank holds a part of each weight and gathers the
+    other parts during the forward pass, which would hang on one rank alone. So the main rank keeps
+    a second, plain model and copies the weights into it.
     """
     if engine.zero_optimization_stage() < 3:
         return model
@@ -159,32 +166,12 @@ def whole_model(engine: Any, model: nn.Module) -> nn.Module:
     return engine.whole.to(engine.device) if is_main() else model
 
 
-def gathered(tensor: Tensor) -> AbstractContextManager[Any]:
-    """A parameter is whole inside, also at ZeRO stage 3. Every rank enters it."""
-    if not hasattr(tensor, "ds_id"):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters([tensor])
-
-
-@contextmanager
-def linear_as_it_was() -> Iterator[None]:
-    """DeepSpeed's ZeRO-3 replaces `torch.nn.functional.linear` for the rest of the process, by one
-    that rounds otherwise and that TorchScript cannot compile; this puts torch's back."""
-    linear = nn.functional.linear
-    try:
-        yield
-    finally:
-        nn.functional.linear = linear
-
-
 def step_if_finite(engine: Any) -> float:
-    """The optimizer step, unless the gradient of any rank is not finite.
+    """Takes the optimizer step, unless the gradient of any rank is not finite.
 
-    Gradients are already summed over ranks, so one number, their global norm, is the same on all
-    ranks and not finite if any rank's loss or gradient was not. Then weights and optimizer state
-    stay as they are on every rank.
+    The gradients are already summed over ranks, so their norm is the same on all ranks, and it is
+    not finite if any rank's loss or gradient was not. In that case weights and optimizer state stay
+    as they are on every rank.
 
     Returns:
         The gradient norm before clipping; `inf` or `nan` if the step was skipped.
@@ -202,8 +189,10 @@ def step_if_finite(engine: Any) -> float:
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:
-    """Makes all randomness inside a step (dropout) a function of these three numbers, so that a
-    resumed run draws what the unbroken one drew."""
+    """Makes all randomness inside a step (dropout) depend on these three numbers alone.
+
+    So a resumed run draws what the unbroken run drew.
+    """
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
     random.seed(int(state))
     np.random.seed(state)
@@ -211,20 +200,25 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 
 def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """The optimizer's moments, whole and by parameter name, on the CPU; and AdamW's step count.
+    """Collects the optimizer's moments, whole, on the CPU, and AdamW's step count.
 
-    A collective call under ZeRO, where each rank owns a part of each moment.
+    Every rank must call this: under ZeRO each owns a part of each moment.
+
+    Returns:
+        the moments by `{moment}.{parameter name}`, shaped like the parameter, and the step count.
     """
     moments: dict[str, Tensor] = {}
     num_steps = 0
     for name, parameter, names in _trainable(engine, model):
-        state, own, part = _locate(engine, parameter)
+        place = moment_place(engine, parameter)
+        # empty before the first step
+        state = place.optimizer.state.get(place.owner) if place is not None else None
         num_steps = max(num_steps, int(state.get("step", 0))) if state else num_steps
+        shape = whole_shape(parameter)
         for moment in names:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
             whole = torch.zeros(shape, device=parameter.device).flatten()
-            if state:
-                whole[own] = state[moment].flatten()[part]
+            if place is not None and state:
+                whole[place.own] = state[moment].flatten()[place.part]
             if engine.zero_optimization():
                 whole = all_reduce_sum(whole)
             moments[f"{moment}.{name}"] = whole.reshape(shape).cpu()
@@ -232,7 +226,7 @@ def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], i
 
 
 def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) -> None:
-    """The inverse of `optimizer_state`, on any number of ranks and any ZeRO stage.
+    """Sets the moments of a checkpoint, on any number of ranks and at any ZeRO stage.
 
     Raises:
         ValueError: a moment of a trainable parameter is missing.
@@ -240,59 +234,31 @@ def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) 
     for name, parameter, names in _trainable(engine, model):
         if f"{names[0]}.{name}" not in checkpoint.optimizer:
             raise ValueError(f"the checkpoint has no optimizer state for {name}")
-        state, own, part = _locate(engine, parameter, create=names)
-        if state is None:  # no part of this parameter belongs to this rank
+        place = moment_place(engine, parameter)
+        if place is None:
             continue
+        state = _state_with(place, names)
         if "step" in state:
             state["step"].fill_(checkpoint.state["optimizer_steps"])
         for moment in names:
             saved = checkpoint.optimizer[f"{moment}.{name}"].to(parameter.device).flatten()
-            state[moment].view(-1)[part] = saved[own]
+            state[moment].view(-1)[place.part] = saved[place.own]
 
 
-def _locate(
-    engine: Any, parameter: nn.Parameter, *, create: Sequence[str] = ()
-) -> tuple[dict[str, Tensor] | None, slice, slice]:
-    """(the optimizer's state that holds this parameter's moments, the slice of the flattened
-    parameter that this rank owns, the slice of the state where it lies); None for the state if this
-    rank owns nothing of it or the optimizer has not stepped yet and `create` names no moments.
-
-    At stage 0 the state is the parameter's own. ZeRO 1 and 2 flatten a group of parameters into one
-    tensor a rank and record the addresses in `_hp_mapping`; ZeRO-3 cuts every parameter into equal
-    parts, the last one padded. (DeepSpeed's `safe_get_full_optimizer_state` knows only the first
-    parameter group in 0.19.8, and no state before the first step.)
-    """
-    if not engine.zero_optimization():
-        optimizer, owner = engine.optimizer, parameter
-        own = part = slice(0, parameter.numel())
-    elif engine.zero_optimization_stage() == 3:
-        zero: Any = engine.optimizer
-        group, offset, length = zero.grad_position[zero.get_param_id(parameter)]
-        optimizer, owner = zero.optimizer, zero.fp32_partitioned_groups_flat[group]
-        total = parameter.ds_numel  # type: ignore[attr-defined]
-        own = slice(min(total, rank() * length), min(total, (rank() + 1) * length))
-        part = slice(offset, offset + own.stop - own.start)
-    else:
-        optimizer, mapping = engine.optimizer.optimizer, parameter._hp_mapping  # type: ignore[attr-defined]
-        if mapping is None:
-            return None, slice(0, 0), slice(0, 0)
-        owner = optimizer.param_groups[mapping.param_group_index]["params"][0]
-        own, part = _slice(mapping.lp_fragment_address), _slice(mapping.hp_fragment_address)
-    if create and owner not in optimizer.state:
-        optimizer.state[owner] = {moment: torch.zeros_like(owner) for moment in create}
-        if create == _ADAMW_MOMENTS:
-            optimizer.state[owner]["step"] = torch.tensor(0.0, device=owner.device)
-    return optimizer.state.get(owner), own, part
-
-
-def _slice(address: Any) -> slice:
-    return slice(address.start, address.start + address.numel)
+def _state_with(place: MomentPlace, moments: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state with the moments; they are zeros if the optimizer has not stepped yet."""
+    state = place.optimizer.state
+    if place.owner not in state:
+        state[place.owner] = {moment: torch.zeros_like(place.owner) for moment in moments}
+        if moments == _ADAMW_MOMENTS:
+            state[place.owner]["step"] = torch.tensor(0.0, device=place.owner.device)
+    return state[place.owner]
 
 
 def _trainable(
     engine: Any, model: nn.Module
 ) -> Iterator[tuple[str, nn.Parameter, tuple[str, ...]]]:
-    """Name, parameter and the names of its moments."""
+    """Each trainable parameter: its name, the parameter, and the names of its moments."""
     groups = engine.optimizer.param_groups
     by_muon = {id(p) for group in groups if group["muon"] for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -301,14 +267,19 @@ def _trainable(
 
 
 def _spoiled_unless_finite(loss: Tensor) -> Tensor:
-    """The loss itself, or one whose gradient is NaN everywhere: a loss that is not finite because
-    of a constant term would otherwise leave finite gradients behind."""
+    """The loss itself if it is finite, else one whose gradient is NaN everywhere.
+
+    A loss that is not finite because of a constant term would otherwise have finite gradients.
+    """
     return loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
 
 def _share_cores() -> None:
-    """Ranks with more threads than cores wait for each other spinning, 10 to 30 times slower.
-    torchrun sets OMP_NUM_THREADS, the `deepspeed` launcher does not."""
+    """Divides the cores among the ranks of this machine, unless OMP_NUM_THREADS does.
+
+    With more threads than cores the ranks spin while they wait for each other, and are 10 to 30
+    times slower. torchrun sets OMP_NUM_THREADS; the `deepspeed` launcher does not.
+    """
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if num_local > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))

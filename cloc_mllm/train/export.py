@@ -26,13 +26,14 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def main(argv: Sequence[str]) -> int:
-    """`export --mllm RUN ...` is the MLLM's; all else is the CLOC's."""
+    """Exports the MLLM if there is an `--mllm`, else the CLOC."""
     if any(argument.partition("=")[0] == "--mllm" for argument in argv):
         return export_mllm(argv)
     return export_cloc(argv)
 
 
 def export_mllm(argv: Sequence[str]) -> int:
+    """Runs `cloc-mllm export --mllm RUN [--merge] --out DIR`."""
     parser = argparse.ArgumentParser(
         prog="cloc-mllm export",
         description="Write what stage 2 trained so that Transformers or peft load it.",
@@ -63,7 +64,11 @@ def export_mllm(argv: Sequence[str]) -> int:
 def load_trained(
     directory: Path, language_model: str = ""
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
-    """The model of a stage-2 run as it stood at the newest whole checkpoint, or of an adapter.
+    """Loads the model of a stage-2 run at its newest whole checkpoint, or of an exported adapter.
+
+    Args:
+        directory: the output directory of the run, or the adapter's.
+        language_model: where the language model lies now; "" if it still lies where it did.
 
     Raises:
         FileNotFoundError: `directory` is neither.

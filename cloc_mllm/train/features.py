@@ -1,8 +1,9 @@
-"""Before stage 2: the frozen encoder reads each picture of the run once (`data.feature_cache`)."""
+"""The feature cache: before stage 2 the frozen encoder reads each image of the run once."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,34 +11,39 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cloc_mllm.config import AlignmentConfig, Stage2Config
-from cloc_mllm.data.mixture import Mixture, parts_of
-from cloc_mllm.data.parquet import RecordDataset
+from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
+from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import resolve_precision, start_processes
-from cloc_mllm.train.stopping import ignore_stop_signals
+from cloc_mllm.train.engine import start_processes
 
-_BATCH = 32  # pictures encoded at a time
+_BATCH = 32  # images encoded at a time
 
 
 def fill_features(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: RecordDataset | Mixture,
+    dataset: Sequence[Record],
     config: Stage2Config,
 ) -> FeatureCache | None:
-    """The cache with all pictures that the run will see; None where the config names none. Every
-    rank calls it and encodes its share of what is missing. `check_encoder_is_frozen` comes before.
+    """Encodes the images that the run will see and that the cache lacks.
+
+    Every rank must call this, and encodes its share. The encoder must be frozen, see
+    `check_encoder_is_frozen`.
+
+    Returns:
+        the cache; None if `data.feature_cache` is empty.
     """
     if not config.data.feature_cache:
         return None
     device = start_processes()
     model.vision.to(device)
-    bf16 = resolve_precision(config.run.precision) == "bf16"
+    assert config.run.precision != "auto"
+    bf16 = config.run.precision == "bf16"
     cache = FeatureCache(config.data.feature_cache, encoder_identity(model, processor, bf16=bf16))
     wanted = _seen(dataset, config)
     loader: DataLoader[Any] = DataLoader(
@@ -53,7 +59,7 @@ def fill_features(
     for records, pixel_values in loader:
         if not records:
             continue
-        # as in training: without `no_grad` the same attention kernel is chosen
+        # no `no_grad`: torch then chooses the attention kernel that it chooses in training
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             tokens = encoder(pixel_values.to(device)).tokens
         for record, of_record in zip(records, tokens, strict=True):
@@ -62,7 +68,7 @@ def fill_features(
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
         seconds = time.monotonic() - start
-        print(f"{cache.root}: {total:,} of {len(wanted):,} pictures encoded in {seconds:.0f} s")
+        print(f"{cache.root}: {total:,} of {len(wanted):,} images encoded in {seconds:.0f} s")
     barrier()
     return cache
 
@@ -70,14 +76,15 @@ def fill_features(
 def check_encoder_is_frozen(
     model: ClocMllmForConditionalGeneration, alignment: AlignmentConfig
 ) -> None:
-    """
+    """Checks that the encoder's tokens can be cached.
+
     Raises:
-        ValueError: a part of the encoder learns (or is aligned), so its tokens change; or
-            pictures have tiles, which are not kept.
+        ValueError: a part of the encoder learns or is aligned, so its tokens change; or images have
+            tiles, whose tokens are not kept.
     """
     if "max_tiles" in model.config.fingerprint:
         raise ValueError(
-            "data.feature_cache keeps one canvas a picture, without tiles; set model.max_tiles to "
+            "data.feature_cache keeps one canvas per image, without tiles; set model.max_tiles to "
             '0, or data.feature_cache to ""'
         )
     if alignment.steps and alignment.vision_lr:
@@ -95,7 +102,10 @@ def check_encoder_is_frozen(
 
 
 class _Missing:
-    """Records -> those that are not in the cache, and float[I, 3, S, S] of them; in a worker."""
+    """Picks the records that the cache lacks and prepares their images, in a loader worker.
+
+    Returns the records and their canvases, float[I, 3, S, S].
+    """
 
     def __init__(self, cache: FeatureCache, image_size: int) -> None:
         self.cache = cache
@@ -107,13 +117,13 @@ class _Missing:
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 
 
-def _seen(dataset: RecordDataset | Mixture, config: Stage2Config) -> list[int]:
-    """Records of stage 2 and of the alignment before it, which start alike."""
+def _seen(dataset: Sequence[Record], config: Stage2Config) -> list[int]:
+    """The records that stage 2 and the alignment before it see; both start at the same sample."""
     run, alignment, parts = config.run, config.alignment, parts_of(dataset)
     positions = max(
         run.steps * run.global_batch_size, alignment.steps * alignment.global_batch_size
     )
     if not parts:
-        positions = min(len(dataset), positions)  # one epoch has them all
+        positions = min(len(dataset), positions)  # an epoch has every record
     order = DataOrder(len(dataset), positions, run.seed, parts)
     return sorted({index for _, index in order.batch(0)})

@@ -1,9 +1,9 @@
-"""In which order the parts of a mixture take turns: evenly, by their weights.
+"""The order in which the parts of a mixture take turns, evenly and by their weights.
 
-Random draws would be off by the square root of the samples, and a batch might lack a part. This
-is Tijdeman's solution of the chairman assignment problem (Discrete Mathematics 32, 1980): after
-any n turns each of m parts had its share of them up to 1 - 1/(2m - 2). Rational shares make it
-periodic, so one cycle, made once, tells any turn.
+Random draws would miss the shares by the square root of the number of samples, and a batch might
+lack a part. This is Tijdeman's solution of the chairman assignment problem (Discrete Mathematics
+32, 1980): after any n turns, each of m parts had its share of them up to 1 - 1/(2m - 2). With
+rational shares the order repeats, so one cycle, computed once, tells whose turn any turn is.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _LONGEST_CYCLE = 100_000
 
 
 class Cycle(NamedTuple):
-    """One cycle of turns.
+    """One cycle of L turns of m parts.
 
     Attributes:
-        part: int[L], whose turn it is.
-        before: int[L], how many turns that part had before in this cycle.
-        counts: int[m], turns of each part in the whole cycle: its weight in lowest terms.
+        part: int[L], the part whose turn it is.
+        before: int[L], how many turns that part had earlier in the cycle.
+        counts: int[m], the turns of each part in the whole cycle: its weight in lowest terms.
     """
 
     part: np.ndarray
@@ -34,12 +34,13 @@ class Cycle(NamedTuple):
 
 @lru_cache(maxsize=16)
 def cycle_of(weights: tuple[float, ...]) -> Cycle:
-    """
+    """Computes the cycle of some weights.
+
     Args:
-        weights: positive, taken as the decimal numbers that they are written as.
+        weights: positive; exactly the decimal numbers that they are written as.
 
     Raises:
-        ValueError: they have too many digits.
+        ValueError: they have so many digits that the cycle would be too long.
     """
     counts = _lowest_terms(weights)
     if (length := sum(counts)) > _LONGEST_CYCLE:
@@ -66,10 +67,10 @@ def _lowest_terms(weights: tuple[float, ...]) -> list[int]:
 
 
 def _next(counts: list[int], had: list[int], turn: int, length: int) -> int:
-    """Of the parts that may have their next turn already the one that must have it first."""
+    """The part that gets this turn: of those that may have their next one, the most urgent."""
     if len(counts) == 1:
         return 0
-    unit = 2 * len(counts) - 2  # times length: all below are whole numbers of such parts
+    unit = 2 * len(counts) - 2  # shares are multiples of 1 / (unit * length), kept as integers
     lag = [unit * (count * turn - h * length) for count, h in zip(counts, had, strict=True)]
     may = [number for number, behind in enumerate(lag) if behind >= length]
     return min(

@@ -1,7 +1,8 @@
-"""Layer-wise learning-rate decay: the deeper a layer of a tower, the nearer its rate to the full.
+"""Layer-wise decay of the learning rate: the later a layer of a tower, the higher its rate.
 
-A tower of L layers has layer 0 (embeddings), layers 1 to L, and what follows them at depth L + 1.
-The rate of layer l is lr * decay ** (L + 1 - l); everything outside of the towers has lr.
+The embeddings of a tower are its layer 0, its L blocks are the layers 1 to L, and what follows them
+has depth L + 1. The rate of layer l is lr * decay ** (L + 1 - l). Everything outside of the towers
+has the full rate.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
 
 _BLOCK = re.compile(r"\b(?:resblocks|layers|layer|blocks|block)\.(\d+)\.")
-_BEFORE_BLOCKS = re.compile(r"emb|conv1\b|ln_pre\b")  # of open_clip's and Transformers' towers
+_BEFORE_BLOCKS = re.compile(r"emb|conv1\b|ln_pre\b")  # in open_clip's and Transformers' towers
 
 
 def lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
-    """Factor of the learning rate of every parameter in a tower, by its name in `model`.
+    """Computes the factor of the learning rate of every parameter in a tower.
+
+    Returns:
+        factors by the parameter's name in `model`; none if `decay` is 1.
 
     Raises:
         ValueError: `decay` is not in (0, 1], or the model has no tower.
@@ -42,7 +46,7 @@ def lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def _layers_of(encoder: VisionEncoder | TextEncoder) -> dict[str, int | None]:
-    """The layer of each parameter; None for those after the last one."""
+    """The layer of each parameter; None if it comes after the last one."""
     names = [name for name, _ in encoder.named_parameters()]
     if isinstance(encoder, VisionEncoder) and encoder.is_timm:
         trunk = _timm_layers(encoder.visual.trunk)

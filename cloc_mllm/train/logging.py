@@ -1,5 +1,4 @@
-"""What a run tells: `log.jsonl` always, TensorBoard when installed, a bar or lines in the
-terminal."""
+"""What a run reports: `log.jsonl`, TensorBoard if it is installed, and lines in the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from tqdm import tqdm
 
 
 class TrainLog:
-    """Writes rows on the main rank; elsewhere (`enabled=False`) every call does nothing.
+    """Writes rows on the main rank. On other ranks (`enabled=False`) every call does nothing.
 
-    Rows of `log.jsonl` after `first_step` are dropped at the start: a resumed run repeats them.
+    Rows after `first_step` are dropped from `log.jsonl` at the start: a resumed run repeats them.
     """
 
     def __init__(self, output_dir: Path, first_step: int, num_steps: int, *, enabled: bool) -> None:
@@ -38,7 +37,7 @@ class TrainLog:
         )
 
     def row(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """One row: `{"step": step, "kind": kind, **values}`; `step` counts finished steps."""
+        """Writes the row `{"step": step, "kind": kind, **values}`; `step` counts finished steps."""
         if not self.enabled:
             return
         row = {"step": step, "kind": kind} | {key: _json_safe(v) for key, v in values.items()}
@@ -56,12 +55,12 @@ class TrainLog:
             self._bar.update(1)
 
     def message(self, text: str) -> None:
-        """One line in the terminal, above the bar if there is one."""
+        """Writes one line to the terminal, above the progress bar if there is one."""
         if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Flushes and closes; further calls are an error."""
+        """Closes the files; nothing can be written afterwards."""
         if not self.enabled:
             return
         self._bar.close()
@@ -71,7 +70,7 @@ class TrainLog:
 
 
 class Pace:
-    """Images a second and seconds since the last time it was asked."""
+    """Measures images per second and seconds since it was last asked."""
 
     def __init__(self, images_per_step: int, first_step: int) -> None:
         self.images_per_step = images_per_step
@@ -87,7 +86,7 @@ class Pace:
 
 
 def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """The rows of one kind of a `log.jsonl`."""
+    """The rows of one kind in a `log.jsonl`."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["kind"] == kind]
 
@@ -117,7 +116,7 @@ def _tensorboard_writer(directory: Path, first_step: int) -> Any:
 
 
 def _json_safe(value: Any) -> Any:
-    """JSON has no NaN or infinity; the log shows them as words."""
+    """Turns NaN and infinity, which JSON does not have, into words."""
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value

@@ -1,4 +1,4 @@
-"""The training loop of both stages."""
+"""The training loop of all stages."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cloc_mllm.distributed import (
     world_size,
 )
 from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
+from cloc_mllm.stopping import StopRequest
 from cloc_mllm.train.checkpoint import list_checkpoints
 from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
+from cloc_mllm.train.deepspeed_internals import linear_as_it_was
 from cloc_mllm.train.engine import (
     StepFn,
-    compile_towers,
-    linear_as_it_was,
     load_optimizer_state,
     seed_everything,
     start_engine,
@@ -39,13 +39,14 @@ from cloc_mllm.train.engine import (
 from cloc_mllm.train.logging import Pace, TrainLog
 from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
 from cloc_mllm.train.resume import checkpoint_to_resume, load_weights, save_run
-from cloc_mllm.train.stopping import StopRequest
 
 MAX_SKIPPED_IN_A_ROW = 10
 
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
 
 class DivergedError(ValueError):
-    """Loss or gradient was not finite for too many steps in a row."""
+    """Raised when loss or gradient were not finite for too many steps in a row."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,24 @@ class Job:
     """What a stage brings to the loop.
 
     Attributes:
-        model: weights in float32, no 0-dim parameters, the same on every rank.
-        step_fn: `(model, batch)` to named scalars; `loss` is differentiated, and the mean over
-            ranks of each is its value on one process.
+        model: the same on every rank, with weights in float32 and no 0-dim parameters.
+        step_fn: takes `(model, batch)` and returns named scalars. `loss` is differentiated. The
+            mean of a scalar over ranks must be what one process would have computed.
         dataset: `dataset[i]` is one sample; its `id`, if it has one, names it in messages.
-        collate_fn: list of `(sample_seed, dataset[i])` to a batch with `.to(device)` and, to be
-            copied to a GPU in the background, `.pin_memory()`; whatever is random in it must come
-            from the sample's seed.
-        save_model: writes the final model to a directory; called on the main rank.
-        resolved_config, fingerprint: stored in every checkpoint; a run resumes only from its own.
-        evaluate: called on the main rank, the model in `eval()` and without gradient.
+        collate_fn: makes a batch of a list of `(sample_seed, dataset[i])`. A batch has
+            `.to(device)` and, to be copied to a GPU in the background, `.pin_memory()`. Whatever is
+            random in it must come from the sample's seed.
+        save_model: writes the final model to a directory; called on the main rank alone.
+        resolved_config: the settings of the run, stored in every checkpoint. A run resumes only
+            from its own checkpoints.
+        fingerprint: the same for how the data are prepared.
+        evaluate: computes metrics from the model; called on the main rank alone, with the model in
+            `eval()` and without gradient.
+        eval_every: steps between evaluations; 0 evaluates only at the end.
         num_workers: loader processes per rank.
-        mixture: data sets that `dataset` is made of, one behind another; () is one alone.
-        kept_frozen: frozen parameters that checkpoints hold, by prefixes of their names ("": all);
-            others come with the model.
+        mixture: the data sets that `dataset` is made of, one after the other; () if it is one.
+        kept_frozen: which frozen parameters a checkpoint holds, by prefixes of their names ("" is
+            all of them). The others must come with the model.
     """
 
     model: nn.Module
@@ -76,7 +81,8 @@ class Job:
     save_model: Callable[[nn.Module, Path], None]
     resolved_config: dict[str, Any]
     fingerprint: dict[str, Any]
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    evaluate: Evaluate | None = None
+    eval_every: int = 0
     num_workers: int = 0
     mixture: tuple[Part, ...] = ()
     kept_frozen: tuple[str, ...] = ("",)
@@ -89,7 +95,7 @@ class TrainResult:
     Attributes:
         step: steps done; below `run.steps` if it was stopped.
         exit_code: 0, or 128 + the number of the signal that stopped it.
-        metrics: of the last evaluation.
+        metrics: the results of the last evaluation.
     """
 
     step: int
@@ -99,8 +105,10 @@ class TrainResult:
 
 @linear_as_it_was()
 def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
-    """Trains `job.model` in place and writes `config.output_dir`: `checkpoints/`, `log.jsonl`,
-    `tensorboard/` and, unless a signal stopped it, `model/`.
+    """Trains `job.model` in place.
+
+    Writes into `config.output_dir`: `checkpoints/`, `log.jsonl`, `tensorboard/` and, unless a
+    signal stopped it, `model/`.
 
     Raises:
         ValueError: the configuration cannot work, there is no data, or the checkpoint in
@@ -124,8 +132,6 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     checkpoint = checkpoint_to_resume(checkpoints, identity, enabled=config.resume)
     if checkpoint is not None:
         load_weights(model, checkpoint.weights)
-    if config.compile:
-        compile_towers(model)
     engine = start_engine(model, job.step_fn, config, optim)
     if checkpoint is not None:
         load_optimizer_state(engine, model, checkpoint)
@@ -160,7 +166,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
                 num_skipped = 0
             if _due(config.log_every, done, last or stopping):
                 log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
-            if job.evaluate is not None and not stopping and _due(config.eval_every, done, last):
+            if job.evaluate is not None and not stopping and _due(job.eval_every, done, last):
                 metrics = _evaluate(whole_model(engine, model), job.evaluate)
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
@@ -187,9 +193,7 @@ def _set_train_mode(model: nn.Module) -> None:
     freeze_batch_norm_statistics(model)
 
 
-def _evaluate(
-    model: nn.Module, evaluate: Callable[[nn.Module], dict[str, float]]
-) -> dict[str, float]:
+def _evaluate(model: nn.Module, evaluate: Evaluate) -> dict[str, float]:
     model.eval()
     metrics: dict[str, float] = {}
     if is_main():
@@ -221,6 +225,6 @@ def _stop_if_diverged(num_skipped: int, done: int, checkpoints: Path) -> None:
 
 
 def _agreed_exit_code(signal_number: int) -> int:
-    """128 + the signal that any rank got, or 0 if the time was up."""
+    """128 + the number of the signal that any rank got, or 0 if the time was up."""
     number = max(gather_objects(signal_number))
     return 128 + number if number else 0

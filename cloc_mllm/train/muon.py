@@ -1,8 +1,8 @@
-"""Muon: momentum whose update is made orthogonal, for the matrices inside a network.
+"""Muon, for the matrices inside a network: momentum whose update is made orthogonal.
 
 Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
-torch.optim.Muon computes in bfloat16 whatever the hardware, which is 30 times slower than float32
-on most CPUs, and is no single optimizer for a whole network, which DeepSpeed wants.
+torch.optim.Muon is no alternative: it computes in bfloat16 on any hardware, which is 30 times
+slower than float32 on most CPUs, and DeepSpeed wants one optimizer for the whole network.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 _MOMENTUM = 0.95
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; steepest at zero
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen to be steep at zero
 _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on the groups that say `"muon": True`, AdamW on all others.
+    """Muon for the groups with `"muon": True`, AdamW for all others.
 
     Args:
-        groups: with `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
+        groups: each has `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
         betas: AdamW's.
-        dtype: of the orthogonalisation.
+        dtype: what the orthogonalisation computes in.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_(update.to(parameter.dtype), alpha=step_size)
 
     def _direction(self, parameter: Tensor) -> Tensor:
-        """Nesterov momentum of the gradient."""
+        """The gradient with Nesterov momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -74,9 +74,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Near the closest orthogonal matrices, by Newton-Schulz: float[K, A, B] -> float[K, A, B].
+    """Approximates the closest orthogonal matrices by Newton-Schulz iterations.
 
-    Singular values end up between 0.7 and 1.2, which is near enough.
+    Args:
+        matrices: float[K, A, B].
+
+    Returns:
+        float[K, A, B], with singular values between 0.7 and 1.2, which is near enough.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT).mT

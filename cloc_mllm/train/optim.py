@@ -1,4 +1,4 @@
-"""The optimizer, its parameter groups and the learning rate, a pure function of the step."""
+"""The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from cloc_mllm.config import OptimConfig
+from cloc_mllm.config import OptimConfig, Stage1OptimConfig, TowerOptimConfig
 from cloc_mllm.train.layer_decay import lr_scales
 from cloc_mllm.train.muon import Muon
 
 NEW_PARTS = (
-    "vision.prompter",
-    "vision.roi_align",
-    "vision.box_head",
+    "vision.region_encoder",
     "region_logit_scale",
     "region_logit_bias",
 )
-_EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables, one row a token or a place
+_EMBEDDINGS = ("embed", "lm_head")  # matrices that are tables: one row per token or position
 
 
 def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then cosine to zero."""
+    """The share of the peak learning rate at `step`, which counts from 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
@@ -31,7 +29,11 @@ def lr_factor(step: int, num_steps: int, warmup_steps: int) -> float:
 
 
 def set_lr(optimizer: Any, factor: float) -> None:
-    """Sets every group to `factor` times its peak. `optimizer`: ours or DeepSpeed's wrapper."""
+    """Sets the rate of every group to `factor` times its peak.
+
+    Args:
+        optimizer: ours, or DeepSpeed's wrapper of it.
+    """
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
 
@@ -40,7 +42,8 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
     """Freezes every parameter whose `layer_lr` is 0.
 
     Raises:
-        ValueError: a prefix in `layer_lr` names no parameter, or gives a rate to frozen ones alone.
+        ValueError: a prefix in `layer_lr` names no parameter, or gives a rate to parameters that
+            are all frozen.
     """
     names = [name for name, _ in model.named_parameters()]
     for prefix in optim.layer_lr:
@@ -64,19 +67,19 @@ def freeze_by_lr(model: nn.Module, optim: OptimConfig) -> None:
 
 
 def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Every trainable parameter in exactly one group of equal rule, learning rate and weight decay.
+    """Groups the trainable parameters by optimizer, learning rate and weight decay.
 
-    Vectors and scalars (biases, norms, temperatures, gates) are not decayed.
+    Vectors and scalars (biases, norms, temperatures, gates) do not decay.
 
     Raises:
-        ValueError: nothing is trainable; Muon's rates, which are relative to `lr`, have no `lr`.
+        ValueError: nothing is trainable, or Muon is used without an `lr` that its rates refer to.
     """
     if optim.optimizer == "muon" and not optim.lr > 0:
         raise ValueError(
             f"optim.lr is {optim.lr}; muon needs it above 0, because muon_lr is the rate of "
             "matrices whose AdamW rate would be lr. To freeze parts, use layer_lr"
         )
-    scales = lr_scales(model, optim.layer_decay)
+    scales = lr_scales(model, optim.layer_decay) if isinstance(optim, TowerOptimConfig) else {}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -96,12 +99,12 @@ def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, *, muon_dtype: torch.dtype = torch.float32
 ) -> torch.optim.Optimizer:
-    """AdamW or Muon. A plain one, which DeepSpeed takes without compiling anything."""
+    """Builds AdamW or Muon, plain ones, which DeepSpeed accepts without compiling anything."""
     beta1, beta2 = optim.betas
     groups = param_groups(model, optim)
     if optim.optimizer == "muon":
         return Muon(groups, betas=(beta1, beta2), dtype=muon_dtype)
-    # one pass over each parameter: on a CPU seven times faster than torch's default loop
+    # fused: one pass over each parameter, on a CPU seven times faster than torch's default loop
     return torch.optim.AdamW(groups, betas=(beta1, beta2), fused=True)
 
 
@@ -114,8 +117,9 @@ def _has_prefix(name: str, prefix: str) -> bool:
 
 
 def _peak_lr(name: str, optim: OptimConfig) -> float:
-    """A function of the name and the settings alone, so that a resumed run has the same."""
-    rates = dict.fromkeys(NEW_PARTS, optim.new_lr) if optim.new_lr else {}
+    """Depends on the name and the settings alone, so a resumed run has the same rates."""
+    new_lr = optim.new_lr if isinstance(optim, Stage1OptimConfig) else 0.0
+    rates = dict.fromkeys(NEW_PARTS, new_lr) if new_lr else {}
     rates |= optim.layer_lr
     matching = [prefix for prefix in rates if _has_prefix(name, prefix)]
     return rates[max(matching, key=len)] if matching else optim.lr

@@ -1,7 +1,8 @@
-"""Before stage 2 trains: records that would stop it, or teach nothing, hours later.
+"""Looks at the training records before stage 2 starts, for those that would stop it hours later.
 
-Texts alone are read. Most questions are short enough by the number of their bytes, which is never
-below that of their tokens; only the others are tokenised, and rendered as chats if they are long.
+Only texts are read. A question holds one text of the record. If all of them are short and hold
+nothing odd, the record is fine whichever questions are drawn, as most records are. Otherwise each
+question that holds a long or odd text is rendered as the model would see it.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
-from cloc_mllm.data.conversations import PROMPTS, Turn, absent_turn, build_turns, possible_turns
-from cloc_mllm.data.records import Record
+from cloc_mllm.data.conversations import (
+    Turn,
+    absent_turn,
+    build_turns,
+    ground_turn,
+    locate_turn,
+    possible_turns,
+    refer_turn,
+)
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.collate import ConversationCollator, as_messages
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX
@@ -25,8 +33,8 @@ from cloc_mllm.train.data_order import sample_seed
 
 MAX_RECORDS = 200_000  # more are not looked at; a bad one among them stops the run when it comes
 _NUM_EXAMPLES = 3
-_SLACK = 4  # bytes; some tokenizers put a space before each piece
-_JOINED = 8  # tokens; pieces may split otherwise where a template joins them
+# tokens; a text may split differently inside a question, and some numbers need more tokens
+_MARGIN = 32
 _REASONS = {
     "no_question": "gives nothing to learn: no region or caption of it serves a task whose weight "
     "in `conversations` is above 0",
@@ -42,11 +50,12 @@ _REASONS = {
 
 @dataclass
 class Preflight:
-    """What was found.
+    """What the check found.
 
-    Args:
-        ids: of refused records by reason, with what is wrong there.
-        num_checked: of `num_records`.
+    Attributes:
+        num_records: size of the data set.
+        num_checked: how many of them were looked at.
+        ids: by reason, the ids of the refused records, each with what is wrong there.
     """
 
     num_records: int
@@ -54,7 +63,11 @@ class Preflight:
     ids: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> str:
-        """One line. Raises `ValueError` that says which records are refused and what to do."""
+        """One line for the terminal.
+
+        Raises:
+            ValueError: records were refused; says which ones and what to do.
+        """
         checked = f"{self.num_checked:,} of {self.num_records:,} records checked"
         if not self.ids:
             return f"preflight: {checked}, all can be trained on"
@@ -77,13 +90,15 @@ def check_records(
     seed: int,
     num_epochs: Iterable[int],
 ) -> Preflight:
-    """Look at the first `MAX_RECORDS` records.
+    """Checks the first `MAX_RECORDS` records.
 
     Args:
-        records: in the data set's order; their images are not looked at.
-        seed: of the run.
-        num_epochs: for each record, of the run: one of some long questions is refused if it draws
-            none but those in one of its epochs.
+        records: in the order of the data set; their images are not looked at.
+        num_records: how many there are in all.
+        collator: the run's, which asks the questions.
+        seed: the run's.
+        num_epochs: for each record, how many epochs of the run see it. A record with questions that
+            are too long is refused only if one of these epochs draws no other.
     """
     result = Preflight(num_records)
     check = _Check(collator)
@@ -106,90 +121,64 @@ def check_records(
 
 
 class _Check:
-    """One record at a time."""
+    """Checks one record at a time."""
 
     def __init__(self, collator: ConversationCollator) -> None:
-        self.collator = collator
         self.config = collator.config
-        self.processor = processor = collator.processor
-        self.coordinates = processor.coordinates
-        empty = Turn("", "", "caption")
-        around = _num_bytes(processor.render(as_messages(empty)))
-        most_views = 1 + processor.max_tiles
-        self.base = most_views * processor.num_image_tokens + around + _SLACK
-        one_view = len(processor.encode_conversation(as_messages(empty), [(1, 1)])[0])
-        self.exact_base = one_view + processor.max_tiles * processor.num_image_tokens
-        special = [*processor.tokenizer.all_special_tokens, IMAGE_TOKEN, REGION_TOKEN]
-        special += [BOX_TOKEN] * processor.box_head
+        self.phrases = collator.phrases
+        self.processor = collator.processor
+        self.coordinates = collator.processor.coordinates
+        special = [*self.processor.tokenizer.all_special_tokens, IMAGE_TOKEN, REGION_TOKEN]
+        special += [BOX_TOKEN] * self.processor.box_head
         self.special = re.compile("|".join(map(re.escape, special)))
-        box = 4 * len(f"<loc_{self.coordinates.num_bins}>")  # longer than integers are
-        self.most_around = self.base + max(map(len, PROMPTS.values())) + box
-        phrases = collator.phrases
-        self.odd_phrases = [text for text in phrases if not self._is_fine(absent_turn(text))]
+        self.most_tokens = self.config.max_length - self._most_around() - _MARGIN
+        self.odd_phrases = list(filter(self.is_odd, self.phrases))
+
+    def is_odd(self, text: str) -> bool:
+        """Whether a text is blank, holds a special token, or may make its question too long."""
+        if not text.strip() or self.special.search(text):
+            return True
+        if text.isascii() and len(text) <= self.most_tokens:  # at most one token per character
+            return False
+        return len(self.processor.tokenize(text)) > self.most_tokens
 
     def fault_of(self, record: Record, seeds: Iterable[int]) -> tuple[str, str] | None:
-        """A key of `_REASONS` and details, or None."""
-        if self._is_plain(record):
-            return None
-        config, phrases = self.config, self.collator.phrases
-        turns = list(self.possible(record))
-        # which phrases an image lacks takes long to find, and is not needed where all are fine
-        if not turns and not any(possible_turns(record, config, self.coordinates, phrases)):
+        """A key of `_REASONS` and details, or None if the record can be trained on.
+
+        Args:
+            seeds: of the record in each epoch of the run.
+        """
+        config, coordinates = self.config, self.coordinates
+        if not any(possible_turns(record, config, coordinates, self.phrases)):
             return "no_question", ""
         too_long: dict[tuple[str, str], int] = {}
-        for turn in turns:
-            fault, num_tokens = (None, 0) if self._is_fine(turn) else self._fault(turn, record)
-            if fault == "too_long":
+        for turn in self.odd_turns(record):
+            reason, num_tokens = self.fault_of_turn(turn, record)
+            if reason == "too_long":
                 too_long[turn.question, turn.answer] = num_tokens
-            elif fault:
-                return fault, f", {turn.question!r}"
+            elif reason:
+                return reason, f", {turn.question!r}"
         for seed in seeds if too_long else ():
             rng = np.random.default_rng(seed)
-            drawn = build_turns(record, config, self.coordinates, rng, phrases)
-            lengths = [too_long.get((turn.question, turn.answer)) for turn in drawn]
-            if None not in lengths:
-                return "too_long", f", {min(lengths)} tokens of {config.max_length}"  # type: ignore[type-var]
+            drawn = build_turns(record, config, coordinates, rng, self.phrases)
+            lengths = [too_long.get((turn.question, turn.answer), 0) for turn in drawn]
+            if min(lengths):
+                return "too_long", f", {min(lengths)} tokens of {config.max_length}"
         return None
 
-    def _is_plain(self, record: Record) -> bool:
-        """Whether all its questions are fine whatever they are, as most records' are: a question
-        and its answer hold one text of it and one box."""
-        config = self.config
-        asked = (config.refer or config.locate) and record.regions
-        if self.odd_phrases or not (asked or (config.caption and record.captions)):
-            return False
-        texts = [*record.captions]
-        for region in record.regions:
-            texts += [region.phrase, *region.expressions]
-        longest = max(map(_num_bytes, texts))
-        blank = not all(map(str.strip, texts))
-        special = self.special.search("\n".join(texts))
-        return not (blank or special) and self.most_around + longest <= config.max_length
+    def odd_turns(self, record: Record) -> Iterator[Turn]:
+        """The possible questions that hold an odd text."""
+        texts = [*filter(self.is_odd, _texts_of(record)), *self.odd_phrases]
+        if self.most_tokens < 0:
+            texts.append("")  # also those that hold no text
+        if not texts:
+            return
+        for turn in possible_turns(record, self.config, self.coordinates, self.odd_phrases):
+            if any(text in turn.question or text in turn.answer for text in texts):
+                yield turn
 
-    def possible(self, record: Record) -> Iterator[Turn]:
-        """Questions that it may be asked, without those about absent phrases that are fine."""
-        return possible_turns(record, self.config, self.coordinates, self.odd_phrases)
-
-    def most_tokens(self, turn: Turn) -> int:
-        """Bound of the tokens of a question alone."""
-        return self.base + _num_bytes(turn.question) + _num_bytes(turn.answer)
-
-    def _is_fine(self, turn: Turn) -> bool:
-        """Whether that is certain without rendering it."""
-        question = turn.question.replace(REGION_TOKEN, "", int(turn.region is not None))
-        regressed = self.processor.box_head and turn.answer_box is not None
-        answer = turn.answer.replace(BOX_TOKEN, "", 1) if regressed else turn.answer
-        if not turn.answer.strip() or any(map(self.special.search, (question, answer))):
-            return False
-        if self.most_tokens(turn) <= self.config.max_length:
-            return True
-        # a chat template takes ten times as long as the texts it puts together
-        texts = self.processor.tokenizer([turn.question, turn.answer], add_special_tokens=False)
-        num_tokens = self.exact_base + sum(map(len, texts["input_ids"]))
-        return num_tokens + _JOINED <= self.config.max_length
-
-    def _fault(self, turn: Turn, record: Record) -> tuple[str | None, int]:
-        """What is wrong with a question alone, and its number of tokens."""
+    def fault_of_turn(self, turn: Turn, record: Record) -> tuple[str, int]:
+        """What is wrong with a question ("" if nothing is), and its number of tokens."""
         tokenizer, processor = self.processor.tokenizer, self.processor
         size = record.width, record.height
         ids, labels = processor.encode_conversation(as_messages(turn), [size])
@@ -206,14 +195,27 @@ class _Check:
                 return reason, len(ids)
         if not learnt or not turn.answer.strip():
             return "nothing_learnt", len(ids)
-        return "too_long" if len(ids) > self.config.max_length else None, len(ids)
+        return "too_long" if len(ids) > self.config.max_length else "", len(ids)
+
+    def _most_around(self) -> int:
+        """The tokens of the longest question, image included, without the text it holds."""
+        box = (0.111, 0.222, 0.888, 0.999)
+        turns = [
+            ground_turn("", box, self.coordinates),
+            refer_turn(Region(box, ""), self.coordinates),
+            locate_turn(Region(box, ""), self.coordinates),
+            absent_turn(""),
+        ]
+        chats = (self.processor.encode_conversation(as_messages(t), [(1, 1)])[0] for t in turns)
+        tiles = self.processor.max_tiles * self.processor.num_image_tokens
+        return max(map(len, chats)) + tiles
 
 
-def _num_bytes(text: str) -> int:
-    """Of the longest form that a tokenizer may make of it first."""
-    if text.isascii():
-        return len(text)
-    return max(len(form.encode()) for form in (text, unicodedata.normalize("NFKC", text)))
+def _texts_of(record: Record) -> Iterator[str]:
+    yield from record.captions
+    for region in record.regions:
+        yield region.phrase
+        yield from region.expressions
 
 
 def _some(ids: list[str]) -> str:

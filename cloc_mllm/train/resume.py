@@ -1,4 +1,4 @@
-"""Between a checkpoint on disk and a run in memory, on every rank alike."""
+"""Moves a run between memory and its checkpoints on disk, the same way on every rank."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ from cloc_mllm.train.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from cloc_mllm.train.engine import gathered, optimizer_state
+from cloc_mllm.train.deepspeed_internals import gathered
+from cloc_mllm.train.engine import optimizer_state
 
 
 def checkpoint_to_resume(
     root: Path, identity: dict[str, Any], *, enabled: bool
 ) -> Checkpoint | None:
-    """The newest whole checkpoint under `root`, the same on every rank; None to start afresh.
+    """Loads the newest whole checkpoint under `root`, the same on every rank.
+
+    Args:
+        identity: `config`, `fingerprint` and `num_samples` of this run.
+
+    Returns:
+        the checkpoint; None if the run starts from the beginning.
 
     Raises:
         ValueError: all checkpoints are damaged, the newest whole one belongs to another run, or
-            there are some but resuming is not enabled.
+            there are checkpoints although resuming is not enabled.
     """
     if not enabled and list_checkpoints(root):
         raise ValueError(
@@ -56,7 +63,13 @@ def save_run(
     keep: int,
     kept_frozen: tuple[str, ...],
 ) -> None:
-    """Writes a checkpoint from the main rank; every rank must call it. `state` holds `step`."""
+    """Writes a checkpoint. Every rank must call this; the main rank writes.
+
+    Args:
+        state: the identity of the run and its `step`.
+        keep: how many checkpoints stay on disk.
+        kept_frozen: which frozen parameters to store, see `Job`.
+    """
     moments, optimizer_steps = optimizer_state(engine, model)
     weights = _weights(model, kept_frozen)
     if is_main():
@@ -86,8 +99,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _weights(model: nn.Module, kept_frozen: tuple[str, ...]) -> dict[str, Tensor]:
-    """Parameters (tied ones once) and the buffers that a state dict has, whole, copied to the CPU
-    of the main rank. Every rank calls it."""
+    """Collects the weights to store, whole, on the CPU of the main rank. Every rank must call this.
+
+    They are the parameters (tied ones once) and the buffers that a state dict has.
+    """
     persistent = model.state_dict().keys()
     parameters = {
         name: p
@@ -104,7 +119,7 @@ def _weights(model: nn.Module, kept_frozen: tuple[str, ...]) -> dict[str, Tensor
 
 
 def _choose_on_main(root: Path) -> Path | None:
-    """The main rank looks and hashes; all ranks get its answer, or its error."""
+    """Lets the main rank look for a checkpoint; all ranks get its answer, or its error."""
     found: Path | None = None
     error = ""
     if is_main():

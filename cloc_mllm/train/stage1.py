@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
 from cloc_mllm.data.mixture import load_training_data, parts_of
@@ -22,19 +23,19 @@ from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import StepFn, resolve_precision
-from cloc_mllm.train.entry import dry_run_report, parse_job
-from cloc_mllm.train.loop import Job, TrainResult, train
+from cloc_mllm.train.engine import StepFn, compile_towers
+from cloc_mllm.train.entry import dry_run_report, with_precision
+from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 
-_EVALUATION_RECORDS = 256  # of the validation set, in periodic evaluations
+_EVALUATION_RECORDS = 256  # the first ones of the validation set, in each periodic evaluation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`deepspeed training/stage1.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
+    """Runs `deepspeed training/stage1.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
 
     Returns:
-        0, or 128 + the signal that stopped the run.
+        the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
     config, dry_run = parse_job(
         Stage1Config, argv, prog="stage1", description="CLOC pre-training (stage 1)."
@@ -49,24 +50,25 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    precision = resolve_precision(config.run.precision)
-    run = dataclasses.replace(config.run, precision=precision)
-    config = dataclasses.replace(config, run=run, model=resolve_model(config.model))
+    model_config = resolve_model(config.model)
+    config = dataclasses.replace(with_precision(config), model=model_config)
     records = load_training_data(config.data)
     dataset: Sequence[Record] = records
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(model_config)
     torch.manual_seed(config.run.seed)  # the initial weights
-    model = build_cloc(config.model, tokenizer)
+    model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
     if dry_run:
         batch_size, seed = config.run.global_batch_size, config.run.seed
         order = DataOrder(len(records), batch_size, seed, parts_of(records))
-        print(dry_run_report(config, model, order))
+        print(f"{dry_run_report(config, model, order)}\nregions seen:     {_regions(config)}")
         return TrainResult(step=0)
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
+    if config.run.compile:
+        compile_towers(model, config.run.zero_stage)
     model.micro_batch_size = config.run.micro_batch_size
     collator = ClocCollator(
         tokenizer,
@@ -78,7 +80,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, Cloc)
-        save_cloc(trained, directory, config.model, tokenizer)
+        save_cloc(trained, directory, model_config, tokenizer)
 
     job = Job(
         model,
@@ -89,6 +91,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         resolved_config=dataclasses.asdict(config),
         fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
         evaluate=_evaluation(config, tokenizer),
+        eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,
         mixture=parts_of(records),
     )
@@ -96,10 +99,6 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
 
 
 def _check(config: Stage1Config) -> None:
-    if config.data.feature_cache:
-        raise ValueError(
-            "data.feature_cache is for stage 2; the encoder learns here, leave it empty"
-        )
     if bool(config.data.free_form_share) != config.model.prompter.free_form:
         raise ValueError(
             "model.prompter.free_form and data.free_form_share go together: got "
@@ -107,8 +106,8 @@ def _check(config: Stage1Config) -> None:
         )
     if config.run.micro_batch_size < 0:
         raise ValueError(
-            f"run.micro_batch_size is {config.run.micro_batch_size}; give the images a rank may "
-            "hold activations of at a time, or 0 for all"
+            f"run.micro_batch_size is {config.run.micro_batch_size}; give the number of images "
+            "that a rank may hold the activations of at a time, or 0 for all"
         )
     if config.run.micro_batch_size and config.run.zero_stage == 3:
         raise ValueError(
@@ -117,21 +116,28 @@ def _check(config: Stage1Config) -> None:
         )
 
 
+def _regions(config: Stage1Config) -> str:
+    if config.data.regions_per_image == 0:
+        return "all of every image"
+    images = config.run.steps * config.run.global_batch_size
+    most = images * config.data.regions_per_image
+    return f"at most {most:,} = {config.data.regions_per_image} per image"
+
+
 def stage1_step(config: Stage1Config) -> StepFn:
-    """L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch."""
+    """Makes the step: L = L_CLIP + lambda (L_CLOC + L_grounding) of one batch (equation 4)."""
 
     def step(model: nn.Module, batch: ClocBatch) -> dict[str, Tensor]:
         outputs = model(batch)
         # similarities times a scale of 100 would be off by up to 0.4 in bf16
         with torch.autocast(batch.pixel_values.device.type, enabled=False):
-            return cloc_loss(outputs, batch, config.loss, config.model.prompter.box_head_loss)
+            return cloc_loss(outputs, batch, config.loss)
 
     return step
 
 
-def _evaluation(
-    config: Stage1Config, tokenizer: TextTokenizer
-) -> Callable[[nn.Module], dict[str, float]] | None:
+def _evaluation(config: Stage1Config, tokenizer: TextTokenizer) -> Evaluate | None:
+    """Scores regions on the first records of `data.validation`; None if there are none."""
     if not config.data.validation:
         return None
     validation = load_records(config.data.validation, cache_dir=config.data.cache_dir)

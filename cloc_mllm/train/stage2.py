@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage2Config
 from cloc_mllm.data.conversations import phrases_of
-from cloc_mllm.data.mixture import load_training_data, parts_of
+from cloc_mllm.data.mixture import Mixture, load_training_data, parts_of
+from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
 from cloc_mllm.mllm import (
@@ -24,18 +26,19 @@ from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.entry import dry_run_report, parse_job
+from cloc_mllm.train.engine import compile_towers
+from cloc_mllm.train.entry import dry_run_report, with_precision
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
-from cloc_mllm.train.loop import Job, TrainResult, train
+from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.preflight import check_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`deepspeed training/stage2.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
+    """Runs `deepspeed training/stage2.py --config x.yaml [--optim.lr 1e-4] [--dry_run]`.
 
     Returns:
-        0, or 128 + the signal that stopped the run.
+        the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
     config, dry_run = parse_job(
         Stage2Config, argv, prog="stage2", description="Tuning of the multimodal LLM (stage 2)."
@@ -50,6 +53,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
+    config = with_precision(config)
     dataset = load_training_data(config.data)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
@@ -60,22 +64,17 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     collator = ConversationCollator(processor, config.conversations, phrases=phrases)
     freeze_by_lr(model, config.optim)
     check_alignment(model, config.alignment)
+    evaluate = _evaluation(config, processor)
     if config.data.feature_cache:
         check_encoder_is_frozen(model, config.alignment)
     if dry_run:
         print(dry_run_report(config, model, order) + "\n")
-    checked = check_records(
-        dataset.without_images(),
-        len(dataset),
-        collator,
-        seed=run.seed,
-        num_epochs=order.epochs_of_samples(run.steps),
-    ).report()
-    if launched_rank() == 0:
-        print(f"{checked}\n{show_sample(dataset[0], processor, collator, run.seed)}")
+    _check_data(dataset, collator, order, run.steps)
     if dry_run:
         return TrainResult(step=0)
     collator.features = fill_features(model, processor, dataset, config)
+    if config.run.compile:
+        compile_towers(model, config.run.zero_stage)
     aligned = align_projectors(model, processor, dataset, config, collator.features)
     if aligned is not None and aligned.exit_code:
         return aligned
@@ -95,6 +94,8 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         save_model,
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,
+        evaluate=evaluate,
+        eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,
         mixture=mixture,
         kept_frozen=taught_parts(config.alignment),
@@ -102,8 +103,26 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     return train(job, config.run, config.optim)
 
 
+def _check_data(
+    dataset: RecordDataset | Mixture, collator: ConversationCollator, order: DataOrder, steps: int
+) -> None:
+    """Refuses records that the run cannot use, and prints one sample."""
+    checked = check_records(
+        dataset.without_images(),
+        len(dataset),
+        collator,
+        seed=order.seed,
+        num_epochs=order.epochs_of_samples(steps),
+    ).report()
+    if launched_rank() == 0:
+        print(f"{checked}\n{show_sample(dataset[0], collator, order.seed)}")
+
+
 def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
-    """Cross-entropy of the answers; the mean over ranks is that of the whole global batch."""
+    """Computes the cross-entropy of the answers.
+
+    It is scaled so that the mean over ranks is the mean over all answer tokens of the global batch.
+    """
     num_labels = (batch.inputs["labels"] != IGNORE_INDEX).sum()
     num_items = all_reduce_sum(num_labels.float()) / world_size()
     outputs = model(**batch.inputs, num_items_in_batch=num_items)
@@ -111,10 +130,23 @@ def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
     return {"loss": outputs.loss, "dropped_questions": dropped}
 
 
-def show_sample(
-    record: Record, processor: ClocMllmProcessor, collator: ConversationCollator, seed: int
-) -> str:
-    """A record as the model is taught it; what it must learn to say stands in [[ ]]."""
+def _evaluation(config: Stage2Config, processor: ClocMllmProcessor) -> Evaluate | None:
+    """The periodic evaluation on `data.validation`; None if there are no such records.
+
+    Raises:
+        ValueError: records are named, but stage 2 cannot evaluate on them yet.
+    """
+    if not config.data.validation:
+        return None
+    raise ValueError(
+        f"data.validation is {config.data.validation}, but stage 2 has no periodic evaluation yet; "
+        "leave it empty and score the finished model with `cloc-mllm eval --mllm`"
+    )
+
+
+def show_sample(record: Record, collator: ConversationCollator, seed: int) -> str:
+    """Writes a record as the model is taught it, with what it must learn to say in [[ ]]."""
+    processor = collator.processor
     row = collator.ask(record, seed).row
     ids, labels = row.input_ids, row.labels
     pieces, learning = [f"one sample ({record.id}), learnt parts in [[ ]]:\n"], False
@@ -131,8 +163,6 @@ def show_sample(
 
 
 def _check(config: Stage2Config) -> None:
-    if config.run.micro_batch_size:
-        raise ValueError("run.micro_batch_size is for stage 1, whose loss compares images; leave 0")
     for name, maker in (("cloc", "training/stage1.py"), ("language_model", "training/tiny_llm.py")):
         if not getattr(config.model, name) and not config.model.init:
             raise ValueError(

@@ -1,9 +1,10 @@
 """Pre-training of the small language model, on text alone: scenes in words, and questions.
 
-A document is a layout of the built-in scenes (never drawn): for each place of the picture the name
-of what lies there and its box as one scene token (`mllm/scene_tokens.py`), then the questions of
-stage 2 with their answers, in text. What it learns is to read such scenes: names, boxes, sizes,
-order, left and right. Stage 2 only has to teach the projectors to write them from a picture.
+A document is the layout of a built-in scene, which is never drawn. For each place in the image it
+has one scene token, made of the name and the box of what lies there (`mllm/scene_tokens.py`). The
+questions of stage 2 and their answers follow as text. The model learns to read such scenes: names,
+boxes, sizes, order, left and right. Stage 2 then only has to teach the projectors to write scene
+tokens from an image.
 """
 
 from __future__ import annotations
@@ -11,32 +12,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import TinyLlmConfig
+from cloc_mllm.data.conversations import phrases_of
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
+from cloc_mllm.data.sequences import LazyRecords
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
-from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.coordinates import REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
-from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
 from cloc_mllm.mllm.scene_tokens import embed_scene
 from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
+from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import StepFn
-from cloc_mllm.train.entry import parse_job
+from cloc_mllm.train.entry import dry_run_report, with_precision
 from cloc_mllm.train.loop import Job, TrainResult, train
 
-_PICTURE_PX = 600  # of a layout's longer side; nothing is drawn, only proportions count
+_LONG_SIDE_PX = 600  # of a layout; nothing is drawn, so only proportions count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python training/tiny_llm.py --config x.yaml [--run.steps 400] [--dry_run]`."""
+    """Runs `python training/tiny_llm.py --config x.yaml [--run.steps 400] [--dry_run]`.
+
+    Returns:
+        the exit code: 0, or 128 + the number of the signal that stopped the run.
+    """
     config, dry_run = parse_job(
         TinyLlmConfig, argv, prog="tiny-llm", description="The small language model."
     )
@@ -44,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult:
-    """Trains the model and writes a Hugging Face directory, `config.run.output_dir/model`."""
+    """Trains the model and writes it to `config.run.output_dir/model`, a Hugging Face directory."""
+    config = with_precision(config)
     box_format = BoxFormat("location_tokens", config.num_bins)  # scene tokens need them
     tokenizer = build_tokenizer(box_format)
     torch.manual_seed(config.run.seed)
@@ -57,10 +66,12 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
     )
+    dataset = Layouts(config.num_scenes, config.run.seed)
     if dry_run:
-        print(config)
-        print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+        order = DataOrder(len(dataset), config.run.global_batch_size, config.run.seed)
+        print(dry_run_report(config, model, order))
         return TrainResult(step=0)
+    phrases = phrases_of(dataset) if config.conversations.absent else ()
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, LlamaForCausalLM)
@@ -70,8 +81,8 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
     job = Job(
         model,
         reading_step(processor, config),
-        Layouts(config.num_scenes, config.run.seed),
-        ConversationCollator(processor, config.conversations, pictures=False),
+        dataset,
+        ConversationCollator(processor, config.conversations, pictures=False, phrases=phrases),
         save_model,
         resolved_config=dataclasses.asdict(config),
         fingerprint=processor.fingerprint,
@@ -81,8 +92,8 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Layouts(Sequence[Record]):
-    """Scenes of the training split as records without a picture."""
+class Layouts(LazyRecords):
+    """The scenes of the training split as records without an image."""
 
     num_scenes: int
     seed: int
@@ -90,13 +101,13 @@ class Layouts(Sequence[Record]):
     def __len__(self) -> int:
         return self.num_scenes
 
-    def __getitem__(self, index: int) -> Record:  # type: ignore[override]
-        layout = sample_layout(scene_rng(self.seed, "train", index))
+    def _record(self, position: int) -> Record:
+        layout = sample_layout(scene_rng(self.seed, "train", position))
         return Record(
-            id=f"layout-{self.seed}-{index:06d}",
+            id=f"layout-{self.seed}-{position:06d}",
             image=b"",
-            width=round(_PICTURE_PX * min(1.0, layout.aspect)),
-            height=round(_PICTURE_PX / max(1.0, layout.aspect)),
+            width=round(_LONG_SIDE_PX * min(1.0, layout.aspect)),
+            height=round(_LONG_SIDE_PX / max(1.0, layout.aspect)),
             captions=list(layout.captions),
             regions=[
                 Region(thing.box, thing.name, expressions=list(expressions))
@@ -107,9 +118,9 @@ class Layouts(Sequence[Record]):
 
 
 def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
-    """Cross-entropy of the answers, scene tokens in the place of image and region tokens."""
-    location: Any = processor.tokenizer.convert_tokens_to_ids(processor.coordinates.tokens())
-    region_id = processor.tokenizer.convert_tokens_to_ids("<region>")
+    """Makes the step: cross-entropy of the answers, with noisy scene tokens as image tokens."""
+    location = token_ids(processor.tokenizer, processor.coordinates.tokens())
+    [region_id] = token_ids(processor.tokenizer, [REGION_TOKEN])
     smoothing = config.coordinate_smoothing
     soft_bins = SoftBins(location[0], config.num_bins, smoothing) if smoothing > 0 else None
 

@@ -1,4 +1,4 @@
-"""Step 1 of VESL: a caption that names more of the picture than its alt-text does."""
+"""Step 1 of VESL: writes captions that name more of an image than its alt-text does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from PIL import Image
 
+from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.records import clean_text
 
 _PROMPT = "Describe this image in detail. Name every object that you see."
 
 
 class Captioner:
-    """Any Transformers image-text-to-text model: chat models, and captioners without a chat
-    template (BLIP and its like). Greedy, so the same picture has one caption."""
+    """Any Transformers image-text-to-text model: a chat model, or a captioner without a chat
+    template, such as BLIP. Decoding is greedy, so the same image always has the same caption.
+
+    An image is what `open_image` takes.
+    """
 
     def __init__(
         self, model: Any, processor: Any, prompt: str = "", max_new_tokens: int = 128
@@ -31,10 +35,10 @@ class Captioner:
     def from_pretrained(
         cls, name: str, *, prompt: str = "", max_new_tokens: int = 128, device: str = "cpu"
     ) -> Captioner:
-        """From a directory (also one that stage 2 wrote) or a Hugging Face name.
+        """Loads a directory (also one that stage 2 wrote) or a Hugging Face name.
 
         Args:
-            prompt: what a chat model is asked; "" asks for every object.
+            prompt: the question to a chat model; "" asks for every object.
 
         Raises:
             OSError: there is no such model.
@@ -48,18 +52,18 @@ class Captioner:
         return cls(torch.nn.Module.to(model, device), processor, prompt, max_new_tokens)
 
     @torch.inference_mode()
-    def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption for each RGB image; "" where the model says nothing usable."""
-        inputs = self._inputs(images).to(self.model.device)
+    def caption(self, images: Sequence[ImageSource]) -> list[str]:
+        """Writes one caption per image; "" where the model says nothing usable."""
+        inputs = self._inputs([open_image(image) for image in images]).to(self.model.device)
         output = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
         if "input_ids" in inputs:  # a chat model repeats the question
             output = output[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(output, skip_special_tokens=True)
         return [clean_text(text)[0] or "" for text in texts]
 
-    def _inputs(self, images: Sequence[Image.Image]) -> Any:
+    def _inputs(self, images: list[Image.Image]) -> Any:
         if not getattr(self.processor, "chat_template", None):
-            return self.processor(images=list(images), return_tensors="pt")
+            return self.processor(images=images, return_tensors="pt")
         chats = [
             [
                 {

@@ -1,8 +1,8 @@
-"""Open-vocabulary detectors: images and phrases -> boxes with a score for every phrase.
+"""Open-vocabulary detectors: find boxes in images and score every phrase for each.
 
-Each detector makes the model's own square or padded input itself and takes the boxes from the
-model's raw output, so that no box passes through a library's post-processing, which has changed
-between releases. Letters: Q phrases of an image, K boxes of it.
+Each detector makes the model's square or padded input itself and takes the boxes from the model's
+raw output: the post-processing of libraries has changed between releases. An image is what
+`open_image` takes. Letters: Q phrases of an image, K boxes of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import image_to_pixels, preprocess
 from cloc_mllm.geometry import CANVAS, Boxes
@@ -34,8 +35,8 @@ class Detections:
     """What a detector found in one image.
 
     Attributes:
-        boxes: float[K, 4] xyxy, normalised to the original image; they may stick out of it.
-        scores: float[K, Q], confidence of each phrase for each box, at most 1.
+        boxes: float[K, 4] xyxy, normalised to the upright image; they may stick out of it.
+        scores: float[K, Q], the confidence of each phrase for each box, at most 1.
     """
 
     boxes: Tensor
@@ -46,20 +47,21 @@ class Detector(Protocol):
     """Looks for each image's own phrases in it."""
 
     def detect(
-        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+        self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
-        """RGB images and at least one phrase each -> one `Detections` an image, on the CPU."""
+        """Detects at least one phrase per image: one `Detections` per image, on the CPU."""
 
 
 def load_detector(
     name: DetectorName, model: str = "", *, image_size: int = 0, device: str = "cpu"
 ) -> Detector:
-    """A detector from a directory or a Hugging Face name.
+    """Loads a detector from a directory or by its Hugging Face name.
 
     Args:
-        model: "" takes the CLOC that ships with the package, or the published checkpoint of the
-            others.
-        image_size: of OWLv2's square input in pixels (the paper: 448); 0 takes the model's own.
+        model: "" takes the CLOC that ships with the package, or the published checkpoint of
+            another detector.
+        image_size: side of OWLv2's square input in pixels (the paper: 448); 0 takes the model's
+            own.
 
     Raises:
         FileNotFoundError, OSError: there is no such model.
@@ -73,10 +75,10 @@ def load_detector(
 
 
 class ClocDetector:
-    """CLOC labels for its own next round: one box for each phrase, from its text prompt.
+    """CLOC as the labeller of its own next round: one box per phrase, from its text prompt.
 
-    A box's score for a phrase is the cosine of their embeddings; it never exceeds 1, and below 0
-    is no. It is no probability: docs/labelling.md says how to choose a threshold.
+    The score of a box for a phrase is the cosine of their embeddings, at most 1; below 0 they do
+    not match. It is not a probability: docs/labelling.md says how to choose a threshold.
     """
 
     def __init__(self, model: Cloc, tokenizer: TextTokenizer) -> None:
@@ -85,10 +87,12 @@ class ClocDetector:
 
     @torch.inference_mode()
     def detect(
-        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+        self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
         size = self.model.vision.encoder.image_size
-        pixels, letterboxes = zip(*(preprocess(image, size) for image in images), strict=True)
+        pixels, letterboxes = zip(
+            *(preprocess(open_image(image), size) for image in images), strict=True
+        )
         device = next(self.model.parameters()).device
         encoded = self.model.encode_image(torch.stack(pixels).to(device))
         distinct = list(dict.fromkeys(phrase for own in phrases for phrase in own))
@@ -115,7 +119,7 @@ class ClocDetector:
 class Owlv2Detector:
     """OWLv2 (arXiv 2306.09683), the paper's detector.
 
-    The picture lies in the top left corner of a grey square; boxes come in shares of that square.
+    The image lies in the top left corner of a grey square; boxes come in shares of that square.
     """
 
     def __init__(self, model: Any, processor: Any, image_size: int = 0) -> None:
@@ -134,7 +138,7 @@ class Owlv2Detector:
 
     @torch.inference_mode()
     def detect(
-        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+        self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
         squares, resized = zip(*(corner_square(i, self.image_size) for i in images), strict=True)
         pixels = torch.stack([self._pixels(square) for square in squares])
@@ -161,7 +165,7 @@ class Owlv2Detector:
         ]
 
     def _pixels(self, square: Image.Image) -> Tensor:
-        """The model's float[3, S, S]; the library's own step also pads and resizes."""
+        """Normalises a square to float[3, S, S]; the library's own step would pad and resize."""
         own = self.processor.image_processor
         mean, std = torch.tensor(own.image_mean), torch.tensor(own.image_std)
         values = image_to_pixels(square).float() / 255
@@ -169,11 +173,11 @@ class Owlv2Detector:
 
 
 class GroundingDinoDetector:
-    """Grounding DINO (arXiv 2303.05499). All phrases are one text, `a dog . a cat .`; a phrase's
-    score for a box is that of its best token.
+    """Grounding DINO (arXiv 2303.05499).
 
-    Images go one at a time: in a batch they are padded to the largest, which moves the scores, and
-    a record would depend on its neighbours.
+    All phrases are one text, `a dog . a cat .`; the score of a phrase for a box is that of its best
+    token. Images go one at a time: in a batch they are padded to the largest, which changes the
+    scores, and a record would depend on its neighbours.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -188,18 +192,18 @@ class GroundingDinoDetector:
         return cls(model.to(device), AutoProcessor.from_pretrained(name))
 
     def detect(
-        self, images: Sequence[Image.Image], phrases: Sequence[Sequence[str]]
+        self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
         return [self._of_image(*pair) for pair in zip(images, phrases, strict=True)]
 
     @torch.inference_mode()
-    def _of_image(self, image: Image.Image, phrases: Sequence[str]) -> Detections:
-        prepared = self.processor.image_processor(image, return_tensors="pt")
+    def _of_image(self, image: ImageSource, phrases: Sequence[str]) -> Detections:
+        prepared = self.processor.image_processor(open_image(image), return_tensors="pt")
         parts = [self._of_text(prepared, texts) for texts in self._texts(phrases)]
         return Detections(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _of_text(self, prepared: Any, phrases: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """Boxes float[K, 4] and scores float[K, Q]; None in `phrases` is not asked, it scores 0."""
+        """Finds boxes float[K, 4] and scores float[K, Q]; None in `phrases` scores 0, unasked."""
         device = self.model.device
         text, spans = _one_text(phrases)
         encoded = self.processor.tokenizer(
@@ -217,8 +221,10 @@ class GroundingDinoDetector:
         return to_corners(output.pred_boxes[0]), scores
 
     def _texts(self, phrases: Sequence[str]) -> list[list[str | None]]:
-        """The phrases in as many texts as the model's length needs, each text as long as the
-        list: what another text asks for is None in it."""
+        """Splits the phrases into texts that fit the model's length.
+
+        Each text is a list as long as `phrases`, with None for what another text asks for.
+        """
         room = self.model.config.max_text_len - 2  # [CLS] and [SEP]
         texts: list[list[str | None]] = []
         used = room
@@ -232,26 +238,34 @@ class GroundingDinoDetector:
         return texts
 
 
-def corner_square(image: Image.Image, size: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture, long side `size`, in the top left corner of a grey square, and its width and
-    height there in pixels."""
-    scale = size / max(image.size)
-    resized_wh = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+def corner_square(image: ImageSource, size: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Lays the image, its long side `size`, in the top left corner of a grey square.
+
+    Returns:
+        the square, and the image's width and height in it in pixels.
+    """
+    picture = open_image(image)
+    scale = size / max(picture.size)
+    resized_wh = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     square = Image.new("RGB", (size, size), _GREY)
-    square.paste(image.convert("RGB").resize(resized_wh, Image.Resampling.BICUBIC))
+    square.paste(picture.resize(resized_wh, Image.Resampling.BICUBIC))
     return square, resized_wh
 
 
 def to_corners(cxcywh: Tensor, width_scale: float = 1.0, height_scale: float = 1.0) -> Tensor:
-    """float[K, 4] centre and size in shares of the model's input -> xyxy, normalised to the
-    original image; the scales are sides of the input over those of the picture in it."""
+    """Turns boxes of the model's input into xyxy boxes, normalised to the upright image.
+
+    Args:
+        cxcywh: float[K, 4], centre and size in shares of the model's input.
+        width_scale, height_scale: side of the input over the side of the image in it.
+    """
     cx, cy, w, h = cxcywh.float().cpu().unbind(-1)
     xyxy = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
     return xyxy * torch.tensor([width_scale, height_scale] * 2)
 
 
 def _one_text(phrases: Sequence[str | None]) -> tuple[str, list[tuple[int, int]]]:
-    """`a dog . a cat .` and where each phrase stands in it (from, to; nowhere is 0, 0)."""
+    """Joins phrases as `a dog . a cat .`, with the place of each: (start, stop), or (0, 0)."""
     text, spans = "", []
     for phrase in phrases:
         start = len(text)
@@ -261,6 +275,6 @@ def _one_text(phrases: Sequence[str | None]) -> tuple[str, list[tuple[int, int]]
 
 
 def _tokens_in(offsets: Tensor, span: tuple[int, int]) -> Tensor:
-    """bool[T]: tokens (`offsets: int64[T, 2]`) that lie in the span; special ones are empty."""
+    """Marks the tokens (`offsets: int64[T, 2]`) inside a span: bool[T]; special ones are empty."""
     start, stop = offsets.unbind(1)
     return (start >= span[0]) & (stop <= span[1]) & (stop > start)

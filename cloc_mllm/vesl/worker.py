@@ -11,6 +11,7 @@ import torch
 
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.records import Record, validate_record
+from cloc_mllm.devices import choose_device
 from cloc_mllm.vesl.captioner import Captioner
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.detector import load_detector
@@ -51,7 +52,7 @@ def load_labeller(config: LabelConfig, device: str = "") -> Labeller:
     Args:
         device: "" takes a GPU if there is one.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(choose_device(device))
     captioner = None
     if config.captioner:
         captioner = Captioner.from_pretrained(

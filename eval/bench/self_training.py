@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 from cloc_mllm.bench.self_training import Experiment
+from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config
-from cloc_mllm.train.entry import parse_job
 
 
 def main() -> None:

@@ -22,15 +22,16 @@ from cloc_mllm.bench.scale import (
     text_tower_flops,
 )
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.models.build import build_cloc
-from cloc_mllm.models.cloc import Cloc, RegionPrompts
+from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.region_encoders import RegionPrompts
+from tests.models.tiny import built
 
 SHAPES = Shapes.of("ViT-B-16", 224)
 
 
 @pytest.fixture(scope="module")
 def cloc() -> Cloc:
-    return build_cloc(ModelConfig("ViT-B-16")).eval()
+    return built(ModelConfig("ViT-B-16")).eval()
 
 
 def counted(call: Callable[[], Any]) -> int:
@@ -55,7 +56,7 @@ def test_prompter_costs_what_torch_counts(cloc: Cloc) -> None:
         image = cloc.encode_image(inputs["pixel_values"])
     none = (torch.zeros(0, 1, 1), torch.zeros(0, dtype=torch.long))
     prompts = RegionPrompts(inputs["boxes"], inputs["image_index"], *none)
-    actual = counted(lambda: cloc.vision.forward_regions(image, prompts, inputs["texts"]))
+    actual = counted(lambda: cloc.vision.region_encoder(image, prompts, inputs["texts"]))
     once = 2 * (SHAPES.num_tokens + SHAPES.embed_dim) * SHAPES.width**2
     assert actual - once == pytest.approx(4 * prompter_flops(SHAPES, 4), rel=0.01)
 

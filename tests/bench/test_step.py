@@ -73,6 +73,6 @@ def test_prompter_side_leaves_the_tower_alone() -> None:
     prompter, tower = prompter_and_tower(vision, inputs, bf16=False, backward=True)
     prompter()
     assert all(p.grad is None for p in vision.encoder.parameters())
-    assert all(p.grad is not None for p in vision.prompter.parameters())
+    assert all(p.grad is not None for p in vision.region_encoder.parameters())
     tower()
     assert any(p.grad is not None for p in vision.encoder.parameters())

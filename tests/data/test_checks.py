@@ -18,9 +18,11 @@ from cloc_mllm.data.checks.frames import Case, diagnose, resized_wh, to_pixels
 from cloc_mllm.data.checks.leaks import find_leaks, fingerprint, id_key
 from cloc_mllm.data.checks.validate import check_record
 from cloc_mllm.data.commands import main
+from cloc_mllm.data.drawing import PALETTE
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import DropLog, Record, Region
 from tests.data.formats import painted_records, write_lines
+from tests.photos import encoded
 
 # doctor
 
@@ -159,6 +161,25 @@ def test_doctor_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "1 rows without a box" in printed
     assert "verdict: " in printed
     assert Image.open(out).width > 3 * 500
+
+
+def test_doctor_draws_boxes_of_a_photo_before_its_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upright = Image.new("RGB", (200, 100), "white")
+    upright.paste("red", (20, 10, 60, 40))
+    (tmp_path / "photo.png").write_bytes(encoded(upright, orientation=6))
+    # stored 100 x 200: (x, y) of the upright picture lies at (y, 200 - x)
+    row = {"image": "photo.png", "bbox": [10, 140, 40, 180], "width": 100, "height": 200}
+    write_lines(tmp_path / "rows.jsonl", [row])
+    out = tmp_path / "sheet.png"
+    main(["doctor", str(tmp_path / "rows.jsonl"), "--images", str(tmp_path), "--out", str(out)])
+    assert "1 of them state the size of the photo before its EXIF turn" in capsys.readouterr().out
+    sheet = np.asarray(Image.open(out)).astype(int)
+    is_outline = (np.abs(sheet - np.array(PALETTE[0])).sum(-1) == 0).nonzero()
+    is_red = (np.abs(sheet - np.array([255, 0, 0])).sum(-1) < 60).nonzero()
+    for outline, red in zip(is_outline, is_red, strict=True):
+        assert abs(int(outline.max()) - int(red.max())) <= 4  # the outline covers the last pixels
 
 
 def test_doctor_on_real_answers(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

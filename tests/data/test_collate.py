@@ -116,7 +116,8 @@ def test_boxes_stay_exact_where_a_jpeg_is_decoded_smaller(wh: tuple[int, int], t
     stored.save(file, "JPEG", quality=95, exif=exif)
     record = Record("r", file.getvalue(), *wh, [], [], "test")
     actual, expected = (
-        Letterbox(*wh, 64).apply(record.load_image(wanted_side=side)) for side in (64, None)
+        Letterbox(*wh, 64).apply(record.load_image(wanted_side=side), (0, 0, 0))
+        for side in (64, None)
     )
     for axis in (0, 1):  # how much white lies in the row and in the column through (56, 48)
         widths = [

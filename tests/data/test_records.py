@@ -1,32 +1,22 @@
 from __future__ import annotations
 
-import io
 import math
-import struct
-import zlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cloc_mllm.data import images
-from cloc_mllm.data.images import ImageError, decode_image
 from cloc_mllm.data.records import DropLog, Record, Region, validate_record
+from tests.photos import encoded
 
 NAN, INF = math.nan, math.inf
 GOOD_BOX = (0.1, 0.2, 0.5, 0.6)
 
 
-def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, image_format, **options)
-    return file.getvalue()
-
-
-NOISE_JPEG = encode(Image.effect_noise((64, 48), 80), "JPEG")
-NOISE_PNG = encode(Image.effect_noise((64, 48), 80))
-GREEN_PNG = encode(Image.new("RGB", (40, 30), "green"))
+NOISE_JPEG = encoded(Image.effect_noise((64, 48), 80), "JPEG")
+NOISE_PNG = encoded(Image.effect_noise((64, 48), 80))
+GREEN_PNG = encoded(Image.new("RGB", (40, 30), "green"))
 
 
 def make_record(**changes: object) -> Record:
@@ -50,7 +40,7 @@ def make_record(**changes: object) -> Record:
     [
         pytest.param(b"", "missing_image", id="no_bytes"),
         pytest.param(b"<html>404 Not Found</html>", "not_an_image", id="html_as_jpg"),
-        pytest.param(encode(Image.new("RGB", (8, 8)), "GIF"), "not_an_image", id="gif"),
+        pytest.param(encoded(Image.new("RGB", (8, 8)), "GIF"), "not_an_image", id="gif"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "not_an_image", id="eps"),
         pytest.param(NOISE_JPEG[: len(NOISE_JPEG) // 2], "broken_image", id="truncated_jpeg"),
         pytest.param(NOISE_PNG[: len(NOISE_PNG) // 2], "broken_image", id="truncated_png"),
@@ -63,117 +53,6 @@ def test_unusable_image_is_dropped_with_its_reason(data: bytes, reason: str) -> 
     log = DropLog()
     assert validate_record(record, log) is None
     assert log.counts["record"] == {reason: 1}
-
-
-@pytest.mark.parametrize("percent", range(0, 100, 4))
-def test_jpeg_cut_anywhere_is_refused(percent: int) -> None:
-    with pytest.raises(ImageError):
-        decode_image(NOISE_JPEG[: len(NOISE_JPEG) * percent // 100], "cut")
-
-
-def test_pixel_limit_is_checked_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 40 * 30 - 1)
-    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(ImageError, match=r"image_too_large.*1,200 pixels, the limit is 1,199"):
-        make_record().load_image()
-
-
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [10_000, 20_000])
-def test_decompression_bomb_is_refused(side: int) -> None:
-    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    bomb = bytearray(GREEN_PNG)
-    bomb[12:33] = header + struct.pack(">I", zlib.crc32(header))
-    with pytest.raises(ImageError, match="image_too_large"):
-        decode_image(bytes(bomb), "bomb")
-
-
-# how a camera that writes the tag has turned the upright picture (EXIF 2.32, tag 0x0112)
-TURNED_BY_TAG = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,  # counter-clockwise, so clockwise again to display
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-
-@pytest.mark.parametrize(("tag", "turn"), TURNED_BY_TAG.items())
-def test_exif_orientation_is_undone(tag: int, turn: Image.Transpose | None) -> None:
-    upright = Image.new("RGB", (40, 20), "blue")
-    upright.paste("red", (0, 0, 10, 5))
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    stored = encode(upright if turn is None else upright.transpose(turn), exif=exif)
-    assert decode_image(stored, "turned").tobytes() == upright.tobytes()
-
-
-@pytest.mark.parametrize("tag", [0, 9])
-def test_unknown_exif_orientation_is_ignored(tag: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = tag
-    assert decode_image(encode(Image.new("RGB", (4, 2)), exif=exif), "odd").size == (4, 2)
-
-
-def test_transparency_becomes_white() -> None:
-    clear = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
-    assert decode_image(encode(clear), "clear").getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_16_bit_grey_is_scaled_not_clipped() -> None:
-    grey = Image.new("I;16", (4, 4), 0x8000)
-    assert decode_image(encode(grey), "deep").getpixel((0, 0)) == (128, 128, 128)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "CMYK"])
-def test_every_mode_becomes_rgb(mode: str) -> None:
-    image_format = "JPEG" if mode == "CMYK" else "PNG"
-    assert decode_image(encode(Image.new(mode, (5, 3)), image_format), mode).mode == "RGB"
-
-
-# JPEGs decoded smaller
-
-
-@pytest.mark.parametrize(
-    ("wh", "wanted", "expected"),
-    [
-        pytest.param((640, 427), 224, (320, 214), id="half_rounded_up"),
-        pytest.param((640, 480), 128, (160, 120), id="quarter"),
-        pytest.param((1001, 801), 64, (126, 101), id="eighth_at_most"),
-        pytest.param((500, 375), 224, (500, 375), id="half_is_too_near"),
-        pytest.param((224, 224), 224, (224, 224), id="small_already"),
-    ],
-)
-def test_jpeg_is_decoded_no_larger_than_needed(
-    wh: tuple[int, int], wanted: int, expected: tuple[int, int]
-) -> None:
-    photo = Image.new("RGB", wh, "green")
-    assert decode_image(encode(photo, "JPEG"), "photo", wanted).size == expected
-    assert decode_image(encode(photo, "JPEG"), "photo").size == wh
-    assert decode_image(encode(photo, "PNG"), "drawing", wanted).size == wh
-
-
-def test_a_turned_jpeg_is_decoded_smaller_only_where_no_pixel_is_filled_up() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for wh, expected in (((640, 480), (240, 320)), ((640, 427), (427, 640))):
-        stored = encode(Image.new("RGB", wh), "JPEG", exif=exif)
-        assert decode_image(stored, "turned", 224).size == expected
-
-
-@pytest.mark.parametrize("percent", range(0, 100, 10))
-def test_a_cut_jpeg_is_refused_at_a_smaller_size_too(percent: int) -> None:
-    with pytest.raises(ImageError):
-        decode_image(NOISE_JPEG[: len(NOISE_JPEG) * percent // 100], "cut", 8)
-
-
-def test_the_pixel_limit_is_that_of_the_whole_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
-    with pytest.raises(ImageError, match="image_too_large"):
-        decode_image(NOISE_JPEG, "large", 8)
 
 
 # boxes

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cloc_mllm.data.drawing import draw_record
 from cloc_mllm.data.records import DropLog, Record
 from tests.data.formats import COLORS, FORMATS, Format, color_index, painted_records, write_images
+from tests.photos import encoded, turned
 
 
 def assert_equal_records(actual: list[Record], expected: list[Record]) -> None:
@@ -56,3 +58,56 @@ def test_round_trip(form: Format, tmp_path: Path) -> None:
     form.write(first, folders[1])
     again = list(form.read(folders[1], DropLog()))
     assert_equal_records(again, first)
+
+
+# their annotations state the image's size, so they tell a photo's frame before its turn
+STATE_A_SIZE = [
+    *("coco", "refcoco", "refer", "mdetr", "qwen_vl_lines", "odvg_detection", "odvg_grounding"),
+    *("pascal_voc", "flickr30k_entities", "ferret"),
+]
+
+
+def before_turn(record: Record, orientation: int) -> Record:
+    """The record as a tool that ignores EXIF sees it: picture and boxes as the camera stored them.
+
+    Each box is turned by painting it, not by the arithmetic under test.
+    """
+    image = record.load_image()
+    regions = []
+    for region in record.regions:
+        x1, y1, x2, y2 = region.box
+        mask = Image.new("L", image.size)
+        corners = (x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
+        mask.paste(255, tuple(map(round, corners)))
+        mask = turned(mask, orientation)
+        left, top, right, bottom = mask.getbbox()
+        sides = mask.width, mask.height
+        box = (left / sides[0], top / sides[1], right / sides[0], bottom / sides[1])
+        regions.append(replace(region, box=box))
+    width, height = turned(image, orientation).size
+    return replace(record, width=width, height=height, regions=regions)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("name", STATE_A_SIZE)
+def test_boxes_annotated_before_the_exif_turn_are_turned(
+    name: str, orientation: int, tmp_path: Path
+) -> None:
+    (form,) = [form for form in FORMATS if form.name == name]
+    painted = painted_records()[:3]  # the fourth is square: its size tells nothing
+    photos = [
+        replace(record, image=encoded(record.load_image(), orientation=orientation))
+        for record in painted
+    ]
+    for frame, annotated in (
+        ("stored", [before_turn(record, orientation) for record in photos]),
+        ("upright", photos),
+    ):
+        folder = tmp_path / frame
+        write_images(photos, folder)
+        form.write(annotated, folder)
+        log = DropLog()
+        read = list(form.read(folder, log))
+        assert log.counts == {}
+        assert sum(len(record.regions) for record in read) == 6
+        assert_boxes_lie_on_their_colors(read)

@@ -92,7 +92,7 @@ def part_of(batch: ClocBatch, first: int, last: int) -> ClocBatch:
 
 def losses_and_gradients(model: Cloc, batch: ClocBatch) -> dict[str, Tensor]:
     model.zero_grad()
-    terms = loss_module.cloc_loss(model(batch), batch, LOSS, "l1_giou")
+    terms = loss_module.cloc_loss(model(batch), batch, LOSS)
     terms["loss"].backward()
     result = {f"loss/{name}": value.detach().clone() for name, value in terms.items()}
     return result | {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

@@ -13,10 +13,11 @@ from PIL import Image
 
 from cloc_mllm.config import (
     ConversationConfig,
-    DataConfig,
     OptimConfig,
     RunConfig,
     Stage2Config,
+    Stage2DataConfig,
+    TowerRunConfig,
 )
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
@@ -73,7 +74,9 @@ def train_records(model_dir: Path, output_dir: Path, cache: str = "") -> None:
     collator = ConversationCollator(
         processor, ConversationConfig(questions_per_image=3, pack=bool(cache))
     )
-    config = Stage2Config(data=DataConfig(feature_cache=cache), run=RunConfig(precision="fp32"))
+    config = Stage2Config(
+        data=Stage2DataConfig(feature_cache=cache), run=TowerRunConfig(precision="fp32")
+    )
     collator.features = fill_features(model, processor, records, config)
     run_steps(model, records, collator, output_dir, zero_stage=3 if cache else 0)
 

@@ -26,12 +26,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cloc_mllm.cli import main
 from cloc_mllm.config import (
     ConversationConfig,
-    DataConfig,
     LoraConfig,
     MllmConfig,
-    OptimConfig,
-    RunConfig,
     Stage2Config,
+    Stage2DataConfig,
+    TowerOptimConfig,
+    TowerRunConfig,
 )
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.mllm import merge_and_save
@@ -79,10 +79,10 @@ def config_of(base: MllmConfig, records: Path, root: Path, kind: str, zero: Any)
     changes, precision = KINDS[kind]
     return Stage2Config(
         model=dataclasses.replace(base, **changes),
-        data=DataConfig(train=str(records), num_workers=0),
+        data=Stage2DataConfig(train=str(records), num_workers=0),
         conversations=ConversationConfig(questions_per_image=2),
-        optim=OptimConfig(lr=1e-2, warmup_steps=0),
-        run=RunConfig(
+        optim=TowerOptimConfig(lr=1e-2, warmup_steps=0),
+        run=TowerRunConfig(
             output_dir=str(root / f"{kind}_zero{zero}"),
             steps=2,
             global_batch_size=2,

@@ -7,10 +7,11 @@ import pytest
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.commands import main
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
-from cloc_mllm.evaluation.run import choose_device, evaluate
+from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.evaluation.tasks import task_names
 
 

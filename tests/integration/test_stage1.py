@@ -65,10 +65,10 @@ def test_dry_run_says_what_would_happen(
     resolved = yaml.safe_load(said.split("\n\n")[0].split("\nparameters")[0])
     assert resolved["optim"]["lr"] == 5e-4
     assert resolved["model"]["image_size"] == 64
-    assert "images a step:    8 = 1 rank(s) x 8" in said
+    assert "images per step:  8 = 1 rank(s) x 8" in said
     assert "96 = 12 steps x 8" in said
     assert "3.00 of 32 images" in said
-    assert "at most 192 = 2 an image" in said
+    assert "regions seen:     at most 192 = 2 per image" in said
     text_row = next(line.split() for line in said.splitlines() if line.startswith("text"))
     assert text_row[1] == "0"
     assert int(text_row[2].replace(",", "")) > 0

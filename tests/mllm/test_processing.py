@@ -1,13 +1,18 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from cloc_mllm.data import conversations
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.projector import to_original_frame
+from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.train.checkpoint import check_same_run
 
 SIZES = pytest.mark.parametrize(
     "size", [(64, 64), (300, 40), (41, 333), (1000, 3)], ids=["square", "wide", "tall", "sliver"]
@@ -98,7 +103,7 @@ def test_other_wrong_inputs_are_refused(processor):
         processor([[image, image]], ["<image>"])
     with pytest.raises(ValueError, match="regions for 1 images in a row of 2"):
         processor([[image, image]], ["<image><image><region>"], [[[[0, 0, 1, 1]]]])
-    with pytest.raises(ValueError, match="sample 1 needs PIL images or paths, got int"):
+    with pytest.raises(ValueError, match=r"sample 1 needs images .*, got int"):
         processor([image, 3], ["<image>", "<image>"])
     with pytest.raises(ValueError, match="pass `text`"):
         processor(image)
@@ -192,6 +197,48 @@ def test_answers_keep_location_tokens_and_stop_at_the_end(processor):
     assert processor.decode_answer(torch.tensor([eos, 5])) == ""
 
 
+BOX = "<loc_0><loc_5><loc_19><loc_10>"
+
+
+@pytest.mark.parametrize("kind", ["ids", "prompt and ids", "lists", "texts"])
+def test_boxes_of_generated_answers_in_pixels(processor, kind):
+    texts = [BOX, f"a crab {BOX} and {BOX}", "a crab", ""]
+    rows = [[*processor.tokenize(text), processor.tokenizer.eos_token_id] for text in texts]
+    ids = processor.pad(rows)["input_ids"]
+    prompt = torch.tensor([processor.tokenize("Where?")] * 4)
+    outputs = {
+        "ids": ids,
+        "prompt and ids": torch.cat([prompt, ids], 1),
+        "lists": rows,
+        "texts": texts,
+    }
+    sizes = [(48, 96), (100, 10), (1, 1), (1, 1)]  # height, width
+    cut = prompt.shape[1] if kind == "prompt and ids" else 0
+
+    results = processor.post_process_grounding(outputs[kind], sizes, num_prompt_tokens=cut)
+
+    expected = torch.tensor([[0.0, 48 * 5 / 19, 96.0, 48 * 10 / 19]])
+    torch.testing.assert_close(results[0]["boxes"], expected)
+    assert results[1]["boxes"].shape == (2, 4) and results[1]["boxes"][1, 2] == 10
+    assert [len(result["boxes"]) for result in results] == [1, 2, 0, 0]
+    assert [result["failure"] for result in results] == [None, "not_a_box", "not_a_box", "empty"]
+    assert [result["text"] for result in results] == texts
+
+
+def test_boxes_of_generated_answers_without_or_with_wrong_sizes(processor):
+    (result,) = processor.post_process_grounding([BOX])
+    torch.testing.assert_close(result["boxes"], torch.tensor([[0, 5 / 19, 1, 10 / 19]]))
+    (result,) = processor.post_process_grounding([BOX], torch.tensor([[48, 96]]))
+    assert result["boxes"][0, 2] == 96
+    with pytest.raises(ValueError, match="1 answers but 2 target_sizes"):
+        processor.post_process_grounding([BOX], [(1, 1), (1, 1)])
+    with_head = ClocMllmProcessor(
+        processor.tokenizer, image_size=64, num_image_tokens=16, num_bins=20, box_head=True
+    )
+    with pytest.raises(ValueError, match="not in the text; ask with"):
+        with_head.post_process_grounding(["<box>"])
+
+
 def test_save_and_load_keeps_everything(processor, tmp_path):
     processor.save_pretrained(tmp_path)
 
@@ -224,3 +271,35 @@ def test_another_preprocessing_is_refused_by_name(processor, mllm_dir):
             chat_template=processor.chat_template,
             fingerprint=processor.fingerprint,
         )
+
+
+@pytest.mark.parametrize("changed", ["ground", "refer", "not there"])
+def test_a_model_is_asked_only_as_it_was_taught(
+    processor, mllm_dir, tmp_path, monkeypatch, changed
+):
+    """Models that were saved before the wordings were part of the fingerprint have no key for them:
+    they were taught the first wordings, and so was the model that ships."""
+    shipped = shipped_directory("mllm")
+    for saved in (mllm_dir, shipped):
+        assert "prompts" not in json.loads((saved / "processor_config.json").read_text())
+        GroundingPredictor.from_pretrained(saved)
+
+    if changed == "not there":
+        monkeypatch.setattr(conversations, "NOT_THERE", "nowhere")
+    else:
+        monkeypatch.setitem(conversations.PROMPTS, changed, "Point at {phrase} {box} <region>")
+
+    refused = r"prompts: the saved processor has None, now '[0-9a-f]{16}'"
+    for saved in (mllm_dir, shipped):
+        with pytest.raises(ValueError, match=refused):
+            ClocMllmProcessor.from_pretrained(saved)
+    taught_anew = ClocMllmProcessor(processor.tokenizer, image_size=64, num_image_tokens=16)
+    taught_anew.save_pretrained(tmp_path)
+    assert ClocMllmProcessor.from_pretrained(tmp_path).fingerprint == taught_anew.fingerprint
+    checkpoint = {"config": {}, "fingerprint": processor.fingerprint, "num_samples": 1}
+    with pytest.raises(ValueError, match=r"fingerprint prompts: '\(absent\)' != '[0-9a-f]{16}'"):
+        check_same_run(checkpoint, {}, taught_anew.fingerprint, num_samples=1)
+
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"prompts: the saved processor has '[0-9a-f]{16}'"):
+        ClocMllmProcessor.from_pretrained(tmp_path)

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 
-from cloc_mllm.config import ModelConfig, PrompterConfig
+from cloc_mllm.config import LossConfig, ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
+from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import build_cloc, build_cloc_vision, load_cloc, save_cloc
-from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.cloc import Cloc, ClocVision
+from cloc_mllm.models.region_encoders import RegionPrompts
+from cloc_mllm.models.vision_encoder import ImageFeatures
 from tests.models.batches import random_batch
-from tests.models.tiny import tiny_cloc, tiny_config
+from tests.models.tiny import built, tiny_cloc, tiny_config
 
 KINDS = [
     {"kind": "prompter", "readout": "prompt", "spatial_prior": "both"},
@@ -62,7 +65,6 @@ def test_every_region_encoder_embeds_and_locates(kind: dict[str, object]) -> Non
     z = cloc.embed_boxes(image, BOXES, IMAGE_INDEX)
     boxes = cloc.locate(image, torch.randn(3, 24), IMAGE_INDEX)
     assert z.shape == (3, 24) and boxes.shape == (3, 4)
-    assert cloc.embed_tokens(image).shape == (2, 16, 24)
     assert torch.isfinite(z).all()
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
@@ -88,8 +90,7 @@ def test_no_regions_at_all(kind: dict[str, object]) -> None:
 def test_prompter_equals_a_plain_transformer_layer() -> None:
     """The shared keys and values against the whole layer written out, `mean` readout, no prior."""
     cloc = tiny_cloc(kind="prompter", readout="mean", spatial_prior="none")
-    prompter = cloc.vision.prompter
-    assert prompter is not None
+    prompter = cloc.vision.region_encoder.prompter
     image = cloc.encode_image(torch.randn(1, 3, 64, 64))
     context = prompter.prepare(image)
     text = torch.randn(1, 24)
@@ -109,8 +110,7 @@ def test_prompter_equals_a_plain_transformer_layer() -> None:
 def test_spatial_prior_attends_to_the_box() -> None:
     """With a large gate the attention of a box prompt stays on the tokens under the box."""
     cloc = tiny_cloc(kind="prompter", spatial_prior="both")
-    prompter = cloc.vision.prompter
-    assert prompter is not None
+    prompter = cloc.vision.region_encoder.prompter
     torch.nn.init.constant_(prompter.box_gate, 1e4)
     image = cloc.encode_image(torch.randn(1, 3, 64, 64))
     box, index = torch.tensor([[0.0, 0.0, 0.25, 0.25]]), torch.zeros(1, dtype=torch.long)
@@ -148,9 +148,9 @@ def test_missing_or_wrong_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
         load_cloc(tmp_path)
     with pytest.raises(ValueError, match="no architecture 'ViT-Z-1'"):
-        build_cloc(ModelConfig(architecture="ViT-Z-1"))
+        built(ModelConfig(architecture="ViT-Z-1"))
     with pytest.raises(ValueError, match="architecture` or `clip_config"):
-        build_cloc(ModelConfig())
+        built(ModelConfig())
     with pytest.raises(ValueError, match="unknown tokenizer 'words'"):
         load_text_tokenizer("words")
     with pytest.raises(ValueError, match=r"expected pixel_values\[B, 3, 64, 64\]"):
@@ -172,7 +172,7 @@ def test_timm_tower_gives_tokens_and_open_clips_features() -> None:
         tokenizer="builtin",
         prompter=PrompterConfig(),
     )
-    cloc = build_cloc(config).eval()
+    cloc = built(config).eval()
     pixels = torch.randn(2, 3, 64, 64)
     image = cloc.encode_image(pixels)
     assert image.tokens.shape == (2, 4, 1280) and image.grid_hw == (2, 2)
@@ -207,8 +207,8 @@ def test_each_token_is_read_as_the_region_it_points_at(kind: dict[str, object]) 
 def test_a_mask_prompts_what_it_covers() -> None:
     """Tokens outside the mask do not matter to a sharp prior, whatever shape the mask has."""
     cloc = tiny_cloc(kind="prompter", free_form=True)
-    prompter = cloc.vision.prompter
-    assert prompter is not None and prompter.box_gate is not None
+    prompter = cloc.vision.region_encoder.prompter
+    assert prompter.box_gate is not None
     torch.nn.init.constant_(prompter.box_gate, 1e4)
     image = cloc.encode_image(torch.randn(1, 3, 64, 64))
     masks, index = torch.zeros(1, 8, 8), torch.zeros(1, dtype=torch.long)
@@ -236,8 +236,8 @@ def test_a_mask_of_the_box_is_the_box_to_a_prompter_that_knows_no_masks() -> Non
 
 def test_masked_regions_train_what_masks_need_and_others_stay() -> None:
     cloc = tiny_cloc(kind="prompter", free_form=True)
-    prompter = cloc.vision.prompter
-    assert prompter is not None and prompter.mask is not None
+    prompter = cloc.vision.region_encoder.prompter
+    assert prompter.mask is not None
     batch = random_batch(cloc)
     plain = cloc(batch).region_features
     cloc(batch).region_features.sum().backward()
@@ -261,3 +261,34 @@ def test_a_sigmoid_model_starts_as_siglip_does_and_loads_again(tmp_path: Path) -
     assert loaded_config.contrastive_loss == "sigmoid"
     assert loaded.region_logit_bias is not None and loaded.region_logit_bias.item() == -7.5
     assert tiny_cloc().logit_bias is None
+
+
+class CentreTokenEncoder(torch.nn.Module):
+    """A region encoder that no other code knows: the token at the middle of the box."""
+
+    has_region_loss, predicts_boxes, takes_masks = True, False, False
+
+    def __init__(self, token_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.projection = torch.nn.Linear(token_dim, embed_dim)
+
+    def forward(
+        self, image: ImageFeatures, prompts: RegionPrompts, text_features: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        height, width = image.grid_hw
+        x, y = ((prompts.boxes[:, :2] + prompts.boxes[:, 2:]) / 2).clamp(0, 0.999).unbind(1)
+        token = (y * height).long() * width + (x * width).long()
+        return self.projection(image.tokens[prompts.image_index, token]), None
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 2])
+def test_a_region_encoder_of_ones_own_trains(micro_batch_size: int) -> None:
+    encoder = tiny_cloc().vision.encoder
+    vision = ClocVision(encoder, CentreTokenEncoder(encoder.token_dim, encoder.embed_dim))
+    cloc = Cloc(vision, tiny_cloc().text, "softmax").train()
+    cloc.micro_batch_size = micro_batch_size
+    batch = random_batch(cloc)
+    terms = cloc_loss(cloc(batch), batch, LossConfig())
+    terms["loss"].backward()
+    assert terms.keys() == {"loss", "clip", "cloc"}
+    assert vision.region_encoder.projection.weight.grad.any()

@@ -10,8 +10,9 @@ def test_a_config_survives_its_own_dict() -> None:
     assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
 
 
-def test_a_model_from_before_the_linear_text_prior_keeps_its_own() -> None:
-    values = {"architecture": "ViT-B-16", "pretrained": "", "prompter": {"kind": "prompter"}}
+def test_a_model_from_before_the_linear_text_prior_keeps_its_own_and_drops_its_loss() -> None:
+    prompter = {"kind": "prompter", "box_head_loss": "mse"}
+    values = {"architecture": "ViT-B-16", "pretrained": "", "prompter": prompter}
     config = ModelConfig.from_dict(values)
     assert config.prompter.text_prior == "region"
     assert PrompterConfig().text_prior == "linear"

@@ -20,7 +20,7 @@ from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.models.build import build_cloc, load_cloc, save_cloc
 from cloc_mllm.models.cloc import Cloc
-from tests.models.tiny import tiny_cloc, tiny_config
+from tests.models.tiny import built, tiny_cloc, tiny_config
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_one_file_holds_all_weights_by_the_names_it_explains(cloc_directory: Pat
     pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(1, 200, (3, 24))
     fresh = tiny_cloc(seed=9)
     part = "region.prompter."
-    fresh.vision.prompter.load_state_dict(
+    fresh.vision.region_encoder.prompter.load_state_dict(
         {k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)}
     )
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_one_file_holds_all_weights_by_the_names_it_explains(cloc_directory: Pat
         tokenizer=str(out / contents["tokenizer"]),
         init=str(out / "cloc.safetensors"),
     )
-    again = build_cloc(config).eval()
+    again = built(config).eval()
     with torch.no_grad():
         assert torch.equal(again.encode_image(pixels).image_features, image.image_features)
 

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer, train_byte_level_bpe
-from cloc_mllm.models.build import build_cloc, load_cloc, load_tokenizer, save_cloc
+from cloc_mllm.models.build import load_cloc, load_tokenizer, save_cloc
+from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
-from tests.models.tiny import tiny_cloc, tiny_config
+from cloc_mllm.models.export import export_safetensors
+from tests.models.tiny import built, tiny_cloc, tiny_config
 
 VIT = {"layers": 2, "width": 32, "head_width": 16, "patch_size": 16, "image_size": 64}
 TEXT = {"layers": 1, "width": 16, "heads": 2, "context_length": 16, "vocab_size": 49408}
@@ -72,7 +74,7 @@ def test_a_file_of_open_clip_gives_open_clips_features(
     theirs = random_clip(CLIP, contents)
     theirs.logit_scale.data.fill_(3.0)
     path = write(theirs.state_dict(), tmp_path / "clip", kind)
-    cloc = build_cloc(ModelConfig(architecture=name, init=str(path)))
+    cloc = built(ModelConfig(architecture=name, init=str(path)))
     assert_same_features(cloc, theirs)
     assert cloc.vision.encoder.image_size == 64
 
@@ -80,7 +82,7 @@ def test_a_file_of_open_clip_gives_open_clips_features(
 def test_half_precision_weights_are_read_as_float32(tmp_path: Path) -> None:
     theirs = random_clip(CLIP, clip_config())
     path = write(theirs.state_dict(), tmp_path / "clip", "half precision")
-    cloc = build_cloc(ModelConfig(clip_config=clip_config(), init=str(path)))
+    cloc = built(ModelConfig(clip_config=clip_config(), init=str(path)))
     assert_same_features(cloc, theirs.half().float())
 
 
@@ -89,21 +91,21 @@ def test_a_timm_tower_at_its_own_and_at_another_size(tmp_path: Path) -> None:
     theirs = random_clip(CustomTextCLIP, contents)
     path = write(theirs.state_dict(), tmp_path / "clip", "state dict")
     config = ModelConfig(clip_config=contents, init=str(path))
-    cloc = build_cloc(config).eval()
+    cloc = built(config).eval()
     pixels = torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     assert torch.equal(cloc.encode_image(pixels).image_features, theirs.encode_image(pixels))
 
     theirs.visual.set_input_size(96)
     other = dataclasses.replace(config, image_size=96)
-    cloc, tokenizer = build_cloc(other).eval(), load_tokenizer(config)
+    cloc, tokenizer = built(other).eval(), load_tokenizer(resolve_model(config))
     pixels = torch.randn(1, 3, 96, 96).contiguous(memory_format=torch.channels_last)
     expected = theirs.encode_image(pixels)
     assert torch.equal(cloc.encode_image(pixels).image_features, expected)
-    save_cloc(cloc, tmp_path / "model", other, tokenizer)
+    save_cloc(cloc, tmp_path / "model", resolve_model(other), tokenizer)
     loaded = load_cloc(tmp_path / "model")[0]
     assert torch.equal(loaded.encode_image(pixels).image_features, expected)
     again = ModelConfig(init=str(tmp_path / "model"), image_size=64)
-    assert build_cloc(again).vision.encoder.grid_hw == (4, 4)
+    assert built(again).vision.encoder.grid_hw == (4, 4)
 
 
 def test_a_hugging_face_text_tower(tmp_path: Path) -> None:
@@ -124,15 +126,15 @@ def test_a_hugging_face_text_tower(tmp_path: Path) -> None:
     theirs = random_clip(CustomTextCLIP, contents)
     path = write(theirs.state_dict(), tmp_path / "clip", "safetensors")
     config = ModelConfig(clip_config=contents, init=str(path), context_length=16)
-    ids = load_tokenizer(config)(["two red crabs", "red"])
-    assert_same_features(build_cloc(config), theirs, ids)
+    ids = load_tokenizer(resolve_model(config))(["two red crabs", "red"])
+    assert_same_features(built(config), theirs, ids)
 
     saved = (tmp_path / "bert" / "config.json").read_text()
     (tmp_path / "bert" / "config.json").write_text(
         saved.replace('"pad_token_id": 0', '"pad_token_id": 7')
     )
     with pytest.raises(ValueError, match="pads with 0, but the text tower takes 7"):
-        build_cloc(config)
+        built(config)
 
 
 def test_another_grid_is_interpolated_as_open_clip_does(tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_another_grid_is_interpolated_as_open_clip_does(tmp_path: Path) -> None:
     state = theirs.state_dict()
     resize_pos_embed(state, larger)
     larger.load_state_dict(state)
-    assert_same_features(build_cloc(config), larger, size=96)
+    assert_same_features(built(config), larger, size=96)
 
 
 @pytest.mark.parametrize("context_length", [10, 30])
@@ -153,7 +155,7 @@ def test_texts_that_fit_another_context_keep_their_features(
     theirs = random_clip(CustomTextCLIP, clip_config())
     path = write(theirs.state_dict(), tmp_path / "clip", "safetensors")
     config = ModelConfig(clip_config=clip_config(), init=str(path), context_length=context_length)
-    cloc, tokenizer = build_cloc(config).eval(), load_tokenizer(config)
+    cloc, tokenizer = built(config).eval(), load_tokenizer(resolve_model(config))
     with torch.no_grad():
         actual = cloc.encode_text(tokenizer(["a red crab", "two boats, left"]))
         # another length of padding: another kernel, another order of sums
@@ -172,13 +174,13 @@ def saved_model(directory: Path, **prompter: Any) -> Cloc:
 def test_cloc_continues_a_plain_clip_of_ours(tmp_path: Path) -> None:
     clip = saved_model(tmp_path / "clip", kind="none")
     config = ModelConfig(init=str(tmp_path / "clip"), prompter=PrompterConfig())
-    cloc = build_cloc(config)
+    cloc = built(config)
     state = cloc.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in clip.state_dict().items())
     assert state.keys() - clip.state_dict().keys() >= {"region_logit_scale"}
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(resolve_model(config))
     assert tokenizer(["a crab"]).tolist() == load_text_tokenizer("builtin")(["a crab"]).tolist()
-    save_cloc(cloc, tmp_path / "cloc", config, tokenizer)  # stands on its own
+    save_cloc(cloc, tmp_path / "cloc", resolve_model(config), tokenizer)  # stands on its own
     (tmp_path / "clip" / "model.safetensors").unlink()
     loaded = load_cloc(tmp_path / "cloc")[0].state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
@@ -187,19 +189,61 @@ def test_cloc_continues_a_plain_clip_of_ours(tmp_path: Path) -> None:
 def test_a_config_that_also_names_the_towers_takes_the_tokenizer_s_size(tmp_path: Path) -> None:
     """As when `--model.init` is added to a config that trained the CLIP from scratch."""
     clip = saved_model(tmp_path, kind="none")
-    cloc = build_cloc(dataclasses.replace(tiny_config(), init=str(tmp_path)))
+    cloc = built(dataclasses.replace(tiny_config(), init=str(tmp_path)))
     assert torch.equal(cloc.text.text.token_embedding.weight, clip.text.text.token_embedding.weight)
 
 
 def test_the_same_prompter_is_continued_too(tmp_path: Path) -> None:
     before = saved_model(tmp_path / "cloc").state_dict()
-    same = build_cloc(ModelConfig(init=str(tmp_path / "cloc"))).state_dict()
+    same = built(ModelConfig(init=str(tmp_path / "cloc"))).state_dict()
     assert all(torch.equal(same[name], tensor) for name, tensor in before.items())
     torch.manual_seed(6)
     config = ModelConfig(init=str(tmp_path / "cloc"), prompter=PrompterConfig(width=16))
-    other = build_cloc(config)
-    assert other.vision.prompter.key.weight.shape == (16, 16)
+    other = built(config)
+    assert other.vision.region_encoder.prompter.key.weight.shape == (16, 16)
     assert torch.equal(other.logit_scale, before["logit_scale"])
+
+
+def test_region_parts_go_on_under_other_settings_of_the_prompter(tmp_path: Path) -> None:
+    """As the shipped CLOC does with the default text prior."""
+    before = saved_model(tmp_path, text_prior="region").state_dict()
+    torch.manual_seed(6)
+    after = built(ModelConfig(init=str(tmp_path))).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_what_was_loaded_and_what_is_new_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = saved_model(tmp_path)
+    other = PrompterConfig(width=16, spatial_prior="box", free_form=True)
+    cloc = built(ModelConfig(init=str(tmp_path), prompter=other))
+    said = capsys.readouterr().out
+    rows = {line.rsplit(maxsplit=3)[0]: line.split()[-3:] for line in said.splitlines()[1:5]}
+    names = [name for name in cloc.state_dict() if name.startswith("vision.region_encoder.")]
+    shapes = {name: tensor.shape for name, tensor in saved.state_dict().items()}
+    fits = [name for name in names if shapes.get(name) == cloc.state_dict()[name].shape]
+    num_left_out = sum(name.startswith("vision.region_encoder.") for name in shapes) - len(fits)
+    expected = [str(n) for n in (len(fits), len(names) - len(fits), num_left_out)]
+    assert rows["vision.region_encoder"] == expected
+    assert rows["temperatures"] == ["2", "0", "0"] and rows["text"][1:] == ["0", "0"]
+    assert "new: vision.region_encoder.prompter.adapt.0.weight, " in said
+    wrong_shape = "vision.region_encoder.prompter.corners.weight [64, 32] instead of [32, 16]"
+    assert wrong_shape in said.splitlines()[-1]
+    for name in fits:
+        assert torch.equal(cloc.state_dict()[name], saved.state_dict()[name]), name
+    monkeypatch.setenv("RANK", "1")
+    built(ModelConfig(init=str(tmp_path)))
+    assert capsys.readouterr().out == ""
+
+
+def test_an_exported_file_brings_its_region_parts(tmp_path: Path) -> None:
+    before = saved_model(tmp_path / "cloc").state_dict()
+    export_safetensors(tmp_path / "cloc", tmp_path / "out")
+    towers = dataclasses.replace(tiny_config(), init=str(tmp_path / "out" / "cloc.safetensors"))
+    torch.manual_seed(6)
+    after = built(towers).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_what_cannot_be_a_start_is_refused_with_what_was_expected(tmp_path: Path) -> None:
@@ -208,14 +252,14 @@ def test_what_cannot_be_a_start_is_refused_with_what_was_expected(tmp_path: Path
 
     def build(init: Path | str, **changes: Any) -> Cloc:
         contents = changes.pop("clip_config", clip_config())
-        return build_cloc(ModelConfig(clip_config=contents, init=str(init), **changes))
+        return built(ModelConfig(clip_config=contents, init=str(init), **changes))
 
     with pytest.raises(ValueError, match=r"'absent.pt'; expected an existing file \(.safetensors"):
         build("absent.pt")
     with pytest.raises(ValueError, match=r"tag of model.architecture 'ViT-B-32'.*openai"):
-        build_cloc(ModelConfig(architecture="ViT-B-32", init="open-ai"))
+        built(ModelConfig(architecture="ViT-B-32", init="open-ai"))
     with pytest.raises(ValueError, match="use the architecture ViT-B-32-quickgelu"):
-        build_cloc(ModelConfig(architecture="ViT-B-32", init="openai"))
+        built(ModelConfig(architecture="ViT-B-32", init="openai"))
     with pytest.raises(ValueError, match=r"missing, first visual.transformer.resblocks.2"):
         build(path, clip_config=clip_config(vision_cfg=VIT | {"layers": 3}))
     with pytest.raises(ValueError, match=r"of another shape, first visual.*instead of"):
@@ -235,26 +279,34 @@ def test_a_siglip_brings_its_temperature_and_bias(tmp_path: Path) -> None:
     theirs = random_clip(CustomTextCLIP, config | {"init_logit_bias": -7.0})
     path = write(theirs.state_dict(), tmp_path / "siglip", "state dict")
     start = ModelConfig(clip_config=config, tokenizer="open_clip:ViT-B-32", init=str(path))
-    cloc = build_cloc(dataclasses.replace(start, contrastive_loss="sigmoid"))
+    cloc = built(dataclasses.replace(start, contrastive_loss="sigmoid"))
     assert cloc.logit_bias is not None and cloc.logit_bias.item() == -7.0
     assert cloc.logit_scale.item() == theirs.logit_scale.item()
-    assert build_cloc(start).logit_bias is None  # the softmax loss has none
+    assert built(start).logit_bias is None  # the softmax loss has none
 
 
-def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(tmp_path: Path) -> None:
+def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clip = tiny_cloc(5, "sigmoid", kind="none")
     with torch.no_grad():
         clip.logit_bias.fill_(-6.0)
     config = tiny_config("sigmoid", kind="none")
     save_cloc(clip, tmp_path, config, load_text_tokenizer("builtin", 24))
     start = ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid")
-    cloc = build_cloc(start)
+    cloc = built(start)
     assert (cloc.logit_bias.item(), cloc.region_logit_bias.item()) == (-6.0, -10.0)
+    assert "left out: " not in capsys.readouterr().out
+    assert built(ModelConfig(init=str(tmp_path))).logit_bias is None
+    assert capsys.readouterr().out.endswith("left out: logit_bias\n")
 
 
 def test_the_same_prompter_under_another_loss_starts_its_temperature_anew(tmp_path: Path) -> None:
     saved = saved_model(tmp_path)
-    cloc = build_cloc(ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid"))
+    cloc = built(ModelConfig(init=str(tmp_path), contrastive_loss="sigmoid"))
     fresh = tiny_cloc(0, "sigmoid")
     assert cloc.region_logit_scale.item() == fresh.region_logit_scale.item()
-    assert torch.equal(cloc.vision.prompter.key.weight, saved.vision.prompter.key.weight)
+    assert torch.equal(
+        cloc.vision.region_encoder.prompter.key.weight,
+        saved.vision.region_encoder.prompter.key.weight,
+    )

@@ -18,7 +18,7 @@ from cloc_mllm.data.tokenizer import (
     load_text_tokenizer,
 )
 from cloc_mllm.models.build import build_cloc, load_cloc, load_tokenizer, save_cloc
-from tests.models.tiny import tiny_config
+from tests.models.tiny import built, tiny_config
 
 TEXTS = ["a red crab", "the boat to the left of two large red crabs", "crab"]
 
@@ -114,7 +114,7 @@ def test_a_wrong_place_to_pool_is_refused(t5: str) -> None:
     with pytest.raises(ValueError, match="eos_id is 2, but the tokenizer ends texts with 1"):
         build_cloc(config_with(t5, pool_type="eos", eos_id=2))
     with pytest.raises(ValueError, match="is a CoCa"):
-        build_cloc(config_with(t5, embed_cls=True))
+        built(config_with(t5, embed_cls=True))
     endless = AutoTokenizer.from_pretrained(t5)
     endless.backend_tokenizer.post_processor = type(endless.backend_tokenizer.post_processor)(
         single="$A", pair="$A $B", special_tokens=[]

@@ -8,13 +8,18 @@ import torch
 
 from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.models.build import build_cloc
+from cloc_mllm.models.clip_config import ResolvedModel, resolve_model
 from cloc_mllm.models.cloc import Cloc
+
+
+def built(config: ModelConfig) -> Cloc:
+    return build_cloc(resolve_model(config))
 
 
 def tiny_config(
     contrastive_loss: Literal["softmax", "sigmoid"] = "softmax", **prompter: object
-) -> ModelConfig:
-    return ModelConfig(
+) -> ResolvedModel:
+    config = ModelConfig(
         clip_config={
             "embed_dim": 24,
             "vision_cfg": {"layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
@@ -26,6 +31,7 @@ def tiny_config(
         contrastive_loss=contrastive_loss,
         prompter=PrompterConfig(**prompter),  # type: ignore[arg-type]
     )
+    return ResolvedModel(config)  # nothing is left open
 
 
 def tiny_cloc(

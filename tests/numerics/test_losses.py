@@ -100,7 +100,7 @@ def test_a_confident_sigmoid_stays_finite() -> None:
     """Logits of 100 and -200: the logarithm of a sigmoid computed as such would be -inf."""
     z = torch.eye(4)[[0, 1]].requires_grad_()
     texts, bias = torch.eye(4)[[1, 0]], torch.tensor([-100.0])
-    loss = contrastive_loss(z, texts, torch.tensor([math.log(100.0)]), logit_bias=bias)
+    loss = contrastive_loss(z, texts, torch.tensor([math.log(100.0)]), 1.0, logit_bias=bias)
     loss.backward()
     assert loss.item() == pytest.approx(100 + math.log(2), abs=1e-4)
     assert z.grad is not None and z.grad.isfinite().all()
@@ -110,7 +110,7 @@ def test_a_confident_sigmoid_stays_finite() -> None:
 def test_nothing_to_contrast_is_zero_with_a_gradient(rows: int) -> None:
     z = torch.randn(rows, 4, requires_grad=True)
     scale = torch.tensor([2.0], requires_grad=True)
-    loss = contrastive_loss(z, torch.randn(rows, 4), scale)
+    loss = contrastive_loss(z, torch.randn(rows, 4), scale, 1.0)
     loss.backward()
     assert loss.item() == 0 and scale.grad is not None
 

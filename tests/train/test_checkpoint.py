@@ -27,7 +27,7 @@ from cloc_mllm.train.checkpoint import (
 
 def checkpoint_of(step: int) -> Checkpoint:
     value = torch.full((3,), float(step))
-    state = {"step": step, "optimizer_steps": step}
+    state = {"step": step, "optimizer_steps": step, "config": {}}
     return Checkpoint({"w": value}, {"exp_avg.w": -value, "exp_avg_sq.w": value**2}, state)
 
 
@@ -193,6 +193,30 @@ def test_a_setting_that_came_later_and_is_empty_spoils_no_checkpoint() -> None:
 def test_the_same_run_may_continue_with_other_steps_and_paths() -> None:
     config = {"run": {"seed": 0, "steps": 99}, "optim": {"betas": (0.9, 0.98)}}
     check_same_run(state_of(), config, {"image_size": 64, "tokenizer": "abc"}, 20)
+
+
+def test_a_setting_that_is_gone_is_missed_only_if_it_was_used() -> None:
+    """A checkpoint of stage 2 from before each stage had settings of its own."""
+    gone = {"flip": False, "regions_per_image": 4, "free_form_share": 0.0, "label_noise": 0.0}
+    config = {"data": gone, "optim": {"new_lr": 0.0, "layer_decay": 1.0, "lr": 0.1}}
+    state = {"config": config, "fingerprint": {}, "num_samples": 4}
+    check_same_run(state, {"data": {}, "optim": {"lr": 0.1}}, {}, 4)
+    state["config"] = {**config, "data": {**gone, "flip": True}}
+    with pytest.raises(ValueError, match=r"config data\.flip: True != '\(absent\)'"):
+        check_same_run(state, {"data": {}, "optim": {"lr": 0.1}}, {}, 4)
+    with pytest.raises(ValueError, match=r"config data\.flip: False != True"):  # stage 1 has it
+        check_same_run(
+            {**state, "config": {"data": {"flip": False}}}, {"data": {"flip": True}}, {}, 4
+        )
+
+
+@pytest.mark.parametrize("now", ["fp32", "bf16"])
+def test_a_precision_that_was_stored_unresolved_is_any(now: str) -> None:
+    state = {"config": {"run": {"precision": "auto"}}, "fingerprint": {}, "num_samples": 4}
+    check_same_run(state, {"run": {"precision": now}}, {}, 4)
+    state["config"] = {"run": {"precision": "fp32"}}
+    with pytest.raises(ValueError, match=r"config run\.precision: 'fp32' != 'bf16'"):
+        check_same_run(state, {"run": {"precision": "bf16"}}, {}, 4)
 
 
 @pytest.mark.parametrize(

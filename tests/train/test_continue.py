@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloc_mllm.config import ModelConfig, OptimConfig, PrompterConfig
+from cloc_mllm.config import ModelConfig, PrompterConfig, Stage1OptimConfig
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.train.logging import read_log
 from cloc_mllm.train.stage1 import run_stage1
@@ -26,7 +26,7 @@ def test_a_finished_clip_goes_on_as_cloc_and_resumes(tmp_path: Path) -> None:
 
     model = ModelConfig(init=str(tmp_path / "clip" / "model"))
     towers = {"vision.encoder": 0.0, "text": 0.0, "logit_scale": 0.0}
-    optim = OptimConfig(lr=1e-4, new_lr=1e-3, layer_lr=towers, warmup_steps=1)
+    optim = Stage1OptimConfig(lr=1e-4, new_lr=1e-3, layer_lr=towers, warmup_steps=1)
     for steps in (2, 3):  # the second run resumes the first
         config = tiny_config(tmp_path, tmp_path / "cloc", steps=steps)
         result = run_stage1(dataclasses.replace(config, model=model, optim=optim))

@@ -27,8 +27,3 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 def test_muon_refuses_the_stage_that_cuts_its_matrices() -> None:
     with pytest.raises(ValueError, match=r"muon, which needs whole matrices.*zero_stage 2"):
         deepspeed_config(RunConfig(zero_stage=2), OptimConfig(optimizer="muon"), world_size=1)
-
-
-def test_compiled_towers_refuse_weights_that_come_and_go() -> None:
-    with pytest.raises(ValueError, match=r"compile does not go with run.zero_stage 3"):
-        deepspeed_config(RunConfig(zero_stage=3, compile=True), OptimConfig(), world_size=1)

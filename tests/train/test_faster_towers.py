@@ -46,7 +46,12 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ValueError, match="compile needs a C\\+\\+ compiler"):
-        compile_towers(tiny_cloc())
+        compile_towers(tiny_cloc(), zero_stage=0)
+
+
+def test_compiled_towers_refuse_weights_that_come_and_go() -> None:
+    with pytest.raises(ValueError, match=r"compile does not go with run.zero_stage 3"):
+        compile_towers(tiny_cloc(), zero_stage=3)
 
 
 @pytest.mark.slow  # compiles for about a minute

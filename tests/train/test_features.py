@@ -10,13 +10,12 @@ import torch
 
 from cloc_mllm.config import (
     ConversationConfig,
-    DataConfig,
     LoraConfig,
     MllmConfig,
-    OptimConfig,
-    RunConfig,
-    Stage1Config,
     Stage2Config,
+    Stage2DataConfig,
+    TowerOptimConfig,
+    TowerRunConfig,
 )
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record
@@ -26,7 +25,6 @@ from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.train.features import fill_features
 from cloc_mllm.train.logging import read_log
-from cloc_mllm.train.stage1 import run_stage1
 from cloc_mllm.train.stage2 import answer_step, run_stage2
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
 
@@ -38,12 +36,12 @@ def config(mllm_config: MllmConfig, tiny_scenes, tmp_path: Path) -> Stage2Config
     write_records(tiny_scenes[:8], tmp_path / "records")
     return Stage2Config(
         model=dataclasses.replace(mllm_config, lora=LoraConfig(rank=2, alpha=4)),
-        data=DataConfig(
+        data=Stage2DataConfig(
             train=str(tmp_path / "records"), num_workers=0, feature_cache=str(tmp_path / "cache")
         ),
         conversations=ConversationConfig(questions_per_image=3),
-        optim=OptimConfig(lr=1e-2, warmup_steps=0),
-        run=RunConfig(
+        optim=TowerOptimConfig(lr=1e-2, warmup_steps=0),
+        run=TowerRunConfig(
             output_dir=str(tmp_path / "run"),
             steps=3,
             global_batch_size=4,
@@ -83,7 +81,7 @@ def test_loss_and_gradients_are_equal(config, prompter_learns: bool, precision: 
             result["loss"] = answer_step(model, batch)["loss"]
         result["loss"].backward()
         result |= {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert any(name.startswith("vision.prompter") for name in expected) == prompter_learns
+    assert any(name.startswith("vision.region_encoder") for name in expected) == prompter_learns
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(actual[name], value), name
@@ -172,8 +170,3 @@ def test_an_encoder_that_learns_is_refused(config: Stage2Config) -> None:
         run_stage2(config, dry_run=True)
     config.optim.layer_lr = {"vision.encoder": 0.0}
     assert run_stage2(config, dry_run=True).exit_code == 0
-
-
-def test_stage_1_refuses_it(config: Stage2Config) -> None:
-    with pytest.raises(ValueError, match=r"data\.feature_cache is for stage 2"):
-        run_stage1(Stage1Config(data=config.data))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloc_mllm.config import OptimConfig
+from cloc_mllm.config import Stage1OptimConfig
 from cloc_mllm.models.build import build_cloc
 from cloc_mllm.train.layer_decay import lr_scales
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
@@ -14,7 +14,7 @@ from tests.models.tiny import tiny_cloc, tiny_config
 from tests.train.toy import ToyModel
 
 
-def peak_lrs(model: torch.nn.Module, optim: OptimConfig) -> dict[str, float]:
+def peak_lrs(model: torch.nn.Module, optim: Stage1OptimConfig) -> dict[str, float]:
     names = {id(p): name for name, p in model.named_parameters()}
     groups = param_groups(model, optim)
     rates = {names[id(p)]: group["peak_lr"] for group in groups for p in group["params"]}
@@ -28,7 +28,7 @@ def assert_rates(actual: dict[str, float], expected: dict[str, float]) -> None:
 
 def test_native_towers_decay_from_the_end_to_the_embeddings() -> None:
     cloc = tiny_cloc()  # one block a tower: depth 2
-    rates = peak_lrs(cloc, OptimConfig(lr=1.0, layer_decay=0.5))
+    rates = peak_lrs(cloc, Stage1OptimConfig(lr=1.0, layer_decay=0.5))
     assert rates.keys() == dict(cloc.named_parameters()).keys()
     image, text = "vision.encoder.visual.", "text.text."
     embeddings = ["conv1.weight", "class_embedding", "positional_embedding", "ln_pre.bias"]
@@ -39,7 +39,7 @@ def test_native_towers_decay_from_the_end_to_the_embeddings() -> None:
     assert_rates(rates, {image + block: 0.5, text + block: 0.5})
     assert_rates(rates, {image + "ln_post.weight": 1.0, image + "proj": 1.0})
     assert_rates(rates, {text + "ln_final.bias": 1.0, text + "text_projection": 1.0})
-    assert_rates(rates, {"vision.prompter.key.weight": 1.0, "logit_scale": 1.0})
+    assert_rates(rates, {"vision.region_encoder.prompter.key.weight": 1.0, "logit_scale": 1.0})
 
 
 def test_timm_and_hugging_face_towers_decay(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_timm_and_hugging_face_towers_decay(tmp_path: Path) -> None:
         "hf_model_pretrained": False,
         "hf_pooler_type": "mean_pooler",
     }
-    rates = peak_lrs(build_cloc(config), OptimConfig(lr=1.0, layer_decay=0.5))
+    rates = peak_lrs(build_cloc(config), Stage1OptimConfig(lr=1.0, layer_decay=0.5))
     trunk, text = "vision.encoder.visual.trunk.", "text.text.transformer."
     assert_rates(rates, {trunk + "conv1.0.weight": 0.5**5, trunk + "layer1.0.conv1.weight": 0.5**4})
     assert_rates(rates, {trunk + "layer4.0.conv2.weight": 0.5})
@@ -75,37 +75,39 @@ def test_timm_and_hugging_face_towers_decay(tmp_path: Path) -> None:
 
 
 def test_decay_multiplies_what_layer_lr_says_and_new_parts_have_their_own() -> None:
-    optim = OptimConfig(
+    optim = Stage1OptimConfig(
         lr=1.0,
         new_lr=4.0,
         layer_decay=0.5,
-        layer_lr={"vision.encoder": 0.1, "text": 0.0, "vision.box_head": 2.0},
+        layer_lr={"vision.encoder": 0.1, "text": 0.0, "vision.region_encoder.box_head": 2.0},
     )
     cloc = tiny_cloc()
     freeze_by_lr(cloc, optim)
     rates = peak_lrs(cloc, optim)
     assert_rates(rates, {"vision.encoder.visual.conv1.weight": 0.025, "logit_scale": 1.0})
-    assert_rates(rates, {"vision.prompter.key.weight": 4.0, "region_logit_scale": 4.0})
+    assert_rates(
+        rates, {"vision.region_encoder.prompter.key.weight": 4.0, "region_logit_scale": 4.0}
+    )
     assert {rate for name, rate in rates.items() if "box_head" in name} == {2.0}
     assert not any(name.startswith("text.") for name in rates)
 
 
 def test_the_bias_of_regions_is_new_like_their_temperature() -> None:
-    rates = peak_lrs(tiny_cloc(0, "sigmoid"), OptimConfig(lr=1.0, new_lr=4.0))
+    rates = peak_lrs(tiny_cloc(0, "sigmoid"), Stage1OptimConfig(lr=1.0, new_lr=4.0))
     assert_rates(rates, {"region_logit_scale": 4.0, "region_logit_bias": 4.0, "logit_bias": 1.0})
 
 
 def test_a_locked_tower_keeps_no_graph() -> None:
     """So its backward costs nothing and its activations are freed as it goes."""
     cloc = tiny_cloc().train()
-    freeze_by_lr(cloc, OptimConfig(layer_lr={"vision.encoder": 0.0, "text": 0.0}))
+    freeze_by_lr(cloc, Stage1OptimConfig(layer_lr={"vision.encoder": 0.0, "text": 0.0}))
     batch = random_batch(cloc)
     image = cloc.encode_image(batch.pixel_values)
     assert image.tokens.grad_fn is None and image.image_features.grad_fn is None
     assert cloc.encode_text(batch.caption_input_ids).grad_fn is None
     z = cloc.embed_boxes(image, batch.boxes, batch.region_image_index)
     z.sum().backward()
-    assert cloc.vision.prompter.key.weight.grad is not None
+    assert cloc.vision.region_encoder.prompter.key.weight.grad is not None
 
 
 @pytest.mark.parametrize("decay", [0.0, -1.0, 1.5])
@@ -122,4 +124,4 @@ def test_a_model_without_towers_is_refused() -> None:
 
 def test_muon_needs_an_lr() -> None:
     with pytest.raises(ValueError, match=r"optim.lr is 0.0; muon needs it above 0"):
-        param_groups(ToyModel(), OptimConfig(optimizer="muon", lr=0.0))
+        param_groups(ToyModel(), Stage1OptimConfig(optimizer="muon", lr=0.0))

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig
-from cloc_mllm.data.images import ImageError, decode_image
+from cloc_mllm.data.images import ImageError, open_image
 from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import resolve_precision
 from cloc_mllm.train.logging import read_log
 from cloc_mllm.train.loop import MAX_SKIPPED_IN_A_ROW, DivergedError, Job, train
 from tests.train.toy import (
@@ -351,7 +350,7 @@ def test_a_sample_that_cannot_be_read_stops_the_run(tmp_path: Path, num_workers:
 
     def broken(items: list[Any]) -> Batch:
         if any(torch.equal(y, dataset()[5][1]) for _, (_, y) in items):
-            decode_image(b"", "000123")
+            open_image(b"", name="000123")
         return collate(items)
 
     def train_with(collate_fn: Any, seen: list[list[int]]) -> None:
@@ -385,12 +384,6 @@ def test_bf16_keeps_float32_weights(tmp_path: Path) -> None:
     model, _ = train_toy(run_config(tmp_path, steps=2, precision="bf16"), model=Watching())
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-
-
-def test_explicit_precision_is_taken_as_given() -> None:
-    assert resolve_precision("bf16") == "bf16"
-    assert resolve_precision("fp32") == "fp32"
-    assert resolve_precision("auto") in ("bf16", "fp32")
 
 
 def test_batch_norm_statistics_stay_fixed(tmp_path: Path) -> None:

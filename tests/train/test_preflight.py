@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from cloc_mllm.config import ConversationConfig, MllmConfig
+from cloc_mllm.data.conversations import possible_turns
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm import ClocMllmProcessor, build_mllm
@@ -130,16 +131,17 @@ def test_it_says_what_the_collator_would_meet_in_this_run(processor, tiny_scenes
     assert report([record], processor, GROUND).endswith("all can be trained on")
 
 
-def test_the_bound_without_tokenising_is_never_below_the_tokens(processor, tiny_scenes) -> None:
-    check = _Check(ConversationCollator(processor, ConversationConfig(locate=1, max_length=1)))
-    odd = ["ﷺ ﷺ", "é🦀\u0300", "\t\n  a", "ﬃ" * 9]
-    for record in [*tiny_scenes, with_texts(tiny_scenes[0], *odd)]:
-        for turn in check.possible(record):
-            num_tokens = check._fault(turn, record)[1]
-            assert check.most_tokens(turn) >= num_tokens
-        longest = max(map(check.most_tokens, check.possible(record)))
-        check.config.max_length = longest - 1
-        assert not check._is_plain(record), "a record is plain although a question is not"
+def test_a_question_that_is_not_rendered_has_no_fault(processor, tiny_scenes) -> None:
+    texts = ["ﷺ ﷺ", "é🦀\u0300", "\t\n  a", "ﬃ" * 9, "crab " * 20, "the <image>", "</s>", " "]
+    records = [*tiny_scenes[:4], *(with_texts(tiny_scenes[0], text) for text in texts)]
+    for max_length in (10, 40, 60, 70, 80, 90, 120, 512):
+        config = ConversationConfig(locate=1, absent=1, max_length=max_length)
+        check = _Check(ConversationCollator(processor, config, phrases=["a zebra", "xyz " * 50]))
+        for record in records:
+            rendered = list(check.odd_turns(record))
+            for turn in possible_turns(record, config, check.coordinates, check.phrases):
+                if turn not in rendered:
+                    assert check.fault_of_turn(turn, record)[0] == "", turn
 
 
 def test_a_long_phrase_of_what_is_absent_counts(processor, tiny_scenes) -> None:

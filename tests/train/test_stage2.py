@@ -15,17 +15,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cloc_mllm.config import (
     AlignmentConfig,
     ConversationConfig,
-    DataConfig,
     LoraConfig,
     MllmConfig,
-    OptimConfig,
-    RunConfig,
     Stage2Config,
+    Stage2DataConfig,
+    TowerOptimConfig,
+    TowerRunConfig,
 )
 from cloc_mllm.data.parquet import load_records, write_records
+from cloc_mllm.devices import resolve_precision
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.train.alignment import AlignmentCollator, align_projectors, alignment_step
+from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.export import load_trained
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
 from cloc_mllm.train.stage2 import answer_step, main, run_stage2
@@ -45,10 +47,10 @@ def records_dir(tiny_scenes, tmp_path_factory) -> Path:
 def config(mllm_config: MllmConfig, records_dir: Path, tmp_path: Path) -> Stage2Config:
     return Stage2Config(
         model=dataclasses.replace(mllm_config, lora=LoraConfig(rank=2, alpha=4)),
-        data=DataConfig(train=str(records_dir), num_workers=0),
+        data=Stage2DataConfig(train=str(records_dir), num_workers=0),
         conversations=ConversationConfig(questions_per_image=3),
-        optim=OptimConfig(lr=1e-2, warmup_steps=0),
-        run=RunConfig(
+        optim=TowerOptimConfig(lr=1e-2, warmup_steps=0),
+        run=TowerRunConfig(
             output_dir=str(tmp_path / "run"), steps=3, global_batch_size=4, precision="fp32"
         ),
     )
@@ -161,8 +163,8 @@ def test_each_trainable_parameter_gets_a_gradient(config) -> None:
 
 def test_rates_and_freezing_by_module(config) -> None:
     config.model.freeze_vision_encoder, config.model.box_head = False, True
-    rates = {"projector": 1e-3, "vision": 0.0, "vision.prompter": 1e-5, "box_head": 0.0}
-    optim = OptimConfig(lr=1e-4, layer_lr=rates)
+    rates = {"projector": 1e-3, "vision": 0.0, "vision.region_encoder": 1e-5, "box_head": 0.0}
+    optim = TowerOptimConfig(lr=1e-4, layer_lr=rates)
     model, _ = build_mllm(config.model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
 
@@ -173,12 +175,13 @@ def test_rates_and_freezing_by_module(config) -> None:
     }
     by_part: dict[str, set[float]] = {}
     for name, rate in learnt.items():
-        part = "vision.prompter" if name.startswith("vision.prompter.") else name.split(".")[0]
+        in_region_encoder = name.startswith("vision.region_encoder.")
+        part = "vision.region_encoder" if in_region_encoder else name.split(".")[0]
         by_part.setdefault(part, set()).add(rate)
     assert by_part == {
         "projector": {1e-3},
         "region_projector": {1e-4},
-        "vision.prompter": {1e-5},
+        "vision.region_encoder": {1e-5},
         "language_model": {1e-4},
     }
 
@@ -288,6 +291,23 @@ def test_alignment_needs_location_tokens(config) -> None:
     config.alignment.steps = 1
     with pytest.raises(ValueError, match="alignment needs location tokens"):
         run_stage2(config)
+
+
+def test_the_periodic_evaluation_is_refused_rather_than_ignored(config) -> None:
+    config.data.validation = config.data.train
+    with pytest.raises(ValueError, match=r"stage 2 has no periodic evaluation yet; leave it empty"):
+        run_stage2(config, dry_run=True)
+
+
+def test_every_checkpoint_holds_the_precision_that_was_used(config) -> None:
+    config.run.precision = "auto"
+    config.run.steps, config.alignment = 1, AlignmentConfig(steps=1, global_batch_size=4)
+    run_stage2(config)
+    run = Path(config.run.output_dir)
+    for root in (run / "checkpoints", run / "alignment" / "checkpoints"):
+        (directory,) = list_checkpoints(root)
+        stored = load_checkpoint(directory).state["config"]["run"]["precision"]
+        assert stored == resolve_precision("auto")
 
 
 @pytest.mark.parametrize(

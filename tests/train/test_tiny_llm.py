@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cloc_mllm.config import ConversationConfig, OptimConfig, RunConfig, TinyLlmConfig
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.devices import resolve_precision
+from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.tiny_llm import Layouts, main, run_tiny_llm
 
 
@@ -60,7 +62,22 @@ def test_it_learns_and_writes_a_language_model(config) -> None:
     ).all()
 
 
+def test_it_stores_the_precision_that_was_used(config) -> None:
+    config.run.steps, config.run.precision = 1, "auto"
+    run_tiny_llm(config)
+    (directory,) = list_checkpoints(Path(config.run.output_dir) / "checkpoints")
+    stored = load_checkpoint(directory).state["config"]["run"]["precision"]
+    assert stored == resolve_precision("auto")
+
+
+def test_it_can_learn_what_is_not_there(config) -> None:
+    config.conversations = ConversationConfig(ground=0, refer=0, caption=0, absent=1)
+    config.run.steps = 1
+    assert run_tiny_llm(config).step == 1
+
+
 def test_dry_run(config, capsys) -> None:
     assert main(["--dry_run", "--width", "32", "--run.output_dir", config.run.output_dir]) == 0
-    assert "parameters" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "parameters" in said and "100,000 images" in said
     assert not (Path(config.run.output_dir) / "log.jsonl").exists()

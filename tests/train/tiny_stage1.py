@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.config import (
-    DataConfig,
     ModelConfig,
-    OptimConfig,
-    RunConfig,
     Stage1Config,
+    Stage1DataConfig,
+    Stage1OptimConfig,
+    Stage1RunConfig,
 )
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Record
@@ -51,7 +51,7 @@ def tiny_config(inputs: Path, output_dir: Path, **run: Any) -> Stage1Config:
             tokenizer=str(inputs / "tokenizer"),
             context_length=24,
         ),
-        data=DataConfig(train=str(inputs / "records"), num_workers=0, regions_per_image=2),
-        optim=OptimConfig(lr=1e-3, warmup_steps=2),
-        run=RunConfig(**(defaults | run)),
+        data=Stage1DataConfig(train=str(inputs / "records"), num_workers=0, regions_per_image=2),
+        optim=Stage1OptimConfig(lr=1e-3, warmup_steps=2),
+        run=Stage1RunConfig(**(defaults | run)),
     )

@@ -1,4 +1,4 @@
-"""`cloc-mllm data doctor`: rows with boxes, or a model's raw answers -> cases, table, overlays."""
+"""`cloc-mllm data doctor`: tells which coordinate frame the boxes of rows or answers are in."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from PIL import Image
 
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.drawing import contact_sheet, draw_regions, region_color
-from cloc_mllm.data.images import ImageError, decode_image, upright_size
+from cloc_mllm.data.images import ImageError, open_image, turn_of_boxes, upright_size
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.files import Files, open_files, read_image, read_json, read_rows
 from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import Boxes
 
-# where sources keep these things; the first that a row has counts
+# the fields in which sources keep these; the first that a row has counts
 _BOX_KEYS = ("bbox", "box", "bbox_2d", "boxes", "bboxes", "parsed_boxes")
 _TEXT_KEYS = ("model_output", "raw_text", "answer", "response", "prediction", "text", "value")
 _TRUTH_KEYS = ("ground_truth", "truth", "gt", "solution", "gt_bbox")
@@ -90,11 +90,11 @@ def read_cases(
     files: Files | None,
     skipped: Counter[str],
 ) -> Iterator[Case]:
-    """Every box of every row; rows without one are counted in `skipped`.
+    """Yields every box of every row; rows without a box are counted in `skipped`.
 
     Args:
-        keys: names of the fields of boxes, texts and true boxes, each tried in turn.
-        files: the images, for the sizes that rows do not state.
+        keys: names of the fields of boxes, of texts and of true boxes, tried in this order.
+        files: the images, whose upright sizes stand in for sizes that rows do not state.
     """
     box_keys, text_keys, truth_keys = keys
     for _, row in _rows(path):
@@ -144,7 +144,7 @@ def _boxes(value: Any) -> list[Box]:
 
 
 def boxes_in(text: str) -> list[Box]:
-    """Four numbers in brackets, in any of the ways models write them; as they stand."""
+    """Finds four numbers in brackets, in any of the ways models write them, unconverted."""
     boxes = []
     joined = re.sub(r"\)\s*,\s*\(", ",", text)  # Qwen-VL's (x1,y1),(x2,y2)
     for group in _BRACKETED.findall(joined):
@@ -167,12 +167,12 @@ def _size(row: dict[str, Any], name: str, files: Files | None) -> tuple[float, f
 
 
 def _image(files: Files, name: str) -> bytes:
-    """RefCOCO's rows add the number of the referent to the photo's name."""
+    """Reads an image; RefCOCO's rows add the number of the referent to the photo's name."""
     return read_image(files, name) or read_image(files, re.sub(r"(_\d{12})_\d+$", r"\1", name))
 
 
 def describe(diagnosis: Diagnosis, num_boxes: int, skipped: Counter[str]) -> str:
-    """The table of evidence and the verdict, as text."""
+    """Writes the table of evidence and the verdict."""
     lines = [f"{num_boxes:,} boxes, order {diagnosis.order}"]
     lines += [f"{count:,} {what}" for what, count in skipped.items()]
     lines.append(
@@ -203,21 +203,23 @@ def _number(value: float) -> str:
 def _draw(
     cases: Sequence[Case], diagnosis: Diagnosis, files: Files, args: argparse.Namespace
 ) -> None:
-    """A picture an image, one box as the likeliest frames read it, and the true one."""
+    """Draws, per image, one box as the likeliest frames read it, and the true box."""
     likely = sorted(diagnosis.evidence, key=lambda item: -item.inside * min(item.reach, 1))
     others = [item.frame for item in likely if item.frame not in diagnosis.frames]
     shown = [*diagnosis.frames, *others][:_MAX_FRAMES_SHOWN]
     pictures: list[Image.Image] = []
     titles: list[str] = []
     drawn: set[str] = set()
+    num_turned = 0
     for case in cases:
         if len(pictures) == args.num:
             break
         if case.image in drawn:
             continue
         drawn.add(case.image)
+        data = _image(files, case.image)
         try:
-            image = decode_image(_image(files, case.image), case.image)
+            image = open_image(data, name=case.image)
         except ImageError:
             continue
         size = case.size or (float(image.width), float(image.height))
@@ -229,7 +231,11 @@ def _draw(
             boxes.append(case.truth)
             labels.append("truth")
         colors = [region_color(index) for index in range(len(boxes))]
-        pictures.append(draw_regions(image, Boxes.pixels(boxes, *size), labels, colors=colors))
+        upright = Boxes.pixels(boxes, *size).to_normalized()
+        if (turn := turn_of_boxes(data, size)) is not None:
+            upright = upright.turned(turn)
+            num_turned += 1
+        pictures.append(draw_regions(image, upright, labels, colors=colors))
         titles.append(f"{case.image} {json.dumps(case.numbers)}")
     if not pictures:
         print("no overlay: none of the rows' images is in --images")
@@ -237,3 +243,8 @@ def _draw(
     args.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, titles).save(args.out)
     print(f"{len(pictures)} overlays drawn on {args.out}\n")
+    if num_turned:
+        print(
+            f"{num_turned} of them state the size of the photo before its EXIF turn; their boxes "
+            "are turned with it\n"
+        )

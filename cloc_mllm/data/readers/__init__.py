@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cloc_mllm.data.drop_log import DropLog
+from cloc_mllm.data.images import turn_of_boxes
 from cloc_mllm.data.readers.files import IMAGE_SUFFIXES
 from cloc_mllm.data.records import Box, Record, Region, clean_text, validate_record
 from cloc_mllm.geometry import Boxes
@@ -22,7 +23,7 @@ def deliver(
     regions: list[Region],
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """The record of these parts, validated: one, or none where `validate_record` drops it."""
+    """Yields the record of these parts, or nothing where `validate_record` drops it."""
     text_id = "" if record_id is None else str(record_id)
     # width and height are the image file's: `validate_record` sets them
     record = validate_record(Record(text_id, image, 0, 0, captions, regions, source), drop_log)
@@ -31,14 +32,14 @@ def deliver(
 
 
 def name_to_id(file_name: Any) -> str:
-    """The id of an image known by its file alone: the path as it is listed, without suffix."""
+    """Makes the id of an image known by its file alone: its path as listed, without suffix."""
     name = str(file_name or "")
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def as_list(value: Any) -> list[Any]:
-    """`value` if it is a list, else nothing: annotations are not always what they should be."""
+    """Takes `value` if it is a list, else an empty one: annotations are not always as promised."""
     return value if isinstance(value, list) else []
 
 
@@ -47,7 +48,7 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 
 def group_rows(rows: Iterable[tuple[Any, Any]]) -> dict[str, list[Any]]:
-    """(name of the image, row) pairs -> rows by name, names and rows in their order."""
+    """Groups (name of the image, row) pairs by name; names and rows keep their order."""
     grouped: dict[str, list[Any]] = {}
     for name, row in rows:
         grouped.setdefault(str(name), []).append(row)
@@ -55,9 +56,12 @@ def group_rows(rows: Iterable[tuple[Any, Any]]) -> dict[str, list[Any]]:
 
 
 def regions_of_expressions(pairs: Sequence[tuple[Any, Box, Any]]) -> list[Region]:
-    """(annotated box, the same normalised, expression) -> a region for each distinct box.
+    """Makes one region per distinct box.
 
-    Its phrase is its first usable expression, `expressions` holds them all.
+    Its phrase is its first usable expression; `expressions` holds them all.
+
+    Args:
+        pairs: (the box as annotated, the same box normalised, an expression).
     """
     same_box: dict[str, list[tuple[Any, Box, Any]]] = {}
     for pair in pairs:  # as text, because NaN is not equal to itself
@@ -70,27 +74,31 @@ def regions_of_expressions(pairs: Sequence[tuple[Any, Box, Any]]) -> list[Region
     return regions
 
 
-def boxes_from_xyxy(rows: Sequence[Any], width: Any, height: Any) -> list[Box]:
-    """Annotated pixel boxes xyxy of a `width` x `height` image -> normalised boxes.
+def boxes_from_xyxy(rows: Sequence[Any], width: Any, height: Any, image: bytes = b"") -> list[Box]:
+    """Normalises pixel boxes xyxy of a picture of the stated `width` x `height`.
 
-    Nothing is refused here: a row that is not four numbers, or an image size that is not
-    positive, becomes NaN.
+    Nothing is refused here: a row that is not four numbers, or a size that is not positive,
+    becomes NaN.
+
+    Args:
+        image: its file. Where it says that the stated size is that before the EXIF turn, the
+            boxes are turned, too (`turn_of_boxes`).
     """
-    return _normalize(Boxes.pixels, rows, width, height)
+    return _normalize(Boxes.pixels, rows, (width, height), image)
 
 
-def boxes_from_xywh(rows: Sequence[Any], width: Any, height: Any) -> list[Box]:
-    """The same for boxes given as x, y, width, height."""
-    return _normalize(Boxes.from_xywh_pixels, rows, width, height)
+def boxes_from_xywh(rows: Sequence[Any], width: Any, height: Any, image: bytes = b"") -> list[Box]:
+    """Does the same for boxes given as x, y, width, height."""
+    return _normalize(Boxes.from_xywh_pixels, rows, (width, height), image)
 
 
 def boxes_from_scaled(rows: Sequence[Any], scale: float = 1.0) -> list[Box]:
-    """The same for xyxy boxes in 0..`scale` of the original image's width and height."""
+    """Does the same for xyxy boxes in 0..`scale` of the upright image's width and height."""
     return boxes_from_xyxy(rows, scale, scale)
 
 
 def boxes_from_padded(rows: Sequence[Any], width: Any, height: Any) -> list[Box]:
-    """The same for xyxy boxes in 0..1 of the image padded to a square on both sides alike."""
+    """Does the same for xyxy boxes in 0..1 of the image padded to a square, alike on both sides."""
     numbers = [_four_numbers(row) for row in rows]
     size_wh = _numbers([width, height])
     if size_wh is None or not all(side > 0 for side in size_wh):
@@ -105,13 +113,17 @@ def boxes_from_padded(rows: Sequence[Any], width: Any, height: Any) -> list[Box]
 
 
 def _normalize(
-    to_boxes: Callable[..., Boxes], rows: Sequence[Any], width: Any, height: Any
+    to_boxes: Callable[..., Boxes], rows: Sequence[Any], stated_wh: Sequence[Any], image: bytes
 ) -> list[Box]:
     numbers = [_four_numbers(row) for row in rows]
-    size_wh = _numbers([width, height])
+    size_wh = _numbers(stated_wh)
     if size_wh is None or not all(side > 0 for side in size_wh):
         return [_NO_BOX] * len(rows)
-    return [tuple(row) for row in to_boxes(numbers, *size_wh).to_normalized().xyxy.tolist()]
+    boxes = to_boxes(numbers, *size_wh).to_normalized()
+    turn = turn_of_boxes(image, (size_wh[0], size_wh[1])) if image else None
+    if turn is not None:
+        boxes = boxes.turned(turn)
+    return [tuple(row) for row in boxes.xyxy.tolist()]
 
 
 def _four_numbers(row: Any) -> list[float]:

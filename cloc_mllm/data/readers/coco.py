@@ -31,14 +31,16 @@ def read_coco(
     ids: Collection[str] | None = None,
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record an image of `instances`; a region an annotation, its phrase the category's name.
+    """Yields one record per image of `instances`, with one region per annotation.
+
+    The phrase of a region is the name of its category.
 
     Args:
         instances: JSON with `images`, `annotations` (`bbox` is xywh in pixels), `categories`.
         images: folder, tar or zip of the files that `images[].file_name` (LVIS: `coco_url`) names.
         captions: JSON whose `annotations` hold `image_id` and `caption`.
         keep_crowd: keep boxes around a crowd (`iscrowd` 1); by default they are dropped.
-        ids: image ids to read, as text; default all.
+        ids: image ids to read, as text; by default all.
         drop_log: beside the reasons of `validate_record`, regions get `crowd`,
             `unknown_category` and `unknown_image`, captions get `unknown_image`.
     """
@@ -56,13 +58,14 @@ def read_coco(
             annotations, texts = annotations_of.pop(key, []), captions_of.pop(key, [])
             if ids is not None and str(image.get("id")) not in ids:
                 continue
+            data = read_image(image_files, _file_name(image, is_lvis))
             record = Record(
                 id="" if image.get("id") is None else str(image["id"]),
-                image=read_image(image_files, _file_name(image, is_lvis)),
+                image=data,
                 width=0,  # of the image file: set by validate_record
                 height=0,
                 captions=[row.get("caption", "") for row in texts],
-                regions=_to_regions(image, annotations, names, keep_crowd, drop_log),
+                regions=_to_regions(image, data, annotations, names, keep_crowd, drop_log),
                 source=LVIS_SOURCE if is_lvis else SOURCE,
             )
             valid = validate_record(record, drop_log)
@@ -73,18 +76,22 @@ def read_coco(
 
 
 def class_name(name: Any) -> Any:
-    """`bow_(weapon)` -> `bow (weapon)`; what is no text stays, for `validate_record` to refuse."""
+    """Turns `bow_(weapon)` into `bow (weapon)`; leaves what is no text to `validate_record`."""
     return name.replace("_", " ") if isinstance(name, str) else name
 
 
 def _file_name(image: Annotation, is_lvis: bool) -> str:
-    """LVIS 0.5 calls a photo `COCO_val2014_x.jpg`, but its URL ends in COCO 2017's `x.jpg`."""
+    """Finds the file name of a photo.
+
+    LVIS 0.5 calls a photo `COCO_val2014_x.jpg`, but its URL ends in COCO 2017's `x.jpg`.
+    """
     url, name = image.get("coco_url"), image.get("file_name")
     return PurePosixPath(str((is_lvis and url) or name or "")).name
 
 
 def _to_regions(
     image: Annotation,
+    data: bytes,
     annotations: list[Annotation],
     names: dict[str, Any],
     keep_crowd: bool,
@@ -100,7 +107,7 @@ def _to_regions(
         else:
             usable.append(row.get("bbox"))
             phrases.append(names[category])
-    boxes = boxes_from_xywh(usable, image.get("width"), image.get("height"))
+    boxes = boxes_from_xywh(usable, image.get("width"), image.get("height"), data)
     return [
         Region(box=box, phrase=phrase, category=phrase)
         for box, phrase in zip(boxes, phrases, strict=True)
@@ -108,7 +115,7 @@ def _to_regions(
 
 
 def group_by_image(rows: list[Annotation]) -> dict[str, list[Annotation]]:
-    """Rows by `repr` of their image id: whatever JSON value that is, it can be a key."""
+    """Groups rows by the `repr` of their image id, so that any JSON value can be a key."""
     grouped: dict[str, list[Annotation]] = defaultdict(list)
     for row in rows:
         grouped[repr(row.get("image_id"))].append(row)
@@ -122,7 +129,7 @@ def _log_orphans(kind: Kind, rows_of: dict[str, list[Annotation]], drop_log: Dro
 
 
 def read_table(path: str | Path, *keys: str) -> dict[str, list[Annotation]]:
-    """A JSON object that holds a list of objects under each key; ValueError if it does not."""
+    """Reads a JSON object with a list of objects under each key; ValueError for any other."""
     table = read_json(path)
     for key in keys:
         rows = table.get(key) if isinstance(table, dict) else None

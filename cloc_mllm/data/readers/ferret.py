@@ -26,23 +26,25 @@ Row = dict[str, Any]
 
 
 def read_ferret(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record an image, from all rows that name it; regions as `read_llava` makes them.
+    """Yields one record per image from all rows that name it, its regions as `read_llava` does.
 
     Args:
         drop_log: beside the reasons of `validate_record`: expressions get `bad_row`, regions
-            `box_without_phrase` (a box no mark stands for) and `unknown_annotation` (a mark
+            `box_without_phrase` (a box that no mark stands for) and `unknown_annotation` (a mark
             without a box); turns without a box are noted.
     """
     with open_files(images) as image_files:
         for name, image_rows in group_rows(named_rows(rows, drop_log)).items():
+            image = read_image(image_files, name)
             said: list[tuple[str, Box, Grounding]] = []
             for row in image_rows:
-                said += _said_of_boxes(row, name, drop_log)
-            image = read_image(image_files, name)
+                said += _said_of_boxes(row, name, image, drop_log)
             yield from deliver(name_to_id(name), image, SOURCE, [], regions_said(said), drop_log)
 
 
-def _said_of_boxes(row: Row, name: str, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:
+def _said_of_boxes(
+    row: Row, name: str, image: bytes, drop_log: DropLog
+) -> list[tuple[str, Box, Grounding]]:
     turns = turns_of(row)
     listed = as_list(row.get("box_x1y1x2y2"))
     used: list[Any] = []
@@ -63,7 +65,7 @@ def _said_of_boxes(row: Row, name: str, drop_log: DropLog) -> list[tuple[str, Bo
         for _ in as_list(extra):
             drop_log.add("region", name, "box_without_phrase")
     drop_log.note("turns without a box", sum(BOX not in turn for turn in marked))
-    boxes = boxes_from_xyxy(used, row.get("image_w"), row.get("image_h"))
+    boxes = boxes_from_xyxy(used, row.get("image_w"), row.get("image_h"), image)
     return [
         (repr(used[index]), boxes[index], grounding)
         for grounding in ground_turns(marked)

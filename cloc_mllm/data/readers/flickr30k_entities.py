@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cloc_mllm.data.readers import boxes_from_xyxy
-from cloc_mllm.data.readers.files import Files, open_files, read_image
+from cloc_mllm.data.readers.files import open_files, read_image
 from cloc_mllm.data.records import Box, DropLog, Record, Region, validate_record
 from cloc_mllm.geometry import clean_box
 
@@ -29,10 +29,10 @@ class Mention(NamedTuple):
     """One marked phrase of one caption, with all boxes of its chain.
 
     Attributes:
-        sentence: number of the caption, from 0.
-        text: as it stands in the caption.
-        chain: id of the thing it names; two mentions of one text may be of two chains.
-        types: `people`, `clothing`, ...; a phrase may be of several.
+        sentence: the number of the caption, from 0.
+        text: the phrase as it stands in the caption.
+        chain: the id of the thing it names; two equal texts may be of two chains.
+        types: `people`, `clothing`, ...; a phrase may have several.
         boxes: float xyxy, normalised to the original image.
     """
 
@@ -45,7 +45,7 @@ class Mention(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What the captions say of one thing: its first type and its distinct names, in order."""
+    """What the captions say about one thing: its first type and its distinct names, in order."""
 
     category: str
     texts: list[str]
@@ -58,7 +58,7 @@ def read_flickr30k_entities(
     ids: Sequence[str] | None = None,
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record a photo: its captions, and a region a box.
+    """Yields one record per photo with its captions and one region per box.
 
     A region's phrase is its chain's first mention, the chain's other mentions are `expressions`,
     the chain's id is `group` and the type (people, clothing, ...) is `category`. A box that
@@ -67,7 +67,7 @@ def read_flickr30k_entities(
     Args:
         annotations: folder or zip that holds `Annotations/` and `Sentences/`.
         images: folder, tar or zip of `ID.jpg`.
-        ids: photos to read; default all that are annotated.
+        ids: photos to read; by default all that are annotated.
         drop_log: records get, beside the reasons of `validate_record`, `missing_annotation` (no
             XML or no sentences) and `bad_annotation` (XML or text that does not parse).
     """
@@ -84,13 +84,14 @@ def read_flickr30k_entities(
             if xml is None or sentences is None:
                 drop_log.add("record", photo_id, "missing_annotation")
                 continue
+            image = read_image(image_files, photo_id)
             try:
                 captions, chains = parse_sentences(sentences.decode("utf-8"))
-                regions = _parse_regions(_parse_xml(xml), chains, drop_log)
+                regions = _parse_regions(_parse_xml(xml), image, chains, drop_log)
             except (UnicodeDecodeError, ET.ParseError):
                 drop_log.add("record", photo_id, "bad_annotation")
                 continue
-            record = validate_record(_to_record(photo_id, image_files, captions, regions), drop_log)
+            record = validate_record(_to_record(photo_id, image, captions, regions), drop_log)
             if record is not None:
                 yield record
 
@@ -98,7 +99,7 @@ def read_flickr30k_entities(
 def read_mentions(
     annotations: str | Path, ids: Iterable[str], notes: Counter[str]
 ) -> Iterator[Mention]:
-    """Every marked phrase whose chain has a box, photo by photo, in the order of the captions.
+    """Lists every marked phrase whose chain has a box, by photo, in the order of the captions.
 
     Args:
         annotations: folder or zip that holds `Annotations/` and `Sentences/`.
@@ -142,7 +143,7 @@ def _mentions_of(
 
 
 def _usable_boxes(root: ET.Element, notes: Counter[str]) -> dict[str, list[Box]]:
-    """Boxes of each chain, clipped to the photo."""
+    """Finds the boxes of each chain, clipped to the photo."""
     boxes_of: dict[str, list[Box]] = {}
     for chain, box in zip(*_chain_boxes(root), strict=True):
         clipped, _ = clean_box(box, 1.0, 1.0, min_size_px=0.0)
@@ -154,7 +155,7 @@ def _usable_boxes(root: ET.Element, notes: Counter[str]) -> dict[str, list[Box]]
 
 
 def parse_sentences(text: str) -> tuple[list[str], dict[str, Chain]]:
-    """A sentence file -> its captions without marks, and the chains by id."""
+    """Reads a sentence file: its captions without marks, and the chains by id."""
     chains: dict[str, Chain] = {}
     for mention in _MENTION.finditer(text):
         chain = chains.setdefault(
@@ -172,8 +173,8 @@ def _parse_xml(data: bytes) -> ET.Element:
     return ET.fromstring(data)
 
 
-def _chain_boxes(root: ET.Element) -> tuple[list[str], list[Box]]:
-    """The chain each box belongs to, and the box; a box of several chains is there for each."""
+def _chain_boxes(root: ET.Element, image: bytes = b"") -> tuple[list[str], list[Box]]:
+    """Lists boxes with the chain each belongs to; a box of several chains comes once per chain."""
     chain_ids: list[str] = []
     rows: list[list[str | None]] = []
     for thing in root.iter("object"):
@@ -182,16 +183,18 @@ def _chain_boxes(root: ET.Element) -> tuple[list[str], list[Box]]:
             chain_ids += named
             rows += [[thing.findtext(f"bndbox/{corner}") for corner in _CORNERS]] * len(named)
     size = root.findtext("size/width"), root.findtext("size/height")
-    return chain_ids, boxes_from_xyxy(rows, *size)
+    return chain_ids, boxes_from_xyxy(rows, *size, image)
 
 
-def _parse_regions(root: ET.Element, chains: dict[str, Chain], drop_log: DropLog) -> list[Region]:
-    chain_ids, boxes = _chain_boxes(root)
+def _parse_regions(
+    root: ET.Element, image: bytes, chains: dict[str, Chain], drop_log: DropLog
+) -> list[Region]:
+    chain_ids, boxes = _chain_boxes(root, image)
     if unboxed := chains.keys() - set(chain_ids):
         drop_log.note("chains without a box (the scene, not visual, unmarked)", len(unboxed))
     regions = []
     for chain_id, box in zip(chain_ids, boxes, strict=True):
-        category, texts = chains.get(chain_id, Chain("", [""]))  # a box no caption mentions
+        category, texts = chains.get(chain_id, Chain("", [""]))  # a box that no caption mentions
         regions.append(
             Region(
                 box=box,
@@ -204,12 +207,10 @@ def _parse_regions(root: ET.Element, chains: dict[str, Chain], drop_log: DropLog
     return regions
 
 
-def _to_record(
-    photo_id: str, image_files: Files, captions: list[str], regions: list[Region]
-) -> Record:
+def _to_record(photo_id: str, image: bytes, captions: list[str], regions: list[Region]) -> Record:
     return Record(
         id=photo_id,
-        image=read_image(image_files, photo_id),
+        image=image,
         width=0,  # of the image file: set by validate_record
         height=0,
         captions=captions,

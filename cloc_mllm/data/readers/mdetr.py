@@ -34,10 +34,10 @@ Row = dict[str, Any]
 def read_mdetr(
     annotations: str | Path, images: str | Path, *, drop_log: DropLog
 ) -> Iterator[Record]:
-    """One record a photo, from all "images" of its `file_name`.
+    """Yields one record per photo, from all "images" of its `file_name`.
 
-    Of a referring "image" the caption is an expression of its box; of another it is a caption of
-    the record and each annotation a region, its phrase the spans it names.
+    The caption of a referring "image" is an expression of its box. The caption of another is one of
+    the record's, and each of its annotations is a region whose phrase is the spans it names.
 
     Args:
         images: folder, tar or zip of the photos.
@@ -56,8 +56,8 @@ def read_mdetr(
             drop_log.add("region", f"annotation {index}", "bad_row")
     with open_files(images) as image_files:
         for name, rows in group_rows((row.get("file_name"), row) for row in texts).items():
-            captions, regions = _parts(rows, boxes_of, drop_log)
             image = read_image(image_files, name)
+            captions, regions = _parts(rows, image, boxes_of, drop_log)
             yield from deliver(name_to_id(name), image, SOURCE, captions, regions, drop_log)
     for orphans in boxes_of.values():
         for row in orphans:
@@ -65,7 +65,7 @@ def read_mdetr(
 
 
 def _parts(
-    texts: list[Row], boxes_of: dict[str, list[Row]], drop_log: DropLog
+    texts: list[Row], image: bytes, boxes_of: dict[str, list[Row]], drop_log: DropLog
 ) -> tuple[list[Any], list[Region]]:
     captions: list[Any] = []
     regions: list[Region] = []
@@ -73,7 +73,7 @@ def _parts(
     for text in texts:
         rows = boxes_of.pop(repr(text.get("id")), [])
         boxes = boxes_from_xywh(
-            [row.get("bbox") for row in rows], text.get("width"), text.get("height")
+            [row.get("bbox") for row in rows], text.get("width"), text.get("height"), image
         )
         caption = text.get("caption")
         if str(text.get("dataset_name")).startswith(_REFERRING):
@@ -92,7 +92,7 @@ def _parts(
 
 
 def _named(caption: Any, row: Row) -> str:
-    """The parts of the caption that an annotation names, in order."""
+    """Joins the parts of the caption that an annotation names, in order."""
     if not isinstance(caption, str):
         return ""
     parts = []

@@ -1,4 +1,4 @@
-"""Objects365 and others as JSON lines, one an image: odgt, and ODVG of Grounding DINO's trainers.
+"""Objects365 and others as JSON lines, one per image: odgt, and ODVG of Grounding DINO's trainers.
 
 - ODVG: `{"filename", "width", "height", "detection": {"instances": [{"bbox": [x1, y1, x2, y2],
   "category"}]}}`, or `"grounding": {"caption", "regions": [{"bbox", "phrase"}]}`, or both.
@@ -8,7 +8,7 @@
 Objects365 as one JSON file (`zhiyuan_objv2_train.json`) is COCO's layout: `build coco` reads it.
 
 Frame: pixels of the original image; xyxy in ODVG, xywh in odgt. A row that states no size takes
-that of the image file, which must then not be resized.
+the size of the image file, which must then not be resized.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ Row = dict[str, Any]
 
 
 def read_odgt(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record a row; a region an instance (category and phrase alike), phrase or tagged box.
+    """Yields one record per row, with one region per instance, phrase or tagged box.
+
+    The phrase of an instance is its category.
 
     Args:
         images: folder, tar or zip of the images.
@@ -55,22 +57,22 @@ def read_odgt(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Ite
                 size = upright_size(image) or size
             caption = as_dict(row.get("grounding")).get("caption")
             captions = [] if caption is None else [caption]
-            regions = _to_regions(row, size, item, drop_log)
+            regions = _to_regions(row, size, image, item, drop_log)
             yield from deliver(name_to_id(name), image, SOURCE, captions, regions, drop_log)
 
 
-def _to_regions(row: Row, size: tuple[Any, Any], item: str, drop_log: DropLog) -> list[Region]:
+def _to_regions(
+    row: Row, size: tuple[Any, Any], image: bytes, item: str, drop_log: DropLog
+) -> list[Region]:
     regions = []
     instances = _objects(as_dict(row.get("detection")).get("instances"), item, drop_log)
-    for thing, box in zip(
-        instances, boxes_from_xyxy([thing.get("bbox") for thing in instances], *size), strict=True
-    ):
+    boxes = boxes_from_xyxy([thing.get("bbox") for thing in instances], *size, image)
+    for thing, box in zip(instances, boxes, strict=True):
         category = thing.get("category", "")
         regions.append(Region(box=box, phrase=category, category=category))
     phrases = _objects(as_dict(row.get("grounding")).get("regions"), item, drop_log)
-    for thing, box in zip(
-        phrases, boxes_from_xyxy([thing.get("bbox") for thing in phrases], *size), strict=True
-    ):
+    boxes = boxes_from_xyxy([thing.get("bbox") for thing in phrases], *size, image)
+    for thing, box in zip(phrases, boxes, strict=True):
         regions.append(Region(box=box, phrase=thing.get("phrase", "")))
     tagged = []
     for thing in _objects(row.get("gtboxes"), item, drop_log):
@@ -79,7 +81,7 @@ def _to_regions(row: Row, size: tuple[Any, Any], item: str, drop_log: DropLog) -
         else:
             tagged.append(thing)
     rows = [thing.get("box", thing.get("fbox")) for thing in tagged]
-    for thing, box in zip(tagged, boxes_from_xywh(rows, *size), strict=True):
+    for thing, box in zip(tagged, boxes_from_xywh(rows, *size, image), strict=True):
         tag = thing.get("tag", "")
         regions.append(Region(box=box, phrase=tag, category=tag))
     return regions

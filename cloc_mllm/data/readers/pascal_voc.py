@@ -26,12 +26,12 @@ def read_pascal_voc(
     zero_based: bool = False,
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record an XML; a region an object, phrase and category its name.
+    """Yields one record per XML, with one region per object; phrase and category are its name.
 
     Args:
         annotations: folder, tar or zip of the XML files.
-        images: folder, tar or zip; an image has its XML's name.
-        zero_based: pixels are counted from 0, corners are given.
+        images: folder, tar or zip; an image has the name of its XML.
+        zero_based: pixels count from 0, and the last corner is not included.
         drop_log: beside the reasons of `validate_record`, records get `bad_annotation`.
     """
     with open_files(annotations) as xml_files, open_files(images) as image_files:
@@ -42,17 +42,19 @@ def read_pascal_voc(
             except ET.ParseError:
                 drop_log.add("record", stem, "bad_annotation")
                 continue
-            regions = _to_regions(root, 0 if zero_based else 1)
-            yield from deliver(stem, read_image(image_files, stem), SOURCE, [], regions, drop_log)
+            image = read_image(image_files, stem)
+            regions = _to_regions(root, image, 0 if zero_based else 1)
+            yield from deliver(stem, image, SOURCE, [], regions, drop_log)
 
 
-def _to_regions(root: ET.Element, first_pixel: int) -> list[Region]:
+def _to_regions(root: ET.Element, image: bytes, first_pixel: int) -> list[Region]:
     things = root.findall("object")
     rows = [[thing.findtext(f"bndbox/{corner}") for corner in _CORNERS] for thing in things]
     boxes = boxes_from_xyxy(
         [_from_zero(row, first_pixel) for row in rows],
         root.findtext("size/width"),
         root.findtext("size/height"),
+        image,
     )
     regions = []
     for thing, box in zip(things, boxes, strict=True):

@@ -39,10 +39,10 @@ Row = dict[str, Any]
 
 
 def read_qwen_vl(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record a photo.
+    """Yields one record per photo.
 
-    Of a conversation each `<ref>` with its boxes makes a region a box; several share a `group`.
-    Conversation without a box is noted, a `<box>` without a `<ref>` is dropped.
+    Each `<ref>` of a conversation gives one region per box; several boxes share a `group`. Turns
+    without a box are noted, a `<box>` without a `<ref>` is dropped.
 
     Args:
         images: folder, tar or zip of the photos.
@@ -53,7 +53,7 @@ def read_qwen_vl(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> 
     with open_files(images) as image_files:
         for name, photo_rows in rows_of.items():
             image = read_image(image_files, name)
-            regions = _to_regions(photo_rows, name, drop_log)
+            regions = _to_regions(photo_rows, name, image, drop_log)
             yield from deliver(name_to_id(name), image, SOURCE, [], regions, drop_log)
 
 
@@ -73,7 +73,7 @@ def _turns(row: Row) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _to_regions(rows: list[Row], name: str, drop_log: DropLog) -> list[Region]:
+def _to_regions(rows: list[Row], name: str, image: bytes, drop_log: DropLog) -> list[Region]:
     referring: list[tuple[Any, Box, Any]] = []
     regions: list[Region] = []
     for index, row in enumerate(rows):
@@ -81,7 +81,8 @@ def _to_regions(rows: list[Row], name: str, drop_log: DropLog) -> list[Region]:
             for number, text in enumerate(_turns(row)):
                 regions += _grounded(text, f"{name}/{index}/{number}", drop_log)
         else:
-            (box,) = boxes_from_xyxy([row.get("bbox")], row.get("width"), row.get("height"))
+            size = (row.get("width"), row.get("height"))
+            (box,) = boxes_from_xyxy([row.get("bbox")], *size, image)
             referring.append((row.get("bbox"), box, row.get("sent")))
     return regions_of_expressions(referring) + regions
 

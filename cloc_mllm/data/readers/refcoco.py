@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as JSON rows, one a referring expression.
+"""RefCOCO, RefCOCO+ and RefCOCOg as JSON rows, one per referring expression.
 
 A row is `{"img_id": "COCO_train2014_000000580957_4", "sents": "white dish in the top right
 corner", "bbox": [x, y, width, height], "width": 640, "height": 428}`; the box is in pixels of a
@@ -23,11 +23,11 @@ _ROW_KEYS = ("img_id", "sents", "bbox", "width", "height")
 
 
 def read_refcoco(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> Iterator[Record]:
-    """One record a photo, in the order of the rows; rows with one box are one region.
+    """Yields one record per photo, in the order of the rows; rows with one box are one region.
 
-    A region's phrase is its first expression, `expressions` holds them all. A photo that is not
-    there is dropped with its rows (`missing_image`), so delivered and dropped expressions add up
-    to the rows of the file.
+    The phrase of a region is its first expression; `expressions` holds them all. A missing photo is
+    dropped with its rows (`missing_image`), so delivered and dropped expressions add up to the rows
+    of the file.
 
     Args:
         rows: the JSON file.
@@ -38,13 +38,14 @@ def read_refcoco(rows: str | Path, images: str | Path, *, drop_log: DropLog) -> 
     rows_of = _by_photo(rows, drop_log)
     with open_files(images) as image_files:
         for photo, photo_rows in rows_of.items():
+            image = read_image(image_files, photo)
             record = Record(
                 id=photo,
-                image=read_image(image_files, photo),
+                image=image,
                 width=0,  # of the image file: set by validate_record
                 height=0,
                 captions=[],
-                regions=_to_regions(photo_rows),
+                regions=_to_regions(photo_rows, image),
                 source=SOURCE,
             )
             valid = validate_record(record, drop_log)
@@ -66,19 +67,19 @@ def _by_photo(path: str | Path, drop_log: DropLog) -> dict[str, list[dict[str, A
 
 
 def photo_of(img_id: str) -> str:
-    """`COCO_train2014_000000580957_4` -> `COCO_train2014_000000580957`, the photo's name."""
+    """Cuts `COCO_train2014_000000580957_4` to `COCO_train2014_000000580957`, the photo's name."""
     match = _PHOTO_AND_REFERENT.fullmatch(img_id)
     return match["photo"] if match else img_id
 
 
-def _to_regions(rows: list[dict[str, Any]]) -> list[Region]:
+def _to_regions(rows: list[dict[str, Any]], image: bytes) -> list[Region]:
     rows_of_box: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:  # as text, because NaN is not equal to itself
         rows_of_box[str((row["bbox"], row["width"], row["height"]))].append(row)
     regions = []
     for same_box in rows_of_box.values():
         first = same_box[0]
-        (box,) = boxes_from_xywh([first["bbox"]], first["width"], first["height"])
+        (box,) = boxes_from_xywh([first["bbox"]], first["width"], first["height"], image)
         expressions = [row["sents"] for row in same_box]
         phrase = next((text for text in expressions if clean_text(text)[0]), "")
         regions.append(Region(box=box, phrase=phrase, expressions=expressions))

@@ -30,18 +30,20 @@ def read_refer(
     split: str = "",
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record a photo, a region a ref: phrase its first sentence, `expressions` all of them.
+    """Yields one record per photo, with one region per ref.
+
+    The phrase of a region is its first sentence; `expressions` holds them all.
 
     Args:
         refs: `refs(unc).p`, `refs(umd).p`, ...; read as plain containers only.
         instances: `instances.json` beside it.
         images: folder, tar or zip of the photos.
-        split: `train`, `val`, `testA`, ...; default all. Refs of other splits are noted.
+        split: `train`, `val`, `testA`, ...; by default all. Refs of other splits are noted.
         drop_log: beside the reasons of `validate_record`, regions and their expressions get
             `bad_row`, `unknown_annotation` and `unknown_image`.
 
     Raises:
-        ValueError: no list of refs, a pickle that wants to run code, or no such split.
+        ValueError: the file holds no list of refs or would run code, or there is no such split.
     """
     table = read_plain_pickle(refs)
     if not isinstance(table, list):
@@ -58,8 +60,8 @@ def read_refer(
                 for row in rows:
                     _drop(row, "unknown_image", drop_log)
                 continue
-            regions = _to_regions(rows, photo, annotations, names, drop_log)
             image = read_image(image_files, str(photo.get("file_name", "")))
+            regions = _to_regions(rows, photo, image, annotations, names, drop_log)
             yield from deliver(photo.get("id"), image, SOURCE, [], regions, drop_log)
 
 
@@ -85,6 +87,7 @@ def _chosen(
 def _to_regions(
     rows: list[Row],
     photo: Row,
+    image: bytes,
     annotations: dict[str, Row],
     names: dict[str, Any],
     drop_log: DropLog,
@@ -96,7 +99,8 @@ def _to_regions(
             _drop(row, "unknown_annotation", drop_log)
         else:
             usable.append((row, annotation.get("bbox")))
-    boxes = boxes_from_xywh([box for _, box in usable], photo.get("width"), photo.get("height"))
+    rows_px = [box for _, box in usable]
+    boxes = boxes_from_xywh(rows_px, photo.get("width"), photo.get("height"), image)
     regions = []
     for (row, _), box in zip(usable, boxes, strict=True):
         texts = _texts(row)

@@ -5,7 +5,7 @@ Each is a list of `{"image_id" (or "id"), "regions": [{"region_id", "phrase", "x
 "height"}], "objects": [{"object_id", "names" (or "name"), "x", "y", "w", "h"}]}`.
 
 Frame: x, y, width, height in pixels of the original photo. Its size stands in `image_data.json`;
-without that file it is the image file's own, which must then not be resized.
+without that file it is the size of the image file, which must then not be resized.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ def read_visual_genome(
     image_data: str | Path | None = None,
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """One record a photo; a region a described region (its phrase) and an object (its name).
+    """Yields one record per photo, with one region per described region and per object.
+
+    The phrase is the description or the name.
 
     Args:
         annotations: one of the files above; join two with `cloc-mllm data merge`.
         images: folder, tar or zip of `ID.jpg`.
-        image_data: `image_data.json`, the photos' sizes.
+        image_data: `image_data.json` with the sizes of the photos.
         drop_log: beside the reasons of `validate_record`, records get `bad_row`, regions too.
     """
     table = read_json(annotations)
@@ -50,7 +52,7 @@ def read_visual_genome(
                 continue
             image = read_image(image_files, photo_id)
             size = sizes.get(photo_id) or upright_size(image) or (None, None)
-            regions = _to_regions(row, photo_id, size, drop_log)
+            regions = _to_regions(row, photo_id, size, image, drop_log)
             yield from deliver(photo_id, image, SOURCE, [], regions, drop_log)
 
 
@@ -64,7 +66,9 @@ def _read_sizes(path: str | Path) -> dict[str, tuple[Any, Any]]:
     return {str(_photo_id(row)): (row.get("width"), row.get("height")) for row in rows}
 
 
-def _to_regions(row: Row, photo_id: str, size: tuple[Any, Any], drop_log: DropLog) -> list[Region]:
+def _to_regions(
+    row: Row, photo_id: str, size: tuple[Any, Any], image: bytes, drop_log: DropLog
+) -> list[Region]:
     boxes: list[list[Any]] = []
     phrases: list[Any] = []
     categories: list[Any] = []
@@ -80,6 +84,6 @@ def _to_regions(row: Row, photo_id: str, size: tuple[Any, Any], drop_log: DropLo
     return [
         Region(box=box, phrase=phrase, category=category)
         for box, phrase, category in zip(
-            boxes_from_xywh(boxes, *size), phrases, categories, strict=True
+            boxes_from_xywh(boxes, *size, image), phrases, categories, strict=True
         )
     ]

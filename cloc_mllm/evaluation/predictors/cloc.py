@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from cloc_mllm.config import Precision, RegionPrompt, Templates
 from cloc_mllm.data.tokenizer import TextTokenizer
+from cloc_mllm.devices import resolve_precision
 from cloc_mllm.evaluation.predictors.class_names import class_embeddings
 from cloc_mllm.evaluation.predictors.cloc_batch import (
     Batch,
@@ -38,7 +39,6 @@ from cloc_mllm.evaluation.scores.binary import best_threshold
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.shipped import shipped_directory
-from cloc_mllm.train.engine import resolve_precision
 
 TOP_K = 10
 _TEXT_BATCH = 256

@@ -27,7 +27,8 @@ from cloc_mllm.evaluation.rows.rows import Box
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.position import cell_coverage, mask_coverage, token_cells
-from cloc_mllm.models.region_pooling import pool_under_masks, roi_align_tokens
+from cloc_mllm.models.region_encoders.pooling import pool_under_masks
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _SAME_BOX_IOU = 0.5  # a proposal closer than this to a better one is that one again
@@ -213,7 +214,7 @@ def proposals(
 ) -> Iterator[list[tuple[float, Box]]]:
     """Boxes that the image's tokens stand for (`ClocVision.read_tokens`), with their cosines to
     each text, best first; none for a model without a Prompter."""
-    if model.vision.box_head is None:
+    if not model.vision.region_encoder.predicts_boxes:
         yield from ([] for _ in texts)
         return
     z, canvas = model.vision.read_tokens(batch.image)

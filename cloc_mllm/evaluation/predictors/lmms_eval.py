@@ -15,11 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from cloc_mllm.data.conversations import PROMPTS
-from cloc_mllm.inference.grounding_predictor import (
-    ChatRequest,
-    GroundedAnswer,
-    GroundingPredictor,
-)
+from cloc_mllm.data.images import open_image
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
+from cloc_mllm.inference.results import Answer
 
 # how the `*_bbox_rec_*` tasks ask; our model was trained on one wording only and is asked with it
 REC_QUESTION = "the bounding box coordinate of the region this sentence describes: "
@@ -63,7 +61,7 @@ class ClocMllm(lmms):
             batch = [request.args for request in requests[start : start + self.batch_size]]
             limit = max(int(args[1].get("max_new_tokens", _MAX_NEW_TOKENS)) for args in batch)
             seen: dict[tuple[Any, bytes], Image.Image] = {}
-            asked = [ChatRequest(self._image(args, seen), our_question(args[0])) for args in batch]
+            asked = [Question(self._image(args, seen), our_question(args[0])) for args in batch]
             answers = self.predictor.answer(asked, max_new_tokens=limit)
             for args, answer in zip(batch, answers, strict=True):
                 text = until(answer_text(answer), args[1].get("until", []))
@@ -82,7 +80,7 @@ class ClocMllm(lmms):
                 f"document {doc_id} of task {task} ({split}) has {len(images)} visuals; this model "
                 "answers questions about one image"
             )
-        image = images[0].convert("RGB")
+        image = open_image(images[0], name=f"document {doc_id} of task {task}")
         return seen.setdefault((image.size, image.tobytes()), image)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -98,10 +96,10 @@ def our_question(context: str) -> str:
     return PROMPTS["ground"].format(phrase=phrase.strip()) if marker else context
 
 
-def answer_text(answer: GroundedAnswer) -> str:
+def answer_text(answer: Answer) -> str:
     """`[x1, y1, x2, y2]` in 0..1 for an answer that is a box, else the model's own words."""
     if answer.failure is not None:
-        return answer.raw_text
+        return answer.text
     return ", ".join(
         f"[{', '.join(f'{value:.4f}' for value in box)}]" for box in answer.boxes.xyxy.tolist()
     )

@@ -15,11 +15,8 @@ from cloc_mllm.evaluation.queries import REGION, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
 from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.grounding_predictor import (
-    ChatRequest,
-    GroundedAnswer,
-    GroundingPredictor,
-)
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.shipped import shipped_directory
 
@@ -83,30 +80,28 @@ def predict_mllm(
             # queries about one image share the object, so the predictor encodes it once
             image_ids = dict.fromkeys(query.image_id for query in batch)
             images = {image_id: asked.load_image(image_id) for image_id in image_ids}
-            requests = [
-                _request(predictor, asked, query, images[query.image_id]) for query in batch
-            ]
+            questions = [_question(predictor, asked, q, images[q.image_id]) for q in batch]
             answers = predictor.answer(
-                requests,
+                questions,
                 max_new_tokens=limit,
                 boxes_only=asked.answer == "box",
                 batch_size=batch_size,
             )
-            for query, request, answer in zip(batch, requests, answers, strict=True):
-                yield _row(asked, query, request.question, answer, name, settings)
+            for query, question, answer in zip(batch, questions, answers, strict=True):
+                yield _row(asked, query, question.text, answer, name, settings)
             bar.update(len(batch))
 
 
-def _request(
+def _question(
     predictor: GroundingPredictor, asked: QuerySet, query: Query, image: Image.Image
-) -> ChatRequest:
+) -> Question:
     if asked.answer != "text":
-        return ChatRequest(image, PROMPTS["ground"].format(phrase=query.text))
+        return Question(image, PROMPTS["ground"].format(phrase=query.text))
     if not query.text:
-        return predictor.refer_request(image, query.boxes[0])
+        return predictor.refer_questions(image, [query.boxes[0]])[0]
     question = with_box_texts(query, predictor.processor.coordinates)
     regions = Boxes.normalized([list(box) for box in query.boxes]) if query.boxes else None
-    return ChatRequest(image, question, regions)
+    return Question(image, question, regions)
 
 
 def with_box_texts(query: Query, coordinates: BoxFormat) -> str:
@@ -121,7 +116,7 @@ def _row(
     asked: QuerySet,
     query: Query,
     question: str,
-    answer: GroundedAnswer,
+    answer: Answer,
     name: str,
     settings: dict[str, Any],
 ) -> PredictionRow:
@@ -134,8 +129,8 @@ def _row(
         query.image_id,
         query.task,
         question,
-        answer.raw_text,
-        boxes=answer.boxes.xyxy.tolist() if wants_box else [],
+        answer.text,
+        boxes=answer.boxes.xyxy.tolist() if wants_box and answer.failure is None else [],
         confidence=answer.confidence,
         failure=answer.failure if wants_box else None,
         model=name,

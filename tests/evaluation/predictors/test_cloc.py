@@ -120,7 +120,7 @@ def test_batch_size_changes_nothing(tiny_cloc, character_tokenizer, asked, rows)
 
 def test_a_diverged_model_answers_no_box(tiny_cloc, character_tokenizer, test_scenes):
     asked = query_sets(TextToBox(), test_scenes)
-    parameter = next(tiny_cloc.vision.box_head.parameters())
+    parameter = next(tiny_cloc.vision.region_encoder.box_head.parameters())
     saved = parameter.detach().clone()
     try:
         with torch.no_grad():

@@ -14,7 +14,7 @@ from cloc_mllm.evaluation.predictors.cloc import ClocSettings, predict_cloc
 from cloc_mllm.evaluation.predictors.cloc_batch import crop_box, decode_mask, rank_boxes
 from cloc_mllm.evaluation.queries import Candidates, Query, QuerySet, pair
 from cloc_mllm.geometry import CANVAS, Boxes, elementwise_iou
-from cloc_mllm.models.region_pooling import roi_align_tokens
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from tests.evaluation.conftest import build_tiny_cloc
 
 pytest.importorskip("pycocotools")

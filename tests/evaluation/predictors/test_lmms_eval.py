@@ -16,7 +16,7 @@ from PIL import Image
 from cloc_mllm.data.records import Region
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import GroundedAnswer
+from cloc_mllm.inference.results import Answer
 from tests.evaluation.predictors.lmms_eval_rows import main, write_rec_task
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
 
@@ -78,7 +78,7 @@ def test_answers_are_the_predictors_in_the_order_of_the_requests(model):
 
     picture = model.task_dict["rec"]["val"][0]["image"]
     asked = ["Where is a crab?", "What?", "Where is a boat?"] * 2
-    assert actual == [model.predictor.ask(picture, question).raw_text for question in asked]
+    assert actual == [model.predictor.ask(picture, question).text for question in asked]
     assert [entry[2] for entry in model.cached] == actual
 
 
@@ -95,16 +95,14 @@ def test_equal_images_of_a_batch_are_read_once(model, monkeypatch):
 
 def test_length_and_stop_strings_are_obeyed(model, plugin, monkeypatch):
     limits = []
-    answer = GroundedAnswer("a red apple", Boxes.normalized([]), "not_a_box", 1.0)
+    answer = Answer("a red apple", Boxes.normalized([]), torch.zeros(0), [], 1.0, "not_a_box")
     monkeypatch.setattr(
         model.predictor,
         "answer",
         lambda asked, max_new_tokens: (limits.append(max_new_tokens), [answer] * len(asked))[1],
     )
 
-    assert model.generate_until([request("What?", options={"max_new_tokens": 7})]) == [
-        answer.raw_text
-    ]
+    assert model.generate_until([request("What?", options={"max_new_tokens": 7})]) == [answer.text]
     assert model.generate_until([request("What?", options={"until": ["app", "zebra"]})]) == [
         "a red "
     ]
@@ -114,9 +112,8 @@ def test_length_and_stop_strings_are_obeyed(model, plugin, monkeypatch):
 
 def test_a_box_is_written_as_the_task_asks(plugin):
     box = Boxes.normalized(torch.tensor([[0.0, 0.25, 0.5, 1.0]]))
-    assert plugin.answer_text(GroundedAnswer("<loc_0>", box, None, 1.0)) == (
-        "[0.0000, 0.2500, 0.5000, 1.0000]"
-    )
+    answer = Answer("<loc_0>", box, torch.ones(1), [(0, 7)], 1.0, None)
+    assert plugin.answer_text(answer) == "[0.0000, 0.2500, 0.5000, 1.0000]"
 
 
 def test_wrong_arguments_and_documents_are_refused(plugin, model):

@@ -1,6 +1,6 @@
 """Prompter(l, f_I'(x)) -> z: one single-head transformer layer over prompt and image tokens.
 
-Letters: B images, N image tokens, D the layer's width, E embedding width, R prompts (packed
+Letters: B images, N image tokens, D width of the layer, E embedding width, R prompts (packed
 over the batch), K tokens of one prompt. Source: section 3.3 and figure 2 of the paper; the
 spatial prior and the `prompt` readout are ours.
 """
@@ -8,14 +8,14 @@ spatial prior and the `prompt` readout are ours.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cloc_mllm.config import PrompterConfig
-from cloc_mllm.models.mean_readout import ImageOutputs, MlpStart, summed_hidden
+from cloc_mllm.config import SpatialPrior, TextPrior
+from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.position import (
     cell_coverage,
     mask_boxes,
@@ -23,6 +23,8 @@ from cloc_mllm.models.position import (
     sinusoidal_code,
     token_cells,
 )
+from cloc_mllm.models.region_encoders import RegionPrompts
+from cloc_mllm.models.region_encoders.mean_readout import ImageOutputs, MlpStart, summed_hidden
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BOX_GATE_START = 4.0
@@ -30,29 +32,99 @@ _TEXT_GATE_START = 15.0
 _NEARNESS = 0.15  # standard deviation, in canvas sides, of "near the token" (`locate_tokens`)
 
 
-class ImageContext(NamedTuple):
-    """What all prompts of an image share: tokens with position, their keys and values, and for
-    the `mean` readout what the layer makes of them."""
+class PrompterEncoder(nn.Module):
+    """The paper's region encoder: the Prompter embeds every prompt, BoxHead reads the box of a
+    text prompt.
 
-    tokens: Tensor  # float[B, N, D]
-    keys: Tensor  # float[B, N, D]
-    values: Tensor  # float[B, N, D]
+    See `RegionEncoder` for the methods.
+    """
+
+    has_region_loss = True
+    predicts_boxes = True
+
+    def __init__(self, prompter: Prompter, box_head: BoxHead) -> None:
+        super().__init__()
+        self.prompter = prompter
+        self.box_head = box_head
+        self.takes_masks = prompter.mask is not None
+
+    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
+        return self.prompter.embed_boxes(self.prompter.prepare(image), boxes, image_index)
+
+    def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
+        return self.prompter.embed_masks(self.prompter.prepare(image), masks, image_index)
+
+    def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
+        """A token's own embedding, as a text prompt, gives the box; that box, as a box prompt,
+        gives the embedding."""
+        context = self.prompter.prepare(image)
+        boxes = self.box_head(self.prompter.locate_tokens(context))
+        return self.prompter.embed_box_grid(context, boxes), boxes
+
+    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
+        context = self.prompter.prepare(image)
+        return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
+
+    def forward(
+        self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        boxes, image_index, masks, masked = prompts
+        context = self.prompter.prepare(image)
+        z = self.prompter.embed_boxes(context, boxes, image_index)
+        if self.takes_masks:  # without masks, too: every rank must touch every parameter
+            z_of_masks = self.prompter.embed_masks(context, masks, image_index[masked])
+            z = z.index_copy(0, masked, z_of_masks)
+        z_of_texts = self.prompter.embed_texts(context, text_features, image_index)
+        return z, self.box_head(z_of_texts)
+
+
+class ImageContext(NamedTuple):
+    """What all prompts of an image share.
+
+    Attributes:
+        tokens: float[B, N, D], with positions.
+        keys, values: float[B, N, D].
+        cells: float[N, 4] xyxy, canvas frame, the cell of each token.
+        grid_hw: rows and columns of the tokens.
+        outputs: the layer's own outputs at the image tokens, for the `mean` readout.
+    """
+
+    tokens: Tensor
+    keys: Tensor
+    values: Tensor
+    cells: Tensor
+    grid_hw: tuple[int, int]
     outputs: ImageOutputs | None = None
 
 
 class Prompter(nn.Module):
     """Turns a prompt (box, mask or text) and the image tokens into an embedding of CLIP's width.
 
-    What the settings do: `PrompterConfig`. Tokens of another width than the layer are normalised
-    and projected to it first. With either readout, what prompts of an image have in common is
-    computed once. Without `free_form`, `embed_masks` knows only a mask's bounding box and prior.
+    Tokens of another width than the layer are normalised and projected to it first. Whatever the
+    prompts of an image have in common is computed once, with either readout. Without `free_form`,
+    `embed_masks` knows a mask by its bounding box and its prior alone.
+
+    Args:
+        token_dim: width of the image tokens.
+        embed_dim: E.
+        width: D.
+        readout, spatial_prior, text_prior, free_form: see `PrompterConfig`.
     """
 
-    def __init__(self, token_dim: int, embed_dim: int, config: PrompterConfig) -> None:
+    def __init__(  # noqa: PLR0913  the settings of one layer
+        self,
+        token_dim: int,
+        embed_dim: int,
+        width: int,
+        *,
+        readout: Literal["mean", "prompt"],
+        spatial_prior: SpatialPrior,
+        text_prior: TextPrior,
+        free_form: bool,
+    ) -> None:
         super().__init__()
-        width = config.width or token_dim
-        self.readout = config.readout
-        self.text_prior = config.text_prior
+        self.readout = readout
+        self.text_prior = text_prior
         self.code_dim = 8 * max(1, width // 8)
         self.adapt: nn.Module = nn.Identity()
         if width != token_dim:
@@ -73,76 +145,60 @@ class Prompter(nn.Module):
         self.projection = nn.Linear(width, embed_dim, bias=False)
         self.box_gate: nn.Parameter | None = None
         self.text_gate: nn.Parameter | None = None
-        if config.spatial_prior in ("both", "box"):
+        if spatial_prior in ("both", "box"):
             self.box_gate = nn.Parameter(torch.tensor([_BOX_GATE_START]))
-        if config.spatial_prior in ("both", "text"):
+        if spatial_prior in ("both", "text"):
             self.text_gate = nn.Parameter(torch.tensor([_TEXT_GATE_START]))
         self.mask: nn.Linear | None = None
-        if config.free_form:
+        if free_form:
             self.mask = nn.Linear(self.code_dim, 2 * width)
 
     def prepare(self, image: ImageFeatures) -> ImageContext:
-        """Add positions and compute keys and values, once per image."""
+        """Adds positions and computes keys and values, once per image."""
         cells = token_cells(image.grid_hw, image.tokens.device)
         tokens = self.adapt(image.tokens) + self.position(self._code(cells))
         normed = self.norm_attention(tokens)
         keys, values = self.key(normed), self.value(normed)
-        if self.readout == "prompt":
-            return ImageContext(tokens, keys, values)
-        queries = self.query(normed)
-        logits = queries @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
-        attended = self.output(logits.softmax(-1) @ values)
-        outputs = ImageOutputs.of(tokens, logits, queries, attended, self._mlp_start)
-        return ImageContext(tokens, keys, values, outputs)
+        outputs = None
+        if self.readout == "mean":
+            outputs = self._outputs_at_image_tokens(tokens, self.query(normed), keys, values)
+        return ImageContext(tokens, keys, values, cells, image.grid_hw, outputs)
 
-    @property
-    def _mlp_start(self) -> MlpStart:
-        first = self.mlp[0]
-        assert isinstance(first, nn.Linear)
-        return MlpStart(self.norm_mlp, first)
+    def embed_boxes(self, context: ImageContext, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """The embedding z of each box: `boxes: float[R, 4]` canvas frame -> float[R, E]."""
+        grid = _place_prompts(image_index, len(context.tokens))
+        return grid.pack(self.embed_box_grid(context, grid.spread(boxes)))
 
-    def embed_boxes(
-        self, image: ImageFeatures, context: ImageContext, boxes: Tensor, image_index: Tensor
-    ) -> Tensor:
-        """z of box prompts: `boxes: float[R, 4]` canvas frame -> float[R, E]."""
-        grid = _PromptGrid.of(image_index, len(context.tokens))
-        return grid.pack(self.embed_box_grid(image, context, grid.spread(boxes)))
-
-    def embed_box_grid(self, image: ImageFeatures, context: ImageContext, boxes: Tensor) -> Tensor:
-        """z of Q box prompts for each image: float[B, Q, 4] canvas frame -> float[B, Q, E]."""
+    def embed_box_grid(self, context: ImageContext, boxes: Tensor) -> Tensor:
+        """The embedding z of Q boxes per image: float[B, Q, 4] canvas frame -> float[B, Q, E]."""
         prompts = self.corners(self._code(boxes)).unflatten(-1, (2, -1))
         bias = None
         if self.box_gate is not None:
-            cells = token_cells(image.grid_hw, boxes.device)
-            coverage = cell_coverage(boxes.flatten(0, 1), cells)
+            coverage = cell_coverage(boxes.flatten(0, 1), context.cells)
             bias = self.box_gate * coverage.unflatten(0, boxes.shape[:2])
         return self._attend(prompts, context, bias)
 
-    def embed_masks(
-        self, image: ImageFeatures, context: ImageContext, masks: Tensor, image_index: Tensor
-    ) -> Tensor:
-        """z of points, scribbles, masks and sets of boxes: float[R, H, W] in 0..1 over the canvas
-        -> float[R, E].
+    def embed_masks(self, context: ImageContext, masks: Tensor, image_index: Tensor) -> Tensor:
+        """The embedding z of each mask: float[R, H, W] in 0..1 over the canvas -> float[R, E].
 
-        Prompt tokens are those of the mask's bounding box, plus a map of the mean position code of
-        what it covers: the code that stands for a box by its corners, taken over an area.
+        The prompt tokens are those of the mask's bounding box, plus a linear map of the mean
+        position code of the cells it covers.
         """
-        cells = token_cells(image.grid_hw, masks.device)
-        coverage = mask_coverage(masks, image.grid_hw)
+        coverage = mask_coverage(masks, context.grid_hw)
         prompts = self.corners(self._code(mask_boxes(masks)))
         if self.mask is not None:
             share = coverage / coverage.sum(1, keepdim=True).clamp(min=1e-6)
-            code = self._code(cells)
+            code = self._code(context.cells)
             prompts = prompts + self.mask(share.to(code.dtype) @ code)
-        grid = _PromptGrid.of(image_index, len(context.tokens))
+        grid = _place_prompts(image_index, len(context.tokens))
         bias = None if self.box_gate is None else self.box_gate * grid.spread(coverage)
         return grid.pack(self._attend(grid.spread(prompts).unflatten(-1, (2, -1)), context, bias))
 
     def embed_texts(
         self, context: ImageContext, text_features: Tensor, image_index: Tensor
     ) -> Tensor:
-        """z of text prompts: `text_features: float[R, E]` -> float[R, E]."""
-        grid = _PromptGrid.of(image_index, len(context.tokens))
+        """The embedding z of each text: `text_features: float[R, E]` -> float[R, E]."""
+        grid = _place_prompts(image_index, len(context.tokens))
         texts = grid.spread(text_features)
         prompts = self.text_token(self.text_norm(texts)).unsqueeze(2)
         bias = None
@@ -150,13 +206,13 @@ class Prompter(nn.Module):
             bias = self.text_gate * self._similarity(texts, context)
         return grid.pack(self._attend(prompts, context, bias))
 
-    def locate_tokens(self, image: ImageFeatures, context: ImageContext) -> Tensor:
-        """z of every image token's own embedding, taken as a text prompt: float[B, N, E].
+    def locate_tokens(self, context: ImageContext) -> Tensor:
+        """The embedding z of each image token's own embedding, taken as a text prompt:
+        float[B, N, E].
 
-        Attention is held near the token, or two things of one kind would answer together.
+        Attention stays near the token, or two things of one kind would answer together.
         """
-        cells = token_cells(image.grid_hw, image.tokens.device)
-        centres = (cells[:, :2] + cells[:, 2:]) / 2
+        centres = (context.cells[:, :2] + context.cells[:, 2:]) / 2
         embeddings = self.embed_tokens(context)
         near = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
         bias = near.to(embeddings.dtype).expand(len(embeddings), -1, -1)
@@ -166,16 +222,26 @@ class Prompter(nn.Module):
         return self._attend(prompts, context, bias)
 
     def embed_tokens(self, context: ImageContext) -> Tensor:
-        """Every image token read out as if it were a region: float[B, N, E]."""
+        """Reads out every image token as if it were a region: float[B, N, E]."""
         attended = self.output(context.values)
         return self.projection(attended + self.mlp(self.norm_mlp(attended)))
+
+    def _outputs_at_image_tokens(
+        self, tokens: Tensor, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> ImageOutputs:
+        logits = queries @ keys.transpose(1, 2) / math.sqrt(keys.shape[-1])
+        attended = self.output(logits.softmax(-1) @ values)
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        mlp_start = MlpStart(self.norm_mlp, first)
+        return ImageOutputs.compute(tokens, logits, queries, attended, mlp_start)
 
     def _similarity(
         self, texts: Tensor, context: ImageContext, embeddings: Tensor | None = None
     ) -> Tensor:
-        """Cosine of `texts: float[B, Q, E]` and the image tokens: float[B, Q, N].
+        """The cosine of `texts: float[B, Q, E]` and each image token: float[B, Q, N].
 
-        `embeddings`: `embed_tokens` of the context where the caller has it.
+        `embeddings` is `embed_tokens(context)`, if the caller has it already.
         """
         if self.text_prior == "linear":
             weight = self.projection.weight  # times the output's first: one product, not two
@@ -189,13 +255,11 @@ class Prompter(nn.Module):
         return sinusoidal_code(boxes, self.code_dim).to(self.position.weight.dtype)
 
     def _attend(self, prompts: Tensor, context: ImageContext, bias: Tensor | None) -> Tensor:
-        """The layer over [prompt, image] tokens for each prompt, pooled and projected.
-
-        Letters: Q prompts of each image.
+        """Runs the layer over [prompt, image] tokens for Q prompts per image, pools and projects.
 
         Args:
             prompts: float[B, Q, K, D].
-            bias: float[B, Q, N], added to the attention of prompt tokens over image tokens.
+            bias: float[B, Q, N], added to the attention logits of prompt tokens over image tokens.
 
         Returns:
             float[B, Q, E].
@@ -221,7 +285,7 @@ class Prompter(nn.Module):
     def _sum_image_tokens(
         self, context: ImageContext, own_keys: Tensor, own_values: Tensor
     ) -> Tensor:
-        """The layer's outputs at the image tokens, which see the prompt too, summed.
+        """Sums the layer's outputs at the image tokens, which see the prompt too.
 
         `own_keys, own_values: float[B, Q, K, D]` -> float[B, Q, D]; see `mean_readout`.
         """
@@ -241,22 +305,17 @@ class Prompter(nn.Module):
 
 
 class _PromptGrid(NamedTuple):
-    """Where packed prompts stand when each image has a row of places, as many as any has prompts.
+    """A grid of B images times Q places for packed prompts. Q is the most prompts that any image
+    has. On the grid, the prompts of an image share its tokens, keys and values without copies.
 
-    So an image's tokens, keys and values serve its prompts without a copy for each.
+    Attributes:
+        image_index, place: int64[R], row and column of each prompt.
+        shape: B, Q.
     """
 
-    image_index: Tensor  # int64[R]
-    place: Tensor  # int64[R]
-    shape: tuple[int, int]  # B, Q
-
-    @classmethod
-    def of(cls, image_index: Tensor, num_images: int) -> _PromptGrid:
-        counts = image_index.bincount(minlength=num_images)
-        order = image_index.argsort(stable=True)
-        first = (counts.cumsum(0) - counts)[image_index]
-        place = order.argsort() - first
-        return cls(image_index, place, (num_images, int(counts.max())))
+    image_index: Tensor
+    place: Tensor
+    shape: tuple[int, int]
 
     def spread(self, packed: Tensor) -> Tensor:
         """float[R, X] -> float[B, Q, X], zeros at empty places."""
@@ -268,6 +327,16 @@ class _PromptGrid(NamedTuple):
         return grid[self.image_index, self.place]
 
 
+def _place_prompts(image_index: Tensor, num_images: int) -> _PromptGrid:
+    """Gives each prompt the next free place of its image; `image_index: int64[R]`."""
+    counts = image_index.bincount(minlength=num_images)
+    order = image_index.argsort(stable=True)
+    first = (counts.cumsum(0) - counts)[image_index]
+    place = order.argsort() - first
+    return _PromptGrid(image_index, place, (num_images, int(counts.max())))
+
+
 def _shared_product(a: Tensor, b: Tensor) -> Tensor:
-    """`a: float[B, Q, K, X]` times `b: float[B, X, Y]`, b shared by the Q: float[B, Q, K, Y]."""
+    """Multiplies `a: float[B, Q, K, X]` with `b: float[B, X, Y]`, shared by the Q:
+    float[B, Q, K, Y]."""
     return (a.flatten(1, 2) @ b).unflatten(1, a.shape[1:3])

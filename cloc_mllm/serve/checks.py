@@ -1,4 +1,4 @@
-"""A request's messages, with encoded pictures and boxes, to the chat that the model answers."""
+"""Checks a request and turns its messages, images and boxes into a chat for the model."""
 
 from __future__ import annotations
 
@@ -8,44 +8,52 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloc_mllm.data.conversations import PROMPTS
-from cloc_mllm.data.images import IMAGE_FORMATS, decode_image, upright_size
+from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat, Sampling
-from cloc_mllm.inference.grounding_predictor import checked_box
+from cloc_mllm.inference.inputs import check_box
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.schema import CompletionRequest, ImageUrl, Part, Regions
 
-BOX_PLACEHOLDER = "{box}"  # in a text: the next region as the model writes boxes
+BOX_PLACEHOLDER = "{box}"  # in a text, stands for the next region as the model writes boxes
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked, its pictures not decoded yet: one that waits takes no more than its body.
+class CheckedRequest:
+    """A request that can be answered.
+
+    Its images stay encoded, so that a request takes little memory while it waits.
 
     Args:
-        sizes: (width, height) of the pictures as they are decoded.
-        phrase: what is looked for, if the last message asks that as training did; else None.
+        messages: as `ClocMllmProcessor.render` takes them, with one image item per image.
+        images: the image files, in the order of their items.
+        names: for errors, the path of each image in the request.
+        regions: the regions of each image.
+        phrase: what is looked for, if the last message asks for it in the words of training; else
+            None.
     """
 
     messages: list[dict[str, Any]]
-    pictures: list[bytes]
+    images: list[bytes]
     names: list[str]
-    sizes: list[tuple[int, int]]
     regions: list[Boxes]
     sampling: Sampling
     phrase: str | None
 
     def chat(self) -> Chat:
-        """Raises `ImageError` for a picture that is damaged behind its header."""
-        named = zip(self.pictures, self.names, strict=True)
-        images = [decode_image(picture, name) for picture, name in named]
-        return Chat(self.messages, images, self.regions)
+        """Decodes the images; raises `ImageError` for one that is damaged behind its header."""
+        named = zip(self.images, self.names, strict=True)
+        return Chat(
+            self.messages, [open_image(data, name=name) for data, name in named], self.regions
+        )
 
 
-def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFormat) -> Question:
-    """Check what types cannot say.
+def check_request(
+    request: CompletionRequest, limits: Limits, box_format: BoxFormat
+) -> CheckedRequest:
+    """Checks what the types of the schema cannot, and makes the chat.
 
     Raises:
         ApiError: 400 that names the field.
@@ -72,11 +80,10 @@ def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFor
     ]
     _write_boxes(messages, reader.regions, box_format)
     last = "".join(item.get("text", "") for item in messages[-1]["content"])
-    return Question(
+    return CheckedRequest(
         messages,
-        reader.pictures,
+        reader.images,
         reader.names,
-        reader.sizes,
         reader.regions,
         _sampling(request, limits),
         _phrase(last),
@@ -84,18 +91,17 @@ def read_question(request: CompletionRequest, limits: Limits, box_format: BoxFor
 
 
 class _Reader:
-    """Collects pictures and regions in the order of their items."""
+    """Collects images and regions in the order of their items."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.pictures: list[bytes] = []
+        self.images: list[bytes] = []
         self.names: list[str] = []
-        self.sizes: list[tuple[int, int]] = []
         self.regions: list[Boxes] = []
         self.num_chars = 0
 
     def part(self, part: Part, role: str, path: str) -> dict[str, str]:
-        """One item as chat templates take it."""
+        """Checks one item and returns it as chat templates take it."""
         if part.type == "text":
             if part.text is None or part.image_url is not None or part.regions is not None:
                 raise ApiError(400, f"{path}: a text item has `text` and no picture", param=path)
@@ -104,8 +110,8 @@ class _Reader:
             raise ApiError(400, f"{path}: a picture item has `image_url` and no text", param=path)
         if role != "user":
             raise ApiError(400, f"{path}: only messages of the user have pictures", param=path)
-        self._picture(part.image_url, f"{path}.image_url.url")
-        self.regions.append(_boxes(part.regions, self.sizes[-1], f"{path}.regions"))
+        image_wh = self._image(part.image_url, f"{path}.image_url.url")
+        self.regions.append(_boxes(part.regions, image_wh, f"{path}.regions"))
         return {"type": "image"}
 
     def _text(self, text: str, path: str) -> str:
@@ -124,9 +130,10 @@ class _Reader:
             )
         return text
 
-    def _picture(self, image_url: ImageUrl, path: str) -> None:
+    def _image(self, image_url: ImageUrl, path: str) -> tuple[int, int]:
+        """Keeps an image and returns the width and height of its upright picture."""
         limits = self.limits
-        if len(self.pictures) == limits.images:
+        if len(self.images) == limits.images:
             raise ApiError(400, f"more than {limits.images} pictures in a request", param=path)
         data = _data_of(image_url.url, path)
         if len(data) > limits.image_bytes:
@@ -137,7 +144,7 @@ class _Reader:
                 param=path,
                 code="image_too_large",
             )
-        size = upright_size(data)
+        size = upright_size(data, limits.image_pixels)
         if size is None:
             raise ApiError(
                 400,
@@ -153,14 +160,16 @@ class _Reader:
                 param=path,
                 code="image_too_large",
             )
-        self.pictures.append(data)
+        self.images.append(data)
         self.names.append(path)
-        self.sizes.append(size)
+        return size
 
 
 def _data_of(url: str, path: str) -> bytes:
-    """The bytes inside a data URL. Nothing is ever fetched: an address could name any machine or
-    file that this server reaches."""
+    """Decodes a data URL.
+
+    Nothing is ever fetched: an address could name any machine or file that this server reaches.
+    """
     head, comma, payload = url.partition(",")
     kind = head.lower()
     if not (comma and kind.startswith("data:image/") and kind.endswith(";base64")):
@@ -179,13 +188,14 @@ def _data_of(url: str, path: str) -> bytes:
         ) from error
 
 
-def _boxes(regions: Regions | None, size: tuple[int, int], path: str) -> Boxes:
+def _boxes(regions: Regions | None, image_wh: tuple[int, int], path: str) -> Boxes:
+    """Clips and normalises the boxes of an image."""
     boxes = []
-    scale = (1, 1) if regions is None or regions.unit == "pixels" else size
+    scale = (1, 1) if regions is None or regions.unit == "pixels" else image_wh
     for index, box in enumerate(regions.boxes if regions else []):
         box_px = [value * side for value, side in zip(box, (*scale, *scale), strict=True)]
         try:
-            boxes.append(checked_box(box_px, *size))
+            boxes.append(check_box(box_px, *image_wh))
         except ValueError as error:
             place = f"{path}.boxes[{index}]"
             raise ApiError(400, f"{place}: {error}", param=place) from error
@@ -195,7 +205,7 @@ def _boxes(regions: Regions | None, size: tuple[int, int], path: str) -> Boxes:
 def _write_boxes(
     messages: list[dict[str, Any]], regions: list[Boxes], box_format: BoxFormat
 ) -> None:
-    """Put boxes in the place of `{box}`; each `<region>` and each `{box}` is the next region."""
+    """Replaces each `{box}` by a box; each `<region>` and each `{box}` is the next region."""
     boxes = [box for of_image in regions for box in of_image.xyxy.tolist()]
     items = [item for message in messages for item in message["content"] if "text" in item]
     num_regions = sum(item["text"].count(REGION_TOKEN) for item in items)
@@ -203,7 +213,7 @@ def _write_boxes(
         raise ApiError(
             400,
             f"the texts have {num_regions} {REGION_TOKEN} but the pictures {len(boxes)} regions; "
-            f"write one {REGION_TOKEN} a box, in their order",
+            f"write one {REGION_TOKEN} per box, in their order",
             param="messages",
         )
     num_written = sum(item["text"].count(BOX_PLACEHOLDER) for item in items)
@@ -234,6 +244,7 @@ def _sampling(request: CompletionRequest, limits: Limits) -> Sampling:
 
 
 def _phrase(question: str) -> str | None:
+    """Returns the phrase that a question looks for in the words of training; None for others."""
     before, after = PROMPTS["ground"].split("{phrase}")
     question = question.strip()
     if question.startswith(before) and question.endswith(after):

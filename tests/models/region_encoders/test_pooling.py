@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cloc_mllm.models.region_pooling import pool_under_masks, roi_align_tokens
+from cloc_mllm.models.region_encoders.pooling import pool_under_masks
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 
 GRID_HW = (4, 3)
 

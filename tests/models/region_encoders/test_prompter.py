@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cloc_mllm.config import PrompterConfig
 from cloc_mllm.models.position import cell_coverage, token_cells
-from cloc_mllm.models.prompter import Prompter
+from cloc_mllm.models.region_encoders.prompter import Prompter
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 GRID_HW, TOKEN_DIM, EMBED_DIM = (3, 4), 16, 12
@@ -80,13 +79,15 @@ def make_prompter(
     readout: str, prior: str, width: int, dtype: torch.dtype, text_prior: str = "linear"
 ) -> Prompter:
     torch.manual_seed(0)
-    config = PrompterConfig(
-        width=width,
+    prompter = Prompter(
+        TOKEN_DIM,
+        EMBED_DIM,
+        width,
         readout=readout,  # type: ignore[arg-type]
         spatial_prior=prior,  # type: ignore[arg-type]
         text_prior=text_prior,  # type: ignore[arg-type]
+        free_form=False,
     )
-    prompter = Prompter(TOKEN_DIM, EMBED_DIM, config)
     for norm in (prompter.norm_attention, prompter.norm_mlp, prompter.text_norm):
         torch.nn.init.normal_(norm.weight, 1.0, 0.3)  # ones and zeros would hide a mistake
         torch.nn.init.normal_(norm.bias, 0.0, 0.3)
@@ -102,7 +103,7 @@ def test_value_and_gradient_equal_a_whole_layer_for_each_prompt(
     image, boxes, texts = inputs(torch.float64)
     context = prompter.prepare(image)
     if kind == "box":
-        actual = prompter.embed_boxes(image, context, boxes, IMAGE_INDEX)
+        actual = prompter.embed_boxes(context, boxes, IMAGE_INDEX)
         expected = naive_boxes(prompter, image, boxes)
     else:
         actual = prompter.embed_texts(context, texts, IMAGE_INDEX)
@@ -124,7 +125,7 @@ def test_float32_is_as_close(readout: str, prior: str, text_prior: str, width: i
     prompter = make_prompter(readout, prior, width, torch.float32, text_prior)
     image, boxes, texts = inputs(torch.float32)
     context = prompter.prepare(image)
-    z = prompter.embed_boxes(image, context, boxes, IMAGE_INDEX)
+    z = prompter.embed_boxes(context, boxes, IMAGE_INDEX)
     torch.testing.assert_close(z, naive_boxes(prompter, image, boxes))
     z = prompter.embed_texts(context, texts, IMAGE_INDEX)
     torch.testing.assert_close(z, naive_texts(prompter, image, texts))
@@ -139,7 +140,7 @@ def test_bf16_autocast_is_close(readout: str) -> None:
     results = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            z = prompter.embed_boxes(image, prompter.prepare(image), boxes, IMAGE_INDEX)
+            z = prompter.embed_boxes(prompter.prepare(image), boxes, IMAGE_INDEX)
         (grad,) = torch.autograd.grad(z.float().square().sum(), [image.tokens])
         results.append((z.float().detach(), grad))
     for actual, expected in zip(*results, strict=True):
@@ -166,7 +167,7 @@ def test_a_batch_without_prompts_still_reaches_every_parameter(readout: str) -> 
     prompter = make_prompter(readout, "both", 24, torch.float32)
     image, boxes, texts = inputs(torch.float32)
     context, none = prompter.prepare(image), IMAGE_INDEX[:0]
-    z = prompter.embed_boxes(image, context, boxes[:0], none)
+    z = prompter.embed_boxes(context, boxes[:0], none)
     text_z = prompter.embed_texts(context, texts[:0], none)
     assert z.shape == text_z.shape == (0, EMBED_DIM)
     (z.sum() + text_z.sum()).backward()

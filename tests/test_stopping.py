@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from cloc_mllm.train import stopping
-from cloc_mllm.train.stopping import StopRequest
+from cloc_mllm import stopping
+from cloc_mllm.stopping import StopRequest
 
 
 class Exited(BaseException):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask the loop to stop at the end of the step."""
+"""Ctrl-C and SIGTERM as a request to stop, for loops that end what they are doing first."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-# A launcher forwards the signal that its whole process group has got already, so one Ctrl-C
-# arrives twice; only a later one is a second request.
+# A launcher forwards a signal that its whole process group has already received, so one Ctrl-C
+# arrives twice. Only a later one is a second request.
 _SAME_REQUEST_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While entered, the first signal sets `signal_number`, a later one exits at once.
+    """Inside the `with` block the first signal sets `signal_number`; a later one exits at once.
 
-    Usable in the main thread only, as Python's signal handlers are.
+    It can be used in the main thread only, as all of Python's signal handlers.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,6 @@ class StopRequest:
 
 
 def ignore_stop_signals(worker_id: int = 0) -> None:
-    """For loader workers: the main process ends them when it has saved."""
+    """Makes a loader's worker ignore them: the main process ends it when it has saved."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,15 +1,17 @@
-"""The `mean` readout: what the layer does to all image tokens, summed, for every prompt.
+"""The `mean` readout: sums the layer's outputs at all image tokens, for every prompt.
 
 A prompt's K tokens change the attention of image token n only by the weight they take:
-`h_n = x_n + w_n o_n + sum_k p_nk u_k`, with x the tokens, o their attention output among
-themselves, u the output of the prompt's values, and (p_n, w_n) the softmax of n's logits to the
-prompt tokens and the logsumexp of its logits to the image tokens. LayerNorm scales that mixture by
-the root of a quadratic form of the weights, so the MLP's first product, too, is a mixture of
-products of x, o and u, and its second one commutes with the sum. Exact: matrix products are made
-once an image (8 N D^2), and a prompt costs only the GELU of N mixtures, not 10 N D^2 of its own.
+`h_n = x_n + w_n o_n + sum_k p_nk u_k`. Here x are the tokens, o their attention output among
+themselves, u the output of the prompt's values, and (p_n, w_n) the softmax over n's logits to the
+prompt tokens and the logsumexp of its logits to the image tokens. LayerNorm scales this mixture by
+the root of a quadratic form of the weights. So the MLP's first product is a mixture of the products
+of x, o and u, too, and its second product commutes with the sum.
 
-Letters: B images, N image tokens, D the layer's width, H = 4 D hidden width of the MLP, Q prompts
-of an image, K tokens of one prompt.
+The result is exact. Matrix products are made once per image (8 N D^2); a prompt costs only the GELU
+of N mixtures instead of 10 N D^2 of its own.
+
+Letters: B images, N image tokens, D width of the layer, H = 4 D hidden width of the MLP, Q prompts
+per image, K tokens of one prompt.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ from torch import Tensor, nn
 
 from cloc_mllm.models.position import at_least_float32
 
-_TILE_PROMPTS = 8  # of one image, whose mixtures exist at a time
+_TILE_PROMPTS = 8  # prompts of one image whose mixtures are in memory at a time
 
 
 class ImageOutputs(NamedTuple):
-    """The layer at the image tokens, as far as no prompt changes it.
+    """What the layer computes at the image tokens whatever the prompt.
 
     Attributes:
         queries: float[B, N, D].
         log_sums: float[B, N], logsumexp of each token's logits over the image tokens.
         attended: float[B, N, D], o.
-        centred: float[2, B, N, D], x and o less their mean over D, as LayerNorm wants them.
+        centred: float[2, B, N, D], x and o less their mean over D, as LayerNorm needs them.
         hidden: float[2, B, N, H], `weight` times `centred`.
-        weight, bias: float[H, D] and [H] of the MLP's first product, LayerNorm's own in them.
+        weight, bias: float[H, D] and float[H] of the MLP's first product, with those of LayerNorm
+            multiplied in.
     """
 
     queries: Tensor
@@ -48,10 +51,10 @@ class ImageOutputs(NamedTuple):
     bias: Tensor
 
     @classmethod
-    def of(
+    def compute(
         cls, tokens: Tensor, logits: Tensor, queries: Tensor, attended: Tensor, layers: MlpStart
     ) -> ImageOutputs:
-        """`logits: float[B, N, N]`, of the image tokens among themselves."""
+        """`logits: float[B, N, N]` and `attended` are of the image tokens among themselves."""
         centred = _centred(torch.stack([tokens, attended.to(tokens.dtype)]))
         weight = layers.linear.weight * layers.norm.weight
         bias = F.linear(layers.norm.bias, layers.linear.weight, layers.linear.bias)
@@ -61,19 +64,19 @@ class ImageOutputs(NamedTuple):
 
 
 class MlpStart(NamedTuple):
-    """LayerNorm and first linear layer of the MLP."""
+    """The LayerNorm before the MLP, and the MLP's first linear layer."""
 
     norm: nn.LayerNorm
     linear: nn.Linear
 
 
 def summed_hidden(image: ImageOutputs, own: Tensor, weights: Tensor, eps: float) -> Tensor:
-    """sum_n GELU(linear(norm(h_n))) of every prompt: float[B, Q, H], at least float32.
+    """Computes sum_n GELU(linear(norm(h_n))) for every prompt: float[B, Q, H], at least float32.
 
     Args:
         own: float[B, Q, K, D], u.
-        weights: float[B, Q, N, K + 1], (p, w).
-        eps: LayerNorm's.
+        weights: float[B, Q, N, K + 1], p and w.
+        eps: the epsilon of LayerNorm.
     """
     own = _centred(own)
     products = F.linear(own, image.weight)
@@ -81,14 +84,16 @@ def summed_hidden(image: ImageOutputs, own: Tensor, weights: Tensor, eps: float)
     to_own, to_image = weights[..., :-1], weights[..., -1]
     with torch.autocast(own.device.type, enabled=False):
         scale = _inverse_deviation(image.centred, own, to_own, to_image, eps)
-        # the bias is one more vector, of weight 1
+        # the bias is one more vector, with weight 1
         vectors = torch.cat([products, image.bias.expand_as(products[:, :, :1])], 2)
-        of_own = torch.cat([scale.unsqueeze(-1) * to_own, torch.ones_like(to_own[..., :1])], -1)
+        own_weights = torch.cat(
+            [scale.unsqueeze(-1) * to_own, torch.ones_like(to_own[..., :1])], -1
+        )
         return _SummedGelu.apply(
             image.hidden.to(scale.dtype),
             torch.stack([scale, scale * to_image]),
             vectors.to(scale.dtype),
-            of_own,
+            own_weights,
         )
 
 
@@ -100,7 +105,7 @@ def _centred(x: Tensor) -> Tensor:
 def _inverse_deviation(
     centred: Tensor, own: Tensor, to_own: Tensor, to_image: Tensor, eps: float
 ) -> Tensor:
-    """1 / sqrt(var(h_n) + eps), from the scalar products of x, o and u: float[B, Q, N]."""
+    """Computes 1 / sqrt(var(h_n) + eps) from the scalar products of x, o and u: float[B, Q, N]."""
     x, o = centred
     flat = own.flatten(1, 2).transpose(1, 2)
     x_u, o_u = ((v @ flat).unflatten(-1, own.shape[1:3]).transpose(1, 2) for v in (x, o))
@@ -112,9 +117,10 @@ def _inverse_deviation(
 
 
 class _SummedGelu(torch.autograd.Function):
-    """sum_n GELU(sum_j shared_weights_jqn shared_jn + sum_k own_weights_qnk own_qk).
+    """Computes sum_n GELU(sum_j shared_weights_jqn shared_jn + sum_k own_weights_qnk own_qk).
 
-    A few prompts at a time, and again for the gradient, so float[B, Q, N, H] never exists.
+    It takes a few prompts at a time, and again for the gradient, so that float[B, Q, N, H] never
+    exists as a whole.
 
     Args:
         shared: float[2, B, N, H]; shared_weights: float[2, B, Q, N].
@@ -155,7 +161,7 @@ class _SummedGelu(torch.autograd.Function):
 def _tiles(
     shared: Tensor, shared_weights: Tensor, own: Tensor, own_weights: Tensor
 ) -> Iterator[tuple[int, slice, Tensor]]:
-    """What GELU is applied to: (image, some of its prompts, float[those, N, H])."""
+    """Yields the inputs of GELU: (image, a slice of its prompts, float[prompts, N, H])."""
     num_images, num_prompts, num_own, _ = own.shape
     for image, first in product(range(num_images), range(0, num_prompts, _TILE_PROMPTS)):
         at = image, slice(first, first + _TILE_PROMPTS)

@@ -1,0 +1,37 @@
+"""Which device and which precision a command computes with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from cloc_mllm.config import Precision
+
+
+def choose_device(device: torch.device | str | None = None) -> torch.device:
+    """The named device; None, "" and "auto" are the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device.
+    """
+    if not device or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N"
+        ) from error
+
+
+def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
+    """Turns `auto` into `bf16` where the hardware multiplies bf16 matrices, else into `fp32`."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # torch before 2.15 cannot say
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return "bf16" if native else "fp32"

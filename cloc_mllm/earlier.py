@@ -1,0 +1,52 @@
+"""What earlier versions wrote, in today's terms. Every loader asks here, nothing else knows."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Names of weights by prefix: of a CLOC and an MLLM, and of the file that `cloc-mllm export` writes.
+RENAMED_WEIGHTS = {
+    "vision.prompter.": "vision.region_encoder.prompter.",
+    "vision.box_head.": "vision.region_encoder.box_head.",
+    "vision.roi_align.": "vision.region_encoder.",
+    "region.roi_align.": "region.",
+}
+
+
+def current_name(name: str) -> str:
+    """The name that a weight has today, also where it follows another (`exp_avg.NAME`)."""
+    for old, new in RENAMED_WEIGHTS.items():
+        name = re.sub(rf"(^|\.){re.escape(old)}", rf"\g<1>{new}", name)
+    return name
+
+
+def by_current_name(state: dict[str, T]) -> dict[str, T]:
+    """A state dict, or an optimizer's moments by parameter name, under today's names."""
+    return {current_name(name): value for name, value in state.items()}
+
+
+def current_model_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a `ModelConfig`. Before it could be chosen, the text prior was `region`; the
+    loss of BoxHead stood among them."""
+    left_out = ("pretrained", "prompter")
+    kept = {name: value for name, value in values.items() if name not in left_out}
+    prompter = {"text_prior": "region", **values.get("prompter", {})}
+    prompter.pop("box_head_loss", None)
+    return kept | {"prompter": prompter}
+
+
+def current_run_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a training run, of either stage, as its checkpoint holds them."""
+    current = dict(values)
+    prompter = values.get("model", {}).get("prompter", {})
+    if prompter:
+        current["model"] = current_model_settings(values["model"])
+    if "box_head_loss" in prompter:
+        current["loss"] = {**values["loss"], "box": prompter["box_head_loss"]}
+    if rates := values.get("optim", {}).get("layer_lr"):
+        rates = {current_name(f"{prefix}.").removesuffix("."): rates[prefix] for prefix in rates}
+        current["optim"] = {**values["optim"], "layer_lr": rates}
+    return current

@@ -1,0 +1,67 @@
+"""RoI-Align instead of the Prompter, for the paper's ablation (table 2, row 4).
+
+Letters: B images, N image tokens, D token width, E embedding width, R regions (packed).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from cloc_mllm.models.position import at_least_float32, mask_boxes, token_cells
+from cloc_mllm.models.region_encoders import RegionPrompts
+from cloc_mllm.models.region_encoders.pooling import box_of_similarity
+from cloc_mllm.models.vision_encoder import ImageFeatures
+
+_BINS_PER_SIDE = 3
+
+
+class RoIAlignEncoder(nn.Module):
+    """RoI-Align on the token grid, averaged over its bins, and a linear projection.
+
+    See `RegionEncoder` for the methods.
+    """
+
+    has_region_loss = True
+    predicts_boxes = False
+    takes_masks = False
+
+    def __init__(self, token_dim: int, embed_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(token_dim, embed_dim, bias=False)
+
+    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
+        return self.projection(roi_align_tokens(image.tokens, image.grid_hw, boxes, image_index))
+
+    def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
+        return self.embed_boxes(image, mask_boxes(masks), image_index)
+
+    def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
+        z = self.projection(image.tokens)
+        return z, token_cells(image.grid_hw, z.device).expand(len(z), -1, -1)
+
+    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
+        z = self.projection(image.tokens)
+        return box_of_similarity(z, image, text_features, image_index)
+
+    def forward(
+        self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor
+    ) -> tuple[Tensor, None]:
+        return self.embed_boxes(image, prompts.boxes, prompts.image_index), None
+
+
+def roi_align_tokens(
+    tokens: Tensor, grid_hw: tuple[int, int], boxes: Tensor, image_index: Tensor
+) -> Tensor:
+    """Averages RoI-Align's 3 x 3 bins of 2 x 2 samples each: float[R, D], at least float32.
+
+    Args:
+        tokens: float[B, N, D] on a grid of `grid_hw`.
+        boxes: float[R, 4] canvas frame.
+    """
+    height, width = grid_hw
+    grid = at_least_float32(tokens.transpose(1, 2).unflatten(-1, (height, width)))
+    on_grid = boxes.to(grid) * grid.new_tensor([width, height, width, height])
+    rois = torch.cat([image_index[:, None].to(on_grid.dtype), on_grid], 1)
+    return roi_align(grid, rois, _BINS_PER_SIDE, sampling_ratio=2, aligned=True).mean((2, 3))
