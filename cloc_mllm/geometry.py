@@ -24,22 +24,23 @@ class Frame:
 
     Attributes:
         kind: `normalized` is 0..1 of the original image; `pixels` is pixels of an original image
-            of `width` x `height`; `canvas` is 0..1 of the square model input, after resize and
+            of size `image_wh`; `canvas` is 0..1 of the square model input, after resize and
             padding.
+        image_wh: width and height of the original image; None where they are unknown.
     """
 
     kind: FrameKind
-    width: float = 1.0
-    height: float = 1.0
+    image_wh: tuple[float, float] | None = None
 
     @staticmethod
     def pixels(width: float, height: float) -> Frame:
-        if not (width > 0 and height > 0):
-            raise ValueError(f"a pixel frame needs a positive image size, got {width} x {height}")
-        return Frame("pixels", float(width), float(height))
+        return Frame("pixels", _image_size((width, height)))
+
+    @staticmethod
+    def normalized(image_wh: tuple[float, float] | None) -> Frame:
+        return Frame("normalized", None if image_wh is None else _image_size(image_wh))
 
 
-NORMALIZED = Frame("normalized")
 CANVAS = Frame("canvas")
 
 
@@ -58,8 +59,11 @@ class Boxes:
         return self.xyxy.shape[0]
 
     @staticmethod
-    def normalized(xyxy: Tensor | Sequence[Sequence[float]]) -> Boxes:
-        return Boxes(_as_rows(xyxy), NORMALIZED)
+    def normalized(
+        xyxy: Tensor | Sequence[Sequence[float]], image_wh: tuple[float, float] | None = None
+    ) -> Boxes:
+        """Boxes in 0..1 of the original image; with its size, `to_pixels` needs no arguments."""
+        return Boxes(_as_rows(xyxy), Frame.normalized(image_wh))
 
     @staticmethod
     def pixels(xyxy: Tensor | Sequence[Sequence[float]], width: float, height: float) -> Boxes:
@@ -74,6 +78,23 @@ class Boxes:
             torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1), Frame.pixels(width, height)
         )
 
+    @property
+    def image_wh(self) -> tuple[float, float] | None:
+        """Width and height of the original image; None where they are unknown."""
+        return self.frame.image_wh
+
+    @property
+    def xywh(self) -> Tensor:
+        """float[R, 4]: left, top, width and height, in the frame of these boxes."""
+        top_left, bottom_right = self.xyxy.split(2, dim=1)
+        return torch.cat([top_left, bottom_right - top_left], 1)
+
+    @property
+    def cxcywh(self) -> Tensor:
+        """float[R, 4]: centre x and y, width and height, in the frame of these boxes."""
+        top_left, bottom_right = self.xyxy.split(2, dim=1)
+        return torch.cat([(top_left + bottom_right) / 2, bottom_right - top_left], 1)
+
     def to_normalized(self) -> Boxes:
         """Converts to 0..1 of the original image.
 
@@ -83,21 +104,33 @@ class Boxes:
         if self.frame.kind == "normalized":
             return self
         self._require("pixels")
-        size = self.xyxy.new_tensor([self.frame.width, self.frame.height] * 2)
-        return Boxes(self.xyxy / size, NORMALIZED)
+        assert self.image_wh is not None
+        size = self.xyxy.new_tensor([*self.image_wh, *self.image_wh])
+        return Boxes(self.xyxy / size, Frame.normalized(self.image_wh))
 
-    def to_pixels(self, width: float, height: float) -> Boxes:
-        """Converts to pixels of an original image of this size; pixels of another size are
-        rescaled.
+    def to_pixels(self, width: float | None = None, height: float | None = None) -> Boxes:
+        """Converts to pixels of the original image, or of the same image at another size.
+
+        Args:
+            width, height: of the image that the pixels are of; by default of the original image.
 
         Raises:
-            ValueError: these are canvas boxes, which need `Letterbox.to_original`.
+            ValueError: the size is neither given nor known, or these are canvas boxes.
         """
-        frame = Frame.pixels(width, height)
+        if (width is None) != (height is None):
+            raise ValueError(f"pass both sides of the image or none, got {width} x {height}")
+        image_wh = self.image_wh if width is None or height is None else (width, height)
+        if image_wh is None:
+            self._require("normalized")
+            raise ValueError(
+                "these boxes do not know the size of their image; pass it: "
+                "to_pixels(width, height), or Boxes.normalized(xyxy, image_wh=(width, height))"
+            )
+        frame = Frame.pixels(*image_wh)
         if self.frame == frame:
             return self
         normalized = self.to_normalized().xyxy
-        return Boxes(normalized * normalized.new_tensor([width, height] * 2), frame)
+        return Boxes(normalized * normalized.new_tensor([*image_wh, *image_wh]), frame)
 
     def turned(self, turn: Image.Transpose) -> Boxes:
         """Moves normalised boxes with a picture that is turned or mirrored."""
@@ -112,18 +145,24 @@ class Boxes:
             Image.Transpose.TRANSPOSE: [y1, x1, y2, x2],
             Image.Transpose.TRANSVERSE: [1 - y2, 1 - x2, 1 - y1, 1 - x1],
         }
-        return Boxes(torch.stack(corners[turn], 1), NORMALIZED)
+        upright = turn in (
+            Image.Transpose.ROTATE_180,
+            Image.Transpose.FLIP_LEFT_RIGHT,
+            Image.Transpose.FLIP_TOP_BOTTOM,
+        )
+        turned_wh = self.image_wh if upright or self.image_wh is None else self.image_wh[::-1]
+        return Boxes(torch.stack(corners[turn], 1), Frame.normalized(turned_wh))
 
     def check_not_turned(self, width: float, height: float) -> None:
-        """Refuses pixels of the same picture before a quarter turn.
+        """Refuses boxes of the same picture before a quarter turn.
 
         Raises:
-            ValueError: they are pixels of a `height` x `width` picture.
+            ValueError: they are boxes of a `height` x `width` picture.
         """
-        found = (self.frame.width, self.frame.height)
-        if self.frame.kind == "pixels" and width != height and found == (height, width):
+        if width != height and self.image_wh == (height, width):
+            unit = "in pixels " if self.frame.kind == "pixels" else ""
             raise ValueError(
-                f"the boxes are in pixels of a {found[0]:.0f} x {found[1]:.0f} picture, but the "
+                f"the boxes are {unit}of a {height:.0f} x {width:.0f} picture, but the "
                 f"upright one is {width:.0f} x {height:.0f}: a photo with an EXIF orientation is "
                 "turned first; take the size of what `open_image` returns"
             )
@@ -134,6 +173,13 @@ class Boxes:
                 f"expected boxes in the {kind!r} frame, got {self.frame.kind!r}; "
                 "canvas boxes convert only through the Letterbox that made them"
             )
+
+
+def _image_size(image_wh: tuple[float, float]) -> tuple[float, float]:
+    width, height = map(float, image_wh)
+    if not (width > 0 and height > 0):
+        raise ValueError(f"expected a positive image size, got {width} x {height}")
+    return width, height
 
 
 def _as_rows(values: Tensor | Sequence[Sequence[float]]) -> Tensor:
@@ -224,7 +270,8 @@ class Letterbox:
         boxes._require("canvas")
         scale, offset = self._affine(boxes.xyxy)
         xyxy = (boxes.xyxy - offset) / scale
-        return Boxes(_mirror(xyxy) if self.flip else xyxy, NORMALIZED)
+        image_wh = self.original_width, self.original_height
+        return Boxes.normalized(_mirror(xyxy) if self.flip else xyxy, image_wh)
 
     def _size_in(self, image: Image.Image) -> tuple[float, float]:
         """Width and height of the original in pixels of this image; the last pixel may be cut."""

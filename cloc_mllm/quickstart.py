@@ -23,7 +23,7 @@ import yaml
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation.run import main as evaluate
+from cloc_mllm.evaluation.commands import main as evaluate
 from cloc_mllm.inference.commands import main_ground
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"

@@ -1,4 +1,4 @@
-"""Serve the demo: `python demo/app.py [--cloc DIR] [--mllm DIR] [--port 7860]`."""
+"""Serves the demo: `python demo/app.py [--cloc DIR] [--mllm DIR] [--port 7860]`."""
 
 from cloc_mllm.demo import main
 

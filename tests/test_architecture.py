@@ -34,6 +34,7 @@ LAYERS = [
         "distributed",
         "earlier",
         "geometry",
+        "pages",
         "shipped",
         "stopping",
     },
@@ -44,6 +45,7 @@ LAYERS = [
     {"train"},
     {"ablation", "bench", "demo", "quickstart", "serve"},
     {"cli"},
+    {"face"},
 ]
 LAYER_OF = {part: depth for depth, parts in enumerate(LAYERS) for part in parts}
 
@@ -71,7 +73,13 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def part_of(path: Path) -> str:
-    """`cloc_mllm/data/readers/coco.py` -> `data`; `cloc_mllm/config.py` -> `config`."""
+    """`cloc_mllm/data/readers/coco.py` -> `data`; `cloc_mllm/config.py` -> `config`.
+
+    `cloc_mllm/__init__.py` is the `face`: it may name everything, and the package takes nothing
+    but its `__version__` from it.
+    """
+    if path == PACKAGE / "__init__.py":
+        return "face"
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -291,7 +299,8 @@ def deep_functions(tree: ast.Module) -> Iterator[Violation]:
 
 
 def test_every_part_has_a_layer() -> None:
-    assert {part_of(path) for path in MODULES} == LAYER_OF.keys()
+    # `__init__` stands for the version, `face` for everything else that the file names
+    assert {part_of(path) for path in MODULES} == LAYER_OF.keys() - {"__init__"}
 
 
 def test_imports_go_one_way() -> None:
@@ -379,6 +388,7 @@ def test_functions_stay_short_and_flat() -> None:
         (lambda tree: upward_imports("losses", tree), "from cloc_mllm import train"),
         (lambda tree: upward_imports("data", tree), "def f():\n    import cloc_mllm.mllm.x"),
         (lambda tree: upward_imports("cli", tree), "import cloc_mllm.unheard_of"),
+        (lambda tree: upward_imports("cli", tree), "from cloc_mllm import ClocPredictor"),
         (lambda tree: upward_imports("inference", tree), "from cloc_mllm.evaluation import run"),
         (lambda tree: upward_imports("evaluation", tree), "from cloc_mllm.train.loop import Job"),
         (lambda tree: upward_imports("train", tree), "from cloc_mllm.serve import main"),

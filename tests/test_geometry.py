@@ -64,6 +64,35 @@ def test_frames_convert_and_refuse() -> None:
         Letterbox(10, 10, 8).apply(Image.new("RGB", (9, 10)), (0, 0, 0))
 
 
+def test_boxes_that_know_their_image_convert_without_its_size() -> None:
+    boxes = Boxes.normalized([[0.1, 0.2, 0.5, 0.9]], image_wh=(100, 200))
+    assert boxes.to_pixels().xyxy.tolist() == [[10, 40, 50, 180]]
+    assert boxes.to_pixels(10, 10).xyxy.tolist() == [[1, 2, 5, 9]]
+    assert boxes.to_pixels().to_normalized().image_wh == (100, 200)
+    in_letterbox = Letterbox(100, 200, 32).to_canvas(boxes)
+    assert Letterbox(100, 200, 32).to_original(in_letterbox).image_wh == (100, 200)
+    with pytest.raises(ValueError, match=r"do not know the size of their image; .*image_wh="):
+        Boxes.normalized([[0, 0, 1, 1]]).to_pixels()
+    with pytest.raises(ValueError, match="pass both sides"):
+        boxes.to_pixels(10)
+    with pytest.raises(ValueError, match="'canvas'"):
+        in_letterbox.to_pixels()
+
+
+def test_boxes_in_other_notations() -> None:
+    boxes = Boxes.pixels([[10, 20, 40, 60]], 100, 200)
+    assert boxes.xywh.tolist() == [[10, 20, 30, 40]]
+    assert boxes.cxcywh.tolist() == [[25, 40, 30, 40]]
+    assert Boxes.normalized([]).xywh.shape == Boxes.normalized([]).cxcywh.shape == (0, 4)
+
+
+@pytest.mark.parametrize("boxes", [Boxes.pixels, lambda xyxy, *wh: Boxes.normalized(xyxy, wh)])
+def test_boxes_of_the_picture_before_its_turn_are_refused(boxes) -> None:
+    boxes([[0, 0, 1, 1]], 60, 90).check_not_turned(60, 90)
+    with pytest.raises(ValueError, match="of a 60 x 90 picture, but the upright one is 90 x 60"):
+        boxes([[0, 0, 1, 1]], 60, 90).check_not_turned(90, 60)
+
+
 def test_no_boxes_are_boxes() -> None:
     assert Letterbox(10, 20, 8).to_canvas(Boxes.normalized([])).xyxy.shape == (0, 4)
 

@@ -12,7 +12,7 @@ from cloc_mllm.ablation.figure import draw_figure
 from cloc_mllm.ablation.summary import summarize, write_summary
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.data.records import Record
-from cloc_mllm.evaluation.run import records_to_score
+from cloc_mllm.evaluation.record_index import records_to_score
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,9 +22,9 @@ import numpy as np
 
 from cloc_mllm.ablation.config import AblationConfig
 from cloc_mllm.data.records import Record
-from cloc_mllm.evaluation.generate_cloc import Settings
+from cloc_mllm.evaluation.predictors.cloc import ClocSettings
 from cloc_mllm.evaluation.quick import cloc_scores
-from cloc_mllm.evaluation.statistics import QueryScores
+from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.models.build import load_cloc
 
 # row task -> the metric that stands for it
@@ -146,7 +146,7 @@ def _clear_if_other(cell: Cell) -> None:
 
 def _score(model_directory: Path, test: Sequence[Record]) -> dict[str, QueryScores]:
     model, tokenizer, _ = load_cloc(model_directory)
-    scores = cloc_scores(model, tokenizer, test, Settings())
+    scores = cloc_scores(model, tokenizer, test, ClocSettings())
     return {task: scores[task][metric] for task, metric in METRICS.items() if task in scores}
 
 

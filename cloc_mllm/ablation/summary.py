@@ -14,8 +14,8 @@ from scipy.stats import t as student_t
 
 from cloc_mllm.ablation.cells import METRICS, Cell, read_scores
 from cloc_mllm.ablation.config import AblationArm, AblationConfig
-from cloc_mllm.evaluation.statistics import CONFIDENCE, QueryScores, bootstrap_interval
-from cloc_mllm.evaluation.table import metric_title
+from cloc_mllm.evaluation.report.table import metric_title
+from cloc_mllm.evaluation.stats.bootstrap import CONFIDENCE, QueryScores, bootstrap_interval
 
 _TITLES = {
     "image_to_text": "image→text",

@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from cloc_mllm.bench.generation import LOCATION_TOKENS, random_predictor
-from cloc_mllm.inference.grounding_predictor import (
-    GroundedAnswer,
-    GroundingPredictor,
-    ground_requests,
-)
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 
 FORMATS = {
@@ -23,7 +20,7 @@ FORMATS = {
 _PHRASES = ("the smaller crab", "a red apple", "the second boat from the left", "the clock")
 _PICTURE = Image.new("RGB", (640, 480), "teal")
 
-Side = Callable[[], list[GroundedAnswer]]
+Side = Callable[[], list[Answer]]
 
 
 def predictors(num_layers: int) -> dict[str, GroundingPredictor]:
@@ -39,7 +36,8 @@ def predictors(num_layers: int) -> dict[str, GroundingPredictor]:
 
 def ground(predictor: GroundingPredictor, num_questions: int) -> Side:
     """`num_questions` about one picture in one call, each answered by one box."""
-    return lambda: predictor.ground(_PICTURE, _phrases(num_questions))
+    questions = ground_questions(_PICTURE, _phrases(num_questions))
+    return lambda: predictor.answer(questions, boxes_only=True)
 
 
 def _phrases(number: int) -> Sequence[str]:
@@ -48,14 +46,17 @@ def _phrases(number: int) -> Sequence[str]:
 
 def write(predictor: GroundingPredictor, num_questions: int) -> Side:
     """The same boxes after the picture has been read: what the way of answering alone costs."""
-    reading = predictor.read(ground_requests(_PICTURE, _phrases(num_questions)))
-    cache = reading["past_key_values"]
-    return lambda: predictor.write(
-        {**reading, "past_key_values": copy.deepcopy(cache)}, boxes_only=True
-    )
+    reading = predictor.read(ground_questions(_PICTURE, _phrases(num_questions)))
+
+    def again() -> list[Answer]:
+        cache = copy.deepcopy(reading.inputs["past_key_values"])
+        inputs = {**reading.inputs, "past_key_values": cache}
+        return predictor.write(reading._replace(inputs=inputs), boxes_only=True)
+
+    return again
 
 
-def check_boxes(answers: Sequence[GroundedAnswer]) -> None:
+def check_boxes(answers: Sequence[Answer]) -> None:
     """Raise an AssertionError that shows the first answer that is no box. A random head's box may
     have no area; a written one always has."""
     for answer in answers:

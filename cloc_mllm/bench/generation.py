@@ -11,12 +11,9 @@ from transformers import LlamaConfig
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.records import Record
-from cloc_mllm.evaluation.queries import build_benchmark
-from cloc_mllm.inference.grounding_predictor import (
-    ChatRequest,
-    GroundedAnswer,
-    GroundingPredictor,
-)
+from cloc_mllm.evaluation.record_index import RecordIndex
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.inference.shared_prefix import shared_length
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BoxFormat
@@ -27,7 +24,7 @@ NEW_TOKENS = 5  # a box of four location tokens and the end
 LOCATION_TOKENS = BoxFormat("location_tokens", 100)
 _IMAGE_SIZE, _PATCH = 224, 16
 
-Side = Callable[[], list[GroundedAnswer]]
+Side = Callable[[], list[Answer]]
 
 
 def random_predictor(
@@ -83,38 +80,37 @@ def random_predictor(
     return GroundingPredictor(ClocMllmForConditionalGeneration(config), processor)
 
 
-def scene_questions(records: Sequence[Record]) -> list[ChatRequest]:
+def scene_questions(records: Sequence[Record]) -> list[Question]:
     """The `rec` questions about the records; those about one image share the object."""
     images = {record.id: record.load_image() for record in records}
-    queries = build_benchmark(records, ["rec"]).queries
     return [
-        ChatRequest(images[query.image_id], PROMPTS["ground"].format(phrase=query.text))
-        for query in queries
+        Question(images[asked.image_id], PROMPTS["ground"].format(phrase=asked.text))
+        for asked in RecordIndex(records).expressions
     ]
 
 
 def together_and_apart(
-    predictor: GroundingPredictor, requests: Sequence[ChatRequest]
+    predictor: GroundingPredictor, questions: Sequence[Question]
 ) -> tuple[Side, Side]:
     """(all questions in one call, one call a question)."""
 
-    def apart() -> list[GroundedAnswer]:
-        return [predictor.answer([one], max_new_tokens=NEW_TOKENS)[0] for one in requests]
+    def apart() -> list[Answer]:
+        return [predictor.answer([one], max_new_tokens=NEW_TOKENS)[0] for one in questions]
 
-    return lambda: predictor.answer(requests, max_new_tokens=NEW_TOKENS), apart
+    return lambda: predictor.answer(questions, max_new_tokens=NEW_TOKENS), apart
 
 
-def check_equal(together: Sequence[GroundedAnswer], apart: Sequence[GroundedAnswer]) -> None:
+def check_equal(together: Sequence[Answer], apart: Sequence[Answer]) -> None:
     """Raise an AssertionError that shows the first answer that differs."""
     for index, (one, other) in enumerate(zip(together, apart, strict=True)):
-        assert one.raw_text == other.raw_text, f"question {index}: {one} {other}"
+        assert one.text == other.text, f"question {index}: {one} {other}"
 
 
-def ideal_speedup(predictor: GroundingPredictor, requests: Sequence[ChatRequest]) -> float:
+def ideal_speedup(predictor: GroundingPredictor, questions: Sequence[Question]) -> float:
     """k(I + q) / (I + kq): tokens read and written apart and together, q the mean of the k."""
-    inputs = predictor.prepare(requests)
+    inputs = predictor.prepare(questions)
     region = predictor.model.config.region_token_id
-    k, lengths = len(requests), inputs["attention_mask"].sum(1)
+    k, lengths = len(questions), inputs["attention_mask"].sum(1)
     shared = shared_length(inputs["input_ids"], inputs["attention_mask"], region)
     own = float((lengths - shared + NEW_TOKENS).float().mean())
     return k * (shared + own) / (shared + k * own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,29 +24,37 @@ def image_to_pixels(canvas: Image.Image) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1)))
 
 
-def normalize_pixels(pixels: Tensor) -> Tensor:
+def normalize_pixels(
+    pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD
+) -> Tensor:
     """Normalises uint8[..., 3, S, S] by mean and standard deviation: float32 of that shape."""
-    mean = torch.tensor(PIXEL_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(PIXEL_STD, device=pixels.device)[:, None, None]
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    means = torch.tensor(mean, device=pixels.device)[:, None, None]
+    stds = torch.tensor(std, device=pixels.device)[:, None, None]
+    return pixels.float().div_(255).sub_(means).div_(stds)
 
 
-def image_to_tensor(canvas: Image.Image) -> Tensor:
-    """Turns an RGB canvas of S x S into normalised float32[3, S, S]."""
-    return normalize_pixels(image_to_pixels(canvas))
-
-
-def preprocess(image: Image.Image, size: int, flip: bool = False) -> tuple[Tensor, Letterbox]:
+def preprocess(
+    image: Image.Image,
+    size: int,
+    flip: bool = False,
+    *,
+    mean: Sequence[float] = PIXEL_MEAN,
+    std: Sequence[float] = PIXEL_STD,
+    padding_rgb: tuple[int, int, int] = PADDING_RGB,
+) -> tuple[Tensor, Letterbox]:
     """Letterboxes and normalises a picture.
 
     Args:
         image: an upright RGB picture, as `open_image` returns it.
+        mean, std: of each channel, for values in 0..1.
+        padding_rgb: 0..255, the colour of the padding.
 
     Returns:
         float32[3, size, size], and the transform that brings boxes of the picture to it.
     """
     letterbox = Letterbox(image.width, image.height, size, flip)
-    return image_to_tensor(letterbox.apply(image, PADDING_RGB)), letterbox
+    pixels = image_to_pixels(letterbox.apply(image, padding_rgb))
+    return normalize_pixels(pixels, mean, std), letterbox
 
 
 def preprocessing_fingerprint(image_size: int, tokenizer: Any) -> dict[str, str | int]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> gr.Blocks:
-    """The page, not yet served. Without `grounding` only CLOC answers, and the page says so."""
+    """Builds the page. Without `grounding` only CLOC answers, and the page says so."""
     from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.demo.page import build_page
 
@@ -32,9 +32,9 @@ def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`cloc-mllm demo`: load the models, serve the page until interrupted."""
+    """`cloc-mllm demo`: loads the models and serves the page until it is interrupted."""
     arguments = _parser().parse_args(argv)
-    # before Gradio is imported, which reads them once; uploads get a folder of their own
+    # set before Gradio is imported, which reads them once; uploads get a folder of their own
     uploads = tempfile.TemporaryDirectory(prefix="cloc-mllm-demo-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -42,16 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from cloc_mllm.demo.page import serve
 
-    # Ctrl-C is how it is meant to end, also while it is still starting
+    # Ctrl-C is the normal end, even while it is still starting
     with uploads, contextlib.suppress(KeyboardInterrupt):
         app = build_app(*load_predictors(arguments.cloc, arguments.mllm))
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 
 def load_predictors(cloc: str, mllm: str) -> tuple[ClocPredictor, GroundingPredictor | None]:
-    """The predictors of the given directories; with neither given, the shipped ones.
+    """Loads the predictors of the given directories; "" and "" are the shipped ones.
 
-    A `cloc` alone means: no language model. `mllm` alone goes with the shipped CLOC.
+    With `cloc` alone there is no language model; `mllm` alone goes with the shipped CLOC.
     """
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -87,7 +87,7 @@ def _parser() -> ArgumentParser:
 
 
 def _reach_localhost_directly() -> None:
-    """Gradio checks its own address over HTTP at start; a proxy setting must not catch that."""
+    """Excludes this machine from any proxy: Gradio asks its own address over HTTP at start."""
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, "127.0.0.1", "localhost"]))

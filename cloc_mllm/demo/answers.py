@@ -1,4 +1,4 @@
-"""Answers as HTML for the page. Every text that a visitor or a model wrote is escaped."""
+"""Writes answers as HTML for the page; every text of a visitor or a model is escaped."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ footer { display: none !important; }
 
 
 def found_outlines(found: Found) -> list[Outline]:
-    """What to draw for `found`, the language model's answer on top."""
+    """Lists what to draw; the language model's answer comes last, so on top."""
     answers = {"CLOC head": found.cloc_head, "Language model": found.language_model}
     return [
         Outline(answer.box, COLORS[name], name)

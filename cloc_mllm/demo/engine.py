@@ -1,24 +1,25 @@
-"""The demo's questions, asked of the predictors. No Gradio here.
+"""Asks the predictors the questions of the demo, without Gradio.
 
 Boxes are xyxy, normalised to the picture.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cloc_mllm.data.records import Box
 from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 
 MAX_PHRASE_CHARS = 300
@@ -32,10 +33,10 @@ class FoundBox:
     """One model's answer to "where is it?".
 
     Args:
-        box: None when the answer held no usable box; `failure` then says why.
-        text: the language model's raw answer; "" for CLOC's head, which answers with numbers.
-        confidence: mean probability of the language model's tokens, or for CLOC's head the cosine
-            similarity of the box's embedding and the text's; None when there is none.
+        box: None if the answer has no usable box; `failure` then says why.
+        text: what the language model wrote; "" from CLOC's head, which answers with numbers.
+        confidence: the mean probability of the language model's tokens, or of CLOC's head the
+            cosine of the embeddings of box and text; None if there is none.
     """
 
     box: Box | None
@@ -47,7 +48,12 @@ class FoundBox:
 
 @dataclass(frozen=True)
 class Found:
-    """`language_model` is None when none is loaded. `encode_ms` is 0 for a known picture."""
+    """Where a phrase is.
+
+    Args:
+        language_model: None if none is loaded.
+        encode_ms: what encoding the picture took; about 0 for a known picture.
+    """
 
     cloc_head: FoundBox
     language_model: FoundBox | None
@@ -56,7 +62,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Named:
-    """What is in a box: the language model's words, and names by CLOC's similarity, best first."""
+    """What is in a box.
+
+    Args:
+        answer: the language model's words; None if none is loaded.
+        closest: names with their probability by CLOC, best first.
+    """
 
     answer: str | None
     closest: tuple[tuple[str, float], ...]
@@ -65,26 +76,33 @@ class Named:
     encode_ms: float
 
 
+class _Encoded(NamedTuple):
+    """A picture as each of the predictors has encoded it."""
+
+    cloc: EncodedImage
+    grounding: EncodedImage | None
+
+
 class DemoEngine:
     """Encodes each picture once and answers any number of prompts about it.
 
-    Safe to call from several threads; questions are answered one at a time, because the
+    It may be called from several threads. Questions are answered one at a time, because the
     predictors share the CPU anyway.
     """
 
     def __init__(self, cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> None:
         self.cloc = cloc
         self.grounding = grounding
-        self._encoded: OrderedDict[str, ClocPredictor] = OrderedDict()
+        self._encoded: OrderedDict[str, _Encoded] = OrderedDict()
         self._lock = threading.Lock()
 
     def find(self, picture: Picture, phrase: str) -> Found:
-        """Where is `phrase`? Raises `ValueError` for an empty or overlong phrase."""
+        """Says where a phrase is. Raises `ValueError` for an empty or overlong phrase."""
         phrase = checked_phrase(phrase)
         with self._lock:
-            cloc, encode_ms = self._encode(picture)
+            image, encode_ms = self._encode(picture)
             started = time.perf_counter()
-            located = cloc.locate([phrase])
+            located = self.cloc.locate(image.cloc, [phrase])
             head = FoundBox(
                 box=_first_box(located.boxes),
                 text="",
@@ -92,42 +110,47 @@ class DemoEngine:
                 failure=None,
                 milliseconds=_ms_since(started),
             )
-            return Found(head, self._ask_language_model(picture, phrase), encode_ms)
+            return Found(head, self._ask_language_model(image.grounding, phrase), encode_ms)
 
-    def _ask_language_model(self, picture: Picture, phrase: str) -> FoundBox | None:
-        if self.grounding is None:
+    def _ask_language_model(self, image: EncodedImage | None, phrase: str) -> FoundBox | None:
+        if self.grounding is None or image is None:
             return None
         started = time.perf_counter()
-        answer = self.grounding.ground(picture.image, [phrase])[0]
+        questions = ground_questions(image, [phrase])
+        (answer,) = self.grounding.answer(questions, boxes_only=True)
         box = _first_box(answer.boxes)
         failure = answer.failure or (None if box else "no box in the answer")
-        return FoundBox(box, answer.raw_text, answer.confidence, failure, _ms_since(started))
+        return FoundBox(box, answer.text, answer.confidence, failure, _ms_since(started))
 
     def name(self, picture: Picture, names: Sequence[str]) -> Named:
-        """What is in `picture.box`? `names` are the candidates CLOC ranks."""
+        """Says what is in `picture.box`; CLOC ranks the names."""
         if picture.box is None:
             raise ValueError("there is no box yet; click two opposite corners on the picture")
         boxes = Boxes.normalized([picture.box])
         with self._lock:
-            cloc, encode_ms = self._encode(picture)
+            image, encode_ms = self._encode(picture)
             started = time.perf_counter()
-            scores = cloc.classify(boxes, list(names))[0].tolist()
+            classified = self.cloc.classify(image.cloc, boxes, list(names))
+            assert classified.probabilities is not None
+            scores = classified.probabilities[0].tolist()
             closest_ms = _ms_since(started)
             started = time.perf_counter()
             answer = None
-            if self.grounding is not None:
-                answer = self.grounding.refer(picture.image, boxes)[0]
+            if self.grounding is not None and image.grounding is not None:
+                answer = self.grounding.refer(image.grounding, boxes).labels[0]
             answer_ms = _ms_since(started)
         ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
         return Named(answer, tuple(ranked[:_NUM_CLOSEST]), answer_ms, closest_ms, encode_ms)
 
-    def _encode(self, picture: Picture) -> tuple[ClocPredictor, float]:
-        """A predictor that holds this picture (it shares the weights) and what encoding took."""
-        known = self._encoded.pop(picture.key, None)
+    def _encode(self, picture: Picture) -> tuple[_Encoded, float]:
+        """Encodes a picture unless it is known, and says how many milliseconds that took."""
         started = time.perf_counter()
+        known = self._encoded.pop(picture.key, None)
         if known is None:
-            known = copy.copy(self.cloc)
-            known.set_image(picture.image)
+            known = _Encoded(
+                self.cloc.encode(picture.image),
+                None if self.grounding is None else self.grounding.encode(picture.image),
+            )
         self._encoded[picture.key] = known
         if len(self._encoded) > _NUM_CACHED_PICTURES:
             self._encoded.popitem(last=False)
@@ -135,7 +158,7 @@ class DemoEngine:
 
 
 def checked_phrase(phrase: str) -> str:
-    """`phrase` without outer blanks, or `ValueError` saying why it cannot be asked."""
+    """Returns a phrase without outer blanks. Raises `ValueError` if it cannot be asked."""
     phrase = phrase.strip()
     if not phrase:
         raise ValueError("type what to look for, for example: the smaller crab")
@@ -154,7 +177,7 @@ def checked_phrase(phrase: str) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Names from a comma- or line-separated list; all built-in concepts when it is blank."""
+    """Reads names separated by commas or line ends; a blank text means all built-in concepts."""
     if len(text) > MAX_NAMES * MAX_PHRASE_CHARS:
         raise ValueError(f"the list of names has {len(text)} characters; shorten it")
     parts = (part.strip() for part in text.replace("\n", ",").split(","))
@@ -165,7 +188,7 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def _first_box(boxes: Boxes) -> Box | None:
-    """The first box if its numbers can be drawn: finite and not inverted."""
+    """Returns the first box if its numbers can be drawn: finite and not inverted."""
     if len(boxes) == 0:
         return None
     x1, y1, x2, y2 = boxes.to_normalized().xyxy[0].tolist()

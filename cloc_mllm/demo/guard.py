@@ -1,8 +1,8 @@
-"""ASGI middleware in front of the demo: what Gradio leaves open is closed here.
+"""Middleware in front of the demo that refuses what Gradio would accept.
 
 Gradio downloads any http(s) address that a request names as a file, and reads JSON bodies of any
-size. The demo needs neither, so both are refused before Gradio sees them, and the page is told
-to load nothing from anywhere but this server.
+size. The demo needs neither, so both are refused before Gradio sees them, and browsers are told to
+load nothing from anywhere but this server.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RequestGuard:
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
-    """The whole body, or None when it is longer than `max_bytes`."""
+    """Reads the whole body; returns None if it is longer than `max_bytes`."""
     body = bytearray()
     while True:
         message = await receive()
@@ -65,7 +65,7 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes | None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, then whatever comes after it."""
+    """Makes a `receive` that gives the body that was read and then whatever follows it."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
@@ -85,15 +85,15 @@ def _with_policy(send: Send) -> Send:
 
 
 def _names_remote_file(body: bytes) -> bool:
-    """Whether the JSON in `body` has a file whose `path` is an address or whose `url` is inline.
+    """Tells whether a JSON body has a file whose `path` is an address or whose `url` is inline.
 
-    The page itself sends the `url` of a picture on this server, so http in `url` is fine; Gradio
+    The page itself sends the `url` of a picture on this server, so http in `url` is allowed; Gradio
     fetches from `path` only.
     """
     try:
         waiting = [json.loads(body)]
     except (ValueError, RecursionError):
-        return False  # not JSON: Gradio refuses it itself
+        return False  # no JSON, which Gradio refuses itself
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):

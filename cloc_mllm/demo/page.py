@@ -1,4 +1,4 @@
-"""The Gradio page: layout and events. Questions are in `engine`, pixels in `pictures`."""
+"""The layout and events of the Gradio page; questions are in `engine`, pixels in `pictures`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ For answers by the language model start with `--mllm DIR`."""
 
 
 def build_page(engine: DemoEngine) -> gr.Blocks:
-    """The page over `engine`. Example pictures are drawn here, so this takes a moment."""
+    """Builds the page. It generates the example pictures, so this takes a moment."""
     handlers = Handlers(engine, example_pictures(_NUM_EXAMPLES))
     first = handlers.examples[0]
     with gr.Blocks(
@@ -61,7 +61,7 @@ def build_page(engine: DemoEngine) -> gr.Blocks:
                     with gr.Tab("Name it", id="name"):
                         named, names, clear_button = _name_tab()
 
-        # another picture fills all of these
+        # choosing another picture changes all of these
         shown = [picture, canvas, suggestions, phrase, found, named]
         upload_button.upload(handlers.upload, upload_button, shown, api_name="set_picture")
         gallery.select(handlers.choose_example, None, shown, api_visibility="private")
@@ -77,7 +77,7 @@ def build_page(engine: DemoEngine) -> gr.Blocks:
         ask = {"fn": handlers.name, "inputs": [picture, names]}
         ask |= {"outputs": named, "concurrency_id": "model", "api_visibility": "private"}
         drawn = [picture, canvas, named, tabs]
-        # by default a click is lost while the one before it is still answered
+        # by default a click is lost while the one before it is still being answered
         canvas.select(
             handlers.click,
             picture,
@@ -93,7 +93,10 @@ def build_page(engine: DemoEngine) -> gr.Blocks:
 
 
 def serve(page: gr.Blocks, *, host: str, port: int, share: bool = False, block: bool = True) -> str:
-    """Serve `page` until interrupted, or in the background if not `block`; returns its address.
+    """Serves a page until it is interrupted, or in the background if not `block`.
+
+    Returns:
+        the address of the page.
 
     Raises:
         ValueError: the port is taken.
@@ -104,7 +107,7 @@ def serve(page: gr.Blocks, *, host: str, port: int, share: bool = False, block: 
             server_port=port,
             share=share,
             prevent_thread_lock=not block,
-            show_error=False,  # gr.Error still reaches the visitor; other messages never do
+            show_error=False,  # visitors still see a gr.Error, but no other message
             max_file_size=MAX_UPLOAD,
             allowed_paths=[],
             state_session_capacity=_MAX_SESSIONS,
@@ -189,7 +192,7 @@ def _name_tab() -> tuple[gr.HTML, gr.Textbox, gr.Button]:
 
 
 class Handlers:
-    """What each event of the page does; plain methods over the engine and a `Picture`."""
+    """What each event of the page does, as plain methods on the engine and a `Picture`."""
 
     def __init__(self, engine: DemoEngine, examples: list[Picture]) -> None:
         self.engine = engine
@@ -235,7 +238,7 @@ class Handlers:
 
 @contextmanager
 def visitor_errors() -> Iterator[None]:
-    """A `ValueError` about what the visitor gave becomes a message on the page."""
+    """Shows a `ValueError` about a visitor's input as a message on the page."""
     try:
         yield
     except ValueError as error:
@@ -257,7 +260,7 @@ def _required(picture: Picture | None) -> Picture:
 
 
 def _point(index: Any) -> tuple[float, float]:
-    """The pixel a click event names; events come from the network, so anything can be in it."""
+    """Reads the pixel of a click event, which comes from the network and may hold anything."""
     numbers = isinstance(index, list | tuple) and len(index) == 2
     if not numbers or not all(isinstance(value, int | float) for value in index):
         raise ValueError("the click has no position; click inside the picture")

@@ -6,8 +6,8 @@ Reads the rows that `cloc-mllm eval` wrote; no model is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,56 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from PIL import Image
 
-from cloc_mllm.evaluation.breakdown import group_rank, groups_of
-from cloc_mllm.evaluation.details import asks_for_a_box
-from cloc_mllm.evaluation.grounding import answer_iou
-from cloc_mllm.evaluation.paired import paired_test
-from cloc_mllm.evaluation.paper_table import comparison_table
-from cloc_mllm.evaluation.predictions import (
-    ReferenceRow,
-    ScoredPair,
-    read_predictions,
-    read_references,
+from cloc_mllm.evaluation.metrics import Difference, difference, pairs_by_task
+from cloc_mllm.evaluation.record_index import records_to_score
+from cloc_mllm.evaluation.report.comparison import comparison_table, write_comparison_report
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
+from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.scores.boxes import answer_iou
+from cloc_mllm.evaluation.stats.bootstrap import (
+    DEFAULT,
+    Bootstrap,
+    Interval,
+    QueryScores,
+    bootstrap_interval,
 )
-from cloc_mllm.evaluation.report_compare import write_comparison_report
-from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
-from cloc_mllm.evaluation.statistics import QueryScores, bootstrap_interval, difference_interval
+from cloc_mllm.evaluation.stats.breakdown import group_rank, groups_of
+from cloc_mllm.evaluation.tasks import EvalData, all_scorers, build_task, scorers_of, task_name
 
 TaskPairs = dict[str, list[ScoredPair]]
-LoadImage = Callable[[str], Image.Image | None]
+LoadImage = Callable[[str, str], Image.Image | None]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Both values of a metric, and the paired difference a - b with its tests."""
+
+    a: Interval
+    b: Interval
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `metrics.json` of a comparison holds.
+
+    Args:
+        models: the two directories; `names` are the models that answered there.
+        only_in: tasks that only one of the two has, which are left out.
+        tasks: task -> metric -> both values.
+        breakdowns: of box tasks: task -> breakdown -> group -> both Acc@0.5.
+    """
+
+    models: tuple[str, str]
+    names: list[list[str]]
+    only_in: list[list[str]]
+    tasks: dict[str, dict[str, Compared]]
+    breakdowns: dict[str, dict[str, dict[str, Compared]]]
+    bootstrap: Bootstrap
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval compare A B`: write the comparison, print its table."""
+    """`cloc-mllm eval compare A B`: writes the comparison, prints its table."""
     parser = ArgumentParser(
         prog="cloc-mllm eval compare",
         description="Set two finished evaluations of the same queries side by side.",
@@ -50,12 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = compare(
         (values.a, values.b),
         values.out,
-        samples=values.bootstrap_samples,
         num_examples=values.num_examples,
-        seed=values.seed,
+        bootstrap=Bootstrap(values.bootstrap_samples, values.seed),
     )
     print(comparison_table(comparison), end="")
-    for directory, tasks in zip(comparison["models"], comparison["only_in"], strict=True):
+    for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
         if tasks:
             print(f"left out, because only {directory} has them: {', '.join(tasks)}")
     print(f"report: {Path(values.out) / 'report.html'}")
@@ -66,18 +94,18 @@ def compare(
     directories: tuple[str, str],
     out: str,
     *,
-    samples: int = 1000,
     num_examples: int = 6,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Write `metrics.json`, `table.md` and `report.html` into `out`; return what is in the first.
-
-    Tasks that only one of the two has are left out and named in `only_in`.
+    bootstrap: Bootstrap = DEFAULT,
+) -> Comparison:
+    """Writes `metrics.json`, `table.md` and `report.html` into `out`; returns what the first holds.
 
     Raises:
         FileNotFoundError: a directory holds no predictions or references.
         ValueError: the two answered different queries, or have no task in common.
     """
+    configs = [_config(directory) for directory in directories]
+    for name in {name for config in configs for name in map(task_name, config.get("tasks", []))}:
+        scorers_of(name)  # those in files of their own are known from now on
     a, b = (_read(directory) for directory in directories)
     tasks = [task for task in a if task in b]
     if not tasks:
@@ -87,34 +115,30 @@ def compare(
         )
     only_in = [[task for task in x if task not in y] for x, y in ((a, b), (b, a))]
     b = {task: _in_order_of(a[task], b[task], task, directories) for task in tasks}
-    comparison: dict[str, Any] = {
-        "models": list(directories),
-        "names": [sorted({p.prediction.model for t in tasks for p in x[t]}) for x in (a, b)],
-        "only_in": only_in,
-        "tasks": {},
-        "breakdowns": {},
-        "bootstrap_samples": samples,
-        "seed": seed,
-    }
+    scorers = all_scorers()
+    compared: dict[str, dict[str, Compared]] = {}
+    breakdowns: dict[str, dict[str, dict[str, Compared]]] = {}
     for task in tasks:
-        scores = SCORERS[task].score(a[task]), SCORERS[task].score(b[task])
-        comparison["tasks"][task] = {
-            metric: _compared(scores[0][metric], scores[1][metric], samples, seed)
-            for metric in scores[0]
-            if metric in scores[1]
+        ours, theirs = (scorers[task].score(pairs[task]) for pairs in (a, b))
+        compared[task] = {
+            metric: _compared(ours[metric], theirs[metric], bootstrap)
+            for metric in ours
+            if metric in theirs
         }
-        if asks_for_a_box(list(scores[0]), a[task]):
-            comparison["breakdowns"][task] = _by_group(a[task], b[task], samples, seed)
+        if scorers[task].one_box and all(pair.reference.boxes for pair in a[task]):
+            breakdowns[task] = _by_group(a[task], b[task], bootstrap)
+    names = [sorted({p.prediction.model for t in tasks for p in x[t]}) for x in (a, b)]
+    comparison = Comparison(directories, names, only_in, compared, breakdowns, bootstrap)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "metrics.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    (directory / "metrics.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n")
     (directory / "table.md").write_text(comparison_table(comparison), encoding="utf-8")
     pairs = {task: (a[task], b[task]) for task in tasks}
     write_comparison_report(
         directory / "report.html",
         comparison,
         pairs,
-        _image_loader(directories[0]),
+        _image_loader(configs[0] if num_examples else {}),
         num_examples=num_examples,
     )
     return comparison
@@ -157,44 +181,48 @@ def _truth(row: ReferenceRow) -> tuple[Any, ...]:
     return row.image_id, row.boxes, row.labels
 
 
-def _compared(a: QueryScores, b: QueryScores, samples: int, seed: int) -> dict[str, Any]:
-    """Both intervals, and the paired difference a - b with its tests."""
-    difference = difference_interval(a, b, samples=samples, seed=seed)
-    return {
-        "a": asdict(bootstrap_interval(a, samples=samples, seed=seed)),
-        "b": asdict(bootstrap_interval(b, samples=samples, seed=seed)),
-        "difference": {**asdict(difference), **asdict(paired_test(a, b, seed=seed))},
-    }
+def _compared(a: QueryScores, b: QueryScores, bootstrap: Bootstrap) -> Compared:
+    return Compared(
+        bootstrap_interval(a, bootstrap),
+        bootstrap_interval(b, bootstrap),
+        difference(a, b, bootstrap),
+    )
 
 
 def _by_group(
-    a: Sequence[ScoredPair], b: Sequence[ScoredPair], samples: int, seed: int
-) -> dict[str, dict[str, Any]]:
+    a: Sequence[ScoredPair], b: Sequence[ScoredPair], bootstrap: Bootstrap
+) -> dict[str, dict[str, Compared]]:
     """Breakdown -> group -> the compared Acc@0.5 of its queries."""
     right = [(answer_iou(pairs) >= 0.5).astype(float) for pairs in (a, b)]
     image_ids = np.array([pair.reference.image_id for pair in a])
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Compared]] = {}
     for name, groups in groups_of([pair.reference for pair in a]).items():
         labels = np.array(groups)
         for group in sorted(set(groups), key=group_rank) if len(set(groups)) > 1 else ():
             chosen = labels == group
             ours, theirs = (QueryScores(r[chosen], image_ids[chosen].tolist()) for r in right)
-            found.setdefault(name, {})[group] = _compared(ours, theirs, samples, seed)
+            found.setdefault(name, {})[group] = _compared(ours, theirs, bootstrap)
     return found
 
 
-def _image_loader(directory: str) -> LoadImage:
-    """Images of the records that the evaluation was made of; None for one that is not there."""
-    from cloc_mllm.evaluation.run import records_to_score
+def _config(directory: str) -> dict[str, Any]:
+    """The settings of an evaluation; {} for rows that were made in another way."""
+    path = Path(directory) / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.is_file() else {}
+    return metrics.get("about", {}).get("config", {})
 
+
+def _image_loader(config: Mapping[str, Any]) -> LoadImage:
+    """Images that the evaluation asked about, by task and id; None for one that is not there."""
+    data = EvalData(lambda: records_to_score(config["data"], config["limit"]))
     try:
-        config = json.loads((Path(directory) / "metrics.json").read_text())["about"]["config"]
-        records = records_to_score(config["data"], config["limit"])
+        tasks = [build_task(entry) for entry in config["tasks"]]
+        asked = {queries.task: queries for task in tasks for queries in task.query_sets(data)}
     except (OSError, KeyError):
-        return lambda image_id: None  # rows that were scored without their records
-    position = {records[index].id: index for index in range(len(records))}
+        return lambda task, image_id: None  # the files that were asked about have gone
 
-    def load_image(image_id: str) -> Image.Image | None:
-        return records[position[image_id]].load_image() if image_id in position else None
+    def load_image(task: str, image_id: str) -> Image.Image | None:
+        known = task in asked and image_id in asked[task].image_ids
+        return asked[task].load_image(image_id) if known else None
 
     return load_image

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from cloc_mllm.config import Precision
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
-from cloc_mllm.evaluation.queries import build_benchmark
-from cloc_mllm.evaluation.scoring import SCORERS, pairs_by_task
-from cloc_mllm.evaluation.statistics import QueryScores
+from cloc_mllm.evaluation.metrics import pairs_by_task
+from cloc_mllm.evaluation.predictors.cloc import ClocSettings, predict_cloc
+from cloc_mllm.evaluation.stats.bootstrap import QueryScores
+from cloc_mllm.evaluation.tasks import EvalData, all_scorers, task_class
 from cloc_mllm.models.cloc import Cloc
 
+# the tasks that CLOC answers without a language model, from records alone
+CLOC_TASKS = (
+    "region_classification",
+    "region_text_retrieval",
+    "image_text_retrieval",
+    "text_to_box",
+)
 _QUICK_METRICS = {
     "region_classification": ("macro_acc",),
     "region_to_text": ("r_at_10",),
@@ -22,26 +29,25 @@ _QUICK_METRICS = {
 }
 
 
-# the tasks that CLOC answers without a language model
-CLOC_TASKS = [
-    "region_classification",
-    "region_text_retrieval",
-    "image_text_retrieval",
-    "text_to_box",
-]
-
-
 def cloc_scores(
-    model: Cloc, tokenizer: TextTokenizer, records: Sequence[Record], settings: Settings
+    model: Cloc, tokenizer: TextTokenizer, records: Sequence[Record], settings: ClocSettings
 ) -> dict[str, dict[str, QueryScores]]:
-    """Every query's score on what CLOC answers alone: row task -> metric -> scores.
+    """Every query's score on what CLOC answers alone: task of the rows -> metric -> scores.
 
     Tasks for which the records hold nothing are left out.
     """
-    bench = build_benchmark(records, CLOC_TASKS)
-    predictions = predict_cloc(model, tokenizer, records, bench, settings)
-    pairs = pairs_by_task(predictions, bench.references)
-    return {task: SCORERS[task].score(task_pairs) for task, task_pairs in pairs.items()}
+    data = EvalData(lambda: records)
+    query_sets = [
+        asked
+        for name in CLOC_TASKS
+        for asked in task_class(name)().query_sets(data)
+        if asked.queries
+    ]
+    references = [reference for asked in query_sets for reference in asked.references]
+    predictions = predict_cloc(model, tokenizer, query_sets, settings)
+    scorers = all_scorers()
+    pairs = pairs_by_task(predictions, references)
+    return {task: scorers[task].score(task_pairs) for task, task_pairs in pairs.items()}
 
 
 def quick_region_metrics(
@@ -57,7 +63,7 @@ def quick_region_metrics(
     The model is left in the mode (train or eval, module by module) it came in. Tasks for which
     the records hold nothing are left out.
     """
-    settings = Settings(batch_size=batch_size, precision=precision)
+    settings = ClocSettings(batch_size=batch_size, precision=precision)
     scores = cloc_scores(model, tokenizer, records, settings)
     return {
         f"{task}/{metric}": scores[task][metric].mean()

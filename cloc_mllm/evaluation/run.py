@@ -1,206 +1,113 @@
-"""The evaluation job: records -> predictions -> scores -> one report."""
+"""The one runner of all tasks: queries -> rows -> metrics -> report."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
 
 from cloc_mllm import __version__
-from cloc_mllm.data.compositional import generate_compositional
-from cloc_mllm.data.parquet import load_records
-from cloc_mllm.data.records import Record
-from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.config import EvalConfig
-from cloc_mllm.evaluation.generate_cloc import Settings, predict_cloc
-from cloc_mllm.evaluation.generate_hf import HfModel, check_prompt, predict_hf
-from cloc_mllm.evaluation.generate_mllm import predict_mllm
-from cloc_mllm.evaluation.paper_table import paper_tables
-from cloc_mllm.evaluation.predictions import (
-    PredictionRow,
-    read_predictions,
-    read_references,
-    write_rows,
-)
-from cloc_mllm.evaluation.queries import MLLM_TASKS, TASKS, Benchmark, build_benchmark, row_tasks
-from cloc_mllm.evaluation.region_benchmarks import (
-    account_lines,
-    add_region_benchmarks,
-    check_declared,
-    count_masks,
-    declared_benchmark,
-    predict_region_benchmarks,
-)
-from cloc_mllm.evaluation.report import write_report
-from cloc_mllm.evaluation.resume import (
-    append_rows,
-    model_identity,
-    queries_digest,
-    resume_predictions,
-)
-from cloc_mllm.evaluation.scoring import compute_metrics, pairs_by_task
-from cloc_mllm.evaluation.table import render_table
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor
-from cloc_mllm.models.build import load_cloc
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.evaluation.declared import check_declared, declared_benchmark
+from cloc_mllm.evaluation.metrics import Evaluation, compute_metrics
+from cloc_mllm.evaluation.predictors import Predictor
+from cloc_mllm.evaluation.predictors.cloc import ClocRows, ClocSettings
+from cloc_mllm.evaluation.predictors.mllm import MllmRows
+from cloc_mllm.evaluation.predictors.transformers import TransformersRows, check_prompt
+from cloc_mllm.evaluation.queries import QuerySet, queries_digest
+from cloc_mllm.evaluation.record_index import records_to_score
+from cloc_mllm.evaluation.report.page import write_report
+from cloc_mllm.evaluation.report.table import paper_tables
+from cloc_mllm.evaluation.rows.files import read_predictions, write_rows
+from cloc_mllm.evaluation.rows.resume import resume_predictions
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ScoredPair, merge_by_id
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
+from cloc_mllm.evaluation.tasks import EvalData, Task, build_task
 
-NUM_BUILT_IN_SCENES = 500
-NUM_COMPOSITIONAL_SCENES = 300
-COMPOSITIONAL = "compositional"
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval`: evaluate, print the table, say where the report is."""
-    values = _parser().parse_args(argv)
-    if values.list:
-        print("\n".join(TASKS))
-        return 0
-    config = EvalConfig(**{item.name: values[item.name] for item in fields(EvalConfig)})
-    metrics = evaluate(config)
-    print(render_table(metrics))
-    if skipped := metrics["about"]["skipped_tasks"]:
-        print(f"left out, because the records hold nothing for them: {', '.join(skipped)}")
-    for line in account_lines(metrics["about"]):
-        print(line)
-    print(f"report: {Path(config.output_dir) / 'report.html'}")
-    return 0
+class Asked(NamedTuple):
+    """A set of queries and the task that asks them."""
+
+    task: Task
+    queries: QuerySet
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="cloc-mllm eval",
-        description="Predict, score and write a report. Tasks: " + ", ".join(TASKS) + ". "
-        "`cloc-mllm eval compare A B` sets two finished evaluations side by side; "
-        "`cloc-mllm eval benchmark --help`: RefCOCO, POPE and other benchmarks of the MLLM.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_argument("--list", action="store_true", help="print the tasks, one a line, and stop")
-    parser.add_class_arguments(EvalConfig)
-    return parser
+def evaluate(config: EvalConfig) -> Evaluation | None:
+    """Runs the tasks; writes into `config.output_dir` and returns what `metrics.json` holds.
 
-
-def evaluate(config: EvalConfig) -> dict[str, Any]:
-    """Run the job; writes into `config.output_dir` and returns what `metrics.json` holds.
+    None if every task leaves its answers unscored (Ferret-Bench without a judge).
 
     Raises:
-        ValueError: an unknown task or device, or records that hold nothing for any task.
+        ValueError: settings that cannot be, data that holds nothing for any task, or a part of a
+            benchmark that is not allowed to be one.
+        ModuleNotFoundError: a package of the `eval` extra is missing.
     """
-    tasks = _tasks(config)
-    row_tasks(tasks)  # a wrong name fails before any model is loaded
-    declared = declared_benchmark(config.benchmark)
+    tasks = [build_task(entry) for entry in config.tasks]
     device = choose_device(config.device)
-    records = records_to_score(config.data, config.limit)
-    bench = build_benchmark(records, tasks, declared.captions_per_image if declared else 0)
-    account = add_region_benchmarks(bench, records, tasks, config)
+    declared = declared_benchmark(config.benchmark)
+    data = EvalData(
+        lambda: records_to_score(config.data, config.limit),
+        declared.captions_per_image if declared else 0,
+    )
+    predictors = _predictors(config, device)
+    asked, skipped = _ask(config, tasks, data, predictors)
+    query_sets = [queries for _, queries in asked]
+    _check(config, query_sets)
     if declared:
-        check_declared(config.benchmark, declared, records, bench)
-    answered = {query.task for query in bench.queries}
-    skipped = [task for task in row_tasks(tasks) if task not in answered]
-    if not answered:
-        raise ValueError(f"{config.data or 'the data'} holds nothing to ask for {', '.join(tasks)}")
+        check_declared(config.benchmark, declared, data.records, query_sets)
     directory = Path(config.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    job = _Job(config, records, bench, device)
-    _make_rows(job, directory / "predictions.jsonl", config.cloc, answered)
-    if config.baseline_cloc:
-        by_cloc = answered - set(MLLM_TASKS)
-        _make_rows(job, directory / "predictions_baseline.jsonl", config.baseline_cloc, by_cloc)
-    write_rows(bench.references, directory / "references.jsonl")
-    return _score(config, directory, records, {"skipped_tasks": skipped, **account})
+    rows = _complete(config, query_sets, predictors, directory / "predictions.jsonl")
+    baseline = _baseline_pairs(config, query_sets, device, directory)
+    write_rows((row for q in query_sets for row in q.references), directory / "references.jsonl")
+    pairs = {}
+    for task, queries in asked:
+        reviewed = task.review(queries, rows[queries.task], directory)
+        if reviewed is not None:
+            pairs[queries.task] = merge_by_id(reviewed, queries.references)
+    if not pairs:
+        return None
+    asked = [entry for entry in asked if entry.queries.task in pairs]
+    about: dict[str, Any] = {"skipped_tasks": skipped}
+    if any(task.reads_records for task in tasks):
+        about["num_records"] = len(data.records)
+    return _score(config, asked, pairs, baseline, about)
 
 
-def _tasks(config: EvalConfig) -> list[str]:
-    """What is asked: `mllm` "none" answers nothing, `mllm_hf` only where things are."""
-    if not config.mllm_hf:
-        return [t for t in config.tasks if config.mllm != "none" or t not in MLLM_TASKS]
-    if config.mllm:
+def _check(config: EvalConfig, query_sets: Sequence[QuerySet]) -> None:
+    """Refuses what would fail only after the models have answered."""
+    importlib.import_module("matplotlib")  # draws the report
+    if config.mllm_hf and config.mllm:
         raise ValueError(f"give --mllm ({config.mllm}) or --mllm_hf ({config.mllm_hf}), not both")
-    check_prompt(config.prompt)
-    answer_format(config.format)  # a wrong name fails before the model answers anything
-    return [task for task in config.tasks if task == "rec" or task not in MLLM_TASKS]
+    if any(_asks_other_mllm_for_boxes(config, asked) for asked in query_sets):
+        check_prompt(config.prompt)
+        answer_format(config.format)
 
 
-def records_to_score(data: str, limit: int = 0) -> Sequence[Record]:
-    """The records of `data`; built-in test scenes for "", compositional ones for "compositional".
-
-    At most `limit` of them if that is not 0.
-    """
-    if data == COMPOSITIONAL:
-        return list(generate_compositional(limit or NUM_COMPOSITIONAL_SCENES))
-    if not data:
-        return list(generate_scenes(limit or NUM_BUILT_IN_SCENES, split="test"))
-    records = load_records(data)
-    return records[:limit] if limit else records
-
-
-class _Job(NamedTuple):
-    """What is asked of whom."""
-
-    config: EvalConfig
-    records: Sequence[Record]
-    bench: Benchmark
-    device: torch.device
-
-
-def _make_rows(job: _Job, path: Path, cloc: str, tasks: set[str]) -> None:
-    """Add the rows of the tasks that are not in the file yet."""
-    config = job.config
-    mllm = config.mllm_hf or config.mllm
-    by_cloc, by_mllm = tasks - set(MLLM_TASKS), tasks & set(MLLM_TASKS)
-    settings = {
-        "version": __version__,
-        "cloc": model_identity(cloc or shipped_directory("cloc")) if by_cloc else None,
-        "mllm": model_identity(mllm or shipped_directory("mllm")) if by_mllm else None,
-        "prompt": config.prompt,
-        "data": config.data,
-        "queries": queries_digest(job.bench.queries),
-        "precision": config.precision,
-        "region_prompt": config.region_prompt,
-        "templates": config.templates,
-        "class_names": job.bench.class_names,
-    }
-    finished = resume_predictions(path, settings, overwrite=config.overwrite)
-    if finished:
-        print(f"{len(finished)} answers are in {path} already; going on after them")
-    append_rows(_predict_cloc(job, cloc, finished), path)
-    if by_mllm:
-        append_rows(_predict_mllm(job, finished), path)
-
-
-def _predict_mllm(job: _Job, finished: set[str]) -> Iterator[PredictionRow]:
-    queries = [query for task in MLLM_TASKS for query in job.bench.of_task(task)]
-    if all(query.id in finished for query in queries):
-        return
-    config = job.config
+def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor]:
+    """Who answers, in this order."""
+    predictors: dict[str, Predictor] = {"cloc": _cloc(config, config.cloc, device)}
     if config.mllm_hf:
-        settings = Settings(config.mllm_hf, progress=True)
-        other = HfModel.from_pretrained(config.mllm_hf, job.device)
-        yield from predict_hf(other, job.records, job.bench, config.prompt, settings, finished)
-        return
-    predictor = GroundingPredictor.from_pretrained(config.mllm or None, device=job.device)
-    settings = Settings(config.mllm or "shipped mllm", config.batch_size, progress=True)
-    yield from predict_mllm(predictor, job.records, job.bench, settings, finished)
+        predictors["mllm"] = TransformersRows(config.mllm_hf, device, config.prompt)
+    elif config.mllm != "none":
+        predictors["mllm"] = MllmRows(config.mllm, device, config.batch_size)
+    return predictors
 
 
-def _predict_cloc(job: _Job, directory: str, finished: set[str]) -> Iterator[PredictionRow]:
-    """All at once: rankings need every image's features."""
-    queries = [query for query in job.bench.queries if query.task not in MLLM_TASKS]
-    if all(query.id in finished for query in queries):
-        return
-    config = job.config
-    model, tokenizer, _ = load_cloc(directory or shipped_directory("cloc"), job.device)
-    settings = Settings(
+def _cloc(config: EvalConfig, directory: str, device: torch.device) -> ClocRows:
+    settings = ClocSettings(
         directory or "shipped cloc",
         config.batch_size,
         config.precision,
@@ -208,57 +115,127 @@ def _predict_cloc(job: _Job, directory: str, finished: set[str]) -> Iterator[Pre
         region_prompt=config.region_prompt,
         templates=config.templates,
     )
-    rows = predict_region_benchmarks(model, tokenizer, job.records, job.bench, settings)
-    if {query.task for query in job.bench.queries} - {row.task for row in rows} - set(MLLM_TASKS):
-        rows += predict_cloc(model, tokenizer, job.records, job.bench, settings)
-    yield from (row for row in rows if row.id not in finished)
+    return ClocRows(directory, device, settings)
+
+
+def _ask(
+    config: EvalConfig,
+    tasks: Sequence[Task],
+    data: EvalData,
+    predictors: Mapping[str, Predictor],
+) -> tuple[list[Asked], list[str]]:
+    """What is asked, and the row tasks for which there is nothing to ask or nobody to answer."""
+    asked: dict[str, Asked] = {}
+    skipped = []
+    for task in tasks:
+        for queries in task.query_sets(data):
+            queries = queries.limited(config.limit)
+            queries.check_coverage(allow_partial=config.allow_partial or config.limit > 0)
+            predictor = predictors.get(queries.answered_by)
+            if not queries.queries or predictor is None or not predictor.can_answer(queries):
+                skipped.append(queries.task)
+            elif queries.task in asked:
+                raise ValueError(
+                    f"two tasks of this run both give rows of {queries.task!r}; run them one by one"
+                )
+            else:
+                asked[queries.task] = Asked(task, queries)
+    if not asked:
+        raise ValueError(
+            f"{config.data or 'the data'} holds nothing to ask for {', '.join(skipped)} that a "
+            "model of this run answers"
+        )
+    return list(asked.values()), skipped
+
+
+def _complete(
+    config: EvalConfig,
+    query_sets: Sequence[QuerySet],
+    predictors: Mapping[str, Predictor],
+    path: Path,
+) -> dict[str, list[PredictionRow]]:
+    """Rows of all queries, by task: those that are in the file, and the others, added to it."""
+    settings = {"version": __version__, "data": config.data, "queries": queries_digest(query_sets)}
+    by_model = {
+        model: [asked for asked in query_sets if asked.answered_by == name]
+        for name, model in predictors.items()
+    }
+    for model, own in by_model.items():
+        settings |= model.identity() if own else {}
+    finished = resume_predictions(path, settings, overwrite=config.overwrite)
+    if finished:
+        print(f"{len(finished)} answers are in {path} already; going on after them")
+    for model, own in by_model.items():
+        if any(query.id not in finished for asked in own for query in asked.queries):
+            write_rows(model.rows(own, finished), path, append=True)
+    rows: dict[str, list[PredictionRow]] = {asked.task: [] for asked in query_sets}
+    references = [reference for asked in query_sets for reference in asked.references]
+    for pair in merge_by_id(read_predictions(path), references):
+        rows[pair.reference.task].append(pair.prediction)
+    return rows
+
+
+def _baseline_pairs(
+    config: EvalConfig, query_sets: Sequence[QuerySet], device: torch.device, directory: Path
+) -> dict[str, list[ScoredPair]]:
+    """Answers of the other CLOC model to what CLOC is asked."""
+    by_cloc = [asked for asked in query_sets if asked.answered_by == "cloc"]
+    if not config.baseline_cloc or not by_cloc:
+        return {}
+    predictor = {"cloc": _cloc(config, config.baseline_cloc, device)}
+    rows = _complete(config, by_cloc, predictor, directory / "predictions_baseline.jsonl")
+    return {asked.task: merge_by_id(rows[asked.task], asked.references) for asked in by_cloc}
 
 
 def _score(
-    config: EvalConfig, directory: Path, records: Sequence[Record], account: dict[str, Any]
-) -> dict[str, Any]:
-    """Score what lies in the directory; writes `metrics.json`, `table.md` and `report.html`.
-
-    Args:
-        account: what was asked and what was left out, for `about`.
-    """
-    references = read_references(directory / "references.jsonl")
-    pairs = pairs_by_task(read_predictions(directory / "predictions.jsonl"), references)
-    if config.mllm_hf and "rec" in pairs:
-        pairs["rec"] = read_rows(pairs["rec"], answer_format(config.format))
-    baseline = None
-    if config.baseline_cloc:
-        baseline = pairs_by_task(
-            read_predictions(directory / "predictions_baseline.jsonl"),
-            [row for row in references if row.task not in MLLM_TASKS],
-        )
-    metrics = compute_metrics(pairs, baseline, samples=config.bootstrap_samples, seed=config.seed)
-    if "true_box_mask" in pairs:
-        account["true_boxes"]["mask_pooling"] = count_masks(pairs["true_box_mask"])
-    metrics["about"] = {"num_records": len(records), **account, **_about(config)}
-    (directory / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (directory / "table.md").write_text(paper_tables(metrics), encoding="utf-8")
-    position = {records[index].id: index for index in range(len(records))}
+    config: EvalConfig,
+    asked: Sequence[Asked],
+    pairs: dict[str, list[ScoredPair]],
+    baseline: Mapping[str, Sequence[ScoredPair]],
+    about: dict[str, Any],
+) -> Evaluation:
+    """Scores the rows; writes `metrics.json`, `table.md` and `report.html`."""
+    for _, queries in asked:
+        if _asks_other_mllm_for_boxes(config, queries):
+            pairs[queries.task] = read_rows(pairs[queries.task], answer_format(config.format))
+    more = {queries.task: task.more_scores(pairs[queries.task]) for task, queries in asked}
+    evaluation = compute_metrics(
+        pairs,
+        baseline,
+        more_scores={task: scores for task, (scores, _) in more.items()},
+        bootstrap=Bootstrap(config.bootstrap_samples, config.seed),
+    )
+    notes = {q.task: {**_coverage(q), **q.notes, **more[q.task][1]} for _, q in asked}
+    evaluation.about = {
+        **about,
+        "tasks": {task: note for task, note in notes.items() if note},
+        "config": asdict(config),
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
+    }
+    directory = Path(config.output_dir)
+    (directory / "metrics.json").write_text(
+        json.dumps(evaluation.to_dict(), indent=2, default=str) + "\n"
+    )
+    (directory / "table.md").write_text(paper_tables(evaluation), encoding="utf-8")
+    query_sets = {queries.task: queries for _, queries in asked}
     write_report(
         directory / "report.html",
-        metrics,
+        evaluation,
         pairs,
-        lambda image_id: records[position[image_id]].load_image(),
+        lambda task, image_id: query_sets[task].load_image(image_id),
         num_examples=config.num_examples,
         seed=config.seed,
     )
-    return metrics
+    return evaluation
 
 
-def _about(config: EvalConfig) -> dict[str, Any]:
-    """Everything needed to make the numbers again."""
-    return {
-        "config": asdict(config),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
-        },
-    }
+def _asks_other_mllm_for_boxes(config: EvalConfig, asked: QuerySet) -> bool:
+    return bool(config.mllm_hf) and asked.answered_by == "mllm" and asked.answer == "box"
+
+
+def _coverage(asked: QuerySet) -> dict[str, Any]:
+    found = asked.coverage
+    return {"benchmark": found.name, "asked": str(found)} if found else {}
 
 
 def _version(package: str) -> str:

@@ -6,21 +6,21 @@ given words and can be stopped after any token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from cloc_mllm.data.images import ImageSource
-from cloc_mllm.data.records import Box
+from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference.answers import Generation, read_answer
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.box_grammar import BoxLogitsProcessor
-from cloc_mllm.mllm.coordinates import BOX_TOKEN
+from cloc_mllm.mllm.processing import ClocMllmProcessor
 
 _BROKEN_CHARACTER = "\ufffd"  # how the first tokens of a character of several bytes decode
 
@@ -61,48 +61,18 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class AnswerBox:
-    """A box of an answer.
-
-    Args:
-        text: the box as the answer writes it.
-        box: xyxy, normalised to the upright image.
-        confidence: the box head's confidence, or without a head the geometric mean of the
-            probabilities of the tokens that write the box, in 0..1.
-    """
-
-    text: str
-    box: Box
-    confidence: float
-
-
-@dataclass(frozen=True)
-class ChatAnswer:
-    """The answer to a chat.
-
-    Args:
-        boxes: the boxes of the text, in order.
-        box_failures: why other parts that look like boxes are none, see
-            `mllm.coordinates.ParsedBoxes`: the grammar does not hold integers, and any box may be
-            cut at `max_new_tokens`.
-        finish_reason: `length` if `max_new_tokens` or the context ended it.
-        num_prompt_tokens, num_new_tokens: counts that include image tokens and the end of sequence.
-    """
-
-    text: str
-    boxes: list[AnswerBox]
-    box_failures: list[str]
-    finish_reason: Literal["stop", "length"]
-    num_prompt_tokens: int
-    num_new_tokens: int
+    def generate_options(self) -> dict[str, Any]:
+        """Makes the arguments of `generate` that choose the next token."""
+        if self.temperature <= 0:
+            return {"do_sample": False}
+        options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return {"do_sample": True, **options}
 
 
 @torch.inference_mode()
 def answer_chat(
     predictor: GroundingPredictor, chat: Chat, sampling: Sampling, on_token: Callable[[str], None]
-) -> ChatAnswer:
+) -> Answer:
     """Answers one chat.
 
     Args:
@@ -114,41 +84,37 @@ def answer_chat(
         PromptTooLong: the prompt fills the language model's context.
         ValueError: images, regions and placeholders do not match.
     """
-    inputs = _prepare(predictor, chat)
+    images = [open_image(image) for image in chat.images]
+    inputs = _prepare(predictor, chat, images)
     num_prompt_tokens = inputs["input_ids"].shape[1]
     limit = min(sampling.max_new_tokens, _room(predictor, num_prompt_tokens))
     scores = _LogProbs()
     held = BoxLogitsProcessor(predictor.grammar, num_prompt_tokens, boxes_only=False)
-    written = _Written(predictor, num_prompt_tokens, sampling.stop, scores, on_token)
-    if sampling.temperature > 0:
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
-        how |= {"top_k": 0}
-    else:
-        how = {"do_sample": False}
+    written = _Written(predictor.processor, num_prompt_tokens, sampling.stop, scores, on_token)
+    if sampling.temperature > 0 and sampling.seed is not None:
+        torch.manual_seed(sampling.seed)
     with predictor.model.hidden_states_of_answers() as states:
         predictor.model.generate(
             **inputs,
-            **how,
+            **sampling.generate_options(),
             max_new_tokens=limit,
             logits_processor=[scores, held],
             stopping_criteria=[written],
         )
     written.finish()
     hidden = torch.cat(states) if states else None
-    boxes, failures = _boxes(predictor, written, hidden)
-    num_new_tokens = len(written.ids)
-    ended = written.cut is not None or num_new_tokens < limit or written.has_ended
-    reason: Literal["stop", "length"] = "stop" if ended else "length"
-    return ChatAnswer(written.visible, boxes, failures, reason, num_prompt_tokens, num_new_tokens)
+    head = predictor.read_boxes(torch.tensor(written.ids), hidden)
+    log_probs = torch.tensor(written.log_probs)
+    generation = Generation(written.ids, log_probs, *head, num_prompt_tokens, limit)
+    image_wh = images[0].size if len(images) == 1 else None
+    return read_answer(predictor.processor, generation, image_wh, written.cut)
 
 
-def _prepare(predictor: GroundingPredictor, chat: Chat) -> Any:
+def _prepare(predictor: GroundingPredictor, chat: Chat, images: Sequence[ImageSource]) -> Any:
     text = predictor.processor.render(chat.messages, add_generation_prompt=True)
     regions: Any = chat.regions[0] if len(chat.regions) == 1 else chat.regions or None
-    images = [list(chat.images)] if chat.images else None
-    return predictor.processor(images, [text], [regions]).to(predictor.model.device)
+    rows = [list(images)] if images else None
+    return predictor.processor(rows, [text], [regions]).to(predictor.model.device)
 
 
 def _room(predictor: GroundingPredictor, num_prompt_tokens: int) -> int:
@@ -181,19 +147,18 @@ class _Written(StoppingCriteria):
 
     Attributes:
         ids: the new tokens, with the end of sequence.
+        log_probs: their log-probabilities.
         text: the decoded `ids`, with outer blanks and what follows a stop word.
-        ends: the length of `text` after each token.
         cut: the position in `text` of the first stop word, None without one.
     """
 
-    predictor: GroundingPredictor
+    processor: ClocMllmProcessor
     prompt_length: int
     stop: tuple[str, ...]
     scores: _LogProbs
     on_token: Callable[[str], None]
     ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
     text: str = ""
     cut: int | None = None
     num_shown: int = 0
@@ -201,10 +166,7 @@ class _Written(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         self.ids = input_ids[0, self.prompt_length :].tolist()
         self.log_probs.append(float(self.scores.last[0, self.ids[-1]]))
-        processor = self.predictor.processor
-        answer = self.ids[: processor.answer_length(self.ids)]
-        self.text = processor.tokenizer.decode(answer, skip_special_tokens=True)
-        self.ends.append(len(self.text))
+        self.text = self.processor.decode_ids(self.ids[: self.processor.answer_length(self.ids)])
         places = [place for word in self.stop if (place := self.text.find(word)) >= 0]
         self.cut = min(places, default=None)
         self._show(self._certain())
@@ -216,17 +178,6 @@ class _Written(StoppingCriteria):
     @property
     def visible(self) -> str:
         return self.text[: self.cut].strip()
-
-    @property
-    def has_ended(self) -> bool:
-        return self.predictor.processor.answer_length(self.ids) < len(self.ids)
-
-    def probability(self, start: int, end: int) -> float:
-        """The geometric mean of the probabilities of the tokens that wrote `text[start:end]`."""
-        starts = [0, *self.ends[:-1]]
-        spans = zip(starts, self.ends, self.log_probs, strict=True)
-        wrote = [log_prob for left, right, log_prob in spans if left < end and right > start]
-        return math.exp(sum(wrote) / len(wrote))
 
     def _certain(self) -> str:
         """The visible text without an end that the next token may still change into a stop word."""
@@ -245,24 +196,3 @@ def _overlap(text: str, word: str) -> int:
     """The length of the longest end of `text` with which `word` begins."""
     lengths = range(min(len(text), len(word) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(word[:length])), 0)
-
-
-def _boxes(
-    predictor: GroundingPredictor, written: _Written, hidden: Tensor | None
-) -> tuple[list[AnswerBox], list[str]]:
-    """Finds the boxes of the answer, and why what looks like other boxes is none.
-
-    Args:
-        hidden: float[T, H], the hidden states that wrote the tokens; None without a box head.
-    """
-    regressed, confidences = predictor.read_boxes(torch.tensor(written.ids), hidden)
-    text = written.text[: written.cut]
-    found, failures = predictor.processor.coordinates.find(text, regressed)
-    boxes = []
-    for start, end, box in found:
-        if confidences:
-            confidence = confidences[text.count(BOX_TOKEN, 0, start)]
-        else:
-            confidence = written.probability(start, end)
-        boxes.append(AnswerBox(text[start:end], box, confidence))
-    return boxes, failures

@@ -1,13 +1,16 @@
-"""Encodes an image once, prompts it many times: boxes to embeddings and names, phrases to boxes."""
+"""Asks CLOC about images: where phrases are, what is in regions, and embeddings of all three.
+
+Letters: B images, R regions, P texts, C names, E embedding width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from cloc_mllm.data.images import ImageSource, open_image
@@ -15,45 +18,50 @@ from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.inference.inputs import (
+    EncodedImage,
+    ImageInput,
+    RegionsInput,
+    as_list,
+    check_regions,
+)
+from cloc_mllm.inference.results import GroundingResult
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
-from cloc_mllm.models.vision_encoder import ImageFeatures
+from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 from cloc_mllm.shipped import shipped_directory
 
-
-@dataclass(frozen=True)
-class LocateResult:
-    """Where phrases are.
-
-    Attributes:
-        boxes: one per phrase, normalised to the upright picture and clipped to it.
-        scores: float[P], the cosine in -1..1 of each phrase and the embedding of its box.
-    """
-
-    boxes: Boxes
-    scores: Tensor
+_BATCH_SIZE = 64
 
 
 class ClocPredictor:
-    """A CLOC model and the image it looks at.
+    """Holds a CLOC model and its tokenizer.
+
+    An image is whatever `open_image` takes (a path, the bytes of a file, a PIL image, an array), or
+    what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
+    the upright picture: a photo with an EXIF orientation is turned first. Every method that takes
+    an image raises `ImageError` if it cannot be used.
 
     Example:
         predictor = ClocPredictor.from_pretrained("runs/stage1/model")
-        predictor.set_image("photo.jpg")
-        predictor.classify(Boxes.pixels([[10, 20, 90, 140]], 640, 480), ["a crab", "a clock"])
+        image = predictor.encode("photo.jpg")
+        predictor.locate(image, ["a crab", "a clock"]).boxes.to_pixels()
+        predictor.classify(image, Boxes.pixels([[10, 20, 90, 140]], 640, 480), ["crab", "clock"])
     """
 
     def __init__(self, model: Cloc, tokenizer: TextTokenizer) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self._image: ImageFeatures | None = None
-        self._letterbox: Letterbox | None = None
 
     @classmethod
     def from_pretrained(
         cls, directory: str | Path | None = None, *, device: torch.device | str | None = None
     ) -> ClocPredictor:
-        """Loads a model directory of stage 1; None takes the weights that ship with the package.
+        """Loads a model directory of stage 1.
+
+        Args:
+            directory: None takes the weights that ship with the package.
+            device: None takes a GPU if there is one.
 
         Raises:
             FileNotFoundError: there is no model in the directory, or none ships.
@@ -68,67 +76,125 @@ class ClocPredictor:
         return self.model.logit_scale.device
 
     @torch.inference_mode()
-    def set_image(self, image: ImageSource) -> None:
-        """Encodes an image; everything below is about it until the next call.
+    def encode(self, image: ImageInput) -> EncodedImage:
+        """Encodes an image once for any number of prompts."""
+        if isinstance(image, EncodedImage):
+            image.check_encoder(self._encoder)
+            return image
+        picture = open_image(image)
+        return EncodedImage(picture, self._encode_pictures([picture]), self._encoder)
+
+    @torch.inference_mode()
+    def locate(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:
+        """Finds each phrase by CLOC's own text prompt and box head: one box per phrase.
+
+        Boxes are clipped to the picture; a score is the cosine of the phrase and its box.
+        """
+        encoded, phrases = self.encode(image), as_list(phrases)
+        texts = self._encode_text(phrases)
+        canvas = self.model.locate(encoded.features, texts, self._all_first(len(texts)))
+        boxes = self._letterbox(encoded).to_original(Boxes(canvas, CANVAS)).xyxy.clamp(0, 1)
+        embedded = self._embed_canvas(encoded.features, canvas)
+        return GroundingResult(
+            encoded.image,
+            Boxes.normalized(boxes.cpu(), encoded.image.size),
+            (embedded * F.normalize(texts, dim=-1)).sum(-1).cpu(),
+            phrases,
+            [""] * len(phrases),
+            torch.arange(len(phrases)),
+            [None] * len(phrases),
+        )
+
+    @torch.inference_mode()
+    def classify(
+        self, image: ImageInput, regions: RegionsInput, names: Sequence[str]
+    ) -> GroundingResult:
+        """Gives each region the most probable of the names.
 
         Args:
-            image: what `open_image` takes. Boxes are in the frame of the upright picture that it
-                returns: a photo with an EXIF orientation is turned first.
+            regions: see `embed_regions`.
+
+        Returns:
+            R labels and their scores; `probabilities: float[R, C]` of all names, whose rows add up
+            to one.
 
         Raises:
-            ImageError: the image cannot be used.
+            ValueError: there is no name, or a region cannot be used.
         """
-        size = self.model.vision.encoder.image_size
-        pixels, self._letterbox = preprocess(open_image(image), size)
-        self._image = self.model.encode_image(pixels[None].to(self.device))
-
-    @torch.inference_mode()
-    def embed_regions(self, boxes: Boxes) -> Tensor:
-        """Embeds boxes, in pixels or normalised: float[R, E], each of unit length."""
-        image, letterbox = self._current()
-        return self._embed_canvas(image, letterbox.to_canvas(boxes).xyxy)
-
-    @torch.inference_mode()
-    def embed_shapes(self, masks: Sequence[Tensor]) -> Tensor:
-        """Embeds what points, scribbles or masks mark: float[R, E], each of unit length.
-
-        Args:
-            masks: one per region, float[H, W] in 0..1, over the upright picture, at any
-                resolution; a point is a mask with one pixel on.
-
-        Raises:
-            ValueError: a mask is empty.
-        """
-        image, letterbox = self._current()
-        if empty := [i for i, mask in enumerate(masks) if not mask.any()]:
-            raise ValueError(f"masks {empty} are empty; a mask must mark at least one pixel")
-        canvas = torch.stack([letterbox.mask_to_canvas(mask) for mask in masks]).to(self.device)
-        z = self.model.vision.embed_masks(image, canvas, self._all_first(len(canvas)))
-        return F.normalize(z, dim=-1)
-
-    @torch.inference_mode()
-    def classify(self, boxes: Boxes, names: Sequence[str]) -> Tensor:
-        """Gives each name a probability for each box: float[R, C], rows add up to one."""
+        names = as_list(names)
         if not names:
             raise ValueError("classify needs at least one name")
+        encoded = self.encode(image)
+        boxes, masks = check_regions(regions, encoded.image.size)
+        embedded = self._embed_checked(encoded, boxes, masks)
         scale = getattr(self.model, "region_logit_scale", self.model.logit_scale)
-        similarity = self.embed_regions(boxes) @ self.embed_texts(names).T
-        return (scale.exp().clamp(max=100) * similarity).softmax(-1)
+        similarity = embedded @ self.embed_text(names).T
+        probabilities = (scale.exp().clamp(max=100) * similarity).softmax(-1).cpu()
+        scores, best = probabilities.max(-1)
+        return GroundingResult(
+            encoded.image,
+            boxes,
+            scores,
+            [names[index] for index in best.tolist()],
+            [""] * len(boxes),
+            torch.arange(len(boxes)),
+            [None] * len(boxes),
+            probabilities,
+        )
 
     @torch.inference_mode()
-    def locate(self, phrases: Sequence[str]) -> LocateResult:
-        """Finds each phrase by CLOC's own text prompt and box head."""
-        image, letterbox = self._current()
-        texts = self.model.encode_text(self.tokenizer(phrases).to(self.device))
-        canvas = self.model.locate(image, texts, self._all_first(len(texts)))
-        boxes = letterbox.to_original(Boxes(canvas, CANVAS)).xyxy.clamp(0, 1)
-        scores = (self._embed_canvas(image, canvas) * F.normalize(texts, dim=-1)).sum(-1)
-        return LocateResult(Boxes.normalized(boxes.cpu()), scores.cpu())
+    def embed_regions(self, image: ImageInput, regions: RegionsInput) -> Tensor:
+        """Embeds regions: float[R, E], each of unit length.
+
+        Args:
+            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`).
+                Boxes are clipped to the picture. A model that learnt no points and masks
+                (`model.prompter.free_form` of stage 1) reads the box around them, too.
+
+        Raises:
+            ValueError: a region cannot be used; see `check_regions`.
+        """
+        encoded = self.encode(image)
+        return self._embed_checked(encoded, *check_regions(regions, encoded.image.size))
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeds texts: float[P, E], each of unit length."""
-        return F.normalize(self.model.encode_text(self.tokenizer(texts).to(self.device)), dim=-1)
+    def embed_image(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
+        """Embeds whole images as CLIP does: float[B, E], each of unit length."""
+        sources = [images] if isinstance(images, ImageSource) else list(images)
+        parts = [torch.empty(0, self.model.vision.embed_dim, device=self.device)]
+        for start in range(0, len(sources), _BATCH_SIZE):
+            pictures = [open_image(source) for source in sources[start : start + _BATCH_SIZE]]
+            parts.append(self._encode_pictures(pictures).image_features)
+        return F.normalize(torch.cat(parts), dim=-1)
+
+    @torch.inference_mode()
+    def embed_text(self, texts: str | Sequence[str]) -> Tensor:
+        """Embeds texts as CLIP does: float[P, E], each of unit length."""
+        return F.normalize(self._encode_text(as_list(texts)), dim=-1)
+
+    @property
+    def _encoder(self) -> VisionEncoder:
+        return self.model.vision.encoder
+
+    def _encode_pictures(self, pictures: Sequence[Image.Image]) -> ImageFeatures:
+        pixels = [preprocess(picture, self._encoder.image_size)[0] for picture in pictures]
+        return self.model.encode_image(torch.stack(pixels).to(self.device))
+
+    def _encode_text(self, texts: Sequence[str]) -> Tensor:
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
+
+    def _embed_checked(
+        self, encoded: EncodedImage, boxes: Boxes, masks: Sequence[Tensor | None]
+    ) -> Tensor:
+        letterbox = self._letterbox(encoded)
+        embedded = self._embed_canvas(encoded.features, letterbox.to_canvas(boxes).xyxy)
+        drawn = [mask for mask in masks if mask is not None]
+        if not drawn:
+            return embedded
+        canvas = torch.stack([letterbox.mask_to_canvas(mask) for mask in drawn]).to(self.device)
+        z = self.model.vision.embed_masks(encoded.features, canvas, self._all_first(len(drawn)))
+        masked = torch.tensor([mask is not None for mask in masks], device=self.device)
+        return embedded.index_copy(0, masked.nonzero().flatten(), F.normalize(z, dim=-1))
 
     def _embed_canvas(self, image: ImageFeatures, boxes: Tensor) -> Tensor:
         boxes = boxes.to(self.device, torch.float32)
@@ -136,10 +202,8 @@ class ClocPredictor:
             self.model.embed_boxes(image, boxes, self._all_first(len(boxes))), dim=-1
         )
 
+    def _letterbox(self, encoded: EncodedImage) -> Letterbox:
+        return Letterbox(*encoded.image.size, self._encoder.image_size)
+
     def _all_first(self, count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.long, device=self.device)
-
-    def _current(self) -> tuple[ImageFeatures, Letterbox]:
-        if self._image is None or self._letterbox is None:
-            raise ValueError("no image yet; call set_image first")
-        return self._image, self._letterbox

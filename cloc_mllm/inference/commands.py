@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cloc_mllm.geometry import Boxes
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
-    from cloc_mllm.mllm.regions import RegionLike
-
-_MAX_DRAWN_PX = 1600
+    from cloc_mllm.inference.inputs import RegionsInput
+    from cloc_mllm.inference.results import GroundingResult
 
 
 def main_ground(argv: Sequence[str] | None = None) -> int:
@@ -29,22 +27,17 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from cloc_mllm.data.images import open_image
-    from cloc_mllm.geometry import Boxes
 
     image = open_image(arguments.picture)
-    predictor = _load_predictor(arguments.mllm)
-    drawn: list[list[float]] = []
-    labels: list[str] = []
-    answers = predictor.ground(image, arguments.phrases)
-    for phrase, answer in zip(arguments.phrases, answers, strict=True):
-        for box in answer.boxes.to_pixels(*image.size).xyxy.tolist():
-            print(f"{phrase}: {_pixels(box)}  confidence {answer.confidence:.2f}")
-            drawn.append(box)
-            labels.append(phrase)
-        if answer.failure:
-            print(f"{phrase}: no box ({answer.failure}), the model wrote {answer.raw_text!r}")
-    _draw(image, Boxes.pixels(drawn, *image.size), labels, arguments.out)
-    return 1 if any(answer.failure for answer in answers) else 0
+    result = _load_predictor(arguments.mllm).ground(image, arguments.phrases)
+    for phrase, found in zip(arguments.phrases, result, strict=True):
+        boxes = found.boxes.to_pixels().xyxy.tolist()
+        for box, score in zip(boxes, found.scores.tolist(), strict=True):
+            print(f"{phrase}: {_pixels(box)}  confidence {score:.2f}")
+        if found.failures[0]:
+            print(f"{phrase}: no box ({found.failures[0]}), the model wrote {found.text[0]!r}")
+    _draw(result, arguments.out)
+    return 1 if any(result.failures) else 0
 
 
 def main_refer(argv: Sequence[str] | None = None) -> int:
@@ -71,35 +64,27 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     from cloc_mllm.data.images import open_image
 
     image = open_image(arguments.picture)
-    regions, shown = _asked(arguments, image)
-    predictor = _load_predictor(arguments.mllm)
-    (answer,) = predictor.refer(image, regions)
-    print(f"{_pixels(shown.to_pixels(*image.size).xyxy[0].tolist())}: {answer}")
-    _draw(image, shown, [answer], arguments.out)
+    region = _region(arguments, image)
+    result = _load_predictor(arguments.mllm).refer(image, region)
+    print(f"{_pixels(result.boxes.to_pixels().xyxy[0].tolist())}: {result.labels[0]}")
+    _draw(result, arguments.out)
     return 0
 
 
-def _asked(arguments: Namespace, image: Image.Image) -> tuple[Boxes | list[RegionLike], Boxes]:
-    """Reads the region that `refer` is asked about, and the box to show for it."""
+def _region(arguments: Namespace, image: Image.Image) -> RegionsInput:
+    """Reads the region that `refer` is asked about."""
     import numpy as np
-    import torch
 
     from cloc_mllm.data.images import open_image
     from cloc_mllm.geometry import Boxes
-    from cloc_mllm.mllm.regions import around, as_mask
 
     if arguments.box:
-        given, normalized = [arguments.box], arguments.normalized
-        box = Boxes.normalized(given) if normalized else Boxes.pixels(given, *image.size)
-        return box, box
+        box, normalized = [arguments.box], arguments.normalized
+        return Boxes.normalized(box) if normalized else Boxes.pixels(box, *image.size)
     if arguments.mask is not None:
-        region = torch.from_numpy(np.array(open_image(arguments.mask).convert("L")) > 0)
-    else:
-        sides = (1, 1) if arguments.normalized else image.size
-        region = torch.tensor([x / side for x, side in zip(arguments.point, sides, strict=True)])
-    mask = as_mask(region, image.size)
-    assert mask is not None
-    return [region], Boxes.normalized([around(mask)])
+        return [np.array(open_image(arguments.mask).convert("L")) > 0]
+    sides = (1, 1) if arguments.normalized else image.size
+    return [[x / side for x, side in zip(arguments.point, sides, strict=True)]]
 
 
 def _point(text: str) -> list[float]:
@@ -143,10 +128,7 @@ def _pixels(box: Sequence[float]) -> str:
     return " ".join(f"{value:.0f}" for value in box)
 
 
-def _draw(image: Image.Image, boxes: Boxes, labels: Sequence[str], path: Path) -> None:
-    from cloc_mllm.data.drawing import draw_regions
-
-    long_side = min(max(640, *image.size), _MAX_DRAWN_PX)
+def _draw(result: GroundingResult, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_regions(image, boxes, labels, long_side=long_side).save(path)
+    result.draw().save(path)
     print(f"drawn: {path}")

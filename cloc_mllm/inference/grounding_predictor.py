@@ -1,28 +1,40 @@
-"""Questions about images, answered by the MLLM: where is it, what is it, what is there."""
+"""Asks the MLLM about images: where phrases are, what is in regions, and any other question.
+
+Letters: T new tokens, K `<box>` tokens of an answer, H width of the language model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
 
 from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
-from cloc_mllm.data.images import ImageSource, open_image
-from cloc_mllm.data.records import Box
+from cloc_mllm.data.images import open_image
 from cloc_mllm.devices import choose_device
-from cloc_mllm.geometry import Boxes, clean_box
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference.answers import Generation, read_answer
+from cloc_mllm.inference.inputs import (
+    EncodedImage,
+    ImageInput,
+    RegionsInput,
+    as_list,
+    check_regions,
+    open_input,
+    upright_picture,
+)
+from cloc_mllm.inference.results import Answer, GroundingResult
 from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
-from cloc_mllm.mllm.regions import RegionLike, Regions, around, as_mask
+from cloc_mllm.mllm.regions import Regions
 from cloc_mllm.models.build import check_fingerprint
 from cloc_mllm.shipped import shipped_directory
 
@@ -31,44 +43,48 @@ _TEXT_TOKENS = 48
 
 
 @dataclass(frozen=True)
-class ChatRequest:
+class Question:
     """One question about one image.
 
     Args:
-        image: what `open_image` takes; requests that share the object encode it once.
-        region: the one box, point or mask that the question's `<region>` stands for, in the frame
-            of the upright picture; None without a `<region>`.
+        image: what `open_image` takes, or what `GroundingPredictor.encode` returned. Questions that
+            share the object encode it once.
+        text: the question, with one `<region>` per region.
+        regions: the regions that the `<region>` of the text stand for, in the frame of the upright
+            picture: boxes, or a list of boxes, points and masks; None where there are none.
     """
 
-    image: ImageSource
-    question: str
-    region: Regions = None
+    image: ImageInput
+    text: str
+    regions: Regions = None
 
 
-@dataclass(frozen=True)
-class GroundedAnswer:
-    """What the model wrote, and the boxes if that is what it wrote.
+class Reading(NamedTuple):
+    """A batch of questions that the model has read, ready to be answered.
 
-    Args:
-        boxes: normalised to the upright picture; empty if there is a `failure`.
-        failure: why the text is not boxes (see `mllm.coordinates.ParsedBoxes`), None if it is.
-        confidence: the box head's confidence, or without a head the geometric mean of the
-            probabilities of the answer's tokens, in 0..1; None for an empty answer.
+    Attributes:
+        inputs: arguments of `generate`.
+        sizes: width and height of each question's picture.
+        num_prompt_tokens: the length of each question's prompt.
     """
 
-    raw_text: str
-    boxes: Boxes
-    failure: str | None
-    confidence: float | None
+    inputs: Mapping[str, Any]
+    sizes: Sequence[tuple[int, int]]
+    num_prompt_tokens: Sequence[int]
 
 
 class GroundingPredictor:
     """Holds an MLLM and its processor. Answers are greedy, so the same question has one answer.
 
-    An image is whatever `open_image` takes: a path, the bytes of a file, a PIL image or an array.
-    Boxes, points and masks are in the frame of the upright picture, for a photo with an EXIF
-    orientation the turned one. Questions of one call that share an image (the same object) encode
-    it once, and the language model reads it once (`shared_prefix`).
+    An image is whatever `open_image` takes (a path, the bytes of a file, a PIL image, an array), or
+    what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
+    the upright picture: a photo with an EXIF orientation is turned first. Every method that takes
+    an image raises `ImageError` if it cannot be used. Questions of one call that share an image
+    (the same object) encode it once, and the language model reads it once (`shared_prefix`).
+
+    Example:
+        predictor = GroundingPredictor.from_pretrained("runs/stage2/model")
+        predictor.ground("photo.jpg", ["the smaller crab"]).boxes.to_pixels()
     """
 
     def __init__(
@@ -105,109 +121,145 @@ class GroundingPredictor:
         torch.nn.Module.to(model, choose_device(device))
         return cls(model, processor)
 
-    def ground(self, image: ImageSource, phrases: Sequence[str]) -> list[GroundedAnswer]:
+    @torch.inference_mode()
+    def encode(self, image: ImageInput) -> EncodedImage:
+        """Encodes an image once for any number of questions; with tiles, all its views."""
+        encoder = self.model.vision.encoder
+        if isinstance(image, EncodedImage):
+            image.check_encoder(encoder)
+            return image
+        picture = open_image(image)
+        pixels = self.processor.vision_inputs([picture], [None])["pixel_values"]
+        features = self.model.encode_images(pixels.to(self.model.device))
+        return EncodedImage(picture, features, encoder)
+
+    def ground(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:
         """Finds each phrase: one box per phrase.
 
         Decoding allows nothing but a box (`BoxGrammar`), or `not in the image` where the model was
-        taught to say so.
-        """
-        return self.answer(ground_requests(image, phrases), boxes_only=True)
+        taught to say so; that phrase has no box then.
 
-    def refer(self, image: ImageSource, regions: Boxes | Sequence[RegionLike]) -> list[str]:
+        Raises:
+            ValueError: a phrase is blank.
+        """
+        image, phrases = open_input(image), as_list(phrases)
+        answers = self.answer(ground_questions(image, phrases), boxes_only=True)
+        found = [answer for answer in answers if answer.failure is None]
+        num_boxes = torch.tensor([0 if a.failure else len(a.boxes) for a in answers]).long()
+        query_index = torch.arange(len(answers)).repeat_interleave(num_boxes)
+        picture = upright_picture(image)
+        return GroundingResult(
+            picture,
+            Boxes.normalized([b for a in found for b in a.boxes.xyxy.tolist()], picture.size),
+            torch.tensor([score for a in found for score in a.scores.tolist()]),
+            [phrases[query] for query in query_index.tolist()],
+            [answer.text for answer in answers],
+            query_index,
+            [answer.failure for answer in answers],
+        )
+
+    def refer(self, image: ImageInput, regions: RegionsInput) -> GroundingResult:
         """Says what is in each region.
 
         Args:
-            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`),
-                in the frame of the upright picture. Boxes are clipped to it.
+            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`).
+                Boxes are clipped to the picture; of a point or mask the result has the box around
+                it.
 
         Raises:
-            ValueError: a region that cannot be used (a box inverted, outside, under a pixel or in
-                the frame of the picture before its turn; a point outside; a mask empty or of
-                another size), or points and masks that this model does not know
-                (`mllm.regions.check_takes_masks`); says why.
+            ValueError: a region cannot be used (see `check_regions`), or points and masks that this
+                model does not know (`mllm.regions.check_takes_masks`).
         """
-        picture = open_image(image)
-        if isinstance(regions, Boxes):
-            regions.check_not_turned(*picture.size)
-            regions = regions.to_normalized().xyxy.tolist()
-        requests = [self.refer_request(picture, region) for region in regions]
-        return [answer.raw_text for answer in self.answer(requests)]
+        image = open_input(image)
+        picture = upright_picture(image)
+        boxes, masks = check_regions(regions, picture.size)
+        answers = self.answer(self._refer_questions(image, boxes, masks))
+        return GroundingResult(
+            picture,
+            boxes,
+            torch.tensor([answer.confidence or 0.0 for answer in answers]),
+            [answer.text for answer in answers],
+            [answer.text for answer in answers],
+            torch.arange(len(answers)),
+            [None if answer.text else "empty" for answer in answers],
+        )
 
-    def caption(self, image: ImageSource) -> str:
+    def caption(self, image: ImageInput) -> Answer:
         """Describes the whole image."""
-        return self.ask(image, PROMPTS["caption"]).raw_text
+        return self.ask(image, PROMPTS["caption"])
 
-    def ask(self, image: ImageSource, question: str) -> GroundedAnswer:
-        """Answers any question about the image; `failure` is set unless the answer is boxes."""
-        return self.answer([ChatRequest(open_image(image), question)])[0]
+    def ask(self, image: ImageInput, question: str, regions: Regions = None) -> Answer:
+        """Answers any question about an image, and about regions of it; see `Question`."""
+        return self.answer([Question(image, question, regions)])[0]
 
-    def refer_request(self, image: ImageSource, region: RegionLike) -> ChatRequest:
-        """Makes the question what is in a region.
-
-        Args:
-            region: a normalised box, which is clipped to the upright picture, or a point or mask,
-                whose surrounding box is written in the question.
-        """
-        picture = open_image(image)
-        mask = as_mask(region, picture.size)
-        box = _checked_box(region, picture) if mask is None else around(mask)
-        question = PROMPTS["refer"].format(box=self.processor.coordinates.encode(box))
-        return ChatRequest(picture, question, [box if mask is None else mask])
+    def refer_questions(self, image: ImageInput, regions: RegionsInput) -> list[Question]:
+        """Makes the questions what is in each region; see `refer`."""
+        image = open_input(image)
+        checked = check_regions(regions, upright_picture(image).size)
+        return self._refer_questions(image, *checked)
 
     def answer(
         self,
-        requests: Sequence[ChatRequest],
+        questions: Sequence[Question],
         *,
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
-    ) -> list[GroundedAnswer]:
+        batch_size: int = _BATCH_SIZE,
+    ) -> list[Answer]:
         """Answers any questions in batches; all other methods are thin wrappers of this one.
 
         Args:
+            batch_size: questions at a time.
             boxes_only: each answer is one box (see `ground`), and as long as a box.
         """
-        answers: list[GroundedAnswer] = []
-        for start in range(0, len(requests), _BATCH_SIZE):
-            reading = self.read(requests[start : start + _BATCH_SIZE])
+        answers: list[Answer] = []
+        for start in range(0, len(questions), batch_size):
+            reading = self.read(questions[start : start + batch_size])
             answers += self.write(reading, max_new_tokens=max_new_tokens, boxes_only=boxes_only)
         return answers
 
-    def stream(self, image: ImageSource, question: str) -> Iterator[str]:
+    def stream(self, image: ImageInput, question: str) -> Iterator[str]:
         """Yields the text of `ask` in pieces, as it is written.
 
-        Joined and stripped, the pieces are `raw_text`. Raises what `ask` raises, once the first
-        piece is asked for.
+        Joined and stripped, the pieces are `text`. Raises what `ask` raises, once the first piece
+        is asked for.
         """
-        reading = self.read([ChatRequest(open_image(image), question)])
+        reading = self.read([Question(image, question)])
         streamer = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
         with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(self._generate, reading, _TEXT_TOKENS, streamer=streamer)
+            writing = pool.submit(self._generate, reading.inputs, _TEXT_TOKENS, streamer=streamer)
             # also ends the loop below if `generate` raised and so never ended the stream
             writing.add_done_callback(lambda _: streamer.end())
             yield from (piece for piece in streamer if piece)
             writing.result()
 
     @torch.inference_mode()
-    def read(self, requests: Sequence[ChatRequest]) -> Mapping[str, Any]:
+    def read(self, questions: Sequence[Question]) -> Reading:
         """Makes one batch for `write`; an image that several questions share is read already."""
-        return prefill_shared(self.model, self.prepare(requests))
+        questions = _open_images(questions)
+        inputs = self.prepare(questions)
+        return Reading(
+            prefill_shared(self.model, inputs),
+            [upright_picture(question.image).size for question in questions],
+            inputs["attention_mask"].sum(1).tolist(),
+        )
 
     def write(
         self,
-        reading: Mapping[str, Any],
+        reading: Reading,
         *,
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
-    ) -> list[GroundedAnswer]:
+    ) -> list[Answer]:
         """Answers what `read` returned; it can be used once, because its cache is continued."""
-        prompt_length = reading["input_ids"].shape[1]
+        prompt_length = reading.inputs["input_ids"].shape[1]
         if boxes_only:
             max_new_tokens = self.grammar.max_tokens
         with self.model.hidden_states_of_answers() as states:
             output = self._generate(
-                reading,
+                reading.inputs,
                 max_new_tokens,
                 boxes_only=boxes_only,
                 output_logits=True,
@@ -218,52 +270,66 @@ class GroundingPredictor:
         )
         new_tokens = output.sequences[:, prompt_length:]
         hidden = torch.stack(states, 1) if states else [None] * len(new_tokens)
-        return [self._answer(*row) for row in zip(new_tokens, log_probs, hidden, strict=True)]
+        facts = zip(reading.num_prompt_tokens, reading.sizes, strict=True)
+        answers = []
+        for ids, probs, state, (num_prompt_tokens, size) in zip(
+            new_tokens, log_probs, hidden, facts, strict=True
+        ):
+            head = self.read_boxes(ids, state)
+            written = Generation(ids.tolist(), probs, *head, num_prompt_tokens, max_new_tokens)
+            answers.append(read_answer(self.processor, written, size))
+        return answers
 
-    def prepare(self, requests: Sequence[ChatRequest]) -> BatchFeature:
+    def prepare(self, questions: Sequence[Question]) -> BatchFeature:
         """Makes one batch as the model reads it: chat template applied, `<image>` expanded."""
+        questions = _open_images(questions)
+        images = [question.image for question in questions]
+        features = None
+        if any(isinstance(image, EncodedImage) for image in images):
+            distinct = {id(upright_picture(image)): image for image in images}
+            encoded = [self.encode(image) for image in distinct.values()]
+            features = torch.cat([image.features.tokens for image in encoded])
         return self.processor(
-            [request.image for request in requests],
-            [self._prompt(request.question) for request in requests],
-            [request.region for request in requests],
+            [upright_picture(image) for image in images],
+            [self._prompt(question.text) for question in questions],
+            [question.regions for question in questions],
+            image_features=features,
         ).to(self.model.device)
 
     @torch.inference_mode()
     def _generate(
         self,
-        reading: Mapping[str, Any],
+        inputs: Mapping[str, Any],
         max_new_tokens: int,
         *,
         boxes_only: bool = False,
         **options: Any,
     ) -> Any:
-        prompt_length = reading["input_ids"].shape[1]
+        prompt_length = inputs["input_ids"].shape[1]
         held = BoxLogitsProcessor(self.grammar, prompt_length, boxes_only=boxes_only)
         return self.model.generate(
-            **reading, max_new_tokens=max_new_tokens, logits_processor=[held], **options
+            **inputs, max_new_tokens=max_new_tokens, logits_processor=[held], **options
         )
+
+    def _refer_questions(
+        self, image: ImageInput, boxes: Boxes, masks: Sequence[Tensor | None]
+    ) -> list[Question]:
+        """Makes one question per box; a mask goes in with the box around it written out."""
+        write_box = self.processor.coordinates.encode
+        return [
+            Question(
+                image,
+                PROMPTS["refer"].format(box=write_box(box)),
+                [box if mask is None else mask],
+            )
+            for box, mask in zip(boxes.xyxy.tolist(), masks, strict=True)
+        ]
 
     def _prompt(self, question: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         return self.processor.render(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-
-    def _answer(self, tokens: Tensor, log_probs: Tensor, hidden: Tensor | None) -> GroundedAnswer:
-        """Reads one row.
-
-        Args:
-            tokens: int64[T], generated ids.
-            log_probs: float[T], their log-probabilities.
-            hidden: float[T, H], the hidden states that wrote them; None without a box head.
-        """
-        length = self.processor.answer_length(tokens.tolist())
-        text = self.processor.decode_answer(tokens)
-        confidence = float(log_probs[:length].mean().exp()) if length else None
-        regressed, confidences = self.read_boxes(tokens[:length], hidden)
-        confidence = min(confidences, default=confidence)
-        parsed = self.processor.coordinates.parse(text, regressed)
-        return GroundedAnswer(text, Boxes.normalized(parsed.boxes), parsed.failure, confidence)
 
     def read_boxes(
         self, tokens: Tensor, hidden: Tensor | None
@@ -285,23 +351,7 @@ class GroundingPredictor:
         return boxes.tolist(), logits.detach().sigmoid().tolist()
 
 
-def checked_box(box_px: Sequence[float], width: int, height: int) -> Box:
-    """Clips a box in pixels to a `width` x `height` picture and normalises it.
-
-    Raises:
-        ValueError: it cannot be used (inverted, outside, under a pixel); says why.
-    """
-    cleaned, reason = clean_box(box_px, width, height)
-    if cleaned is None:
-        shown = ", ".join(f"{value:.1f}" for value in box_px)
-        raise ValueError(
-            f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
-            "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
-        )
-    return cleaned
-
-
-def ground_requests(image: ImageSource, phrases: Sequence[str]) -> list[ChatRequest]:
+def ground_questions(image: ImageInput, phrases: Sequence[str]) -> list[Question]:
     """Makes the questions where each phrase is.
 
     Raises:
@@ -309,13 +359,14 @@ def ground_requests(image: ImageSource, phrases: Sequence[str]) -> list[ChatRequ
     """
     if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
         raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
-    questions = [PROMPTS["ground"].format(phrase=phrase.strip()) for phrase in phrases]
-    picture = open_image(image)
-    return [ChatRequest(picture, question) for question in questions]
+    image = open_input(image)
+    return [Question(image, PROMPTS["ground"].format(phrase=phrase.strip())) for phrase in phrases]
 
 
-def _checked_box(box: RegionLike, image: Image.Image) -> Box:
-    """Clips a normalised box to the picture."""
-    width, height = image.size
-    sides = torch.tensor([width, height] * 2, dtype=torch.float64)
-    return checked_box((torch.as_tensor(box, dtype=torch.float64) * sides).tolist(), width, height)
+def _open_images(questions: Sequence[Question]) -> list[Question]:
+    """Opens the images that are not open yet; questions that share one still share it."""
+    opened: dict[int, ImageInput] = {}
+    for question in questions:
+        if id(question.image) not in opened:
+            opened[id(question.image)] = open_input(question.image)
+    return [replace(question, image=opened[id(question.image)]) for question in questions]

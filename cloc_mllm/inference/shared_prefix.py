@@ -1,9 +1,9 @@
-"""Many questions about one image: what they all start with is read once an image.
+"""Reads once what many questions about one image start with.
 
-Rows of one batch begin alike: the chat template, the image or images, "Where is". `prefill_shared`
-runs those P tokens through the language model once for all rows of an image, hands the key-value
-cache to the B rows, and leaves `generate` only each row's own rest. With I tokens an image and q a
-question, k questions on an image cost I + kq tokens instead of k(I + q).
+The rows of a batch begin alike: the chat template, the image or images, "Where is". The function
+`prefill_shared` runs those P tokens through the language model once for all rows of an image, hands
+the key-value cache to the B rows, and leaves only the rest of each row to `generate`. With I tokens
+per image and q per question, k questions about an image cost I + kq tokens instead of k(I + q).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, VisionInpu
 def prefill_shared(
     model: ClocMllmForConditionalGeneration, inputs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Arguments for `generate` that give what `inputs` give, with the shared start in a cache.
+    """Makes arguments of `generate` with the same answers, whose shared start is in a cache.
 
     Args:
-        inputs: of `ClocMllmProcessor`, images included: int64[B, T], padded on the left.
+        inputs: what `ClocMllmProcessor` returned for B rows, padded on the left.
 
     Returns:
-        `inputs` as they are where nothing is saved: each row has its own images or another number
-        of them, the rows differ before the images' end, or the language model keeps a state that
-        has no gaps (Mamba).
+        `inputs` itself where nothing would be saved: every row has other images or another number
+        of them, the rows differ before their images end, or the language model keeps a state, in
+        which there can be no gaps (Mamba).
     """
     found = (inputs["input_ids"] == model.config.image_token_id).sum(1)
     if (found != found[0]).any() or model.language_model._is_stateful:
@@ -56,8 +56,10 @@ def prefill_shared(
 
 
 def shared_length(input_ids: Tensor, attention_mask: Tensor, region_token_id: int) -> int:
-    """How many first tokens all rows share: before any `<region>` (its features differ), and at
-    least one token short of the shortest row (`generate` must have something left to read).
+    """Counts the first tokens that all rows share.
+
+    The count ends before any `<region>`, whose features differ, and at least one token before the
+    end of the shortest row, because `generate` must have something left to read.
 
     Args:
         input_ids, attention_mask: int64[B, T], padded on the left.
@@ -72,10 +74,10 @@ def shared_length(input_ids: Tensor, attention_mask: Tensor, region_token_id: in
 
 
 def gap_after(length: int, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move each row's padding from its left end to after its first `length` tokens.
+    """Moves the padding of each row from its left end to behind its first `length` tokens.
 
-    So the shared start stands in the same columns of every row, and every row ends in the last
-    column, from where `generate` continues. Positions count real tokens, so a gap moves none.
+    Then the shared start is in the same columns of every row, and every row still ends in the last
+    column, where `generate` continues. Positions count real tokens, so a gap changes none of them.
     """
     gaps = (attention_mask == 0).sum(1, keepdim=True)
     column = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)

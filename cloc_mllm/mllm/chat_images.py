@@ -45,6 +45,11 @@ def open_rows(images: Any, num_rows: int) -> list[list[Image.Image]]:
     return [[opened[id(source)] for source in of_row] for of_row in sources]
 
 
+def open_images(images: Any) -> list[Image.Image]:
+    """Opens one image or several; see `open_rows` for what is taken."""
+    return [image for row in open_rows([images], 1) for image in row]
+
+
 def open_chat_image(text: str) -> Image.Image:
     """Opens the image that a text of a chat names.
 

@@ -1,7 +1,8 @@
-"""Boxes as text, both ways. Nothing else writes box text; `evaluation.answers` reads others' too.
+"""Writes boxes as text and reads them back.
 
-Box text is always in the original image's normalised frame, so padding never changes an answer.
-A coordinate in 0..1 becomes the nearest of `num_bins` bins; bin 0 is 0.0, the last bin is 1.0.
+Nothing else writes box text; `evaluation.answers` also reads the formats of other models. Box text
+is always in the normalised frame of the original image, so padding never changes an answer. A
+coordinate in 0..1 becomes the nearest of `num_bins` bins; bin 0 is 0.0 and the last bin is 1.0.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _HEAD_BOX = re.compile(re.escape(BOX_TOKEN))
 
 
 class PlacedBox(NamedTuple):
-    """A box (xyxy, normalised to the original image) that a text writes in `[start, end)`."""
+    """A box that a text writes as `text[start:end]`: xyxy, normalised to the original image."""
 
     start: int
     end: int
@@ -42,11 +43,13 @@ class PlacedBox(NamedTuple):
 
 @dataclass(frozen=True)
 class ParsedBoxes:
-    """`boxes` (xyxy, normalised to the original image), or none of them and why.
+    """The boxes of an answer, or why it has none.
 
-    `failure` is None or one of `empty`, `not_there` (the answer `NOT_THERE`), `not_a_box` (anything
-    but boxes, or text around them), `wrong_count` (location tokens not four a box), `out_of_range`,
-    `inverted`, `zero_area`.
+    Attributes:
+        boxes: xyxy, normalised to the original image; empty if there is a failure.
+        failure: None, or one of `empty`, `not_there` (the answer is `NOT_THERE`), `not_a_box`
+            (anything but boxes, or text around them), `wrong_count` (the number of location tokens
+            is no multiple of four), `out_of_range`, `inverted`, `zero_area`.
     """
 
     boxes: list[XYXY]
@@ -55,12 +58,16 @@ class ParsedBoxes:
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How a box is written: integers `[120, 43, 560, 890]`, or four location tokens
-    `<loc_12><loc_4><loc_56><loc_89>`. Several boxes stand one after another (integers with a
-    space between).
+    """How a box is written.
 
-    With `head` that is how questions write them; an answer's box is one `<box>`, whose four numbers
-    a head reads off the language model's hidden state (`mllm/answer_boxes.py`)."""
+    Attributes:
+        kind: `integers` are `[120, 43, 560, 890]`, several boxes with a space between them;
+            `location_tokens` are `<loc_12><loc_4><loc_56><loc_89>`, several without a space.
+        num_bins: the number of values of a coordinate; always 1000 for integers.
+        head: questions write boxes by `kind`, but each box of an answer is one `<box>` token, and
+            a head reads its four numbers off the language model's hidden state
+            (`mllm/answer_boxes.py`).
+    """
 
     kind: Literal["integers", "location_tokens"]
     num_bins: int = _INTEGER_BINS
@@ -75,15 +82,16 @@ class BoxFormat:
             object.__setattr__(self, "num_bins", _INTEGER_BINS)
 
     def tokens(self) -> list[str]:
-        """Tokens the tokenizer must get, in bin order; none for integers."""
+        """Lists the tokens that the tokenizer needs, in the order of bins; none for integers."""
         if self.kind == "integers":
             return []
         return [f"<loc_{index}>" for index in range(self.num_bins)]
 
     def bins(self, box: Sequence[float]) -> tuple[int, int, int, int]:
-        """Nearest bins of a normalised xyxy box; a side thinner than a bin is widened to one.
+        """Returns the nearest bins of a normalised xyxy box; a side is at least one bin long.
 
-        Raises `ValueError` for a box that is not finite, inverted, empty or outside 0..1.
+        Raises:
+            ValueError: the box is not finite, inverted, empty or outside 0..1.
         """
         x1, y1, x2, y2 = (float(value) for value in box)
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
@@ -95,22 +103,22 @@ class BoxFormat:
         return left, top, right, bottom
 
     def encode(self, box: Sequence[float]) -> str:
-        """Normalised xyxy box -> its text. Raises like `bins`."""
+        """Writes a normalised xyxy box as text. Raises what `bins` raises."""
         bins = self.bins(box)
         if self.kind == "integers":
             return f"[{', '.join(map(str, bins))}]"
         return "".join(f"<loc_{index}>" for index in bins)
 
     def answer(self, box: Sequence[float]) -> str:
-        """The text that answers with a normalised box. Raises like `bins`."""
+        """Writes the answer whose only box is this normalised one. Raises what `bins` raises."""
         text = self.encode(box)
         return BOX_TOKEN if self.head else text
 
     def parse(self, text: str, regressed: Sequence[Sequence[float]] = ()) -> ParsedBoxes:
-        """The text of an answer -> boxes. Strict: the whole text must be boxes. Never raises.
+        """Reads the boxes of an answer, which must be boxes and nothing else. Never raises.
 
         Args:
-            regressed: what the head gave for each `<box>` of the text, normalised.
+            regressed: what the head read for each `<box>` of the text, normalised.
         """
         text = text.strip()
         if not text:
@@ -137,10 +145,13 @@ class BoxFormat:
     def find(
         self, text: str, regressed: Sequence[Sequence[float]] = ()
     ) -> tuple[list[PlacedBox], list[str]]:
-        """Boxes anywhere in a text, in their order, and why what looks like others is none.
+        """Finds the boxes anywhere in a text.
 
         Args:
             regressed: as for `parse`.
+
+        Returns:
+            the boxes in their order, and for what looks like other boxes the reasons it is none.
         """
         one, whole = (_HEAD_BOX, _HEAD_BOX) if self.head else _PATTERNS[self.kind]
         found: list[PlacedBox] = []
@@ -156,7 +167,7 @@ class BoxFormat:
         return found, failures
 
     def rewrite(self, text: str, write: Callable[[XYXY], str]) -> str:
-        """The text with each box that parses written by `write`; all else stays as it is."""
+        """Replaces each box of a text that parses by what `write` makes of it."""
 
         def written(match: re.Match[str]) -> str:
             parsed = self.parse(match.group())

@@ -204,7 +204,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
         """Image features float[I, N, H] and region features float[R, H] for the language model."""
-        image = self._encode(inputs.pixel_values)
+        image = self.encode_images(inputs.pixel_values)
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [image.tokens], [cells]
         if self.config.vision_features == "encoder+prompter":
@@ -220,8 +220,9 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
         return image_features, self.region_projector(features, [boxes])
 
-    def _encode(self, pixel_values: Tensor) -> ImageFeatures:
-        if pixel_values.ndim == 3:  # encoded before; nothing here reads the pooled features
+    def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
+        """Encodes float[I, 3, S, S]; takes float[I, N, D] for tokens that are encoded already."""
+        if pixel_values.ndim == 3:  # nothing here reads the pooled features
             unread = pixel_values.new_zeros(len(pixel_values), 0)
             return ImageFeatures(unread, pixel_values, self.vision.grid_hw)
         return self.vision.encode_image(pixel_values.to(self.region_projector.output.weight.dtype))

@@ -7,29 +7,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from cloc_mllm.data.conversations import FIRST_WORDINGS, wordings_hash
 from cloc_mllm.data.images import ImageSource
-from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.geometry import Boxes
 from cloc_mllm.mllm.chat_images import open_rows
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
-from cloc_mllm.mllm.regions import Regions, place_regions
+from cloc_mllm.mllm.regions import (
+    Regions,
+    check_placeholders,
+    place_regions,
+    regions_by_image,
+)
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
-# for language models without a chat template of their own
+# for language models that have no chat template
 DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{{ eos_token if message['role'] == 'assistant' else '\\n' }}{% endfor %}"
 )
-# most language models' templates know texts alone, so image items first become placeholders
+# Most chat templates know texts alone, so image items first become placeholders.
 _FLATTEN_CONTENT = (
     "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
     "{%- if message['content'] is string -%}{%- set text = message['content'] -%}{%- else -%}"
@@ -48,7 +54,9 @@ class ClocMllmProcessor(ProcessorMixin):
 
     Args:
         tokenizer: the language model's, with the tokens that `add_special_tokens` adds.
-        image_size: S in pixels.
+        image_processor: prepares the pixels; by default one of `image_size`.
+        image_size: S in pixels, where there is no `image_processor` (processors that were saved
+            before it existed have none).
         num_image_tokens: N, the number of tokens that the model's projector makes per image.
         box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
         max_tiles: the largest number of tiles that show parts of a larger image beside the whole
@@ -61,7 +69,8 @@ class ClocMllmProcessor(ProcessorMixin):
     def __init__(  # noqa: PLR0913  Transformers saves a processor as its arguments
         self,
         tokenizer: PreTrainedTokenizerBase,
-        image_size: int = 128,
+        image_processor: ClocMllmImageProcessor | None = None,
+        image_size: int | None = None,
         num_image_tokens: int = 64,
         box_format: str = "location_tokens",
         num_bins: int = 100,
@@ -74,8 +83,14 @@ class ClocMllmProcessor(ProcessorMixin):
             tokenizer.pad_token = tokenizer.eos_token
         if chat_template is None:
             chat_template = _FLATTEN_CONTENT + (tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE)
-        super().__init__(tokenizer, chat_template=chat_template)
-        self.image_size = image_size
+        if image_processor is None:
+            image_processor = ClocMllmImageProcessor(image_size or 128)
+        elif image_size is not None and image_size != image_processor.size["height"]:
+            raise ValueError(
+                f"image_size is {image_size}, but the image processor's is {image_processor.size}; "
+                "pass one of the two"
+            )
+        super().__init__(tokenizer, image_processor, chat_template=chat_template)
         self.num_image_tokens = num_image_tokens
         self.box_format = box_format
         self.num_bins = num_bins
@@ -88,6 +103,20 @@ class ClocMllmProcessor(ProcessorMixin):
             check_fingerprint(fingerprint, actual, "the saved processor")
         self.fingerprint = actual
 
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: Any = None, **kwargs: Any
+    ) -> Any:
+        """Loads the tokenizer, and the image processor unless the files are older than it."""
+        name, saved = pretrained_model_name_or_path, processor_dict.get("image_processor")
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", name, **kwargs)
+        return [tokenizer, ClocMllmImageProcessor(**saved) if saved else None]
+
+    @property
+    def image_size(self) -> int:
+        """S in pixels."""
+        return self.image_processor.size["height"]
+
     @property
     def coordinates(self) -> BoxFormat:
         return BoxFormat(self.box_format, self.num_bins, self.box_head)  # type: ignore[arg-type]
@@ -97,6 +126,8 @@ class ClocMllmProcessor(ProcessorMixin):
         images: ImageSource | Sequence[Any] | None = None,
         text: str | Sequence[str] | None = None,
         regions: Sequence[Regions] | None = None,
+        *,
+        image_features: Tensor | None = None,
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
@@ -110,6 +141,8 @@ class ClocMllmProcessor(ProcessorMixin):
                 list of boxes, points and masks (`RegionLike`). A row of several images has a list
                 with the regions of each; its `<region>` tokens stand for those of the first image,
                 then of the second, and so on.
+            image_features: float[I, N, D], what the model's image encoder has made of the views of
+                the distinct images, in their order; they stand in the place of the pixels then.
             kwargs: accepted for `apply_chat_template`; padding and tensors are always made.
 
         Returns:
@@ -132,15 +165,16 @@ class ClocMllmProcessor(ProcessorMixin):
         if not any(pictures):
             return BatchFeature(inputs)
         given = regions or [None] * len(texts)
-        vision = self.vision_inputs(pictures, given)
+        vision = self.vision_inputs(pictures, given, image_features)
         for row, (text, of_row) in enumerate(zip(texts, given, strict=True)):
-            _check_regions(row, text, _by_image(of_row, len(pictures[row])))
+            check_placeholders(row, text, regions_by_image(of_row, len(pictures[row])))
         return BatchFeature({**inputs, **vision})
 
     def vision_inputs(
         self,
         images: Sequence[ImageSource | Sequence[ImageSource]],
         regions: Sequence[Regions | Sequence[Regions]],
+        image_features: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Prepares the images and regions of rows; see `__call__` for what it takes and returns."""
         if len(images) != len(regions):
@@ -148,18 +182,20 @@ class ClocMllmProcessor(ProcessorMixin):
         rows = open_rows(images, len(images))
         distinct = {id(image): image for row in rows for image in row}
         views = {key: self.views(image.size) for key, image in distinct.items()}
-        prepared = [
-            preprocess(view.crop(distinct[key]), self.image_size)[0]
-            for key, of_image in views.items()
-            for view in of_image
-        ]
+        if image_features is None:
+            prepared = [
+                self.image_processor.prepare(view.crop(distinct[key]))
+                for key, of_image in views.items()
+                for view in of_image
+            ]
+            image_features = torch.stack(prepared)
         number = {key: index for index, key in enumerate(distinct)}
         placed = place_regions(
             list(views.values()),
             [[number[id(image)] for image in row] for row in rows],
-            [_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
+            [regions_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
         )
-        return {"pixel_values": torch.stack(prepared), **placed}
+        return {"pixel_values": image_features, **placed}
 
     def views(self, image_wh: tuple[int, int]) -> list[View]:
         """Lists the views, of N tokens each, that show an image of this size (`mllm/views.py`)."""
@@ -236,8 +272,57 @@ class ClocMllmProcessor(ProcessorMixin):
     def decode_answer(self, ids: Sequence[int] | Tensor) -> str:
         """Decodes generated ids up to the end of sequence; location tokens are kept."""
         values = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        answer = values[: self.answer_length(values)]
-        return self.tokenizer.decode(answer, skip_special_tokens=True).strip()
+        return self.decode_ids(values[: self.answer_length(values)]).strip()
+
+    def decode_ids(self, ids: Sequence[int]) -> str:
+        """Decodes generated ids with outer blanks; location tokens are kept."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def post_process_grounding(
+        self,
+        outputs: Tensor | Sequence[Sequence[int]] | Sequence[str],
+        target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        *,
+        num_prompt_tokens: int = 0,
+    ) -> list[dict[str, Any]]:
+        """Reads the boxes of answers, as the detectors of Transformers post-process theirs.
+
+        Args:
+            outputs: what `generate` returned (int64[B, T] or lists of ids), or the decoded texts.
+            target_sizes: (height, width) in pixels of each row's upright image, a list or
+                int64[B, 2]. None leaves the boxes in 0..1.
+            num_prompt_tokens: how many ids of each row are the prompt's and are skipped
+                (`inputs["input_ids"].shape[1]`, where `outputs` still has the prompt).
+
+        Returns:
+            for each row a dict of `boxes` float[R, 4] xyxy, those anywhere in the text; `text`; and
+            `failure`, why the text is not boxes and nothing else (see `ParsedBoxes`), or None.
+
+        Raises:
+            ValueError: the number of sizes differs, or the boxes are not in the text because the
+                model answers them with a box head.
+        """
+        if self.box_head:
+            raise ValueError(
+                "this model's box head reads its boxes off hidden states, so they are not in the "
+                "text; ask with cloc_mllm.GroundingPredictor"
+            )
+        rows = outputs.tolist() if isinstance(outputs, Tensor) else outputs
+        texts = [
+            row if isinstance(row, str) else self.decode_answer(row[num_prompt_tokens:])
+            for row in rows
+        ]
+        sizes = [None] * len(texts) if target_sizes is None else list(target_sizes)
+        if len(sizes) != len(texts):
+            raise ValueError(f"got {len(texts)} answers but {len(sizes)} target_sizes")
+        results = []
+        for text, size in zip(texts, sizes, strict=True):
+            boxes = Boxes.normalized([box for _, _, box in self.coordinates.find(text)[0]])
+            if size is not None:
+                boxes = boxes.to_pixels(width=float(size[1]), height=float(size[0]))
+            failure = self.coordinates.parse(text).failure
+            results.append({"boxes": boxes.xyxy.float(), "text": text, "failure": failure})
+        return results
 
     def answer_length(self, ids: Sequence[int]) -> int:
         """Counts the generated ids before the end of sequence."""
@@ -284,9 +369,9 @@ class ClocMllmProcessor(ProcessorMixin):
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
             "resize": "long side, bicubic, centred padding",
-            "padding_rgb": list(PADDING_RGB),
-            "pixel_mean": list(PIXEL_MEAN),
-            "pixel_std": list(PIXEL_STD),
+            "padding_rgb": self.image_processor.padding_rgb,
+            "pixel_mean": self.image_processor.image_mean,
+            "pixel_std": self.image_processor.image_std,
             "box_frame": "original image, xyxy, 0..1",
             "box_format": self.box_format,
             "num_bins": self.coordinates.num_bins,
@@ -300,8 +385,6 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat
 
     Location tokens are ordinary tokens, so that decoding with `skip_special_tokens` keeps them.
     """
-    from transformers import AddedToken
-
     special = [IMAGE_TOKEN, REGION_TOKEN]
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=True) for t in special], True)
     written = [*box_format.tokens(), *([BOX_TOKEN] if box_format.head else [])]
@@ -318,26 +401,3 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list
     """Looks up tokens of the vocabulary."""
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[token] for token in tokens]
-
-
-def _by_image(regions: Any, num_images: int) -> list[Any]:
-    """Splits a row's regions by image; a row of one image may give them without the outer list."""
-    if num_images > 1 and regions is not None:
-        parts = list(regions)
-        if len(parts) != num_images:
-            raise ValueError(
-                f"got regions for {len(parts)} images in a row of {num_images}; pass one list per "
-                "image (an empty one where there are none)"
-            )
-    else:
-        parts = [regions] * min(1, num_images) if num_images <= 1 else [None] * num_images
-    return [[] if part is None else part for part in parts]
-
-
-def _check_regions(row: int, text: str, regions: Sequence[Sized]) -> None:
-    found, given = text.count(REGION_TOKEN), sum(map(len, regions))
-    if found != given:
-        raise ValueError(
-            f"sample {row} has {found} {REGION_TOKEN} placeholders but {given} region boxes; "
-            "write one placeholder per box"
-        )

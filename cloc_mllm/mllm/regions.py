@@ -1,5 +1,4 @@
-"""Regions of the MLLM: boxes, points and masks on the canvas, and what a `<region>` token is
-made of.
+"""Regions of the MLLM: brings boxes, points and masks to the canvas and reads their features.
 
 Letters: B images, N image tokens, R regions (packed), D_i widths of their features, S canvas side.
 """
@@ -8,12 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cloc_mllm.geometry import Boxes
+from cloc_mllm.mllm.coordinates import REGION_TOKEN
 from cloc_mllm.mllm.views import View, sharpest_view
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.cloc import ClocVision
@@ -22,18 +24,18 @@ from cloc_mllm.models.region_encoders.pooling import pool_under_masks
 from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
-# four numbers are a box (xyxy), two a point (xy), both normalised to the original image; bool[H, W]
-# of the image's size is a mask (a NumPy array serves, too)
-RegionLike = Sequence[float] | Tensor
+# Four numbers are a box (xyxy), two a point (xy), both normalised to the original image; bool[H, W]
+# of the image's size is a mask.
+RegionLike = Sequence[float] | Tensor | np.ndarray
 Regions = Boxes | Sequence[RegionLike] | None
 
 
 def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
-    """bool[H, W] of a mask, or of a point: the pixel it lies in; None for a box.
+    """Returns the mask bool[H, W] of a region: of a point the one pixel it lies in, None for a box.
 
     Raises:
-        ValueError: a mask that is empty or of another size, a point outside of the image, or
-            what is no region.
+        ValueError: the mask is empty or of another size, the point is outside the image, or it is
+            no region at all.
     """
     width, height = image_wh
     values = torch.as_tensor(region)
@@ -56,7 +58,7 @@ def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
     point = [float(value) for value in values]
     if not all(0 <= value <= 1 for value in point):
         raise ValueError(f"expected a point x, y in 0..1 of the image, got {point}")
-    # a pixel's number over the number of pixels must come back as that pixel
+    # a pixel's number divided by the number of pixels must give that pixel again
     column, row = (
         min(side - 1, math.floor(value * side + 1e-3))
         for value, side in zip(point, (width, height), strict=True)
@@ -67,19 +69,22 @@ def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
 
 
 def around(mask: Tensor) -> list[float]:
-    """The box of what is on: bool[H, W] -> xyxy, normalised to the mask."""
+    """Returns the box around what is on in a mask bool[H, W]: xyxy, normalised to the mask."""
     return mask_boxes(mask[None])[0].tolist()
 
 
 def regions_on_canvas(
     regions: Regions, views: Sequence[View]
 ) -> tuple[Tensor, list[Tensor | None], list[int]]:
-    """Boxes float[R, 4] in the canvas frame, of a mask or point those around it; the masks,
-    float[S, S] over the canvas, None for a box; the view that each region is on (a mask is always
-    on the first).
+    """Brings the regions of one image to the canvas of one of its views each.
+
+    Returns:
+        boxes float[R, 4] in the canvas frame, of a mask or point the box around it; for each region
+        its mask float[S, S] over the canvas, None for a box; and for each region its view, which
+        for a mask is always the first.
 
     Raises:
-        ValueError: as `as_mask`.
+        ValueError: see `as_mask`.
     """
     boxes, masks = _boxes_and_masks(regions, views[0].image_wh)
     xyxy = boxes.to_normalized().xyxy.tolist()
@@ -110,20 +115,44 @@ def _boxes_and_masks(
     return Boxes.normalized(boxes), masks
 
 
+def regions_by_image(regions: Any, num_images: int) -> list[Any]:
+    """Splits a row's regions by image; a row of one image may give them without the outer list."""
+    if num_images > 1 and regions is not None:
+        parts = list(regions)
+        if len(parts) != num_images:
+            raise ValueError(
+                f"got regions for {len(parts)} images in a row of {num_images}; pass one list per "
+                "image (an empty one where there are none)"
+            )
+    else:
+        parts = [regions] * min(1, num_images) if num_images <= 1 else [None] * num_images
+    return [[] if part is None else part for part in parts]
+
+
+def check_placeholders(row: int, text: str, regions: Sequence[Sized]) -> None:
+    """Raises `ValueError` unless the text of a row has one `<region>` per region."""
+    found, given = text.count(REGION_TOKEN), sum(map(len, regions))
+    if found != given:
+        raise ValueError(
+            f"sample {row} has {found} {REGION_TOKEN} placeholders but {given} region boxes; "
+            "write one placeholder per box"
+        )
+
+
 def place_regions(
     views: Sequence[Sequence[View]],
     rows: Sequence[Sequence[int]],
     regions: Sequence[Sequence[Regions]],
 ) -> dict[str, Tensor]:
-    """All of `VisionInputs` but the pixels.
+    """Makes all of `VisionInputs` but the pixels.
 
     Args:
-        views: of each distinct image.
-        rows: the images of each row, by their numbers.
-        regions: of each image of each row.
+        views: the views of each distinct image.
+        rows: for each row the numbers of its images.
+        regions: for each row the regions of each of its images.
 
     Raises:
-        ValueError: as `as_mask`; names the row.
+        ValueError: see `as_mask`; names the row.
     """
     first_of = list(itertools.accumulate(map(len, views), initial=0))
     image_index: list[int] = []
@@ -154,7 +183,11 @@ def place_regions(
 
 
 def region_dims(kind: str, vision: ClocVision) -> list[int]:
-    """D_i of `read_regions`. `kind`: `MllmConfig.region_features`."""
+    """Returns the widths D_i of what `read_regions` returns.
+
+    Args:
+        kind: `MllmConfig.region_features`.
+    """
     if kind == "coordinates":
         return []
     return [vision.token_dim if kind == "roi" else vision.embed_dim]
@@ -163,10 +196,13 @@ def region_dims(kind: str, vision: ClocVision) -> list[int]:
 def read_regions(
     kind: str, vision: ClocVision, image: ImageFeatures, inputs: VisionInputs
 ) -> list[Tensor]:
-    """Features of all regions: float[R, D_i] each.
+    """Reads the features of all regions: a list of float[R, D_i].
+
+    Args:
+        kind: `MllmConfig.region_features`.
 
     Raises:
-        ValueError: there are masks, which this model does not know.
+        ValueError: there are masks, but the model knows boxes alone.
     """
     boxes, masks = inputs.region_boxes, inputs.region_masks
     image_index = inputs.image_index[inputs.region_image_index]
@@ -191,7 +227,8 @@ def read_regions(
 
 
 def check_takes_masks(kind: str, vision: ClocVision) -> None:
-    """
+    """Checks that a model can take points and masks.
+
     Raises:
         ValueError: the model knows boxes alone, so points and masks would mean nothing to it.
     """

@@ -1,8 +1,8 @@
-"""Larger pictures at their own resolution: the whole image, then the tiles it is cut into (AnyRes).
+"""Shows larger images at their own resolution: the whole image, then its tiles (AnyRes).
 
-As in LLaVA-NeXT the language model reads the whole image first and its tiles row by row after it,
-each through the same encoder. Every view is a crop on whole pixels, so its place in the original
-image is exact, and the projectors are told it (`frame`): there is nothing to put together again.
+As in LLaVA-NeXT, the language model reads the whole image first and then its tiles, row by row, all
+through the same encoder. Every view is a crop on whole pixels, so its place in the original image
+is exact, and the projectors are told this place (`View.frame`); no features are stitched together.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PixelBox = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class View:
-    """A crop of an image on its way to the canvas.
+    """A crop of an image that goes to the canvas.
 
     Attributes:
-        crop_px: xyxy pixels of the original image.
-        image_wh: the original image's size.
-        size: side of the canvas in pixels.
+        crop_px: xyxy in pixels of the original image.
+        image_wh: width and height of the original image.
+        size: the side of the canvas in pixels.
     """
 
     crop_px: PixelBox
@@ -36,7 +36,7 @@ class View:
 
     @property
     def letterbox(self) -> Letterbox:
-        """From the crop to the canvas."""
+        """The transform from the crop to the canvas."""
         left, top, right, bottom = self.crop_px
         return Letterbox(right - left, bottom - top, self.size)
 
@@ -44,7 +44,7 @@ class View:
         return image if self.is_whole else image.crop(self.crop_px)
 
     def to_canvas(self, boxes: Boxes) -> Boxes:
-        """Boxes of the original image; a box that reaches out of the crop leaves the canvas."""
+        """Moves boxes of the original image to the canvas frame; they may reach out of it."""
         if self.is_whole:
             return self.letterbox.to_canvas(boxes)
         left, top, right, bottom = self.crop_px
@@ -53,7 +53,7 @@ class View:
         return self.letterbox.to_canvas(Boxes.pixels(moved, right - left, bottom - top))
 
     def frame(self) -> Tensor:
-        """The whole canvas as a normalised box of the original image: float[1, 4]."""
+        """Returns the whole canvas as a normalised box of the original image: float[1, 4]."""
         in_crop = self.letterbox.to_original(Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS))
         if self.is_whole:
             return in_crop.xyxy
@@ -68,10 +68,10 @@ class View:
 
 
 def image_views(image_wh: tuple[int, int], size: int, max_tiles: int) -> list[View]:
-    """The whole image, then its tiles row by row.
+    """Lists the views of an image: the whole, then its tiles row by row.
 
-    Tiles come only where they show more than the whole image does, as many as the picture's own
-    resolution needs and at most `max_tiles`.
+    There are tiles only where they show more than the whole image does: as many as the resolution
+    of the image needs, and at most `max_tiles`.
     """
     width, height = image_wh
     columns, rows = tile_grid(width, height, size, max_tiles)
@@ -88,8 +88,11 @@ def image_views(image_wh: tuple[int, int], size: int, max_tiles: int) -> list[Vi
 
 
 def tile_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) of the grid that shows the picture largest, never above its own resolution;
-    of equal ones that of the fewest tiles. (1, 1) is the whole image."""
+    """Returns the (columns, rows) of tiles that show the image largest.
+
+    Nothing is shown above its own resolution; of grids that show it equally large, the one with the
+    fewest tiles is taken. (1, 1) is the whole image.
+    """
 
     def scale(columns: int, rows: int) -> float:
         return min(1.0, size / max(width / columns, height / rows))
@@ -103,8 +106,13 @@ def tile_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, 
 
 
 def sharpest_view(views: Sequence[View], box: Sequence[float]) -> int:
-    """The view that shows a normalised box of the original image whole and largest: a tile where
-    one holds all of it, else the whole image (index 0)."""
+    """Returns the index of the view that shows a box whole and largest.
+
+    That is a tile that holds all of the box, or else the whole image (index 0).
+
+    Args:
+        box: xyxy, normalised to the original image.
+    """
     width, height = views[0].image_wh
     x1, y1, x2, y2 = box[0] * width, box[1] * height, box[2] * width, box[3] * height
     for index, view in enumerate(views[1:], 1):

@@ -1,8 +1,8 @@
-"""What a batch shows, and where in its rows it belongs.
+"""The images and regions of a batch, and where in its rows they belong.
 
-A block is the N `<image>` tokens of one image in a row. A row has none (text alone) or several.
-Letters: B rows, T tokens, I distinct images, K blocks, R regions, S canvas side, N tokens of an
-image, D encoder width.
+A block is the N `<image>` tokens of one image in a row. A row has no block (text alone), one or
+several. Letters: B rows, T tokens, I distinct images, K blocks, R regions, S canvas side, N tokens
+per image, D encoder width.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 class VisionInputs(NamedTuple):
-    """As the processor emits it.
+    """What the processor makes of images and regions.
 
     Attributes:
-        pixel_values: float[I, 3, S, S]; or float[I, N, D], what the encoder made of them before
-            (`mllm/feature_cache.py`).
-        image_frame: float[I, 4], the canvas as a box in the original's normalised frame.
+        pixel_values: float[I, 3, S, S]; or float[I, N, D], the tokens that the encoder made of them
+            before (`mllm/feature_cache.py`).
+        image_frame: float[I, 4], the canvas as a box in the normalised frame of the original image.
         image_index: int64[K], the image of each block; blocks row by row, in the order of tokens.
         region_boxes: float[R, 4], canvas frame.
-        region_masks: float[R, S, S] over the canvas, of regions that are points or masks; zeros
-            where a region is its box, None where all are.
-        region_image_index: int64[R], the block whose image each region lies on; a row's regions
-            stand in the order of its `<region>` tokens.
+        region_image_index: int64[R], the block whose image each region lies on. The regions of a
+            row are in the order of its `<region>` tokens.
+        region_masks: float[R, S, S] over the canvas, the masks of regions that are points or masks,
+            and zeros for boxes; None where all regions are boxes.
     """
 
     pixel_values: Tensor
@@ -46,7 +46,7 @@ class VisionInputs(NamedTuple):
         region_image_index: Tensor | None,
         region_masks: Tensor | None = None,
     ) -> VisionInputs:
-        """What may be left out: images one a block, without padding, no regions."""
+        """Fills in what is left out: one image per block, images without padding, no regions."""
         num_images = len(pixel_values)
         if image_index is None:
             if num_images != num_blocks:
@@ -64,7 +64,9 @@ class VisionInputs(NamedTuple):
         return cls(*given, region_masks)
 
     def repeated(self, times: int, block_rows: Tensor, num_rows: int) -> VisionInputs:
-        """For rows that are each repeated `times` in place; images are only pointed to again.
+        """Makes the inputs of rows that are each repeated `times` times in place.
+
+        Images are not repeated, only pointed to again.
 
         Args:
             block_rows: int64[K], see `rows_of_blocks`.
@@ -91,10 +93,11 @@ class VisionInputs(NamedTuple):
 
 
 def rows_of_blocks(is_image: Tensor, num_tokens: int) -> Tensor:
-    """The row of each block: bool[B, T] -> int64[K].
+    """Returns the row of each block: bool[B, T] -> int64[K].
 
     Raises:
-        ValueError: a row's `<image>` tokens are not whole blocks of `num_tokens`; names the row.
+        ValueError: the `<image>` tokens of a row are not whole blocks of `num_tokens`; names the
+            row.
     """
     found = is_image.sum(1)
     broken = (found % num_tokens).nonzero()
@@ -102,7 +105,7 @@ def rows_of_blocks(is_image: Tensor, num_tokens: int) -> Tensor:
         row = int(broken[0])
         raise ValueError(
             f"sample {row} has {int(found[row])} <image> tokens but images take {num_tokens} "
-            "each; the processor must emit one placeholder a feature (was the text cut?)"
+            "each; the processor must emit one placeholder per feature (was the text cut?)"
         )
     rows = torch.arange(len(found), device=found.device)
     return rows.repeat_interleave(found // num_tokens)

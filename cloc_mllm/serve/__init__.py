@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint over a grounding MLLM.
+"""Serves a grounding MLLM as an OpenAI-compatible endpoint.
 
-`python -m pip install cloc-mllm[serve]`, then `cloc-mllm serve`. FastAPI is imported only when it
-starts.
+`python -m pip install cloc-mllm[serve]`, then `cloc-mllm serve`. FastAPI is imported only when the
+server starts.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _SECONDS_TO_FINISH = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm serve`: load the model, answer until interrupted.
+    """`cloc-mllm serve`: loads the model and answers until it is interrupted.
 
     Returns:
         128 + the number of the signal that ended it.
 
     Raises:
-        ValueError: the address cannot be listened on.
+        ValueError: it cannot listen on the address.
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
     limits = parser.instantiate_classes(arguments).limits
 
-    # before the weights, so that a port that is taken is told at once
+    # before the weights are loaded, so that a taken port is reported at once
     with listen(arguments.host, arguments.port) as listening:
         import uvicorn
         from transformers.utils.logging import disable_progress_bar
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"model {name!r} on http://{shown}:{port}/v1, Ctrl-C ends it", flush=True)
-        # the server handles signals itself and raises them again when it has closed
+        # the server handles signals itself and raises them again after it has closed
         with StopRequest() as stop:
             server.run(sockets=[listening])
     return 128 + stop.signal_number if stop.requested else 0
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 takes a free one."""
+    """Opens a listening TCP socket; port 0 takes a free port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -70,7 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def model_name(directory: str) -> str:
-    """`runs/stage2/model` is `stage2`; the shipped model is `cloc-mllm`."""
+    """Names a model by its directory: `runs/stage2/model` is `stage2`, "" is `cloc-mllm`."""
     if not directory:
         return "cloc-mllm"
     path = Path(directory).resolve()
@@ -81,12 +81,12 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="cloc-mllm serve",
         description="An OpenAI-compatible endpoint (/v1/chat/completions) on this machine. It has "
-        "no passwords: put a proxy that has in front of it before others can reach it.",
+        "no passwords: before others can reach it, put a proxy in front of it that has.",
     )
     parser.add_argument(
         "--mllm", default="", metavar="DIR", help="stage-2 model; the shipped one by default"
     )
-    parser.add_argument("--name", default="", help="model name; by default of its directory")
+    parser.add_argument("--name", default="", help="model name; by default that of its directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0: any")
     parser.add_class_arguments(Limits, "limits")

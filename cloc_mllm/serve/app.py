@@ -1,4 +1,4 @@
-"""The routes of the endpoint, free of sockets and signals."""
+"""Builds the routes of the endpoint, without sockets and signals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from cloc_mllm.demo.guard import read_body
-from cloc_mllm.inference.chat import ChatAnswer
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.results import Answer
+from cloc_mllm.serve.checks import CheckedRequest, check_request
 from cloc_mllm.serve.errors import ApiError, error_body
 from cloc_mllm.serve.limits import Limits
-from cloc_mllm.serve.questions import Question, read_question
 from cloc_mllm.serve.responses import DONE, Completion, event, model_object
 from cloc_mllm.serve.schema import CompletionRequest, parse_body
 from cloc_mllm.serve.worker import Job, Worker
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's number; nobody reads it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone, so nobody reads it
 
 Value = TypeVar("Value")
 
@@ -34,7 +34,11 @@ class ClientGone(Exception):
 
 
 def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastAPI:
-    """The endpoint over one model; `name` is what it is called."""
+    """Builds the endpoint of one model.
+
+    Args:
+        name: what clients call the model.
+    """
     worker = Worker(predictor, limits)
     started = int(time.time())
 
@@ -43,7 +47,7 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastA
         yield
         await run_in_threadpool(worker.close)
 
-    # without the pages of documentation, which load scripts from elsewhere
+    # without FastAPI's pages of documentation, which load scripts from other servers
     app = FastAPI(title="cloc-mllm", openapi_url=None, lifespan=closing_worker)
     _answer_errors(app)
     models = [model_object(name, started, predictor.processor.coordinates)]
@@ -67,12 +71,12 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastA
         _check_content_type(http)
         worker.take_place()
         try:
-            request, question = await _read(http, predictor, limits, name)
+            request, checked = await _read(http, predictor, limits, name)
         except BaseException:
             worker.leave_place()
             raise
-        job = worker.start(question)
-        completion = Completion(name, question)
+        job = worker.start(checked)
+        completion = Completion(name, checked)
         if not request.stream:
             return await _answer_whole(http, job, completion, deadline)
         wants_usage = request.stream_options and request.stream_options.include_usage
@@ -83,7 +87,7 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastA
 
 async def _read(
     http: Request, predictor: GroundingPredictor, limits: Limits, name: str
-) -> tuple[CompletionRequest, Question]:
+) -> tuple[CompletionRequest, CheckedRequest]:
     try:
         body = await asyncio.wait_for(read_body(http.receive, limits.body_bytes), limits.seconds)
     except asyncio.TimeoutError as error:
@@ -95,10 +99,10 @@ async def _read(
             code="request_too_large",
         )
 
-    def parse() -> tuple[CompletionRequest, Question]:
+    def parse() -> tuple[CompletionRequest, CheckedRequest]:
         request = parse_body(body)
         _check_model(request.model or name, name)
-        return request, read_question(request, limits, predictor.processor.coordinates)
+        return request, check_request(request, limits, predictor.processor.coordinates)
 
     return await run_in_threadpool(parse)
 
@@ -106,9 +110,9 @@ async def _read(
 async def _answer_whole(
     http: Request, job: Job, completion: Completion, deadline: float
 ) -> Response:
-    async def last_event() -> ChatAnswer:
+    async def last_event() -> Answer:
         async for piece in job.events(deadline):
-            if isinstance(piece, ChatAnswer):
+            if isinstance(piece, Answer):
                 return piece
         raise AssertionError("the events end with the answer")
 
@@ -123,7 +127,7 @@ async def _answer_whole(
 async def _answer_stream(
     http: Request, job: Job, completion: Completion, deadline: float, wants_usage: bool
 ) -> Response:
-    """Headers go out with the first token, so that a refusal still has its status."""
+    """Streams an answer. The headers go out with the first token, so a refusal has its status."""
     events = job.events(deadline)
 
     async def lines(first: str) -> AsyncIterator[str]:
@@ -151,7 +155,7 @@ async def _answer_stream(
 
 
 class _CancellingStream(StreamingResponse):
-    """Stops the model however the response ends: a client that leaves, a server that closes."""
+    """A stream that stops the model however it ends: the client leaves, the server closes."""
 
     def __init__(self, lines: AsyncIterator[str], job: Job) -> None:
         super().__init__(
@@ -167,7 +171,7 @@ class _CancellingStream(StreamingResponse):
 
 
 async def _unless_gone(http: Request, value: Awaitable[Value]) -> Value:
-    """The awaited value. Raises `ClientGone` as soon as the client closes the connection."""
+    """Awaits a value. Raises `ClientGone` as soon as the client closes the connection."""
 
     async def gone() -> None:
         while (await http.receive())["type"] != "http.disconnect":
@@ -185,7 +189,11 @@ async def _unless_gone(http: Request, value: Awaitable[Value]) -> Value:
 
 
 def _check_content_type(http: Request) -> None:
-    """Pages of other sites cannot send JSON here without asking first, and are never allowed."""
+    """Refuses what is not JSON.
+
+    A page of another site may post a form here, but for JSON its browser first asks for permission,
+    which this server never gives.
+    """
     came = http.headers.get("content-type", "")
     if came.partition(";")[0].strip().lower() != "application/json":
         raise ApiError(415, f"expected content-type application/json, got {came[:80]!r}")

@@ -1,4 +1,4 @@
-"""How much one request, and all of them together, may take."""
+"""Limits how much one request, and all requests together, may take."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """Each is a `--limits.NAME` of `cloc-mllm serve`.
+    """The limits; each is an option `--limits.NAME` of `cloc-mllm serve`.
 
     Args:
-        body_bytes: of a request; pictures in it are base64, 4/3 of their size.
-        images: of a request.
-        image_bytes: of one encoded picture.
-        image_pixels: of one picture, read from its header before any pixel is decoded.
-        messages: of a request.
-        text_chars: of all its messages together.
-        answer_tokens: longest answer; a request that asks for more gets these.
-        default_answer_tokens: where a request names no `max_tokens`.
-        waiting: requests beside the one that is answered; one more is refused with 429.
-        seconds: from a request's arrival to the end of its answer.
+        body_bytes: size of a request; images in it are base64, 4/3 of their size.
+        images: images per request.
+        image_bytes: size of one encoded image.
+        image_pixels: pixels of one image, read from its header before any pixel is decoded.
+        messages: messages per request.
+        text_chars: characters of all messages of a request together.
+        answer_tokens: length of the longest answer; a request that asks for more gets these.
+        default_answer_tokens: length of an answer where the request names no `max_tokens`.
+        waiting: requests that may wait beside the one that is answered; one more is refused (429).
+        seconds: time from the arrival of a request to the end of its answer.
     """
 
     body_bytes: int = 32_000_000

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's objects. What OpenAI has not: `boxes` and `box_failures` of a message."""
+"""Writes answers as OpenAI's objects; `boxes` and `box_failures` of a message are our own."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ import uuid
 from typing import Any
 
 from cloc_mllm.data.conversations import PROMPTS
-from cloc_mllm.inference.chat import AnswerBox, ChatAnswer
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
-from cloc_mllm.serve.questions import Question
+from cloc_mllm.serve.checks import CheckedRequest
 
 DONE = "data: [DONE]\n\n"
 
 
 class Completion:
-    """The objects of one answer, which share an id."""
+    """Writes the objects of one answer, which share an id."""
 
-    def __init__(self, model: str, question: Question) -> None:
-        self.question = question
+    def __init__(self, model: str, request: CheckedRequest) -> None:
+        self.phrase = request.phrase
         self._head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, answer: ChatAnswer) -> dict[str, Any]:
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """Makes the response to a request that is not streamed."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         choice = {"index": 0, "message": message | self._boxes(answer), "logprobs": None}
         choice["finish_reason"] = answer.finish_reason
@@ -34,11 +35,12 @@ class Completion:
         return head | {"choices": [choice], "usage": usage(answer)}
 
     def chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        """Makes one event of a stream."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return self._chunk([choice])
 
-    def chunks(self, piece: str | ChatAnswer, with_usage: bool) -> list[str]:
-        """What a stream says for an event of `worker.Job`."""
+    def chunks(self, piece: str | Answer, with_usage: bool) -> list[str]:
+        """Makes the events of a stream for one event of `worker.Job`."""
         if isinstance(piece, str):
             return [self.chunk({"content": piece})] if piece else []
         lines = [self.chunk(self._boxes(piece), piece.finish_reason)]
@@ -48,25 +50,31 @@ class Completion:
         head = {**self._head, "object": "chat.completion.chunk"}
         return event(head | {"choices": choices} | more)
 
-    def _boxes(self, answer: ChatAnswer) -> dict[str, Any]:
-        boxes = [box_object(box, self.question) for box in answer.boxes]
+    def _boxes(self, answer: Answer) -> dict[str, Any]:
         failures = {"box_failures": answer.box_failures} if answer.box_failures else {}
-        return {"boxes": boxes} | failures
+        return {"boxes": box_objects(answer, self.phrase)} | failures
 
 
-def box_object(box: AnswerBox, question: Question) -> dict[str, Any]:
-    """`xyxy` is in pixels of the picture, so it is there if the question has exactly one."""
-    shown: dict[str, Any] = {"text": box.text, "xyxy_norm": list(box.box)}
-    shown["confidence"] = box.confidence
-    if question.phrase is not None:
-        shown["label"] = question.phrase
-    if len(question.sizes) == 1:
-        sides = question.sizes[0] * 2
-        shown["xyxy"] = [value * side for value, side in zip(box.box, sides, strict=True)]
+def box_objects(answer: Answer, label: str | None) -> list[dict[str, Any]]:
+    """Makes the objects of an answer's boxes.
+
+    `xyxy` is in pixels of the image, so it is left out unless the request has exactly one image.
+    """
+    normalized, scores = answer.boxes.xyxy.tolist(), answer.scores.tolist()
+    shown: list[dict[str, Any]] = [
+        {"text": answer.text[start:end], "xyxy_norm": box, "confidence": score}
+        for (start, end), box, score in zip(answer.spans, normalized, scores, strict=True)
+    ]
+    if label is not None:
+        shown = [box | {"label": label} for box in shown]
+    if answer.boxes.image_wh is not None:
+        pixels = answer.boxes.to_pixels().xyxy.tolist()
+        shown = [box | {"xyxy": xyxy} for box, xyxy in zip(shown, pixels, strict=True)]
     return shown
 
 
-def usage(answer: ChatAnswer) -> dict[str, int]:
+def usage(answer: Answer) -> dict[str, int]:
+    """Counts tokens, images included."""
     return {
         "prompt_tokens": answer.num_prompt_tokens,
         "completion_tokens": answer.num_new_tokens,
@@ -75,12 +83,12 @@ def usage(answer: ChatAnswer) -> dict[str, int]:
 
 
 def event(value: dict[str, Any]) -> str:
-    """One server-sent event."""
+    """Writes one server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
 def model_object(name: str, created: int, box_format: BoxFormat) -> dict[str, Any]:
-    """Also tells how boxes are written and which questions the model was taught."""
+    """Describes a model; also how it writes boxes, and which questions it was taught."""
     written = {"box_format": box_format.kind, "num_bins": box_format.num_bins}
     head = {"id": name, "object": "model", "created": created, "owned_by": "cloc-mllm"}
     return head | written | {"prompts": PROMPTS}

@@ -1,6 +1,6 @@
 """The fields of a chat completion request that mean something here, and their types.
 
-Unknown fields are ignored, as clients send them; those that would change the answer and are not
+Clients send many other fields, which are ignored. Fields that would change the answer but are not
 implemented are refused, unless their value asks for nothing.
 """
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cloc_mllm.serve.errors import ApiError
 
-# With the values that ask for nothing; null is one everywhere.
+# each with the values that ask for nothing; null is such a value for all
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
@@ -54,14 +54,14 @@ class ImageUrl(_Fields):
 
 
 class Regions(_Fields):
-    """Boxes xyxy of the picture; `unit` is never guessed."""
+    """Boxes of an image, xyxy in the stated unit, which is never guessed."""
 
     unit: Literal["pixels", "normalized"]
     boxes: list[Annotated[list[_Number], Field(min_length=4, max_length=4)]]
 
 
 class Part(_Fields):
-    """A piece of a message: a text, or a picture with the boxes its `<region>` stand for."""
+    """A piece of a message: a text, or an image with the boxes that `<region>` stand for."""
 
     type: Literal["text", "image_url"]
     text: str | None = None
@@ -93,7 +93,7 @@ class CompletionRequest(_Fields):
 
 
 def parse_body(body: bytes) -> CompletionRequest:
-    """JSON -> a request whose fields have their types.
+    """Reads a request from JSON and checks the types of its fields.
 
     Raises:
         ApiError: 400 that names the first field that is wrong.
@@ -124,6 +124,6 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def _path(places: Sequence[int | str]) -> str:
-    """`messages[0].content` for ("messages", 0, "content")."""
+    """Writes a path: ("messages", 0, "content") is `messages[0].content`."""
     parts = [f"[{place}]" if isinstance(place, int) else f".{place}" for place in places]
     return "".join(parts).lstrip(".")

@@ -1,4 +1,4 @@
-"""The one thread that runs the model, and the line in front of it."""
+"""Runs the model in one thread, and keeps the queue in front of it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,47 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from jinja2 import TemplateError
 
 from cloc_mllm.data.images import ImageError
-from cloc_mllm.inference.chat import ChatAnswer, PromptTooLong, answer_chat
+from cloc_mllm.inference.chat import PromptTooLong, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.results import Answer
+from cloc_mllm.serve.checks import CheckedRequest
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
-from cloc_mllm.serve.questions import Question
 
 _RETRY_AFTER_S = 5
 
 
 class _Cancelled(Exception):
-    """Nobody waits for the answer any more."""
+    """Raised into the model's loop when nobody waits for the answer any more."""
 
 
 class Job:
-    """A question in the line. Its events are pieces of text, then its answer."""
+    """A request in the queue. Its events are pieces of text and then the answer."""
 
     def __init__(self) -> None:
-        self.future: Future[ChatAnswer]
+        self.future: Future[Answer]
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[str | Future[ChatAnswer]] = asyncio.Queue()
+        self._events: asyncio.Queue[str | Future[Answer]] = asyncio.Queue()
 
     def cancel(self) -> None:
-        """Leave the line, or stop after the token that is being made; nothing if it is done."""
+        """Leaves the queue, or stops after the current token; does nothing if it is done."""
         self.cancelled.set()
         self.future.cancel()
 
-    def put(self, event: str | Future[ChatAnswer]) -> None:
-        """From any thread."""
+    def put(self, event: str | Future[Answer]) -> None:
+        """Adds an event; may be called from any thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def events(self, deadline: float) -> AsyncIterator[str | ChatAnswer]:
-        """Raises `ApiError`: what the question was refused for, or 504 at `deadline` (of the
-        loop's clock)."""
+    async def events(self, deadline: float) -> AsyncIterator[str | Answer]:
+        """Yields the events.
+
+        Args:
+            deadline: by the clock of the event loop.
+
+        Raises:
+            ApiError: the reason the request was refused for, or 504 at the deadline.
+        """
         while True:
             left = deadline - self._loop.time()
             try:
@@ -64,10 +71,10 @@ class Job:
 
 
 class Worker:
-    """Answers one question at a time, in the order they came.
+    """Answers one request at a time, in the order in which they came.
 
-    A place in the line is taken before a request's body is read, so that no more bodies are in
-    memory than the line is long.
+    A request takes its place in the queue before its body is read, so that memory never holds more
+    bodies than the queue has places.
     """
 
     def __init__(self, predictor: GroundingPredictor, limits: Limits) -> None:
@@ -80,11 +87,11 @@ class Worker:
 
     @property
     def num_taken(self) -> int:
-        """Requests that are read, wait or are answered."""
+        """The number of requests that are being read, wait or are being answered."""
         return self._num_taken
 
     def take_place(self) -> None:
-        """Raises `ApiError` 429 if there is none."""
+        """Takes a place in the queue. Raises `ApiError` 429 if there is none."""
         with self._lock:
             if self._num_taken >= self._num_places:
                 raise ApiError(
@@ -96,31 +103,32 @@ class Worker:
             self._num_taken += 1
 
     def leave_place(self) -> None:
+        """Gives a place in the queue back."""
         with self._lock:
             self._num_taken -= 1
 
-    def start(self, question: Question) -> Job:
-        """Put a question in the line; the place taken for it is left when it is done."""
+    def start(self, request: CheckedRequest) -> Job:
+        """Puts a request into the queue; its place is given back when it is done."""
         job = Job()
         self._jobs.add(job)
-        job.future = self._pool.submit(self._answer, question, job)
+        job.future = self._pool.submit(self._answer, request, job)
         job.future.add_done_callback(lambda future: self._done(job, future))
         return job
 
     def close(self) -> None:
-        """Stop what runs and wait for it; nothing else starts."""
+        """Stops what runs and waits for it; nothing else starts."""
         for job in list(self._jobs):
             job.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _answer(self, question: Question, job: Job) -> ChatAnswer:
+    def _answer(self, request: CheckedRequest, job: Job) -> Answer:
         def on_token(piece: str) -> None:
             if job.cancelled.is_set():
                 raise _Cancelled
             job.put(piece)
 
         try:
-            return answer_chat(self.predictor, question.chat(), question.sampling, on_token)
+            return answer_chat(self.predictor, request.chat(), request.sampling, on_token)
         except PromptTooLong as error:
             raise ApiError(
                 400, str(error), param="messages", code="context_length_exceeded"
@@ -136,7 +144,7 @@ class Worker:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
 
-    def _done(self, job: Job, future: Future[ChatAnswer]) -> None:
+    def _done(self, job: Job, future: Future[Answer]) -> None:
         self._jobs.discard(job)
         self.leave_place()
         job.put(future)

@@ -15,7 +15,7 @@ from cloc_mllm.bench.generation import (
 )
 from cloc_mllm.bench.ratio import interleaved_ratio, machine_state, report, save_samples
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.inference import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
 
 def main() -> None:
@@ -29,17 +29,17 @@ def main() -> None:
     machine, results = machine_state(), {}
     print(machine)
     scenes = list(generate_scenes(args.scenes, split="test"))
-    requests = scene_questions(scenes)
-    sides = together_and_apart(GroundingPredictor.from_pretrained(device="cpu"), requests)
+    questions = scene_questions(scenes)
+    sides = together_and_apart(GroundingPredictor.from_pretrained(device="cpu"), questions)
     check_equal(sides[0](), sides[1]())
-    title = f"{len(requests)} questions on {len(scenes)} scenes, answers identical"
+    title = f"{len(questions)} questions on {len(scenes)} scenes, answers identical"
     results[title] = interleaved_ratio(*sides, pairs=args.pairs, warmups=0)
     cpu = results[title].cpu.median
     print(f"{report(title, results[title])}: {1 / cpu:.1f} x faster (CPU)", flush=True)
 
     predictor = random_predictor(args.layers)
-    image = next(one.image for one in requests)
-    about_one = [one for one in requests if one.image is image]
+    image = next(one.image for one in questions)
+    about_one = [one for one in questions if one.image is image]
     for k in args.questions:
         asked = (about_one * k)[:k]
         sides, ideal = together_and_apart(predictor, asked), ideal_speedup(predictor, asked)

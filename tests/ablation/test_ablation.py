@@ -15,7 +15,7 @@ from cloc_mllm.ablation.config import AblationArm, AblationConfig
 from cloc_mllm.ablation.summary import Estimate, Row, estimate, verdict
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.evaluation.statistics import QueryScores
+from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from tests.train.tiny_stage1 import tiny_config, write_tiny_inputs
 
 ARMS = [

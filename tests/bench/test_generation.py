@@ -1,4 +1,5 @@
 import pytest
+import torch
 from PIL import Image
 
 from cloc_mllm.bench.generation import (
@@ -11,13 +12,14 @@ from cloc_mllm.bench.generation import (
 )
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import ChatRequest, GroundedAnswer
+from cloc_mllm.inference.grounding_predictor import Question
+from cloc_mllm.inference.results import Answer
 
 
 def test_the_two_sides_answer_alike_and_the_ideal_counts_tokens():
     predictor = random_predictor(1)
     image = Image.new("RGB", (64, 48), "teal")
-    asked = [ChatRequest(image, f"Where is a {name}?") for name in ("crab", "boat", "crab")]
+    asked = [Question(image, f"Where is a {name}?") for name in ("crab", "boat", "crab")]
 
     together, apart = together_and_apart(predictor, asked)
     check_equal(together(), apart())
@@ -35,12 +37,13 @@ def test_the_two_sides_answer_alike_and_the_ideal_counts_tokens():
 
 
 def test_different_answers_stop_the_bench():
-    one, other = (GroundedAnswer(t, Boxes.normalized([]), "not_a_box", 1.0) for t in "ab")
+    nothing = Boxes.normalized([]), torch.zeros(0), []
+    one, other = (Answer(text, *nothing, 1.0, "not_a_box") for text in "ab")
     with pytest.raises(AssertionError, match="question 1"):
         check_equal([one, one], [one, other])
 
 
 def test_questions_about_one_scene_share_its_image():
-    requests = scene_questions(list(generate_scenes(2, split="test", long_side=64)))
-    assert len({id(request.image) for request in requests}) == 2
-    assert all(request.question.startswith("Where is ") for request in requests)
+    questions = scene_questions(list(generate_scenes(2, split="test", long_side=64)))
+    assert len({id(question.image) for question in questions}) == 2
+    assert all(question.text.startswith("Where is ") for question in questions)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
 from cloc_mllm.data.scenes import CONCEPTS
@@ -17,7 +18,8 @@ from cloc_mllm.demo.engine import (
     parse_names,
 )
 from cloc_mllm.demo.pictures import Picture, example_pictures, new_picture
-from cloc_mllm.inference.cloc_predictor import ClocPredictor
+from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.vision_encoder import ImageFeatures
 
 BOX = (0.1, 0.1, 0.6, 0.7)
 
@@ -59,19 +61,32 @@ def test_a_picture_is_encoded_once(
     cloc_engine: DemoEngine, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = []
-    encode = ClocPredictor.set_image
+    encode = Cloc.encode_image
 
-    def count(self: ClocPredictor, image: Image.Image) -> None:
-        encoded.append(image.size)
-        encode(self, image)
+    def count(self: Cloc, pixel_values: torch.Tensor) -> ImageFeatures:
+        encoded.append(len(pixel_values))
+        return encode(self, pixel_values)
 
-    monkeypatch.setattr(ClocPredictor, "set_image", count)
+    monkeypatch.setattr(Cloc, "encode_image", count)
     cloc_engine.find(pictures[0], "the crab")
     cloc_engine.name(pictures[0], ("crab", "boat"))
     cloc_engine.find(replace(pictures[0], box=None), "the boat")
     assert len(encoded) == 1
     cloc_engine.find(pictures[1], "the crab")
     assert len(encoded) == 2
+
+
+def test_the_language_model_encodes_a_picture_once(
+    full_engine: DemoEngine, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert full_engine.grounding is not None
+    encoded = []
+    vision = full_engine.grounding.model.vision
+    encode = vision.encode_image
+    monkeypatch.setattr(vision, "encode_image", lambda x: (encoded.append(len(x)), encode(x))[1])
+    full_engine.find(pictures[0], "the crab")
+    full_engine.name(pictures[0], ("crab", "boat"))
+    assert encoded == [1]
 
 
 def test_visitors_with_different_pictures_do_not_meet(

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cloc_mllm.config import ModelConfig, PrompterConfig
@@ -11,6 +13,9 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.models.build import build_cloc
 from cloc_mllm.models.cloc import Cloc
+from tests.tiny_mllm import cloc_dir, llm_dir, mllm_dir
+
+__all__ = ["cloc_dir", "llm_dir", "mllm_dir"]
 
 
 class CharacterTokenizer:
@@ -57,3 +62,17 @@ def test_scenes() -> list[Record]:
     scenes = list(generate_scenes(8, split="test", long_side=64))
     scenes[0].regions = []
     return scenes
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """Writes named photos of 100 x 50 pixels into a folder and returns it."""
+
+    def write(*names: str) -> Path:
+        folder = tmp_path / "photos"
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            Image.new("RGB", (100, 50), "green").save(folder / name, "JPEG")
+        return folder
+
+    return write

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from cloc_mllm.evaluation.compare import compare, main
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, write_rows
+from cloc_mllm.evaluation.compare import _config, _image_loader, compare, main
+from cloc_mllm.evaluation.rows.files import write_rows
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
+from cloc_mllm.evaluation.tasks.rejection import phrases_of_scenes
 
 TRUE, WRONG = (0.1, 0.1, 0.5, 0.5), (0.6, 0.6, 0.9, 0.9)
 EVIL = '<script>alert("1")</script>'
@@ -63,13 +66,13 @@ def test_the_paired_difference_has_a_p_value(directories, tmp_path, capsys):
 
 
 def test_the_report_shows_where_answers_differ_without_pictures(directories, tmp_path):
-    compare(directories, str(tmp_path / "out"), samples=20, num_examples=3)
+    compare(directories, str(tmp_path / "out"), bootstrap=Bootstrap(20), num_examples=3)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert page.count("<figure") == page.count("picture not available") == 3
     assert "A is better" in page and "B is better" not in page
     assert "26 of 40 answers score the same." in page
-    assert re.findall(r'<svg viewBox="0 0 340 [\d.]+" role="img"', page)
+    assert page.count("data:image/svg+xml") == 1  # accuracy at each IoU threshold
     for tag in ("section", "figure", "table", "tr", "td", "dl", "dd", "div", "svg", "g", "b"):
         assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
 
@@ -104,6 +107,45 @@ def test_a_task_that_only_one_has_is_named(directories, tmp_path):
     more = [ReferenceRow("r", "i0", "referring", labels=["crab"])]
     answers = [*rows(16, "x"), PredictionRow("r", "i0", "referring", raw_text="crab")]
     b = write(tmp_path / "c", answers, [*REFERENCES, *more])
-    comparison = compare((directories[0], b), str(tmp_path / "out"), samples=20)
-    assert comparison["only_in"] == [[], ["referring"]]
-    assert list(comparison["tasks"]) == ["rec"]
+    comparison = compare((directories[0], b), str(tmp_path / "out"), bootstrap=Bootstrap(20))
+    assert comparison.only_in == [[], ["referring"]]
+    assert list(comparison.tasks) == ["rec"]
+
+
+def test_pictures_are_those_that_were_asked_about(directories, tmp_path):
+    """Also for a task with images of its own."""
+    scenes = phrases_of_scenes("mllm", 3)
+    pictured = []
+    for name, answer in (("c", TRUE), ("d", WRONG)):
+        answers = [
+            PredictionRow(row.id, row.image_id, row.task, boxes=[answer]) for row in scenes.queries
+        ]
+        pictured.append(write(tmp_path / name, answers, scenes.references))
+    about = {"config": {"data": "", "limit": 0, "tasks": [{"rejection": {"num_scenes": 3}}]}}
+    (tmp_path / "c" / "metrics.json").write_text(json.dumps({"about": about}))
+    loader = _image_loader(_config(pictured[0]))
+    record = scenes.records[0]
+    assert loader("rejection", record.id).size == (record.width, record.height)
+    assert loader("rejection", "gone") is None and loader("rec", record.id) is None
+    assert _config(directories[0]) == {}
+    assert _image_loader({})("rejection", record.id) is None
+
+
+def test_tasks_of_ones_own_are_known_by_their_files(tmp_path):
+    task = tmp_path / "naming.py"
+    task.write_text(
+        "from cloc_mllm.evaluation.tasks import Task, referring\n\n"
+        "SCORERS = {'naming': referring.SCORERS['referring']}\n\n\n"
+        "class Naming(Task):\n    def query_sets(self, data):\n        return []\n"
+    )
+    references = [ReferenceRow("q", "i", "naming", labels=["crab"])]
+    about = {"config": {"data": "", "limit": 0, "tasks": [str(task)]}}
+    runs = []
+    for name, text in (("c", "crab"), ("d", "dog")):
+        answers = [PredictionRow("q", "i", "naming", raw_text=text)]
+        runs.append(write(tmp_path / name, answers, references))
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"about": about}))
+    comparison = compare(
+        tuple(runs), str(tmp_path / "out"), bootstrap=Bootstrap(20), num_examples=0
+    )
+    assert comparison.tasks["naming"]["exact_match"].difference.value == 1

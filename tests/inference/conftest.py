@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloc_mllm.inference import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config, mllm_dir, roi_mllm_dir
 
 __all__ = ["cloc_dir", "llm_dir", "mllm_config", "mllm_dir", "roi_mllm_dir"]

@@ -10,8 +10,9 @@ from PIL import Image
 
 from cloc_mllm.config import MllmConfig
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import GroundingPredictor
-from cloc_mllm.inference.chat import Chat, ChatAnswer, PromptTooLong, Sampling, answer_chat
+from cloc_mllm.inference.chat import Chat, PromptTooLong, Sampling, answer_chat
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm import build_mllm
 
 PICTURE = Image.new("RGB", (96, 48), "teal")
@@ -23,7 +24,7 @@ def user(*items: str | dict) -> dict:
     return {"role": "user", "content": content}
 
 
-def ask(predictor: GroundingPredictor, chat: Chat, **how) -> tuple[ChatAnswer, list[str]]:
+def ask(predictor: GroundingPredictor, chat: Chat, **how) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
     answer = answer_chat(predictor, chat, Sampling(**{"max_new_tokens": 48, **how}), pieces.append)
     return answer, pieces
@@ -34,8 +35,13 @@ def test_a_chat_of_one_question_has_the_predictors_answer(predictor: GroundingPr
         actual, pieces = ask(
             predictor, Chat([user(IMAGE, question)], [PICTURE], [Boxes.normalized([])])
         )
-        assert actual.text == predictor.ask(PICTURE, question).raw_text
-        assert "".join(pieces) == actual.text
+        expected = predictor.ask(PICTURE, question)
+        assert actual.text == "".join(pieces) == expected.text
+        assert actual.boxes.frame == expected.boxes.frame and actual.spans == expected.spans
+        torch.testing.assert_close(actual.boxes.xyxy, expected.boxes.xyxy)
+        torch.testing.assert_close(actual.scores, expected.scores, atol=1e-4, rtol=0)
+        counts = ("num_prompt_tokens", "num_new_tokens", "finish_reason", "failure")
+        assert [getattr(actual, c) for c in counts] == [getattr(expected, c) for c in counts]
 
 
 @pytest.mark.parametrize(
@@ -66,12 +72,13 @@ def test_boxes_between_words_are_found_with_their_confidence(predictor, always) 
     good, inverted = "<loc_0><loc_5><loc_19><loc_10>", "<loc_9><loc_5><loc_3><loc_10>"
     always(f"a crab {good} and {inverted} {good}{good}")
     answer, _ = ask(predictor, Chat([user("What is there?")]))
-    assert answer.boxes.pop(1).text == "<loc_9><loc_5><loc_10><loc_10>"  # held to the grammar
-    assert [box.text for box in answer.boxes] == [good] * 3
-    assert not answer.box_failures
-    for box in answer.boxes:
-        assert box.box == pytest.approx((0, 5 / 19, 1, 10 / 19))
-        assert box.confidence == pytest.approx(0.9, abs=1e-4)
+    texts = [answer.text[start:end] for start, end in answer.spans]
+    assert texts == [good, "<loc_9><loc_5><loc_10><loc_10>", good, good]  # held to the grammar
+    assert not answer.box_failures and answer.failure == "not_a_box"
+    assert answer.boxes.image_wh is None  # there is no picture
+    for index in (0, 2, 3):
+        assert answer.boxes.xyxy[index].tolist() == pytest.approx([0, 5 / 19, 1, 10 / 19])
+        assert answer.scores[index] == pytest.approx(0.9, abs=1e-4)
 
 
 def test_a_box_cut_by_the_limit_is_a_failure(predictor, always) -> None:
@@ -85,7 +92,7 @@ def test_a_box_head_is_read_where_the_token_stands(mllm_config: MllmConfig) -> N
     torch.manual_seed(0)
     model, processor = build_mllm(dataclasses.replace(mllm_config, box_head=True))
     predictor = GroundingPredictor(model, processor)
-    (expected,) = predictor.ground(PICTURE, ["the crab"])
+    expected = predictor.ground(PICTURE, ["the crab"])
     tokens = iter([model.config.box_token_id, processor.tokenizer.eos_token_id])
     head = model.get_output_embeddings()
 
@@ -97,11 +104,9 @@ def test_a_box_head_is_read_where_the_token_stands(mllm_config: MllmConfig) -> N
     chat = Chat([user(IMAGE, "Where is the crab?")], [PICTURE], [Boxes.normalized([])])
     answer, _ = ask(predictor, chat)
     hook.remove()
-    assert [box.text for box in answer.boxes] == ["<box>"]
-    torch.testing.assert_close(
-        list(answer.boxes[0].box), expected.boxes.xyxy[0].tolist(), check_dtype=False
-    )
-    assert answer.boxes[0].confidence == pytest.approx(expected.confidence, abs=1e-5)
+    assert (answer.text, answer.spans) == ("<box>", [(0, 5)])
+    torch.testing.assert_close(answer.boxes.xyxy, expected.boxes.xyxy, check_dtype=False)
+    torch.testing.assert_close(answer.scores, expected.scores, check_dtype=False)
 
 
 def test_turns_images_and_regions_are_read_in_order(predictor: GroundingPredictor) -> None:

@@ -3,10 +3,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from cloc_mllm.cli import main
 from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference.results import GroundingResult
 
 
 @pytest.fixture
@@ -17,11 +19,14 @@ def picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_ground_prints_pixel_boxes_and_draws_them(picture, mllm_dir, monkeypatch, capsys):
-    from cloc_mllm.inference.grounding_predictor import GroundedAnswer, GroundingPredictor
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
-    found = GroundedAnswer("...", Boxes.normalized([[0.25, 0.25, 0.5, 0.75]]), None, 0.875)
-    lost = GroundedAnswer("a boat", Boxes.normalized([]), "not_a_box", 0.5)
-    monkeypatch.setattr(GroundingPredictor, "ground", lambda *_: [found, lost])
+    def ground(_, image, phrases):
+        box = Boxes.normalized([[0.25, 0.25, 0.5, 0.75]], image.size)
+        found = torch.tensor([0.875]), phrases[:1], ["...", "a boat"], torch.tensor([0])
+        return GroundingResult(image, box, *found, [None, "not_a_box"])
+
+    monkeypatch.setattr(GroundingPredictor, "ground", ground)
 
     status = main(["ground", picture, "the crab", "a boat", "--mllm", str(mllm_dir)])
 
@@ -44,16 +49,17 @@ def test_ground_prints_pixel_boxes_and_draws_them(picture, mllm_dir, monkeypatch
 def test_refer_takes_pixels_or_normalised_boxes(picture, mllm_dir, monkeypatch, capsys, box):
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
-    seen = []
-    monkeypatch.setattr(
-        GroundingPredictor, "refer", lambda _, __, boxes: (seen.append(boxes), ["a crab"])[1]
-    )
+    def refer(_, image, boxes):
+        boxes = boxes.to_normalized()
+        words = torch.tensor([0.5]), ["a crab"], ["a crab"], torch.tensor([0])
+        return GroundingResult(image, Boxes.normalized(boxes.xyxy, image.size), *words, [None])
+
+    monkeypatch.setattr(GroundingPredictor, "refer", refer)
 
     status = main(["refer", picture, *box, "--mllm", str(mllm_dir), "--out", "out/box.png"])
 
     assert capsys.readouterr().out == "24 12 48 36: a crab\ndrawn: out/box.png\n"
     assert status == 0
-    assert seen[0].to_normalized().xyxy.tolist() == [[0.25, 0.25, 0.5, 0.75]]
     assert Path("out/box.png").is_file()
 
 

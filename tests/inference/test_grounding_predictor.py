@@ -1,12 +1,19 @@
 import io
+import itertools
 
 import pytest
 import torch
 from PIL import Image
 
+from cloc_mllm.data.conversations import NOT_THERE
 from cloc_mllm.data.images import ImageError
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import ChatRequest, GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import (
+    GroundingPredictor,
+    Question,
+    ground_questions,
+)
+from cloc_mllm.mllm import build_mllm
 from tests.photos import encoded
 
 PICTURE = Image.new("RGB", (96, 48), "teal")
@@ -15,32 +22,120 @@ PICTURE = Image.new("RGB", (96, 48), "teal")
 def test_a_box_answer_is_parsed_into_the_pictures_frame(predictor, always):
     always("<loc_0><loc_5><loc_19><loc_10>")
 
-    (answer,) = predictor.ground(PICTURE, ["the crab"])
+    result = predictor.ground(PICTURE, "the crab")
 
-    assert answer.raw_text == "<loc_0><loc_5><loc_19><loc_10>"
-    assert answer.failure is None
+    assert (result.labels, result.failures) == (["the crab"], [None])
+    assert result.text == ["<loc_0><loc_5><loc_19><loc_10>"]
+    assert result.image is PICTURE
     torch.testing.assert_close(
-        answer.boxes.to_pixels(96, 48).xyxy[0].tolist(), [0.0, 48 * 5 / 19, 96.0, 48 * 10 / 19]
+        result.boxes.to_pixels().xyxy[0].tolist(), [0.0, 48 * 5 / 19, 96.0, 48 * 10 / 19]
     )
-    assert answer.confidence == pytest.approx(0.9, abs=1e-4)
+    assert result.scores.tolist() == pytest.approx([0.9], abs=1e-4)
+
+
+def test_a_phrase_that_is_not_there_has_no_box(mllm_config):
+    torch.manual_seed(0)
+    model, processor = build_mllm(mllm_config)
+    model.config.says_not_there = True
+    predictor = GroundingPredictor(model, processor)
+    absent = [*processor.tokenize(NOT_THERE), processor.tokenizer.eos_token_id]
+    box = [*processor.tokenize("<loc_0><loc_5><loc_19><loc_10>"), processor.tokenizer.eos_token_id]
+    steps = itertools.count()
+
+    def write(module, inputs, logits):
+        step = next(steps)
+        for row, ids in enumerate((absent, box)):
+            logits[row, -1, ids[min(step, len(ids) - 1)]] += 1e4
+
+    hook = model.get_output_embeddings().register_forward_hook(write)
+    result = predictor.ground(PICTURE, ["the zeppelin", "the crab"])
+    hook.remove()
+
+    assert len(result) == 2 and len(result.boxes) == len(result.scores) == 1
+    assert (result.labels, result.query_index.tolist()) == (["the crab"], [1])
+    assert result.failures == ["not_there", None]
+    assert result.text[0] == NOT_THERE
+    lost, found = result
+    assert len(lost.boxes) == 0 and lost.failures == ["not_there"]
+    assert torch.equal(found.boxes.xyxy, result.boxes.xyxy) and found.labels == ["the crab"]
+
+
+def test_no_phrase_and_no_region_have_no_boxes(predictor):
+    for result in (predictor.ground(PICTURE, []), predictor.refer(PICTURE, [])):
+        assert len(result) == 0
+        assert result.boxes.to_pixels().xyxy.shape == (0, 4) and result.scores.shape == (0,)
 
 
 def test_what_is_no_box_is_a_failure_and_not_an_empty_answer(predictor, always):
     always("a crab", "")
 
     questions = ["Where is the crab?", "Where is the clock?"]
-    answers = predictor.answer([ChatRequest(PICTURE, question) for question in questions])
+    answers = predictor.answer([Question(PICTURE, question) for question in questions])
 
     assert [answer.failure for answer in answers] == ["not_a_box", "empty"]
     assert [len(answer.boxes) for answer in answers] == [0, 0]
-    assert answers[0].raw_text == "a crab"
+    assert answers[0].text == "a crab"
     assert answers[1].confidence is None
+
+
+def test_boxes_between_words_are_found_with_their_own_scores(predictor, always):
+    words = " a crab <loc_0><loc_5><loc_19><loc_10> and more"
+    always(words, "<loc_0><loc_5><loc_19><loc_10>")
+
+    between, alone = predictor.answer([Question(PICTURE, "What is there?")] * 2)
+
+    assert (between.failure, alone.failure) == ("not_a_box", None)
+    for answer in (between, alone):
+        ((start, end),) = answer.spans
+        assert answer.text[start:end] == "<loc_0><loc_5><loc_19><loc_10>"
+        assert answer.boxes.to_pixels().xyxy[0, 2] == 96
+        assert answer.scores.tolist() == pytest.approx([0.9], abs=1e-4)
+    assert between.num_new_tokens == len(predictor.processor.tokenize(words)) + 1
+    assert between.finish_reason == "stop"
+    always(words, words)
+    cut, _ = predictor.answer([Question(PICTURE, "What is there?")] * 2, max_new_tokens=2)
+    assert (cut.finish_reason, cut.num_new_tokens) == ("length", 2)
+
+
+def test_an_encoded_image_is_not_encoded_again(predictor, monkeypatch):
+    box = Boxes.normalized([[0.1, 0.1, 0.4, 0.6]])
+    expected = predictor.ground(PICTURE, ["a crab"]), predictor.refer(PICTURE, box)
+    caption = predictor.caption(PICTURE)
+    encoded = predictor.encode(PICTURE)
+    assert encoded.image is PICTURE and predictor.encode(encoded) is encoded
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.model.vision.encoder, "forward", None)
+        patch.setattr(predictor.processor.image_processor, "prepare", None)
+        actual = predictor.ground(encoded, ["a crab"]), predictor.refer(encoded, box)
+        assert predictor.caption(encoded).text == caption.text
+        assert "".join(predictor.stream(encoded, "Describe the image.")).strip() == caption.text
+    for one, other in zip(actual, expected, strict=True):
+        assert (one.text, one.labels) == (other.text, other.labels)
+        assert torch.equal(one.scores, other.scores)
+
+
+def test_encoded_and_other_images_share_a_batch(predictor):
+    other = Image.effect_noise((40, 90), 80).convert("RGB")
+    images = [predictor.encode(PICTURE), other, PICTURE]
+    questions = [Question(image, "Where is the crab?") for image in images]
+    expected = [predictor.answer([Question(i, "Where is the crab?")])[0] for i in (PICTURE, other)]
+
+    actual = predictor.answer(questions)
+
+    assert len(predictor.prepare(questions)["pixel_values"]) == 2  # PICTURE counts once
+    assert [answer.text for answer in actual] == [expected[i].text for i in (0, 1, 0)]
+
+
+def test_an_image_that_another_model_encoded_is_refused(predictor, mllm_dir):
+    other = GroundingPredictor.from_pretrained(mllm_dir, device="cpu")
+    with pytest.raises(ValueError, match="encoded by another model"):
+        predictor.ground(other.encode(PICTURE), ["a crab"])
 
 
 @pytest.mark.parametrize("wanted", ["<loc_9><loc_5><loc_3><loc_10>", "<loc_9><loc_5>", "<loc_19>"])
 def test_a_box_begun_in_a_free_answer_becomes_one(predictor, always, wanted: str) -> None:
     always(wanted)
-    asked = ChatRequest(PICTURE, "Where is the boat?")
+    asked = Question(PICTURE, "Where is the boat?")
     (answer,) = predictor.answer([asked], max_new_tokens=4)
     begun = wanted != "<loc_19>"  # nothing lies right of it, so no box begins there
     assert answer.failure == (None if begun else "empty")
@@ -49,10 +144,10 @@ def test_a_box_begun_in_a_free_answer_becomes_one(predictor, always, wanted: str
 def test_ground_writes_a_box_whatever_the_model_wants(predictor, always):
     always("a crab", "<loc_9><loc_5><loc_3><loc_10>", "")
 
-    answers = predictor.ground(PICTURE, ["the crab", "the boat", "the clock"])
+    result = predictor.ground(PICTURE, ["the crab", "the boat", "the clock"])
 
-    assert [answer.failure for answer in answers] == [None, None, None]
-    assert [len(answer.boxes) for answer in answers] == [1, 1, 1]
+    assert result.failures == [None, None, None]
+    assert result.query_index.tolist() == [0, 1, 2]
 
 
 def test_an_answer_to_where_is_no_longer_than_a_box(predictor, monkeypatch):
@@ -67,19 +162,23 @@ def test_an_answer_to_where_is_no_longer_than_a_box(predictor, monkeypatch):
     assert asked[0]["max_new_tokens"] == 4 + 1
 
 
-def test_many_questions_equal_one_at_a_time(predictor, monkeypatch):
-    import cloc_mllm.inference.grounding_predictor as module
-
+def test_many_questions_equal_one_at_a_time(predictor):
     phrases = ["the crab", "the second boat from the left", "a clock"]
     boxes = Boxes.pixels([[4, 4, 40, 30], [50, 10, 90, 44]], 96, 48)
-    together = predictor.ground(PICTURE, phrases), predictor.refer(PICTURE, boxes)
-    monkeypatch.setattr(module, "_BATCH_SIZE", 1)
-    apart = predictor.ground(PICTURE, phrases), predictor.refer(PICTURE, boxes)
+    questions = ground_questions(PICTURE, phrases) + predictor.refer_questions(PICTURE, boxes)
 
-    assert [a.raw_text for a in together[0]] == [a.raw_text for a in apart[0]]
-    assert together[1] == apart[1]
-    for one, other in zip(together[0], apart[0], strict=True):
+    together = predictor.answer(questions)
+    apart = predictor.answer(questions, batch_size=1)
+
+    for one, other in zip(together, apart, strict=True):
+        assert one.text == other.text
         assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
+        assert one.num_prompt_tokens == other.num_prompt_tokens
+    assert predictor.refer(PICTURE, boxes).labels == [answer.text for answer in together[3:]]
+    found = predictor.ground(PICTURE, phrases)
+    answers = predictor.answer(ground_questions(PICTURE, phrases), boxes_only=True)
+    assert torch.equal(found.boxes.xyxy, torch.cat([answer.boxes.xyxy for answer in answers]))
+    assert found.labels == phrases
 
 
 def test_one_picture_is_encoded_once_for_all_its_questions(predictor, monkeypatch):
@@ -97,8 +196,8 @@ def test_one_picture_is_encoded_once_for_all_its_questions(predictor, monkeypatc
 def test_files_captions_and_free_questions(predictor, tmp_path):
     PICTURE.save(tmp_path / "picture.png")
 
-    assert predictor.caption(tmp_path / "picture.png") == predictor.caption(PICTURE)
-    assert isinstance(predictor.ask(str(tmp_path / "picture.png"), "How many?").raw_text, str)
+    assert predictor.caption(tmp_path / "picture.png").text == predictor.caption(PICTURE).text
+    assert isinstance(predictor.ask(str(tmp_path / "picture.png"), "How many?").text, str)
     assert predictor.answer([]) == []
 
 
@@ -108,7 +207,7 @@ def test_a_streamed_answer_is_the_answer_in_pieces(predictor, always):
     assert len(pieces) > 2
 
     always("a red apple left of a clock")
-    assert "".join(pieces).strip() == predictor.ask(PICTURE, "What is there?").raw_text
+    assert "".join(pieces).strip() == predictor.ask(PICTURE, "What is there?").text
 
 
 def test_a_stream_that_fails_raises_and_does_not_hang(predictor, monkeypatch):
@@ -123,7 +222,9 @@ def test_a_stream_that_fails_raises_and_does_not_hang(predictor, monkeypatch):
 def test_boxes_are_clipped_and_unusable_ones_refused(predictor):
     whole = predictor.refer(PICTURE, Boxes.normalized([[0, 0, 1, 1]]))
 
-    assert predictor.refer(PICTURE, Boxes.pixels([[-9, -9, 200, 200]], 96, 48)) == whole
+    clipped = predictor.refer(PICTURE, Boxes.pixels([[-9, -9, 200, 200]], 96, 48))
+    assert clipped.labels == whole.labels and clipped.text == clipped.labels
+    assert clipped.boxes.to_pixels().xyxy.tolist() == [[0, 0, 96, 48]]
     with pytest.raises(ValueError, match=r"\[96\.0, 0\.0, 48\.0, 48\.0\] px .* inverted"):
         predictor.refer(PICTURE, Boxes.normalized([[1, 0, 0.5, 1]]))
     with pytest.raises(ValueError, match="outside"):
@@ -137,13 +238,14 @@ def test_a_photo_with_an_exif_orientation_is_asked_about_upright(predictor):
     assert photo.size == (48, 96)
     box = Boxes.pixels([[-9, 4, 40, 60]], 96, 48)  # reaches out of the upright picture
 
-    expected = predictor.prepare([predictor.refer_request(upright, [0.1, 0.1, 0.4, 0.6])])
-    actual = predictor.prepare([predictor.refer_request(photo, [0.1, 0.1, 0.4, 0.6])])
+    expected = predictor.prepare(predictor.refer_questions(upright, [[0.1, 0.1, 0.4, 0.6]]))
+    actual = predictor.prepare(predictor.refer_questions(photo, [[0.1, 0.1, 0.4, 0.6]]))
 
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
-    assert predictor.refer(photo, box) == predictor.refer(upright, box)
-    answers = [predictor.ground(image, ["the crab"])[0] for image in (photo, upright)]
-    assert answers[0].raw_text == answers[1].raw_text
+    assert predictor.refer(photo, box).labels == predictor.refer(upright, box).labels
+    results = [predictor.ground(image, ["the crab"]) for image in (photo, upright)]
+    assert results[0].text == results[1].text
+    assert results[0].boxes.image_wh == (96, 48)
     with pytest.raises(ValueError, match=r"pixels of a 48 x 96 picture, but the upright one is 96"):
         predictor.refer(photo, Boxes.pixels([[1, 1, 40, 90]], *photo.size))
 
@@ -157,7 +259,9 @@ def test_other_unusable_input_is_refused(predictor, tmp_path):
     with pytest.raises(ValueError, match="2 <image> placeholders"):
         predictor.ground(PICTURE, ["an <image>"])
     with pytest.raises(ValueError, match="1 <region> placeholders but 0 region boxes"):
-        predictor.answer([ChatRequest(PICTURE, "What is in <region>?")])
+        predictor.ask(PICTURE, "What is in <region>?")
+    with pytest.raises(ValueError, match=r"a box \(4 numbers\), a point \(2\) or a mask"):
+        predictor.refer(PICTURE, [0.1, 0.1, 0.4, 0.6])  # one box, not a list of boxes
 
 
 def test_a_directory_without_a_model_says_what_was_expected(tmp_path, monkeypatch):
@@ -185,13 +289,19 @@ def test_points_and_masks_are_asked_with_the_box_around_them(roi_mllm_dir):
     mask[12:36, 24:72] = True
     box = [0.25, 0.25, 0.75, 0.75]
 
-    requests = [predictor.refer_request(PICTURE, region) for region in (box, mask, [0.5, 0.5])]
-
-    assert requests[0].question == requests[1].question != requests[2].question
     regions = [box, mask, [0.5, 0.5]]
+    questions = predictor.refer_questions(PICTURE, regions)
+
+    assert questions[0].text == questions[1].text != questions[2].text
     together = predictor.refer(PICTURE, regions)  # one picture: read once for all
-    assert together == [predictor.refer(PICTURE.copy(), [region])[0] for region in regions]
-    assert predictor.refer(PICTURE, Boxes.normalized([box])) == together[:1]
+    assert together.labels == [
+        predictor.refer(PICTURE.copy(), [region]).labels[0] for region in regions
+    ]
+    expected = [[24.0, 12, 72, 36]] * 2 + [[48.0, 24, 49, 25]]
+    torch.testing.assert_close(together.boxes.to_pixels().xyxy.float(), torch.tensor(expected))
+    assert predictor.refer(PICTURE, Boxes.normalized([box])).labels == together.labels[:1]
+    asked = predictor.ask(PICTURE, "What is in <region> and <region>?", [box, mask])
+    assert asked.num_prompt_tokens > 16
 
 
 def test_a_model_of_boxes_refuses_points_and_masks(predictor):

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import ChatRequest, GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.shared_prefix import gap_after, prefill_shared, shared_length
 
 BLUE, NOISE = (
@@ -15,13 +15,13 @@ BLUE, NOISE = (
     Image.effect_noise((40, 90), 80).convert("RGB"),
 )
 BOX, OTHER_BOX = Boxes.normalized([[0.1, 0.1, 0.4, 0.6]]), Boxes.normalized([[0.5, 0, 1, 1]])
-SHORT = ChatRequest(BLUE, "Where is a crab?")
-LONG = ChatRequest(BLUE, "Where is the second boat from the left, a red apple left of a clock?")
-REGION = ChatRequest(BLUE, "What is in <region>?", BOX)
-OTHER_REGION = ChatRequest(BLUE, "What is in <region>?", OTHER_BOX)
-REGION_FIRST = ChatRequest(BLUE, "<region> is what?", BOX)
-OTHER_IMAGE = ChatRequest(NOISE, "Where is the smaller crab?")
-OTHER_IMAGE_REGION = ChatRequest(NOISE, "What is in <region>, a clock?", OTHER_BOX)
+SHORT = Question(BLUE, "Where is a crab?")
+LONG = Question(BLUE, "Where is the second boat from the left, a red apple left of a clock?")
+REGION = Question(BLUE, "What is in <region>?", BOX)
+OTHER_REGION = Question(BLUE, "What is in <region>?", OTHER_BOX)
+REGION_FIRST = Question(BLUE, "<region> is what?", BOX)
+OTHER_IMAGE = Question(NOISE, "Where is the smaller crab?")
+OTHER_IMAGE_REGION = Question(NOISE, "What is in <region>, a clock?", OTHER_BOX)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def predictor(mllm_dir: Path) -> GroundingPredictor:
     return GroundingPredictor.from_pretrained(mllm_dir, device="cpu")
 
 
-def tokens_and_logits(predictor, requests, *, shared):
-    inputs = predictor.prepare(requests)
+def tokens_and_logits(predictor, questions, *, shared):
+    inputs = predictor.prepare(questions)
     prepared = prefill_shared(predictor.model, inputs) if shared else inputs
     assert ("past_key_values" in prepared) == shared
     output = predictor.model.generate(
@@ -41,7 +41,7 @@ def tokens_and_logits(predictor, requests, *, shared):
 
 
 @pytest.mark.parametrize(
-    "requests",
+    "questions",
     [
         [SHORT, SHORT],
         [SHORT, LONG],
@@ -52,11 +52,11 @@ def tokens_and_logits(predictor, requests, *, shared):
     ],
     ids=["equal", "lengths", "region and none", "regions", "region first", "two images"],
 )
-def test_shared_prefill_equals_one_call_each(predictor, requests):
-    actual, logits = tokens_and_logits(predictor, requests, shared=True)
+def test_shared_prefill_equals_one_call_each(predictor, questions):
+    actual, logits = tokens_and_logits(predictor, questions, shared=True)
 
-    for row, request in enumerate(requests):
-        expected, alone = tokens_and_logits(predictor, [request], shared=False)
+    for row, question in enumerate(questions):
+        expected, alone = tokens_and_logits(predictor, [question], shared=False)
         assert actual[row] == expected[0]
         # rows that end early go on beside the others; the first token is always comparable.
         # float32 sums in another order: 2e-6 measured, the wrong region costs 0.3
@@ -94,10 +94,10 @@ def test_an_image_is_read_once_and_only_questions_are_left(predictor):
 
 
 @pytest.mark.parametrize(
-    "requests", [[SHORT], [SHORT, OTHER_IMAGE]], ids=["one question", "one question an image"]
+    "questions", [[SHORT], [SHORT, OTHER_IMAGE]], ids=["one question", "one question an image"]
 )
-def test_where_nothing_is_shared_the_inputs_stay(predictor, requests):
-    inputs = predictor.prepare(requests)
+def test_where_nothing_is_shared_the_inputs_stay(predictor, questions):
+    inputs = predictor.prepare(questions)
 
     assert prefill_shared(predictor.model, inputs) is inputs
 

@@ -15,11 +15,11 @@ from cloc_mllm.shipped import ASSETS
 
 def test_scores_on_test_scenes(tmp_path: Path) -> None:
     """40 of the 500 scenes; floors well under the model card's 93.0, 70.6, 87.5 and 96.6 %."""
-    metrics = evaluate(EvalConfig(output_dir=str(tmp_path), limit=40, bootstrap_samples=50))
+    evaluation = evaluate(EvalConfig(output_dir=str(tmp_path), limit=40, bootstrap_samples=50))
     scores = {
-        (task, metric): entry["value"]
-        for task, entries in metrics["tasks"].items()
-        for metric, entry in entries.items()
+        (task, name): metric.value
+        for task, entry in evaluation.tasks.items()
+        for name, metric in entry.metrics.items()
     }
     assert scores["region_classification", "macro_acc"] > 0.85
     assert scores["text_to_box", "acc_at_0_5"] > 0.6

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig
 from cloc_mllm.data.records import Record
-from cloc_mllm.inference import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import build_mllm, merge_and_save
 from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.collate import ConversationCollator
@@ -79,10 +79,10 @@ def test_it_learns_saves_and_answers_in_one_token(
 
     merge_and_save(model, processor, tmp_path)
     predictor = GroundingPredictor.from_pretrained(tmp_path, device="cpu")
-    answers = predictor.ground(Image.new("RGB", (64, 48), "red"), ["a crab", "the clock"])
-    assert [answer.raw_text for answer in answers] == ["<box>", "<box>"]
-    assert all(answer.failure is None and len(answer.boxes) == 1 for answer in answers)
-    assert all(0 <= (answer.confidence or 0) <= 1 for answer in answers)
+    result = predictor.ground(Image.new("RGB", (64, 48), "red"), ["a crab", "the clock"])
+    assert result.text == ["<box>", "<box>"] and result.failures == [None, None]
+    assert result.query_index.tolist() == [0, 1] and len(result.boxes) == 2
+    assert ((result.scores >= 0) & (result.scores <= 1)).all()
 
 
 def test_a_model_and_a_processor_of_different_answers_refuse_each_other(

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from cloc_mllm.config import LoraConfig
 from cloc_mllm.data.tokenizer import train_byte_level_bpe
-from cloc_mllm.inference import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from tests.tiny_mllm import TEXTS, tiny_shape
@@ -120,6 +120,6 @@ def test_a_family_grounds_several_phrases_at_once_as_one_by_one(family_config, t
 
     together = predictor.ground(PICTURE, phrases)
 
-    apart = [predictor.ground(PICTURE, [phrase])[0] for phrase in phrases]
-    assert [one.raw_text for one in together] == [one.raw_text for one in apart]
-    assert all(one.failure is None for one in together)
+    apart = [predictor.ground(PICTURE, phrase) for phrase in phrases]
+    assert together.text == [one.text[0] for one in apart]
+    assert together.failures == [None] * len(phrases)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cloc_mllm.data import conversations
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
-from cloc_mllm.inference import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.projector import to_original_frame
@@ -195,6 +195,48 @@ def test_answers_keep_location_tokens_and_stop_at_the_end(processor):
     assert len(ids) == 4
     assert processor.decode_answer([*ids, eos, *ids]) == text
     assert processor.decode_answer(torch.tensor([eos, 5])) == ""
+
+
+BOX = "<loc_0><loc_5><loc_19><loc_10>"
+
+
+@pytest.mark.parametrize("kind", ["ids", "prompt and ids", "lists", "texts"])
+def test_boxes_of_generated_answers_in_pixels(processor, kind):
+    texts = [BOX, f"a crab {BOX} and {BOX}", "a crab", ""]
+    rows = [[*processor.tokenize(text), processor.tokenizer.eos_token_id] for text in texts]
+    ids = processor.pad(rows)["input_ids"]
+    prompt = torch.tensor([processor.tokenize("Where?")] * 4)
+    outputs = {
+        "ids": ids,
+        "prompt and ids": torch.cat([prompt, ids], 1),
+        "lists": rows,
+        "texts": texts,
+    }
+    sizes = [(48, 96), (100, 10), (1, 1), (1, 1)]  # height, width
+    cut = prompt.shape[1] if kind == "prompt and ids" else 0
+
+    results = processor.post_process_grounding(outputs[kind], sizes, num_prompt_tokens=cut)
+
+    expected = torch.tensor([[0.0, 48 * 5 / 19, 96.0, 48 * 10 / 19]])
+    torch.testing.assert_close(results[0]["boxes"], expected)
+    assert results[1]["boxes"].shape == (2, 4) and results[1]["boxes"][1, 2] == 10
+    assert [len(result["boxes"]) for result in results] == [1, 2, 0, 0]
+    assert [result["failure"] for result in results] == [None, "not_a_box", "not_a_box", "empty"]
+    assert [result["text"] for result in results] == texts
+
+
+def test_boxes_of_generated_answers_without_or_with_wrong_sizes(processor):
+    (result,) = processor.post_process_grounding([BOX])
+    torch.testing.assert_close(result["boxes"], torch.tensor([[0, 5 / 19, 1, 10 / 19]]))
+    (result,) = processor.post_process_grounding([BOX], torch.tensor([[48, 96]]))
+    assert result["boxes"][0, 2] == 96
+    with pytest.raises(ValueError, match="1 answers but 2 target_sizes"):
+        processor.post_process_grounding([BOX], [(1, 1), (1, 1)])
+    with_head = ClocMllmProcessor(
+        processor.tokenizer, image_size=64, num_image_tokens=16, num_bins=20, box_head=True
+    )
+    with pytest.raises(ValueError, match="not in the text; ask with"):
+        with_head.post_process_grounding(["<box>"])
 
 
 def test_save_and_load_keeps_everything(processor, tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import GroundingPredictor
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.mllm.views import image_views, sharpest_view, tile_grid
@@ -111,8 +111,9 @@ def test_a_batch_of_views_answers_as_one_by_one(tiled, tmp_path):
     together = predictor.ground(picture, phrases)
 
     assert predictor.processor.max_tiles == 4
-    apart = [predictor.ground(picture, [phrase])[0] for phrase in phrases]
-    assert [one.raw_text for one in together] == [one.raw_text for one in apart]
+    apart = [predictor.ground(picture, phrase) for phrase in phrases]
+    assert together.text == [one.text[0] for one in apart]
+    assert predictor.ground(predictor.encode(picture), phrases).text == together.text
 
 
 def test_training_rows_have_the_tokens_of_all_views(tiled, tiny_scenes):

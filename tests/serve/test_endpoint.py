@@ -20,8 +20,8 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 from fastapi.testclient import TestClient
 
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference import GroundingPredictor
 from cloc_mllm.inference.chat import Chat, Sampling, answer_chat
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.serve.app import build_app
 from cloc_mllm.serve.limits import Limits
 

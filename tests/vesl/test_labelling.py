@@ -114,7 +114,7 @@ def test_the_report_shows_counts_and_pictures(labels: tuple[Path, LabelResult]) 
     page = (out / "report.html").read_text()
     assert f"<b>{result.num_regions}</b><small>boxes</small>" in page
     assert page.count("<figure>") == 2
-    assert "the paper's have 11.6" in page and "the paper's have 2.1" in page
+    assert "the paper has 11.6" in page and "the paper has 2.1" in page
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, stop: int | None) -> list[int]:

@@ -91,10 +91,10 @@ def _notation(box: str, whole: str) -> Notation:
 
 
 def _brackets(number: str) -> Notation:
-    box = rf"\[{number}, ?{number}, ?{number}, ?{number}\]"
-    return _notation(box, r"BOX(?:[,;]?\s*BOX)*")
+    return _notation(rf"\[{number}, ?{number}, ?{number}, ?{number}\]", r"BOX(?:[,;]?\s*BOX)*")
 
 
+_BRACKETS = rf"\[{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}\]"
 _CORNERS = rf"\({_INTEGER}, ?{_INTEGER}\), ?\({_INTEGER}, ?{_INTEGER}\)"
 _LOC_PADDED = r"<loc([0-9]{4})>" * 4
 _LOC = rf"<loc_{_INTEGER}>" * 4
@@ -103,8 +103,11 @@ _JSON = Notation(
     re.compile(rf'"{_BOX_KEY}":\s*\[\s*' + r"\s*,\s*".join([SIGNED] * 4) + r"\s*\]"), None
 )
 
-_THOUSAND = Frame("bins", divisor=1000, largest=1000)
+_OF_1000 = Frame("bins", divisor=1000, largest=1000)
+_IN_1000 = "n / 1000 of the original image"
+_AS_SEEN = "pixels of the image as the model saw it (--resized_size, or in each row's settings)"
 _LOCATION_TOKENS = "location-tokens"
+_INTEGERS, _DECIMALS = _brackets(_INTEGER), _brackets(_DECIMAL)
 
 
 def _location_tokens(num_bins: int) -> AnswerFormat:
@@ -119,137 +122,73 @@ def _location_tokens(num_bins: int) -> AnswerFormat:
     )
 
 
+# fmt: off
 _ALL = [
     AnswerFormat(
-        "0-1",
-        "fractions of the original image (LLaVA, Shikra)",
-        "[0.2, 0.2, 0.5, 0.75]",
-        Frame("bins"),
-        _brackets(_DECIMAL),
-    ),
+        "0-1", "fractions of the original image (LLaVA, Shikra)",
+        "[0.2, 0.2, 0.5, 0.75]", Frame("bins"), _DECIMALS),
     AnswerFormat(
-        "0-999",
-        "n / 999 of the original image (ours, written as integers)",
-        "[200, 200, 500, 749]",
-        Frame("bins", divisor=999, largest=999),
-        _brackets(_INTEGER),
-    ),
+        "0-999", "n / 999 of the original image (ours, written as integers)",
+        "[200, 200, 500, 749]", Frame("bins", divisor=999, largest=999), _INTEGERS),
+    AnswerFormat("0-1000", _IN_1000, "[200, 200, 500, 750]", _OF_1000, _INTEGERS),
     AnswerFormat(
-        "0-1000",
-        "n / 1000 of the original image",
-        "[200, 200, 500, 750]",
-        _THOUSAND,
-        _brackets(_INTEGER),
-    ),
+        "pixels", "pixels of the original image (width and height in the references)",
+        "[128, 96, 320, 360]", Frame("pixels"), _DECIMALS),
     AnswerFormat(
-        "pixels",
-        "pixels of the original image (width and height in the references)",
-        "[128, 96, 320, 360]",
-        Frame("pixels"),
-        _brackets(_DECIMAL),
-    ),
+        "resized-pixels", _AS_SEEN, "[128, 96, 320, 360]", Frame("resized"), _DECIMALS),
     AnswerFormat(
-        "resized-pixels",
-        "pixels of the image as the model saw it (--resized_size, or in each row's settings)",
-        "[128, 96, 320, 360]",
-        Frame("resized"),
-        _brackets(_DECIMAL),
-    ),
-    AnswerFormat(
-        "cloc",
-        "our shipped model: 100 location tokens, x first: n / 99",
-        "<loc_20><loc_20><loc_50><loc_74>",
-        Frame("bins", divisor=99, largest=99),
-        _notation(_LOC, "(?:BOX)+"),
-    ),
+        "cloc", "our shipped model: 100 location tokens, x first: n / 99",
+        "<loc_20><loc_20><loc_50><loc_74>", Frame("bins", divisor=99, largest=99),
+        _notation(_LOC, "(?:BOX)+")),
     _location_tokens(1000),
     AnswerFormat(
-        "qwen-vl",
-        "n / 1000 of the original image",
-        "<ref>the crab</ref><box>(200,200),(500,750)</box>",
-        _THOUSAND,
-        _notation(
-            _CORNERS,
-            r"(?:(?:<ref>)?[^<>()]*(?:</ref>)?(?:<box>)?BOX(?:</box>)?)+",
-        ),
-    ),
+        "qwen-vl", _IN_1000, "<ref>the crab</ref><box>(200,200),(500,750)</box>", _OF_1000,
+        _notation(_CORNERS, r"(?:(?:<ref>)?[^<>()]*(?:</ref>)?(?:<box>)?BOX(?:</box>)?)+")),
     AnswerFormat(
-        "qwen2-vl",
-        "n / 1000 of the original image",
+        "qwen2-vl", _IN_1000,
         "<|object_ref_start|>the crab<|object_ref_end|><|box_start|>(200,200),(500,750)<|box_end|>",
-        _THOUSAND,
+        _OF_1000,
         _notation(
             _CORNERS,
             r"(?:(?:<\|object_ref_start\|>)?[^<>()]*(?:<\|object_ref_end\|>)?"
-            r"(?:<\|box_start\|>)?BOX(?:<\|box_end\|>)?)+",
-        ),
-    ),
+            r"(?:<\|box_start\|>)?BOX(?:<\|box_end\|>)?)+")),
     AnswerFormat(
-        "qwen2.5-vl",
-        "pixels of the image as the model saw it (--resized_size, or in each row's settings)",
-        '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]',
-        Frame("resized"),
-        _JSON,
-    ),
+        "qwen2.5-vl", _AS_SEEN, '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]',
+        Frame("resized"), _JSON),
     AnswerFormat(
-        "json-pixels",
-        "as qwen2.5-vl, but pixels of the original image",
-        '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]',
-        Frame("pixels"),
-        _JSON,
-    ),
+        "json-pixels", "as qwen2.5-vl, but pixels of the original image",
+        '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]', Frame("pixels"), _JSON),
     AnswerFormat(
-        "qwen3-vl",
-        "n / 1000 of the original image",
-        '[{"bbox_2d": [200, 200, 500, 750], "label": "the crab"}]',
-        _THOUSAND,
-        _JSON,
-    ),
+        "qwen3-vl", _IN_1000, '[{"bbox_2d": [200, 200, 500, 750], "label": "the crab"}]',
+        _OF_1000, _JSON),
     AnswerFormat(
-        "internvl",
-        "n / 1000 of the original image",
-        "<ref>the crab</ref><box>[[200, 200, 500, 750]]</box>",
-        _THOUSAND,
+        "internvl", _IN_1000, "<ref>the crab</ref><box>[[200, 200, 500, 750]]</box>", _OF_1000,
         _notation(
-            rf"\[{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}\]",
-            r"(?:(?:<ref>)?[^<>\[\]]*(?:</ref>)?(?:<box>)?\[BOX(?:, ?BOX)*\](?:</box>)?)+",
-        ),
-    ),
+            _BRACKETS,
+            r"(?:(?:<ref>)?[^<>\[\]]*(?:</ref>)?(?:<box>)?\[BOX(?:, ?BOX)*\](?:</box>)?)+")),
     AnswerFormat(
-        "paligemma",
-        "1024 bins a side, y first: n / 1024",
+        "paligemma", "1024 bins a side, y first: n / 1024",
         "<loc0205><loc0205><loc0768><loc0512> the crab",
         Frame("bins", divisor=1024, largest=1023, y_first=True),
-        _notation(_LOC_PADDED, r"BOX[^<>;]*(?:;\s*BOX[^<>;]*)*"),
-    ),
+        _notation(_LOC_PADDED, r"BOX[^<>;]*(?:;\s*BOX[^<>;]*)*")),
     AnswerFormat(
-        "florence-2",
-        "1000 bins a side, x first, middle of the bin: (n + 0.5) / 1000",
+        "florence-2", "1000 bins a side, x first, middle of the bin: (n + 0.5) / 1000",
         "the crab<loc_200><loc_200><loc_500><loc_750>",
         Frame("bins", divisor=1000, largest=999, shift=0.5),
-        _notation(_LOC, r"[^<>]*(?:BOX)+(?:[^<>]+(?:BOX)+)*"),
-    ),
+        _notation(_LOC, r"[^<>]*(?:BOX)+(?:[^<>]+(?:BOX)+)*")),
     AnswerFormat(
-        "kosmos-2",
-        "first and last patch of a grid of 32 x 32, middle of the patch",
+        "kosmos-2", "first and last patch of a grid of 32 x 32, middle of the patch",
         "<phrase>the crab</phrase><object><patch_index_0198><patch_index_0752></object>",
         Frame("patches", largest=1023),
         _notation(
             _PATCHES,
             r"(?:<grounding>)?(?:[^<>]*(?:<phrase>[^<>]*</phrase>)?<object>BOX"
-            r"(?:</delimiter_of_multi_objects/>BOX)*</object>)+[^<>]*",
-        ),
-    ),
+            r"(?:</delimiter_of_multi_objects/>BOX)*</object>)+[^<>]*")),
     AnswerFormat(
-        "ferret",
-        "n / 1000 of the original image",
-        "the crab [200, 200, 500, 750].",
-        Frame("bins", divisor=1000, largest=999),
-        _notation(
-            rf"\[{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}\]", r"(?:[^\[\]]*BOX)+\.?"
-        ),
-    ),
+        "ferret", _IN_1000, "the crab [200, 200, 500, 750].",
+        Frame("bins", divisor=1000, largest=999), _notation(_BRACKETS, r"(?:[^\[\]]*BOX)+\.?")),
 ]
+# fmt: on
 FORMATS: dict[str, AnswerFormat] = {item.name: item for item in _ALL}
 
 

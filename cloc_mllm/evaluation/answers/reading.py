@@ -67,31 +67,23 @@ def read_strict(declared: AnswerFormat, text: str, size: Size | None = None) -> 
 
 def read_lenient(declared: AnswerFormat, text: str, size: Size | None = None) -> Reading:
     """Reads the boxes that can be found in an answer; a reasoning part is skipped, then the first
-    usable box is the answer. Never raises on a text.
+    usable box (inside the answer tags if there are any) is the answer. Never raises on a text.
 
     Args:
         size: width and height that pixels count in, for frames of pixels.
     """
-    text = _without_reasoning(text).strip()
+    text = text.rpartition("</think>")[2]
+    text = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     if not text:
         return Reading([], "empty")
-    readings = [_lenient_box(declared, numbers, size) for numbers in _written(declared, text)]
+    others = [] if declared.frame.kind == "patches" else _OTHER_NOTATIONS
+    found = (notation.found(text) for notation in [declared.notation, *others])
+    written = next((numbers for numbers in found if numbers), [])
+    readings = [_lenient_box(declared, numbers, size) for numbers in written]
     boxes = [box for box, _ in readings if box is not None]
     if boxes:
         return Reading(boxes)
     return Reading([], readings[0][1] if readings else "not_a_box")
-
-
-def _without_reasoning(text: str) -> str:
-    """What follows a thinking part, inside the answer tags if there are any."""
-    text = text.rpartition("</think>")[2]
-    return text.rpartition("<answer>")[2].partition("</answer>")[0]
-
-
-def _written(declared: AnswerFormat, text: str) -> list[list[float]]:
-    others = [] if declared.frame.kind == "patches" else _OTHER_NOTATIONS
-    found = (notation.found(text) for notation in [declared.notation, *others])
-    return next((numbers for numbers in found if numbers), [])
 
 
 def _lenient_box(

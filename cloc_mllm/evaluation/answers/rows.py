@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cloc_mllm.evaluation.answers.formats import AnswerFormat
 from cloc_mllm.evaluation.answers.frames import Size, smart_resize
 from cloc_mllm.evaluation.answers.reading import Reading, read_lenient, read_strict
-from cloc_mllm.evaluation.predictions import PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 
 ResizedSize = Size | Literal["qwen2.5-vl"] | None
 

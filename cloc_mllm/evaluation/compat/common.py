@@ -40,16 +40,6 @@ class CompatScores:
     num_raised: int = 0
 
 
-def plain_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of `a[q]` with `b[q]` in the boxes' own precision, as these scorers compute it; 0
-    without an overlap (there they give 0, -0, NaN or an exception)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        inner = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None)
-        inner = inner.prod(1)
-        union = area(a) + area(b) - inner
-        return np.divide(inner, union, out=np.zeros_like(inner), where=inner > 0)
-
-
 def area(boxes: np.ndarray) -> np.ndarray:
     """Width times height; negative for a box that is inverted in one direction."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, plain_iou, share
+from cloc_mllm.evaluation.compat.common import Asked, CompatScores, share
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 _NO_BOX = [[0.0, 0.0, 0.0, 0.0]]
 _DELIMITERS = ".,;!?"
@@ -29,11 +30,11 @@ def score(asked: Asked) -> CompatScores:
     starts = np.cumsum([0, *counts[:-1]])
     boxes = np.array([box for boxes in per_answer for box in boxes], dtype=np.float32)
     truths = asked.truths_px.astype(np.float32)
-    iou = plain_iou(boxes, truths[query])
+    iou = paired_iou(boxes, truths[query])
     means = np.add.reduceat(boxes, starts) / np.array(counts, dtype=np.float32)[:, None]
     metrics = {
         "Precision @ 1": share(iou[starts] >= 0.5),
-        "mean": share(plain_iou(means, truths) >= 0.5),
+        "mean": share(paired_iou(means, truths) >= 0.5),
         "upper bound": share(np.maximum.reduceat(iou, starts) >= 0.5),
     }
     num_raised = sum(boxes is None for boxes in read)

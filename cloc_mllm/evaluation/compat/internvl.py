@@ -11,7 +11,8 @@ import re
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, plain_iou, share
+from cloc_mllm.evaluation.compat.common import Asked, CompatScores, share
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 _NOTHING = (0.0, 0.0, 0.0, 0.0)
 
@@ -23,7 +24,7 @@ def score(asked: Asked) -> CompatScores:
         thousandths = boxes.sum(1, keepdims=True) >= 4
         boxes = np.where(thousandths, boxes / np.float32(1000), boxes)
         boxes = boxes * np.tile(asked.sizes, 2).astype(np.float32)
-    iou = plain_iou(boxes, asked.truths_px.astype(np.float32)).astype(np.float64)
+    iou = paired_iou(boxes, asked.truths_px.astype(np.float32)).astype(np.float64)
     return CompatScores({"Precision @ 1": share(iou >= 0.5)}, iou)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, area, mean, plain_iou, share
+from cloc_mllm.evaluation.compat.common import Asked, CompatScores, area, mean, share
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 _BOX_KEYS = ("bbox_2d", "bbox", "box", "coordinates", "coord", "location", "position")
@@ -38,7 +39,7 @@ def aggregate(boxes: np.ndarray, truths: np.ndarray) -> CompatScores:
     `boxes, truths: float64[Q, 4]` xyxy in one frame. Two boxes without area raise a
     ZeroDivisionError there.
     """
-    iou = plain_iou(truths, boxes)
+    iou = paired_iou(truths, boxes)
     with np.errstate(over="ignore", invalid="ignore"):
         centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = ((truths[:, :2] <= centre) & (centre <= truths[:, 2:])).all(1)
@@ -62,7 +63,7 @@ def score_refcoco_grounding(asked: Asked) -> CompatScores:
     candidates = np.stack([pixels, scaled], 1).reshape(-1, 4)
     query = np.repeat(query, 2)
     truths = asked.truths_px
-    iou = plain_iou(candidates, truths[query])
+    iou = paired_iou(candidates, truths[query])
     # the first of the best candidates of each query: a stable sort puts it in front
     order = np.lexsort((-iou, query))
     best = order[np.flatnonzero(np.diff(query[order], prepend=-1))]

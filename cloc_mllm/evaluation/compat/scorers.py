@@ -8,7 +8,7 @@ import numpy as np
 
 from cloc_mllm.evaluation.compat import ferret, internvl, lmms_eval, vlmevalkit
 from cloc_mllm.evaluation.compat.common import Asked, CompatScores
-from cloc_mllm.evaluation.predictions import ScoredPair
+from cloc_mllm.evaluation.rows.rows import ScoredPair
 
 COMPATS: dict[str, Callable[[Asked], CompatScores]] = {
     "lmms-eval": lmms_eval.score_bbox_rec,

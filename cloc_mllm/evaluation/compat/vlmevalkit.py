@@ -12,7 +12,8 @@ import re
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, mean, plain_iou, share
+from cloc_mllm.evaluation.compat.common import Asked, CompatScores, mean, share
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 _NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
 _ANY_NUMBER = re.compile(_NUMBER)
@@ -23,7 +24,7 @@ def score(asked: Asked) -> CompatScores:
     read = [_first_numbers(text) for text in asked.answers]
     answered = np.array([numbers is not None for numbers in read])
     boxes = np.array([numbers or [0.0] * 4 for numbers in read]).reshape(-1, 4)
-    iou = plain_iou(_in_pixels(boxes, asked.sizes), asked.truths_px) * answered
+    iou = paired_iou(_in_pixels(boxes, asked.sizes), asked.truths_px) * answered
     return CompatScores({"Precision@1": share(iou >= 0.5), "Average IoU": mean(iou)}, iou)
 
 

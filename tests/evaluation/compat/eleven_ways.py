@@ -6,7 +6,7 @@ import numpy as np
 
 from cloc_mllm.evaluation.answers import Reading, answer_format, read_lenient, read_strict
 from cloc_mllm.evaluation.compat import COMPATS, Asked
-from cloc_mllm.evaluation.overlap import paired_iou
+from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 SIZE = (640.0, 480.0)
 TRUTH = (0.2, 0.2, 0.5, 0.75)

@@ -1,1 +1,0 @@
-"""Benchmarks of the MLLM: one module a family turns its files into questions and references."""

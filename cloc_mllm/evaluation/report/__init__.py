@@ -1,0 +1,1 @@
+"""What a reader sees: tables as Markdown and one self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""Prediction and reference rows: where generation and scoring meet (contract C8)."""

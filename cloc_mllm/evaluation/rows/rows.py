@@ -1,0 +1,149 @@
+"""Prediction and reference rows: the only place where generation and scoring meet (contract C8).
+
+A row is checked when it is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+BOX_FRAME = "normalized"
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """What a model answered to one query.
+
+    Args:
+        id: the query's id; the reference row has the same.
+        prompt: what was asked: the text, or the box in normalised numbers.
+        raw_text: the model's own words; "" for models that answer with numbers.
+        boxes: xyxy, normalised to the original image. The first one is the answer.
+        labels: names, texts or ids, best first, at most ten. The first one is the answer.
+        scores: one per label, in the same order.
+        failure: why the raw text could not be read; such a row is wrong and is counted.
+    """
+
+    id: str
+    image_id: str
+    task: str
+    prompt: str = ""
+    raw_text: str = ""
+    boxes: list[Box] = field(default_factory=list)
+    box_frame: str = BOX_FRAME
+    confidence: float | None = None
+    failure: str | None = None
+    model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.box_frame != BOX_FRAME:
+            raise ValueError(
+                f"prediction {self.id!r}: expected box_frame {BOX_FRAME!r}, got "
+                f"{self.box_frame!r}; convert the boxes to the original image, 0..1, first"
+            )
+        if self.scores and len(self.scores) != len(self.labels):
+            raise ValueError(
+                f"prediction {self.id!r} has {len(self.labels)} labels but {len(self.scores)} "
+                "scores; write one score per label"
+            )
+        object.__setattr__(self, "boxes", _checked_boxes(self.boxes, f"prediction {self.id!r}"))
+
+
+@dataclass(frozen=True)
+class ReferenceRow:
+    """What counts as right for one query.
+
+    Args:
+        boxes: xyxy, normalised to the original image; a match with any of them counts.
+        labels: any of them counts.
+        kind: what the query asks for, for the breakdown: `unique`, `size`, `relation`, ...
+        num_candidates: size of the list that labels are ranked from (0: free text or box).
+        choices: the answers that were offered, for questions that offer some.
+        width: of the original image in pixels, for answers written in pixels; 0 is unknown.
+        height: likewise.
+        num_distractors: other things of the same kind in the image; None is unknown.
+    """
+
+    id: str
+    image_id: str
+    task: str
+    boxes: list[Box] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    kind: str = ""
+    num_candidates: int = 0
+    choices: list[str] = field(default_factory=list)
+    width: int = 0
+    height: int = 0
+    num_distractors: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.boxes and not self.labels:
+            raise ValueError(f"reference {self.id!r} has neither a box nor a label: drop the query")
+        object.__setattr__(self, "boxes", _checked_boxes(self.boxes, f"reference {self.id!r}"))
+
+
+def _checked_boxes(boxes: Sequence[Sequence[float]], name: str) -> list[Box]:
+    return [_checked_box(box, name) for box in boxes]
+
+
+def _checked_box(box: Sequence[float], name: str) -> Box:
+    tolerance = 1e-6
+    inside = len(box) == 4 and all(
+        math.isfinite(value) and -tolerance <= value <= 1 + tolerance for value in box
+    )
+    if not inside:
+        raise ValueError(
+            f"{name}: expected a box of four numbers 0..1 of the original image, got {list(box)}"
+        )
+    return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """A reference and the prediction of the same id."""
+
+    prediction: PredictionRow
+    reference: ReferenceRow
+
+
+def merge_by_id(
+    predictions: Sequence[PredictionRow], references: Sequence[ReferenceRow]
+) -> list[ScoredPair]:
+    """Pairs in the order of the references; every id must be there exactly once on both sides.
+
+    Raises:
+        ValueError: an id is missing, unknown or there twice; the message names it. A score over
+            only those answers that arrived would be too good.
+    """
+    for name, rows in (("predictions", predictions), ("references", references)):
+        twice = [item for item, count in Counter(row.id for row in rows).items() if count > 1]
+        _refuse(twice, f"are there more than once in the {name}; keep one row per id")
+    by_id = {row.id: row for row in predictions}
+    expected = {row.id for row in references}
+    _refuse([i for i in expected if i not in by_id], "have a reference but no prediction")
+    _refuse([i for i in by_id if i not in expected], "have a prediction but no reference")
+    pairs = [ScoredPair(by_id[reference.id], reference) for reference in references]
+    _refuse(
+        [p.reference.id for p in pairs if _query(p.prediction) != _query(p.reference)],
+        "have another task or image_id in the prediction than in the reference",
+    )
+    return pairs
+
+
+def _query(row: PredictionRow | ReferenceRow) -> tuple[str, str]:
+    return row.task, row.image_id
+
+
+def _refuse(ids: Sequence[str], problem: str) -> None:
+    if ids:
+        shown = ", ".join(repr(item) for item in sorted(ids)[:5])
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        raise ValueError(f"{len(ids)} ids {problem}: {shown}{more}")

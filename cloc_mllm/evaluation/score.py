@@ -1,0 +1,255 @@
+"""`cloc-mllm eval score`: rows in, numbers out; no model, no GPU, no torch.
+
+Answers of any model are read in the format that is declared for them, strictly and leniently, and
+on request as other projects' scorers read them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cloc_mllm.evaluation.answers import AnswerFormat, answer_format
+from cloc_mllm.evaluation.answers.formats import describe_formats
+from cloc_mllm.evaluation.answers.rows import ResizedSize, is_unread, read_rows, reading_summary
+from cloc_mllm.evaluation.compat import COMPATS, compat_scores
+from cloc_mllm.evaluation.metrics import Evaluation, compute_metrics
+from cloc_mllm.evaluation.report.table import percent, render_table
+from cloc_mllm.evaluation.rows.files import read_predictions, read_references
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair, merge_by_id
+from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
+from cloc_mllm.evaluation.tasks import all_scorers, row_task
+
+MISSING = "missing"
+_QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How rows are scored.
+
+    Args:
+        resized_size: width and height that resized pixels count in, for rows whose settings do
+            not say it; `qwen2.5-vl` is that model's rule.
+        missing: a reference without a prediction is an error, or an answer that is `wrong`.
+        bootstrap_samples: resamples of the images behind each interval.
+        seed: of the bootstrap.
+    """
+
+    resized_size: ResizedSize = None
+    missing: Literal["error", "wrong"] = "error"
+    bootstrap_samples: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class Score(Evaluation):
+    """An evaluation of one task's rows; `tasks` is of the strict reading.
+
+    Args:
+        lenient: the same of the lenient reading, where answers were read.
+        answers: the format they were read in, and the rates of failures and of several boxes.
+        compat: what other scorers make of the answers, by scorer.
+    """
+
+    lenient: Evaluation | None = None
+    answers: dict[str, Any] | None = None
+    compat: dict[str, Any] | None = None
+
+
+def score(
+    task: str,
+    predictions: str | Path | Sequence[PredictionRow],
+    references: str | Path | Sequence[ReferenceRow],
+    answer_format_name: str = "",
+    compat: Sequence[str] = (),
+    options: ScoreOptions | None = None,
+) -> Score:
+    """Scores rows as `cloc-mllm eval score` does: every reference id is in every denominator.
+
+    Args:
+        task: of the rows, one of `all_scorers`; or a Python file with a task of one's own.
+        predictions: rows, or a JSONL, JSON or CSV file of them.
+        references: likewise.
+        answer_format_name: how boxes are written in `raw_text`, one of `FORMATS`; needed where
+            rows hold no boxes.
+        compat: names of `COMPATS`.
+
+    Raises:
+        ValueError: an unknown name, a wrong row, ids that are missing, unknown or there twice,
+            or answers whose format or image size is not declared; names the rows.
+    """
+    options = options or ScoreOptions()
+    task = row_task(task)
+    declared = _checked(task, answer_format_name, compat)
+    if isinstance(references, (str, Path)):
+        references = read_references(references, task)
+    if isinstance(predictions, (str, Path)):
+        predictions = read_predictions(predictions, task, references)
+    if not references:
+        raise ValueError(f"the references hold no row of task {task!r}; nothing to score")
+    missing: list[PredictionRow] = []
+    if options.missing == "wrong":
+        answered = {row.id for row in predictions}
+        missing = [
+            PredictionRow(row.id, row.image_id, row.task, failure=MISSING)
+            for row in references
+            if row.id not in answered
+        ]
+    pairs = merge_by_id([*predictions, *missing], references)
+    scored = _scored(task, pairs, declared, options)
+    if compat:
+        found = {name: compat_scores(name, pairs) for name in compat}
+        scored.compat = {
+            name: {"metrics": result.metrics, "n": len(pairs), "num_raised": result.num_raised}
+            for name, result in found.items()
+        }
+    scored.about = {
+        "task": task,
+        "num_references": len(references),
+        "num_missing_predictions": len(missing),
+        "options": asdict(options),
+    }
+    return scored
+
+
+def _checked(task: str, format_name: str, compat: Sequence[str]) -> AnswerFormat | None:
+    """The declared format, None where none is."""
+    scorers = all_scorers()
+    if task not in scorers:
+        raise ValueError(f"unknown task {task!r}; expected one of: {', '.join(scorers)}")
+    unknown = [name for name in compat if name not in COMPATS]
+    if unknown:
+        raise ValueError(f"unknown compat {unknown}; expected some of: {', '.join(COMPATS)}")
+    if (format_name or compat) and not scorers[task].one_box:
+        boxes = ", ".join(name for name, scorer in scorers.items() if scorer.one_box)
+        raise ValueError(
+            f"answers of task {task!r} are not boxes ({boxes} are): leave out the format and compat"
+        )
+    return answer_format(format_name) if format_name else None
+
+
+def _scored(
+    task: str, pairs: list[ScoredPair], declared: AnswerFormat | None, options: ScoreOptions
+) -> Score:
+    bootstrap = Bootstrap(options.bootstrap_samples, options.seed)
+    rows = (pair.prediction for pair in pairs)
+    # without a format, a row that says why it has no box has been read before
+    unread = [row.id for row in rows if is_unread(row) and (declared or row.failure is None)]
+    if not all_scorers()[task].one_box or not unread:
+        return Score(compute_metrics({task: pairs}, bootstrap=bootstrap).tasks)
+    if declared is None:
+        raise ValueError(
+            f"{len(unread)} predictions have a raw_text and no boxes, the first is "
+            f"{unread[0]!r}: declare how the model writes boxes (--format help lists the formats)"
+        )
+    strict = read_rows(pairs, declared, options.resized_size)
+    lenient = read_rows(pairs, declared, options.resized_size, lenient=True)
+    return Score(
+        compute_metrics({task: strict}, bootstrap=bootstrap).tasks,
+        lenient=compute_metrics({task: lenient}, bootstrap=bootstrap),
+        answers={
+            "format": declared.name,
+            "meaning": declared.meaning,
+            "num_read": len(unread),
+            "strict": reading_summary(strict),
+            "lenient": reading_summary(lenient),
+        },
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--out`."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
+        print(describe_formats())
+        return 0
+    values = _parser().parse_args(args)
+    options = ScoreOptions(
+        values.resized_size, values.missing, values.bootstrap_samples, values.seed
+    )
+    compat = list(COMPATS) if "all" in values.compat else values.compat
+    scored = score(
+        values.task, values.predictions, values.references, values.format, compat, options
+    )
+    print(render_score(scored))
+    if values.out:
+        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(values.out).write_text(json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8")
+        print(f"written: {values.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cloc-mllm eval score",
+        description="Score predictions against references; needs no model and no GPU.",
+    )
+    add = parser.add_argument
+    known = ", ".join(all_scorers())
+    add("--task", required=True, help=f"one of: {known}; or a Python file with one of your own")
+    add("--predictions", required=True, help="rows in a .jsonl, .json (array) or .csv file")
+    add("--references", required=True, help="likewise")
+    add("--format", default="", help="how boxes are written in raw_text; `help` lists the formats")
+    add(
+        "--compat",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="numbers of other scorers too: " + ", ".join(COMPATS) + "; or all",
+    )
+    add(
+        "--resized_size",
+        type=_resized_size,
+        help="WIDTHxHEIGHT that resized pixels count in, or qwen2.5-vl for its rule",
+    )
+    add(
+        "--missing",
+        choices=["error", "wrong"],
+        default="error",
+        help="a reference without a prediction is an error, or counts as a wrong answer",
+    )
+    add("--bootstrap_samples", type=int, default=1000)
+    add("--seed", type=int, default=0)
+    add("--out", default="", help="gets all numbers as JSON")
+    return parser
+
+
+def _resized_size(text: str) -> ResizedSize:
+    if text == _QWEN_RULE:
+        return _QWEN_RULE
+    size = re.fullmatch("([1-9][0-9]*)x([1-9][0-9]*)", text)
+    if size is None:
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT or {_QWEN_RULE}, got {text!r}")
+    return float(size[1]), float(size[2])
+
+
+def render_score(scored: Score) -> str:
+    """The tables of a score as text: strict, lenient, other scorers."""
+    parts = [render_table(scored)]
+    if scored.answers is not None and scored.lenient is not None:
+        answers = scored.answers
+        parts[0] = f"strict reading, format {answers['format']}\n\n{parts[0]}"
+        parts.append("lenient reading, same frame\n\n" + render_table(scored.lenient))
+        rates = [
+            f"{name}: {percent(answers[name]['parse_failure_rate'])} % of answers without a "
+            f"readable box, {percent(answers[name]['multi_box_rate'])} % with several"
+            for name in ("strict", "lenient")
+        ]
+        parts.append("\n".join(rates))
+    parts += [_compat_lines(name, result) for name, result in (scored.compat or {}).items()]
+    if missing := scored.about["num_missing_predictions"]:
+        parts.append(f"{missing} references have no prediction; they count as wrong.")
+    return "\n\n".join(parts)
+
+
+def _compat_lines(name: str, result: dict[str, Any]) -> str:
+    numbers = ", ".join(f"{key} {percent(value)}" for key, value in result["metrics"].items())
+    raised = f"; it would stop at {result['num_raised']} of them" if result["num_raised"] else ""
+    return f"as {name} scores these {result['n']} answers: {numbers}{raised}"

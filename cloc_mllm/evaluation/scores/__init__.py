@@ -1,0 +1,1 @@
+"""Scores of single queries, before averaging: what several tasks share."""

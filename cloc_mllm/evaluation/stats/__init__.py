@@ -1,0 +1,1 @@
+"""Intervals, paired tests and breakdowns of scores; plain numpy, no model."""

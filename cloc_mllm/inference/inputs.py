@@ -1,0 +1,116 @@
+"""What the predictors take: images, encoded before or not, regions and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cloc_mllm.data.images import ImageSource, open_image
+from cloc_mllm.data.records import Box
+from cloc_mllm.geometry import Boxes, clean_box
+from cloc_mllm.mllm.regions import RegionLike, around, as_mask
+from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """An image that a predictor has encoded, for any number of prompts to this predictor.
+
+    Attributes:
+        image: the upright RGB picture.
+        features: what `encoder` made of it; of a `GroundingPredictor` with tiles one row per view.
+        encoder: the image encoder, for which alone the features mean something.
+    """
+
+    image: Image.Image
+    features: ImageFeatures
+    encoder: VisionEncoder
+
+    def check_encoder(self, encoder: VisionEncoder) -> None:
+        """Raises `ValueError` if another model's encoder made the features."""
+        if encoder is not self.encoder:
+            raise ValueError(
+                "the image was encoded by another model; pass what this predictor's `encode` "
+                "returned, or the image itself"
+            )
+
+
+ImageInput = ImageSource | EncodedImage
+RegionsInput = Boxes | Sequence[RegionLike]
+
+
+def open_input(image: ImageInput) -> Image.Image | EncodedImage:
+    """Opens an image; one that is open or encoded comes back as it is.
+
+    Raises:
+        ImageError: it cannot be used.
+    """
+    return image if isinstance(image, EncodedImage) else open_image(image)
+
+
+def upright_picture(image: ImageInput) -> Image.Image:
+    """Returns the upright RGB picture. Raises `ImageError` if it cannot be used."""
+    return image.image if isinstance(image, EncodedImage) else open_image(image)
+
+
+def as_list(texts: str | Sequence[str]) -> list[str]:
+    """Returns a list of texts; one text alone is a list of one, not of its letters."""
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def check_regions(
+    regions: RegionsInput, image_wh: tuple[int, int]
+) -> tuple[Boxes, list[Tensor | None]]:
+    """Checks regions and clips boxes to their image.
+
+    Args:
+        regions: R boxes in any frame of the upright picture, or a list of R boxes, points and
+            masks (see `mllm.regions.RegionLike`).
+        image_wh: width and height of the upright picture.
+
+    Returns:
+        R boxes, normalised, of a point or mask the box around it; and for each region its mask
+        bool[H, W], None for a box.
+
+    Raises:
+        ValueError: a region that cannot be used (a box inverted, outside, under a pixel or in the
+            frame of the picture before its turn; a point outside; a mask empty or of another
+            size); says why.
+    """
+    given: Sequence[RegionLike]
+    if isinstance(regions, Boxes):
+        regions.check_not_turned(*image_wh)
+        given = regions.to_normalized().xyxy.tolist()
+    else:
+        given = regions
+    masks = [as_mask(region, image_wh) for region in given]
+    boxes = [
+        _clip(region, image_wh) if mask is None else around(mask)
+        for region, mask in zip(given, masks, strict=True)
+    ]
+    return Boxes.normalized(boxes, image_wh), masks
+
+
+def check_box(box_px: Sequence[float], width: int, height: int) -> Box:
+    """Clips a box in pixels to a `width` x `height` picture and normalises it.
+
+    Raises:
+        ValueError: it cannot be used (inverted, outside, under a pixel); says why.
+    """
+    cleaned, reason = clean_box(box_px, width, height)
+    if cleaned is None:
+        shown = ", ".join(f"{value:.1f}" for value in box_px)
+        raise ValueError(
+            f"box [{shown}] px of a {width} x {height} picture cannot be used: {reason}; "
+            "give x1 y1 x2 y2 with x1 < x2 and y1 < y2 that overlap the picture"
+        )
+    return cleaned
+
+
+def _clip(box: RegionLike, image_wh: tuple[int, int]) -> Box:
+    sides = torch.tensor([*image_wh, *image_wh], dtype=torch.float64)
+    return check_box((torch.as_tensor(box, dtype=torch.float64) * sides).tolist(), *image_wh)

@@ -1,0 +1,105 @@
+"""The Python of README and docs runs, and prints what its comments say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloc_mllm.data.scenes import generate_scenes
+from tests.integration.test_serve import start
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {"README.md": ROOT / "README.md", "docs/python.md": ROOT / "docs" / "python.md"}
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(name, code) of each block of the pages."""
+    found = []
+    for page, path in PAGES.items():
+        codes = re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S)
+        found += [(f"{page} {index}", code) for index, code in enumerate(codes)]
+    return found
+
+
+def named(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("code", [c for _, c in cases], ids=[n for n, _ in cases])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `picture.png` of the examples is: a doughnut, a tent, hamburgers and a candle."""
+    directory = tmp_path_factory.mktemp("documentation")
+    scene = next(generate_scenes(1, split="test", seed=3))
+    scene.load_image().save(directory / "picture.png")
+    return directory
+
+
+def run(code: str, folder: Path) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def check_comments(code: str, printed: str) -> None:
+    """Each line of an example that prints something says in its comment what."""
+    promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+    assert code.count("print(") == len(promised)
+    for line, comment in zip(printed.splitlines(), promised, strict=True):
+        assert comment.startswith(line), f"printed {line!r}, promised {comment!r}"
+
+
+LOCAL = [case for case in blocks("python") if "OpenAI(" not in case[1]]
+REMOTE = [case for case in blocks("python") if "OpenAI(" in case[1]]
+COMMANDS = [
+    (f"{name} python -c", shlex.split(line)[2])
+    for name, code in blocks("sh")
+    for line in code.splitlines()
+    if line.startswith("python -c ")
+]
+CURL = [case for case in blocks("sh") if "curl" in case[1]]
+
+
+def test_every_page_has_examples() -> None:
+    assert {name.split()[0] for name, _ in LOCAL} == set(PAGES)
+    assert len(COMMANDS) == len(REMOTE) == len(CURL) == 1
+
+
+@named(LOCAL)
+def test_a_block_prints_what_it_says(code: str, folder: Path) -> None:
+    check_comments(code, run(code, folder))
+
+
+@named(COMMANDS)
+def test_a_command_prints_boxes_in_pixels(code: str, folder: Path) -> None:
+    assert "kind='pixels', image_wh=(128.0, 128.0)" in run(code, folder)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[str]:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    process, address = start(ROOT)
+    yield address.rpartition(":")[2]
+    process.kill()
+    process.wait()
+
+
+@named(CURL)
+def test_the_server_answers_curl(code: str, folder: Path, port: str) -> None:
+    code = code.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    result = subprocess.run(["bash", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert '"label":"the doughnut"' in result.stdout, result
+
+
+@named(REMOTE)
+def test_the_server_answers_the_client_of_openai(code: str, folder: Path, port: str) -> None:
+    pytest.importorskip("openai", reason="openai is not installed")
+    code = code.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+    check_comments(code, run(code, folder))
