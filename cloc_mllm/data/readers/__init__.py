@@ -4,7 +4,7 @@ What all formats share is decided once, in one module per question:
 
 | question | module |
 |---|---|
-| which ids are one, what is a number | `values` |
+| which ids are one, what is a number | `data.values` |
 | which file a name means | `names`, `files` |
 | what became of each image | `photos` |
 | what the numbers of a box are of | `boxes` |
@@ -32,8 +32,8 @@ from cloc_mllm.data.readers.photos import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.values import as_dict, as_list
 from cloc_mllm.data.records import Box, Record, Region, clean_text, drop_record, validate_record
+from cloc_mllm.data.values import as_dict, as_list
 
 __all__ = [
     "DEFAULTS",
