@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from cloc_mllm.data.readers.values import as_dict, as_list
+from cloc_mllm.data.values import as_dict, as_list
 
 _BOMS = (  # UTF-32's little-endian mark starts with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
