@@ -92,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the subcommand's exit status; 2 for wrong input, which prints one line and no traceback
-        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 if the output was
-        closed, which is no error.
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -112,12 +111,7 @@ def _run(subcommand: Subcommand, argv: list[str]) -> int:
     try:
         module = importlib.import_module(subcommand.module)
         function: Callable[[list[str]], int | None] = getattr(module, subcommand.function)
-        status = function(argv) or 0
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # whoever read the output (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, as a shell reports it
+        return function(argv) or 0
     except KeyboardInterrupt:
         print("cloc-mllm: interrupted", file=sys.stderr)
         return 130
