@@ -316,7 +316,8 @@ def _add_yolo(sources: Any) -> None:
         "--images",
         metavar="PATH",
         type=Path,
-        help="folder, tar or zip (default: the folders that data.yaml names)",
+        help="folder, tar or zip (default: what data.yaml names, folders or text files of image "
+        "paths)",
     )
     parser.add_argument(
         "--labels",

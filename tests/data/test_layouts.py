@@ -12,9 +12,7 @@ from cloc_mllm.data.records import DropLog, Record
 from tests.data.layouts import LAYOUTS, Layout, class_name, coco_mini_records, corners_px
 
 _READ = ("coco", "yolo", "pascal-voc")
-READ_NOW = [
-    layout for layout in LAYOUTS if layout.command.startswith(_READ) and layout.name != "yolo_lists"
-]
+READ_NOW = [layout for layout in LAYOUTS if layout.command.startswith(_READ)]
 
 
 @pytest.fixture(scope="module")
