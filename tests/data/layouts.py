@@ -289,8 +289,8 @@ def write_fiftyone_coco(records: list[Record], folder: Path) -> None:
 
 
 def write_cvat_xml(records: list[Record], folder: Path) -> None:
-    """CVAT, "CVAT for images 1.1": boxes, polygons and masks in turn; the referring expressions
-    are an attribute."""
+    """CVAT, "CVAT for images 1.1": boxes and polygons in turn; the first expression is an
+    attribute."""
     root = ET.Element("annotations")
     ET.SubElement(root, "version").text = "1.1"
     job = ET.SubElement(ET.SubElement(root, "meta"), "job")
@@ -323,8 +323,7 @@ def _add_cvat_shape(image: ET.Element, record: Record, region: Region, index: in
         sides = zip(("xtl", "ytl", "xbr", "ybr"), corners, strict=True)
         texts = {name: f"{value:.2f}" for name, value in sides}
         shape = ET.SubElement(image, "box", shared, **texts, z_order="0")
-    for text in region.expressions:
-        ET.SubElement(shape, "attribute", name="expression").text = text
+    ET.SubElement(shape, "attribute", name="expression").text = "".join(region.expressions[:1])
 
 
 def write_label_studio(records: list[Record], folder: Path) -> None:

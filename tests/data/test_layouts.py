@@ -11,9 +11,6 @@ from cloc_mllm.data.build import add_build
 from cloc_mllm.data.records import DropLog, Record
 from tests.data.layouts import LAYOUTS, Layout, class_name, coco_mini_records, corners_px
 
-_READ = ("coco", "yolo", "pascal-voc")
-READ_NOW = [layout for layout in LAYOUTS if layout.command.startswith(_READ)]
-
 
 @pytest.fixture(scope="module")
 def photos(shared_data: Path) -> list[Record]:
@@ -28,7 +25,7 @@ def read(layout: Layout, folder: Path) -> tuple[list[Record], DropLog]:
     return list(args.read(args, log)), log
 
 
-@pytest.mark.parametrize("layout", READ_NOW, ids=[layout.name for layout in READ_NOW])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=[layout.name for layout in LAYOUTS])
 def test_photos_come_back(layout: Layout, photos: list[Record], tmp_path: Path) -> None:
     layout.write(photos, tmp_path)
     records, log = read(layout, tmp_path)
