@@ -326,7 +326,9 @@ def _add_cvat_shape(image: ET.Element, record: Record, region: Region, index: in
     ET.SubElement(shape, "attribute", name="expression").text = "".join(region.expressions[:1])
 
 
-def write_label_studio(records: list[Record], folder: Path) -> None:
+def write_label_studio(
+    records: list[Record], folder: Path, address: str = f"/data/upload/1/{UPLOAD_PREFIX}"
+) -> None:
     """Label Studio, "JSON": percent; rectangles, turned rectangles and polygons in turn; the
     referring expressions are a text area per region, the captions one per image."""
     tasks = []
@@ -346,7 +348,7 @@ def write_label_studio(records: list[Record], folder: Path) -> None:
                 "annotations": [{**annotation, "result": results}],
                 "drafts": [],
                 "predictions": [],
-                "data": {"image": f"/data/upload/1/{UPLOAD_PREFIX}{file_name(record)}"},
+                "data": {"image": f"{address}{file_name(record)}"},
                 "meta": {},
             }
         )
@@ -395,7 +397,9 @@ def _label_studio_results(record: Record, region: Region, index: int) -> list[di
     return results
 
 
-def write_label_studio_min(records: list[Record], folder: Path) -> None:
+def write_label_studio_min(
+    records: list[Record], folder: Path, address: str = f"/data/upload/1/{UPLOAD_PREFIX}"
+) -> None:
     """Label Studio, "JSON-MIN": one list of labels per control, no types."""
     tasks = []
     for number, record in enumerate(records, 1):
@@ -404,7 +408,7 @@ def write_label_studio_min(records: list[Record], folder: Path) -> None:
             (label, *_) = _label_studio_results(record, region, 0)
             size = {key: label[key] for key in ("original_width", "original_height")}
             shapes.append({**label["value"], **size})
-        name = f"/data/upload/1/{UPLOAD_PREFIX}{file_name(record)}"
+        name = f"{address}{file_name(record)}"
         tasks.append({"image": name, "id": number, "label": shapes, "annotator": 1})
     dump(folder / "export.json", tasks)
 
@@ -589,7 +593,7 @@ def hf_rows(records: list[Record], *, as_list: bool, as_text: bool = False) -> l
     """Rows with an `objects` column: lists of one struct each, or one struct of lists."""
     names = class_names(records)
     rows = []
-    for number, record in enumerate(records):
+    for record in records:
         boxes = [xywh_px(record, region) for region in record.regions]
         classes: list[Any] = [class_name(region) for region in record.regions]
         if not as_text:
@@ -599,8 +603,18 @@ def hf_rows(records: list[Record], *, as_list: bool, as_text: bool = False) -> l
             pairs = zip(boxes, classes, strict=True)
             objects = [{"bbox": box, "category": name} for box, name in pairs]
         size = {"width": record.width, "height": record.height}
-        rows.append({"image_id": number, **size, "objects": objects})
+        rows.append({"image_id": int(record.id), **size, "objects": objects})
     return rows
+
+
+def write_hf_rows(records: list[Record], folder: Path) -> None:
+    """JSON lines that name image files."""
+    rows = hf_rows(records, as_list=True, as_text=True)
+    texts = (
+        json.dumps({"image": file_name(record), **row})
+        for row, record in zip(rows, records, strict=True)
+    )
+    (folder / "rows.jsonl").write_text("".join(f"{text}\n" for text in texts))
 
 
 def hf_dataset(records: list[Record], *, as_list: bool) -> Any:
@@ -775,6 +789,13 @@ LAYOUTS = [
         write_hf_image_folder,
         f"hf-objects --dataset train {_HF}",
         "train",
+        1e-9,
+    ),
+    Layout(
+        "hf_rows",
+        _beside_images(write_hf_rows),
+        f"hf-objects --dataset rows.jsonl --images images {_HF}",
+        "rows.jsonl",
         1e-9,
     ),
     Layout(

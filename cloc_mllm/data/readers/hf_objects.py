@@ -32,7 +32,7 @@ from cloc_mllm.data.readers.boxes import BoxFrame, BoxOrder, Units
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Names
 from cloc_mllm.data.readers.names import name_to_id
 from cloc_mllm.data.readers.photos import Photos, names_of
-from cloc_mllm.data.readers.texts import read_class_list
+from cloc_mllm.data.readers.texts import read_class_list, read_rows
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.values import id_key
 
@@ -42,7 +42,7 @@ _CATEGORY_KEYS = (
     *("category", "categories", "label", "labels", "class", "classes", "category_id"),
     *("phrase", "phrases", "name", "names"),
 )
-_FILE_KINDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_JSON = (".json", ".jsonl")
 Row = dict[str, Any]
 
 
@@ -84,31 +84,34 @@ def read_hf_objects(  # noqa: PLR0913  what the source can be told
         split: "" is all.
         subset: the configuration of a data set that has several.
         names: class names of numbers (`read_class_list`), where the columns do not hold them.
-        drop_log: beside the reasons of `validate_record`, regions get `unknown_category` and
-            `bad_row`.
+        drop_log: beside the reasons of `validate_record`, records and regions get `bad_row`,
+            regions `unknown_category`.
 
     Raises:
         ValueError: the data set cannot be loaded, or has no such split, column or key.
     """
-    splits = _load(str(dataset), subset, split)
+    splits = _load(str(dataset), subset, split, options.encoding)
     class_names = read_class_list(names, options.encoding) if names else {}
     for split_name, rows in splits.items():
         rows, columns_there = _undecoded(rows, columns, dataset)
         known = class_names or _class_names(columns_there[columns.objects], columns)
         prefix = f"{split_name}/" if len(splits) > 1 else ""
-        with _opened(images, rows, columns, options, drop_log) as photos:
+        with _opened(images, rows, columns, options, drop_log, len(splits) == 1) as photos:
             for index, row in enumerate(rows):
-                photo = _photo(row[columns.image], photos, options, drop_log)
-                record_id = f"{prefix}{_id_of(row, photo.name) or index}"
-                sides = row.get("width"), row.get("height")
-                place = photo.frame_in(frame, *sides)
-                things = _things(row[columns.objects], columns, record_id, drop_log)
+                if not isinstance(row, dict):
+                    drop_log.add("record", f"row {index}", "bad_row", row)
+                    continue
+                stated = row.get(columns.image)
+                record_id = f"{prefix}{_id_of(row, _file_name(stated)) or index}"
+                photo = _photo(stated, record_id, photos, options, drop_log)
+                place = photo.frame_in(frame, row.get("width"), row.get("height"))
+                things = _things(row.get(columns.objects), columns, record_id, drop_log)
                 regions = _to_regions(things, place, box_order, known, record_id, drop_log)
                 yield from deliver(record_id, photo, SOURCE, [], regions, drop_log)
 
 
-def _load(dataset: str, subset: str, split: str) -> dict[str, Any]:
-    """Split name -> streamed rows."""
+def _load(dataset: str, subset: str, split: str, encoding: str) -> dict[str, Any]:
+    """Split name -> streamed rows; of a JSON file, those of `read_rows`."""
     import datasets
 
     path = Path(dataset)
@@ -117,9 +120,10 @@ def _load(dataset: str, subset: str, split: str) -> dict[str, Any]:
             loaded = datasets.load_from_disk(dataset)
             if isinstance(loaded, datasets.Dataset):
                 loaded = {split or "train": loaded}
+        elif path.suffix.lower() in _JSON and path.is_file():
+            loaded = {split or "train": [row for _, row in read_rows(path, encoding)]}
         elif path.is_file():
-            kind = _FILE_KINDS.get(path.suffix.lower(), "parquet")
-            loaded = datasets.load_dataset(kind, data_files=dataset, streaming=True)
+            loaded = datasets.load_dataset("parquet", data_files=dataset, streaming=True)
         else:
             loaded = datasets.load_dataset(dataset, subset or None, streaming=True)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
@@ -136,7 +140,10 @@ def _undecoded(rows: Any, columns: ObjectColumns, dataset: Any) -> tuple[Any, di
     """The rows with images as files, and the columns that they have, with their features."""
     import datasets
 
-    features = dict(rows.features or dict.fromkeys(next(iter(rows), {})))
+    if isinstance(rows, list):  # of a JSON file
+        features = dict.fromkeys(key for row in rows for key in as_dict(row))
+    else:
+        features = dict(rows.features or dict.fromkeys(next(iter(rows), {})))
     for name, option in ((columns.image, "image_column"), (columns.objects, "objects_column")):
         if name not in features:
             raise ValueError(
@@ -168,22 +175,25 @@ def _opened(
     columns: ObjectColumns,
     options: ReadOptions,
     drop_log: DropLog,
+    tell_unused: bool,
 ) -> Any:
     """The photos that the image column names; None where it holds them."""
     if images is None:
         return nullcontext()
 
     def all_names() -> Iterator[Names]:
-        return (names_of(_file_name(row[columns.image])) for row in rows)
+        return (names_of(_file_name(as_dict(row).get(columns.image))) for row in rows)
 
-    return open_photos(images, drop_log, options, all_names, tell_unused=False)
+    return open_photos(images, drop_log, options, all_names, tell_unused=tell_unused)
 
 
 def _file_name(value: Any) -> Any:
     return value if isinstance(value, str) else as_dict(value).get("path")
 
 
-def _photo(value: Any, photos: Photos | None, options: ReadOptions, drop_log: DropLog) -> Photo:
+def _photo(
+    value: Any, record_id: str, photos: Photos | None, options: ReadOptions, drop_log: DropLog
+) -> Photo:
     name = _file_name(value)
     data = value if isinstance(value, bytes) else as_dict(value).get("bytes") or b""
     if not data and photos is not None:
@@ -191,9 +201,7 @@ def _photo(value: Any, photos: Photos | None, options: ReadOptions, drop_log: Dr
     fault = found = ""
     if not data:
         data, fault, found = _fetched(name if isinstance(value, dict) else None, value)
-    return Photo(
-        Path(name or "").name, data, fault, found, drop_log=drop_log, boxes_of=options.boxes_of
-    )
+    return Photo(record_id, data, fault, found, drop_log, options.boxes_of)
 
 
 def _fetched(path: str | None, value: Any) -> tuple[bytes, str, str]:
@@ -210,9 +218,9 @@ def _fetched(path: str | None, value: Any) -> tuple[bytes, str, str]:
     return data, "", ""
 
 
-def _id_of(row: Row, file_name: str) -> str:
+def _id_of(row: Row, file_name: str | None) -> str:
     stated = id_key(row.get("image_id")) or id_key(row.get("id"))
-    return stated or name_to_id(file_name)
+    return stated or name_to_id(Path(file_name or "").name)
 
 
 def _things(

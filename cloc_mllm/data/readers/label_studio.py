@@ -175,7 +175,7 @@ def _shape(results: list[Row], name: Any) -> _Shape:
         value |= as_dict(result.get("value", result))
         if result.get("original_width") is not None:
             size = result.get("original_width"), result.get("original_height")
-        is_turned_view |= number(result.get("image_rotation", 0)) % 360 != 0
+        is_turned_view |= number(result.get("image_rotation")) % 360 > 0
     return _Shape(f"{name}, region {results[0].get('id', '')}", value, size, is_turned_view)
 
 
@@ -231,7 +231,7 @@ def _fault(shape: _Shape) -> str:
 
 def _corners(value: Row, width: float, height: float) -> list[float]:
     """xyxy in pixels of the stated size: turns are of pixels, not of percent."""
-    degrees = value.get("rotation", 0)
+    degrees = value.get("rotation") or 0
     if "points" in value:
         points = [numbers(point, 2) for point in as_list(value["points"])]
         scaled = [[x * width / 100, y * height / 100] for x, y in points]

@@ -59,12 +59,13 @@ def read_via(
         annotations: the project (`_via_img_metadata`), or annotations exported as JSON or CSV.
         images: folder, tar or zip.
         phrase_attribute: which attribute of a region says what is in it; by default the only one.
-        drop_log: beside the reasons of `validate_record`, regions get `no_box` and `bad_row`.
+        drop_log: beside the reasons of `validate_record`, records get `bad_row`, regions `bad_row`
+            and `no_box`.
 
     Raises:
         ValueError: another layout (VIA 3 among them), or several attributes and none chosen.
     """
-    table = _read_images(annotations, options)
+    table = _read_images(annotations, options, drop_log)
     rows_of = group_by_photo((row.get("filename"), row) for row in table)
     regions_of = {
         name: [region for row in rows for region in _regions(row)] for name, rows in rows_of.items()
@@ -82,7 +83,7 @@ def read_via(
             yield from deliver(ids[name], photo, SOURCE, _captions(rows), regions, drop_log)
 
 
-def _read_images(path: str | Path, options: ReadOptions) -> list[Row]:
+def _read_images(path: str | Path, options: ReadOptions, drop_log: DropLog) -> list[Row]:
     """One row per image; of a CSV, one per region."""
     if Path(path).suffix.lower() in _TABLES:
         rows = []
@@ -95,12 +96,17 @@ def _read_images(path: str | Path, options: ReadOptions) -> list[Row]:
     table = as_dict(read_json(path, options.encoding))
     if "metadata" in table and "project" in table:
         raise ValueError(f"{path} is of VIA 3, whose layout is another; export it as VIA 2 or COCO")
-    rows = list(as_dict(table.get("_via_img_metadata", table)).values())
-    if not rows or not all(isinstance(row, dict) and "filename" in row for row in rows):
+    stated = as_dict(table.get("_via_img_metadata", table))
+    rows = [row for row in stated.values() if isinstance(row, dict) and "filename" in row]
+    if not rows:
         raise ValueError(
             f"{path}: expected VIA's project or annotations, an object of images with `filename` "
             "and `regions`"
         )
+    for key, row in stated.items():
+        if not isinstance(row, dict) or "filename" not in row:
+            drop_log.add("record", key, "bad_row", row)
+            drop_log.add("region", key, "bad_row", count=len(_regions(as_dict(row))))
     return rows
 
 
@@ -179,7 +185,7 @@ def _corners(kind: Any, stated: Row) -> list[float] | None:
     if kind == "circle":
         return around_ellipse(centre, [stated.get("r")] * 2)
     if kind == "ellipse":
-        degrees = math.degrees(number(stated.get("theta", 0)))  # VIA writes radians
+        degrees = math.degrees(number(stated.get("theta") or 0))  # VIA writes radians
         return around_ellipse(centre, [stated.get("rx"), stated.get("ry")], degrees)
     if kind == "polygon":
         xs, ys = (as_list(stated.get(f"all_points_{axis}")) for axis in "xy")
