@@ -103,7 +103,8 @@ def read_rows(
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
     A line that is no JSON is None. `.csv` and `.tsv` count in any letter case; a JSON list shows
-    by its first character.
+    by its first character. A cell that is missing at the end of a line is None; what a line has
+    beyond the columns stands under None.
 
     Args:
         delimiter: of a CSV file; "" is a comma, and a tab in a `.tsv`.
@@ -163,7 +164,10 @@ def _csv_rows(
                 columns = [cell.strip() for cell in cells]
                 continue
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
-            yield f"line {table.line_num}", dict(itertools.zip_longest(names, cells[: len(names)]))
+            row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
+            if len(cells) > len(names):
+                row[None] = cells[len(names) :]
+            yield f"line {table.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
 
