@@ -168,9 +168,7 @@ def _csv_rows(
                 continue
             if columns == ():
                 columns = [cell.strip() for cell in cells]
-                names_count = Counter(filter(None, columns))
-                if twice := [name for name, count in names_count.items() if count > 1]:
-                    raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
+                _refuse_same_names(columns, path)
                 continue
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
             row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
@@ -179,6 +177,12 @@ def _csv_rows(
             yield f"line {table.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
+
+
+def _refuse_same_names(columns: Sequence[str], path: str | Path) -> None:
+    for name, count in Counter(filter(None, columns)).items():
+        if count > 1:
+            raise ValueError(f"{path}: two columns have the name {name!r}")
 
 
 def read_yaml(path: str | Path, encoding: str = "") -> Any:
