@@ -1,25 +1,35 @@
 """Two finished evaluations side by side: paired differences, p-values, answers that differ.
 
-Reads the rows that `cloc-mllm eval` wrote; no model is loaded.
+Reads the rows that `cloc-mllm eval` wrote, or predictions of any tool; no model is loaded.
 """
 
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from PIL import Image
 
+from cloc_mllm.evaluation.answers import answer_format
+from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.metrics import Difference, difference, pairs_by_task
 from cloc_mllm.evaluation.record_index import records_to_score
 from cloc_mllm.evaluation.report.comparison import comparison_table, write_comparison_report
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.sources import read_sources
+from cloc_mllm.evaluation.score import (
+    ScoreOptions,
+    add_row_arguments,
+    merged,
+    options_of,
+    unread_answers,
+)
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.stats.bootstrap import (
     DEFAULT,
@@ -29,7 +39,14 @@ from cloc_mllm.evaluation.stats.bootstrap import (
     bootstrap_interval,
 )
 from cloc_mllm.evaluation.stats.breakdown import group_rank, groups_of
-from cloc_mllm.evaluation.tasks import EvalData, all_scorers, build_task, scorers_of, task_name
+from cloc_mllm.evaluation.tasks import (
+    EvalData,
+    all_scorers,
+    build_task,
+    row_task,
+    scorers_of,
+    task_name,
+)
 
 TaskPairs = dict[str, list[ScoredPair]]
 LoadImage = Callable[[str, str], Image.Image | None]
@@ -63,24 +80,43 @@ class Comparison:
     bootstrap: Bootstrap
 
 
+@dataclass(frozen=True)
+class FilesCompared:
+    """What A and B are where they are files of predictions of any tool.
+
+    Args:
+        task: what was asked.
+        references: file of the truth; "" if it is in the rows of the predictions.
+        options: how the rows are read; `missing` as in `score`.
+    """
+
+    task: str = ""
+    references: str = ""
+    options: ScoreOptions = field(default_factory=ScoreOptions)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm eval compare A B`: writes the comparison, prints its table."""
     parser = ArgumentParser(
         prog="cloc-mllm eval compare",
-        description="Set two finished evaluations of the same queries side by side.",
+        description="Set two evaluations of the same queries side by side.",
     )
-    parser.add_argument("a", help="output directory of an evaluation")
-    parser.add_argument("b", help="output directory of another one, on the same queries")
+    parser.add_argument("a", help="output directory of an evaluation, or a file of predictions")
+    parser.add_argument("b", help="another one, on the same queries")
     parser.add_argument("--out", default="runs/compare", help="gets report, table and metrics")
-    parser.add_argument("--bootstrap_samples", type=int, default=1000)
     parser.add_argument("--num_examples", type=int, default=6, help="of each kind; 0 is none")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", default="", help="what was asked, where A or B is a file")
+    parser.add_argument("--references", default="", help="the truth, where A or B is a file")
+    add_row_arguments(parser)
     values = parser.parse_args(argv)
+    options = options_of(values)
     comparison = compare(
         (values.a, values.b),
         values.out,
         num_examples=values.num_examples,
-        bootstrap=Bootstrap(values.bootstrap_samples, values.seed),
+        bootstrap=Bootstrap(options.bootstrap_samples, options.seed),
+        answer_format_name=values.format,
+        files=FilesCompared(values.task, values.references, options),
     )
     print(comparison_table(comparison), end="")
     for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
@@ -96,17 +132,28 @@ def compare(
     *,
     num_examples: int = 6,
     bootstrap: Bootstrap = DEFAULT,
+    answer_format_name: str = "",
+    files: FilesCompared | None = None,
 ) -> Comparison:
     """Writes `metrics.json`, `table.md` and `report.html` into `out`; returns what the first holds.
+
+    Args:
+        directories: of `cloc-mllm eval`, or files of predictions.
+        answer_format_name: how boxes are written in `raw_text`, as in `score`; "" is the format
+            that an evaluation was declared with.
 
     Raises:
         FileNotFoundError: a directory holds no predictions or references.
         ValueError: the two answered different queries, or have no task in common.
     """
+    files = files or FilesCompared()
     configs = [_config(directory) for directory in directories]
     for name in {name for config in configs for name in map(task_name, config.get("tasks", []))}:
         scorers_of(name)  # those in files of their own are known from now on
-    a, b = (_read(directory) for directory in directories)
+    a, b = (
+        _read(directory, answer_format_name or config.get("format", ""), files)
+        for directory, config in zip(directories, configs, strict=True)
+    )
     tasks = [task for task in a if task in b]
     if not tasks:
         raise ValueError(
@@ -144,12 +191,42 @@ def compare(
     return comparison
 
 
-def _read(directory: str) -> TaskPairs:
+def _read(source: str, format_name: str, files: FilesCompared) -> TaskPairs:
+    """The pairs of each task, with boxes; answers are read strictly."""
+    found = _pairs_of_file(source, files) if Path(source).is_file() else _pairs_of_run(source)
+    declared = answer_format(format_name) if format_name else None
+    try:
+        return {
+            task: read_rows(pairs, declared, files.options.resized_size)
+            if unread_answers(task, pairs, declared) and declared
+            else pairs
+            for task, pairs in found.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _pairs_of_file(path: str, files: FilesCompared) -> TaskPairs:
+    if not files.task:
+        raise ValueError(
+            f"{path} is a file of predictions: say what was asked (--task rec) and where the truth "
+            "is (--references; left out if it is in the same rows)"
+        )
+    task = row_task(files.task)
+    rows = read_sources(task, path, files.references, files.options.reading)
+    try:
+        return {task: merged(rows, files.options.missing)[0]}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _pairs_of_run(directory: str) -> TaskPairs:
     rows = Path(directory)
     for name in ("predictions.jsonl", "references.jsonl"):
         if not (rows / name).is_file():
             raise FileNotFoundError(
-                f"{rows / name} is missing; expected the output directory of `cloc-mllm eval`"
+                f"{rows / name} is missing; expected the output directory of `cloc-mllm eval`, or "
+                "a file of predictions"
             )
     return pairs_by_task(
         read_predictions(rows / "predictions.jsonl"), read_references(rows / "references.jsonl")
