@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cloc_mllm.evaluation.rows.sources import read_sources
 from cloc_mllm.evaluation.score import (
     ScoreOptions,
     add_row_arguments,
+    columns_argument,
     merged,
     options_of,
     unread_answers,
@@ -88,11 +89,19 @@ class FilesCompared:
         task: what was asked.
         references: file of the truth; "" if it is in the rows of the predictions.
         options: how the rows are read; `missing` as in `score`.
+        columns_b: those of B; empty are those of A.
     """
 
     task: str = ""
     references: str = ""
     options: ScoreOptions = field(default_factory=ScoreOptions)
+    columns_b: Mapping[str, str] = field(default_factory=dict)
+
+    def of_b(self) -> FilesCompared:
+        """How B is read."""
+        reading = self.options.reading
+        own = replace(reading, columns=self.columns_b or reading.columns)
+        return replace(self, options=replace(self.options, reading=own))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", default="", help="what was asked, where A or B is a file")
     parser.add_argument("--references", default="", help="the truth, where A or B is a file")
     add_row_arguments(parser)
+    parser.add_argument("--format_b", default="", help="of B, where it is not that of A")
+    parser.add_argument(
+        "--columns_b", type=columns_argument, default={}, help="of B, where not those of A"
+    )
     values = parser.parse_args(argv)
     options = options_of(values)
     comparison = compare(
@@ -115,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         values.out,
         num_examples=values.num_examples,
         bootstrap=Bootstrap(options.bootstrap_samples, options.seed),
-        answer_format_name=values.format,
-        files=FilesCompared(values.task, values.references, options),
+        formats=(values.format, values.format_b or values.format),
+        files=FilesCompared(values.task, values.references, options, values.columns_b),
     )
     print(comparison_table(comparison), end="")
     for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
@@ -132,15 +145,15 @@ def compare(
     *,
     num_examples: int = 6,
     bootstrap: Bootstrap = DEFAULT,
-    answer_format_name: str = "",
+    formats: tuple[str, str] = ("", ""),
     files: FilesCompared | None = None,
 ) -> Comparison:
     """Writes `metrics.json`, `table.md` and `report.html` into `out`; returns what the first holds.
 
     Args:
         directories: of `cloc-mllm eval`, or files of predictions.
-        answer_format_name: how boxes are written in `raw_text`, as in `score`; "" is the format
-            that an evaluation was declared with.
+        formats: how A and B write boxes in `raw_text`, as in `score`; "" is the format that an
+            evaluation was declared with.
 
     Raises:
         FileNotFoundError: a directory holds no predictions or references.
@@ -150,10 +163,8 @@ def compare(
     configs = [_config(directory) for directory in directories]
     for name in {name for config in configs for name in map(task_name, config.get("tasks", []))}:
         scorers_of(name)  # those in files of their own are known from now on
-    a, b = (
-        _read(directory, answer_format_name or config.get("format", ""), files)
-        for directory, config in zip(directories, configs, strict=True)
-    )
+    a = _read(directories[0], formats[0] or configs[0].get("format", ""), files)
+    b = _read(directories[1], formats[1] or configs[1].get("format", ""), files.of_b())
     tasks = [task for task in a if task in b]
     if not tasks:
         raise ValueError(
@@ -162,25 +173,14 @@ def compare(
         )
     only_in = [[task for task in x if task not in y] for x, y in ((a, b), (b, a))]
     b = {task: _in_order_of(a[task], b[task], task, directories) for task in tasks}
-    scorers = all_scorers()
-    compared: dict[str, dict[str, Compared]] = {}
-    breakdowns: dict[str, dict[str, dict[str, Compared]]] = {}
-    for task in tasks:
-        ours, theirs = (scorers[task].score(pairs[task]) for pairs in (a, b))
-        compared[task] = {
-            metric: _compared(ours[metric], theirs[metric], bootstrap)
-            for metric in ours
-            if metric in theirs
-        }
-        if scorers[task].one_box and all(pair.reference.boxes for pair in a[task]):
-            breakdowns[task] = _by_group(a[task], b[task], bootstrap)
+    pairs = {task: (a[task], b[task]) for task in tasks}
+    compared, breakdowns = _compared_tasks(pairs, bootstrap)
     names = [sorted({p.prediction.model for t in tasks for p in x[t]}) for x in (a, b)]
     comparison = Comparison(directories, names, only_in, compared, breakdowns, bootstrap)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "metrics.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n")
     (directory / "table.md").write_text(comparison_table(comparison), encoding="utf-8")
-    pairs = {task: (a[task], b[task]) for task in tasks}
     write_comparison_report(
         directory / "report.html",
         comparison,
@@ -256,6 +256,24 @@ def _in_order_of(
 
 def _truth(row: ReferenceRow) -> tuple[Any, ...]:
     return row.image_id, row.boxes, row.labels
+
+
+def _compared_tasks(
+    pairs: Mapping[str, tuple[Sequence[ScoredPair], Sequence[ScoredPair]]], bootstrap: Bootstrap
+) -> tuple[dict[str, dict[str, Compared]], dict[str, dict[str, dict[str, Compared]]]]:
+    """What `Comparison` holds of each task: its metrics, and its breakdowns if it is of boxes."""
+    compared, breakdowns = {}, {}
+    for task, (a, b) in pairs.items():
+        scorer = all_scorers()[task]
+        ours, theirs = scorer.score(a), scorer.score(b)
+        compared[task] = {
+            metric: _compared(ours[metric], theirs[metric], bootstrap)
+            for metric in ours
+            if metric in theirs
+        }
+        if scorer.one_box and all(pair.reference.boxes for pair in a):
+            breakdowns[task] = _by_group(a, b, bootstrap)
+    return compared, breakdowns
 
 
 def _compared(a: QueryScores, b: QueryScores, bootstrap: Bootstrap) -> Compared:

@@ -33,7 +33,8 @@ FORMAT_HELP = (
     "how boxes are written in raw_text: "
     + ", ".join(FORMATS)
     + "; or a format of your own, as JSON or in a .json or .yaml file: "
-    '{"order": "yxyx", "scale": 1000, "key": "box_2d"}; `help` shows each with an example'
+    '{"order": "yxyx", "scale": 1000, "key": "box_2d"}; `eval score --format help` shows each with '
+    "an example"
 )
 _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
 
@@ -269,11 +270,16 @@ def add_row_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", default="", help=FORMAT_HELP)
     add(
         "--columns",
-        type=_columns,
+        type=columns_argument,
         default={},
         help="where fields are called otherwise: id=question_id,raw_text=pred, or JSON",
     )
-    add("--reference_columns", type=_columns, default={}, help="likewise, of references alone")
+    add(
+        "--reference_columns",
+        type=columns_argument,
+        default={},
+        help="likewise, of references alone",
+    )
     add(
         "--reference_format",
         default="",
@@ -305,7 +311,7 @@ def options_of(values: argparse.Namespace) -> ScoreOptions:
     )
 
 
-def _columns(text: str) -> dict[str, str]:
+def columns_argument(text: str) -> dict[str, str]:
     try:
         return parse_columns(text)
     except ValueError as error:

@@ -172,7 +172,7 @@ def test_answers_are_read_in_the_format_of_the_evaluation(directories, tmp_path)
     runs, out = (directories[0], other), str(tmp_path / "out")
     with pytest.raises(ValueError, match=r"c: 40 predictions have a raw_text and no boxes"):
         compare(runs, out)
-    declared = compare(runs, out, answer_format_name="0-1000", bootstrap=Bootstrap(20))
+    declared = compare(runs, out, formats=("", "0-1000"), bootstrap=Bootstrap(20))
     config = {"config": {"format": "0-1000"}}
     (tmp_path / "c" / "metrics.json").write_text(json.dumps({"about": config}))
     assert accuracies(declared) == (30 / 40, 10 / 40)
@@ -183,13 +183,14 @@ def test_files_of_any_tool_are_compared(tmp_path, capsys):
     lines = ["qid,pred"]
     lines += [f'{row.id},"{row.raw_text}"' for row in unread(16, "")]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    table = [{"qid": row.id, "pred": [row.raw_text]} for row in unread(30, "")][::-1]
+    table = [{"id": row.id, "raw_text": [row.raw_text]} for row in unread(30, "")][::-1]
     (tmp_path / "b.json").write_text(json.dumps(table))
     write_rows(REFERENCES, tmp_path / "r.jsonl")
     files = [str(tmp_path / "a.csv"), str(tmp_path / "b.json"), "--out", str(tmp_path / "out")]
     with pytest.raises(ValueError, match=r"a\.csv is a file of predictions: say .*--task rec"):
         main(files)
     options = ["--task", "rec", "--references", str(tmp_path / "r.jsonl"), "--format", "0-1000"]
+    options += ["--format_b", '{"scale": "1000"}', "--columns_b", "id=id"]
     columns = ["--columns", "id=qid,raw_text=pred", "--bootstrap_samples", "20"]
     assert main([*files, *options, *columns]) == 0
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())["tasks"]["rec"]
