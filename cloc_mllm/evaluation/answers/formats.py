@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from cloc_mllm.evaluation.answers.frames import Frame
+from cloc_mllm.evaluation.answers.frames import Coordinates
 
 _INTEGER = r"(0|[1-9][0-9]{0,9})"
 _DECIMAL = r"([0-9]{1,10}(?:\.[0-9]{1,20})?)"
@@ -43,12 +43,12 @@ class Notation:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """A declared format: `name`, what the numbers mean in words and as a `Frame`, an example."""
+    """A declared format: its name, what its numbers mean (`meaning`, `coordinates`), an example."""
 
     name: str
     meaning: str
     example: str
-    frame: Frame
+    coordinates: Coordinates
     notation: Notation
 
 
@@ -103,7 +103,7 @@ _JSON = Notation(
     re.compile(rf'"{_BOX_KEY}":\s*\[\s*' + r"\s*,\s*".join([SIGNED] * 4) + r"\s*\]"), None
 )
 
-_OF_1000 = Frame("bins", divisor=1000, largest=1000)
+_OF_1000 = Coordinates("bins", divisor=1000, largest=1000)
 _IN_1000 = "n / 1000 of the original image"
 _AS_SEEN = "pixels of the image as the model saw it (--resized_size, or in each row's settings)"
 _LOCATION_TOKENS = "location-tokens"
@@ -117,7 +117,7 @@ def _location_tokens(num_bins: int) -> AnswerFormat:
         f"{_LOCATION_TOKENS}-{num_bins}",
         f"{num_bins} bins a side, x first: n / {last} (-N for any number of bins N)",
         example,
-        Frame("bins", divisor=last, largest=last),
+        Coordinates("bins", divisor=last, largest=last),
         _notation(_LOC, "(?:BOX)+"),
     )
 
@@ -126,19 +126,19 @@ def _location_tokens(num_bins: int) -> AnswerFormat:
 _ALL = [
     AnswerFormat(
         "0-1", "fractions of the original image (LLaVA, Shikra)",
-        "[0.2, 0.2, 0.5, 0.75]", Frame("bins"), _DECIMALS),
+        "[0.2, 0.2, 0.5, 0.75]", Coordinates("bins"), _DECIMALS),
     AnswerFormat(
         "0-999", "n / 999 of the original image (ours, written as integers)",
-        "[200, 200, 500, 749]", Frame("bins", divisor=999, largest=999), _INTEGERS),
+        "[200, 200, 500, 749]", Coordinates("bins", divisor=999, largest=999), _INTEGERS),
     AnswerFormat("0-1000", _IN_1000, "[200, 200, 500, 750]", _OF_1000, _INTEGERS),
     AnswerFormat(
         "pixels", "pixels of the original image (width and height in the references)",
-        "[128, 96, 320, 360]", Frame("pixels"), _DECIMALS),
+        "[128, 96, 320, 360]", Coordinates("pixels"), _DECIMALS),
     AnswerFormat(
-        "resized-pixels", _AS_SEEN, "[128, 96, 320, 360]", Frame("resized"), _DECIMALS),
+        "resized-pixels", _AS_SEEN, "[128, 96, 320, 360]", Coordinates("resized"), _DECIMALS),
     AnswerFormat(
         "cloc", "our shipped model: 100 location tokens, x first: n / 99",
-        "<loc_20><loc_20><loc_50><loc_74>", Frame("bins", divisor=99, largest=99),
+        "<loc_20><loc_20><loc_50><loc_74>", Coordinates("bins", divisor=99, largest=99),
         _notation(_LOC, "(?:BOX)+")),
     _location_tokens(1000),
     AnswerFormat(
@@ -154,10 +154,10 @@ _ALL = [
             r"(?:<\|box_start\|>)?BOX(?:<\|box_end\|>)?)+")),
     AnswerFormat(
         "qwen2.5-vl", _AS_SEEN, '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]',
-        Frame("resized"), _JSON),
+        Coordinates("resized"), _JSON),
     AnswerFormat(
         "json-pixels", "as qwen2.5-vl, but pixels of the original image",
-        '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]', Frame("pixels"), _JSON),
+        '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]', Coordinates("pixels"), _JSON),
     AnswerFormat(
         "qwen3-vl", _IN_1000, '[{"bbox_2d": [200, 200, 500, 750], "label": "the crab"}]',
         _OF_1000, _JSON),
@@ -169,24 +169,25 @@ _ALL = [
     AnswerFormat(
         "paligemma", "1024 bins a side, y first: n / 1024",
         "<loc0205><loc0205><loc0768><loc0512> the crab",
-        Frame("bins", divisor=1024, largest=1023, y_first=True),
+        Coordinates("bins", divisor=1024, largest=1023, y_first=True),
         _notation(_LOC_PADDED, r"BOX[^<>;]*(?:;\s*BOX[^<>;]*)*")),
     AnswerFormat(
         "florence-2", "1000 bins a side, x first, middle of the bin: (n + 0.5) / 1000",
         "the crab<loc_200><loc_200><loc_500><loc_750>",
-        Frame("bins", divisor=1000, largest=999, shift=0.5),
+        Coordinates("bins", divisor=1000, largest=999, shift=0.5),
         _notation(_LOC, r"[^<>]*(?:BOX)+(?:[^<>]+(?:BOX)+)*")),
     AnswerFormat(
         "kosmos-2", "first and last patch of a grid of 32 x 32, middle of the patch",
         "<phrase>the crab</phrase><object><patch_index_0198><patch_index_0752></object>",
-        Frame("patches", largest=1023),
+        Coordinates("patches", largest=1023),
         _notation(
             _PATCHES,
             r"(?:<grounding>)?(?:[^<>]*(?:<phrase>[^<>]*</phrase>)?<object>BOX"
             r"(?:</delimiter_of_multi_objects/>BOX)*</object>)+[^<>]*")),
     AnswerFormat(
         "ferret", _IN_1000, "the crab [200, 200, 500, 750].",
-        Frame("bins", divisor=1000, largest=999), _notation(_BRACKETS, r"(?:[^\[\]]*BOX)+\.?")),
+        Coordinates("bins", divisor=1000, largest=999),
+        _notation(_BRACKETS, r"(?:[^\[\]]*BOX)+\.?")),
 ]
 # fmt: on
 FORMATS: dict[str, AnswerFormat] = {item.name: item for item in _ALL}

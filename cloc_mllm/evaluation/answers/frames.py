@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Box = tuple[float, float, float, float]
+from cloc_mllm.box import Box
+
 Size = tuple[float, float]
 
 PATCHES_PER_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Frame:
+class Coordinates:
     """How written numbers become a box of the original image, 0..1.
 
     Args:

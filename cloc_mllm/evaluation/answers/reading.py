@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cloc_mllm.box import Box
 from cloc_mllm.evaluation.answers.formats import SIGNED, AnswerFormat, Notation
-from cloc_mllm.evaluation.answers.frames import Box, Size
+from cloc_mllm.evaluation.answers.frames import Size
 
 # Qwen2.5-VL says 644 on a picture 640 wide. A box with less of it inside was written in another
 # frame than the declared one; uncut, it could not overlap a true box by IoU 0.5 either.
@@ -57,8 +58,10 @@ def read_strict(declared: AnswerFormat, text: str, size: Size | None = None) -> 
         return Reading([], "not_a_box" if written is None else "no_box")
     boxes = []
     for numbers in written:
-        box = declared.frame.fractions(numbers, size)
-        failure = "out_of_range" if declared.frame.overshoot(numbers, size) > 0 else _problem(box)
+        box = declared.coordinates.fractions(numbers, size)
+        failure = (
+            "out_of_range" if declared.coordinates.overshoot(numbers, size) > 0 else _problem(box)
+        )
         if failure is not None:
             return Reading([], failure)
         boxes.append(box)
@@ -76,7 +79,7 @@ def read_lenient(declared: AnswerFormat, text: str, size: Size | None = None) ->
     text = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     if not text:
         return Reading([], "empty")
-    others = [] if declared.frame.kind == "patches" else _OTHER_NOTATIONS
+    others = [] if declared.coordinates.kind == "patches" else _OTHER_NOTATIONS
     found = (notation.found(text) for notation in [declared.notation, *others])
     written = next((numbers for numbers in found if numbers), [])
     readings = [_lenient_box(declared, numbers, size) for numbers in written]
@@ -89,7 +92,7 @@ def read_lenient(declared: AnswerFormat, text: str, size: Size | None = None) ->
 def _lenient_box(
     declared: AnswerFormat, numbers: Sequence[float], size: Size | None
 ) -> tuple[Box | None, str | None]:
-    x1, y1, x2, y2 = declared.frame.fractions(numbers, size)
+    x1, y1, x2, y2 = declared.coordinates.fractions(numbers, size)
     written = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
     if _problem(written):
         return None, "zero_area"
