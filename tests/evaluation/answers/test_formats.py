@@ -94,7 +94,7 @@ DEFINED = {
 def test_what_is_written_is_read_again_to_the_nearest_step(name, x, y):
     declared = answer_format(DEFINED.get(name, name))
     box = (x[0], y[0], x[1], y[1])
-    frame = declared.frame
+    frame = declared.coordinates
     if frame.kind == "patches":
         step = 1 / 32
     elif frame.needs_size:
