@@ -45,7 +45,7 @@ class Row:
     def iou_of(self, reading: Reading) -> float:
         if reading.failure:
             return 0.0
-        truth = np.array([self.truth]) / np.tile(self.coordinates, 2)
+        truth = np.array([self.truth]) / np.tile(self.frame, 2)
         return float(paired_iou(np.array(reading.boxes[:1]), truth)[0])
 
     def right(self, lenient: bool) -> bool:
@@ -57,7 +57,7 @@ class Row:
         written = DECLARED.notation.found(self.text)
         thousandths = np.array(written[0]) / np.tile(self.size, 2) * 1000
         if np.abs(thousandths - self.extracted).max() < 1:
-            if self.coordinates == self.size:
+            if self.frame == self.size:
                 return "theirs holds thousandths against pixels"
             return "theirs rounds to thousandths"
         if self.extracted in written[1:]:
@@ -78,10 +78,10 @@ def load(path: Path) -> tuple[float, list[Row]]:
         truth = [float(value) for value in item["ground_truth"]]
         thousandths = path.stem == IN_THOUSANDTHS
         size = _matching_size(sizes.get(expression.strip(), []), truth, thousandths)
-        coordinates = (1000.0, 1000.0) if thousandths else size
+        frame = (1000.0, 1000.0) if thousandths else size
         extracted = [float(value) for value in item["extracted_answer"]]
         text, stored = item["model_output"], bool(item["correct"])
-        rows.append(Row(index, text, truth, extracted, stored, size, coordinates))
+        rows.append(Row(index, text, truth, extracted, stored, size, frame))
     return content["accuracy"], rows
 
 
