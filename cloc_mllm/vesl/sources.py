@@ -13,9 +13,9 @@ from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.readers.files import open_files, settle
 from cloc_mllm.data.readers.names import is_image_name, without_suffix
 from cloc_mllm.data.readers.photos import OTHER_FILES
-from cloc_mllm.data.readers.texts import decode, lines_of, read_rows
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.storage import is_url, sha256_of
+from cloc_mllm.data.texts import decode, lines_of, read_rows
 
 _NUM_EXAMPLES = 3  # names shown with a note
 
@@ -158,8 +158,8 @@ class _Photos:
         absent = [name for (name,), match in matches.items() if not match.path]
         if not captions:
             raise ValueError(
-                f"{path} names no photo of {self.path}: its first name is "
-                f"{next(iter(texts_of), None)!r}, the first photo is {self.names[0]!r}"
+                f"{path} names no photo of {self.path}: its first is {next(iter(texts_of), None)!r}"
+                f", the first photo is {self.names[0]!r}"
             )
         self._note("captioned images that are not there", absent)
         without = [name for name in self.names if name not in captions]

@@ -254,7 +254,7 @@ def _empty_folder(folder: Path) -> dict[str, Any]:
         (_captions_file('{"image": "a.png"}'), r"line 1: expected .* got {'image': 'a.png'}"),
         (_captions_file('{"image": "b.png", "captions": []}'), "its first is 'b.png'"),
         (lambda folder: {"output_dir": str(folder)}, "already exists"),
-        (lambda _: {"detector_model": "nowhere"}, "nowhere is no directory"),
+        (lambda _: {"detector_model": "nowhere"}, "nowhere is not the directory"),
         (lambda _: {"detector_size": 448}, "detector_size sets the input of owlv2"),
         (lambda _: {"threshold": 1.5}, "threshold must lie in"),
         (lambda _: {"batch_size": 0}, "batch_size must be at least 1, got 0"),
