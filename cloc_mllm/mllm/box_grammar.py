@@ -178,9 +178,8 @@ def _number_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     before = len(tokenizer.decode(opening))
     special = set(tokenizer.all_special_ids)
     pieces = {
-        token: str(tokenizer.decode([*opening, token]))[
-            before:
-        ]  # decoded alone, some lose a leading space
+        # decoded alone, some tokens lose a leading space
+        token: str(tokenizer.decode([*opening, token]))[before:]
         for token in range(len(tokenizer))
         if token not in special
     }
