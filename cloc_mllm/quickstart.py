@@ -98,8 +98,8 @@ def _telling_example() -> tuple[Record, str]:
 def _train(out: Path, budget: float) -> None:
     data = str(out / "data")
     scenes = ("--data.train", f"{data}/train")
-    stage1 = (*_config("stage1_openmoji", budget), *scenes)
-    stage1 += ("--data.validation", f"{data}/validation")
+    validation = ("--data.validation", f"{data}/validation")
+    stage1 = (*_config("stage1_openmoji", budget), *scenes, *validation)
     cloc = Command("CLOC", ("stage1", *stage1, "--run.output_dir", str(out / "cloc")))
     clip = Command(
         "plain CLIP",
@@ -112,7 +112,8 @@ def _train(out: Path, budget: float) -> None:
     mllm = Command(
         "MLLM",
         (
-            "stage2", *_config("stage2_openmoji", budget), *scenes,
+            "stage2", *_config("stage2_openmoji", budget), *scenes, *validation,
+            "--run.eval_every", "40",
             "--run.output_dir", str(out / "mllm"),
             "--model.cloc", str(out / "cloc/model"),
             "--model.language_model", str(out / "llm/model"),

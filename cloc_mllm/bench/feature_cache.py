@@ -11,7 +11,7 @@ from cloc_mllm.config import (
     MllmConfig,
     Stage2Config,
     Stage2DataConfig,
-    TowerRunConfig,
+    Stage2RunConfig,
 )
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.mllm import build_mllm
@@ -37,7 +37,7 @@ def matched_steps(
         model=model,
         data=Stage2DataConfig(train=data, feature_cache=cache_dir, num_workers=0),
         conversations=ConversationConfig(questions_per_image=num_questions),
-        run=TowerRunConfig(steps=1, global_batch_size=num_images, precision="fp32"),
+        run=Stage2RunConfig(steps=1, global_batch_size=num_images, precision="fp32"),
     )
     torch.manual_seed(0)
     mllm, processor = build_mllm(config.model)
