@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(
     path
-    for top in ("training", "eval", "demo")
-    for path in (Path(__file__).resolve().parents[1] / top).glob("*.py")
+    for folder in ("training", "eval", "eval/bench", "demo")
+    for path in (ROOT / folder).glob("*.py")
+    if path.stem not in ("memory", "ratio")  # what the scripts of eval/bench/ share
 )
-ROOT = SCRIPTS[0].parents[1]
 
 
 def run_script(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -48,6 +49,7 @@ def run_script(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
         ("eval/run.py", "--cloc nowhere --output_dir {file}x", "nowhere is no CLOC model"),
         ("eval/run.py", "score --task rec --predictions no --references no", "directory: no"),
         ("demo/app.py", "--bogus 1", "there is no setting bogus"),
+        ("eval/bench/step.py", "--data nowhere", "nowhere"),
         ("demo/app.py", "--cloc nowhere", "nowhere is no CLOC model"),
     ],
 )
@@ -69,7 +71,12 @@ def test_a_users_error_is_one_line(
     assert message.format(**paths) in said
 
 
-REQUIRED = {"ship.py": ("--cloc", "x", "--mllm", "x")}
+REQUIRED = {
+    "ship.py": ("--cloc", "x", "--mllm", "x"),
+    "feature_cache.py": ("--cloc", "x", "--language_model", "x", "--data", "x"),
+    "leak_check.py": ("--data", "x"),
+    "loader.py": ("--data", "x"),
+}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

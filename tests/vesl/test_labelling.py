@@ -21,7 +21,6 @@ pytest.importorskip("spacy")
 from filelock import FileLock
 
 from cloc_mllm import cli
-from cloc_mllm.bench.self_training import label_quality
 from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.records import Record
@@ -30,6 +29,7 @@ from cloc_mllm.vesl import job
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.job import LabelResult, label_images
 from cloc_mllm.vesl.worker import ShardContent, ShardDone, ShardLabeller
+from self_training import label_quality
 
 
 def save_photos(directory: Path, records: Sequence[Record]) -> Path:
