@@ -63,15 +63,22 @@ def parse_job(
 def parse_settings(parser: Any, argv: Sequence[str] | None) -> Any:
     """Parses with a parser of jsonargparse that has `exit_on_error=False`.
 
+    Options may be typed with hyphens.
+
     Raises:
         ValueError: what is wrong, in one line.
     """
     from jsonargparse import ArgumentError
 
+    known = list(parser.get_defaults().keys())
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = [  # `--data.mixture.my-set 1` names a key of the user's, which stays as it is
+        new if new.partition("=")[0].removeprefix("--") in known else old
+        for old, new in zip(typed, with_underscores(typed), strict=True)
+    ]
     try:
-        return parser.parse_args(argv)
+        return parser.parse_args(arguments)
     except ArgumentError as error:
-        known = parser.get_defaults().keys()
         raise ValueError(f"{parser.prog}: {_one_line(str(error), known)}") from error
 
 

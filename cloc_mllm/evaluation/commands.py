@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
-from cloc_mllm.command_line import parse_settings
+from cloc_mllm.command_line import parse_settings, with_underscores
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.tasks import task_class, task_names
 
@@ -30,7 +30,7 @@ tasks:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the part that the arguments name; only that part is loaded."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = with_underscores(sys.argv[1:] if argv is None else argv)
     if args and args[0] in SUBCOMMANDS:
         command: Callable[[list[str]], int] = importlib.import_module(SUBCOMMANDS[args[0]]).main
         return command(args[1:])

@@ -71,14 +71,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("a", help="output directory of an evaluation")
     parser.add_argument("b", help="output directory of another one, on the same queries")
-    parser.add_argument("--out", default="runs/compare", help="gets report, table and metrics")
+    parser.add_argument(
+        "--output_dir", default="runs/compare", help="gets report, table and metrics"
+    )
     parser.add_argument("--bootstrap_samples", type=int, default=1000)
     parser.add_argument("--num_examples", type=int, default=6, help="of each kind; 0 is none")
     parser.add_argument("--seed", type=int, default=0)
     values = parser.parse_args(argv)
     comparison = compare(
         (values.a, values.b),
-        values.out,
+        values.output_dir,
         num_examples=values.num_examples,
         bootstrap=Bootstrap(values.bootstrap_samples, values.seed),
     )
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
         if tasks:
             print(f"left out, because only {directory} has them: {', '.join(tasks)}")
-    print(f"report: {Path(values.out) / 'report.html'}")
+    print(f"report: {Path(values.output_dir) / 'report.html'}")
     return 0
 
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.evaluation.answers import AnswerFormat, answer_format
 from cloc_mllm.evaluation.answers.formats import describe_formats
 from cloc_mllm.evaluation.answers.rows import ResizedSize, is_unread, read_rows, reading_summary
@@ -165,7 +166,7 @@ def _scored(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--out`."""
+    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
         print(describe_formats())
@@ -179,15 +180,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         values.task, values.predictions, values.references, values.format, compat, options
     )
     print(render_score(scored))
-    if values.out:
-        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(values.out).write_text(json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8")
-        print(f"written: {values.out}")
+    if values.output:
+        Path(values.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(values.output).write_text(
+            json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8"
+        )
+        print(f"written: {values.output}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="cloc-mllm eval score",
         description="Score predictions against references; needs no model and no GPU.",
     )
@@ -217,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--bootstrap_samples", type=int, default=1000)
     add("--seed", type=int, default=0)
-    add("--out", default="", help="gets all numbers as JSON")
+    add("--output", default="", help="gets all numbers as JSON")
     return parser
 
 

@@ -36,7 +36,7 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
             print(f"{phrase}: {_pixels(box)}  confidence {score:.2f}")
         if found.failures[0]:
             print(f"{phrase}: no box ({found.failures[0]}), the model wrote {found.text[0]!r}")
-    _draw(result, arguments.out)
+    _draw(result, arguments.output)
     return 1 if any(result.failures) else 0
 
 
@@ -67,7 +67,7 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     region = _region(arguments, image)
     result = _load_predictor(arguments.mllm).refer(image, region)
     print(f"{_pixels(result.boxes.to_pixels().xyxy[0].tolist())}: {result.labels[0]}")
-    _draw(result, arguments.out)
+    _draw(result, arguments.output)
     return 0
 
 
@@ -103,7 +103,7 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
         "picture", metavar="PICTURE", help="a JPEG, PNG or WebP file, turned by its EXIF tag"
     )
     parser.add_argument(
-        "--out",
+        "--output",
         type=Path,
         default=Path(f"{command}.png"),
         metavar="FILE",
