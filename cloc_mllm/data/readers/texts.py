@@ -15,10 +15,11 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
+from cloc_mllm.data.readers.files import read_annotation_file, split_archive
 from cloc_mllm.data.values import as_dict, as_list
 
 _BOMS = (  # UTF-32's little-endian mark starts with UTF-16's
@@ -76,7 +77,8 @@ def _not_decodable(
 
 
 def read_text(path: str | Path, encoding: str = "") -> str:
-    return decode(Path(path).read_bytes(), path, encoding)
+    """Reads a text file, on the disk or in an archive (`set.zip/data.yaml`)."""
+    return decode(read_annotation_file(path), path, encoding)
 
 
 def lines_of(text: str) -> list[str]:
@@ -106,7 +108,7 @@ def read_rows(path: str | Path, encoding: str = "") -> Iterator[tuple[str, Any]]
     if suffix in (".csv", ".tsv"):
         yield from _csv_rows(path, encoding, "\t" if suffix == ".tsv" else ",")
         return
-    with open(path, "rb") as file:
+    with _open(path) as file:
         start, name = _encoding_of(file.read(4), encoding)
         file.seek(start)
         if file.read(4096).decode(name, "ignore").lstrip().startswith("["):
@@ -119,7 +121,12 @@ def read_rows(path: str | Path, encoding: str = "") -> Iterator[tuple[str, Any]]
                 yield f"line {number}", _json_or_none(line)
 
 
-def _decoded_lines(file: io.BufferedReader, name: str, path: str | Path) -> Iterator[str]:
+def _open(path: str | Path) -> BinaryIO:
+    _, below = split_archive(path)
+    return io.BytesIO(read_annotation_file(path)) if below else open(path, "rb")
+
+
+def _decoded_lines(file: BinaryIO, name: str, path: str | Path) -> Iterator[str]:
     if name.startswith(("utf-16", "utf-32")):  # whose line ends are more than one byte
         yield from lines_of(decode(file.read(), path, name))
         return
