@@ -92,9 +92,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the subcommand's exit status; 2 for wrong input, which prints one line and no traceback
-        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 where the reader of
+        the output, such as `head`, has gone.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer would raise again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
