@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.arguments import positive, share
-from cloc_mllm.data.checks.judge import describe, judge, the_one, verdict
+from cloc_mllm.data.checks.judge import describe, judge, the_one, unknown_layout, verdict
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import DROPS_NAME, write_records
 from cloc_mllm.data.records import Record, validate_record
@@ -141,8 +141,9 @@ def _chosen(args: argparse.Namespace) -> argparse.Namespace:
         ValueError: none or several fit, or images are missing; all readings were printed before.
     """
     judgements = judge(args.path, args.images, read_options(args))
-    if judgements:
-        print("\n\n".join(map(describe, judgements)) + "\n")
+    if not judgements:
+        raise ValueError(f"{args.path}: {unknown_layout(args.path, args.encoding)}")
+    print("\n\n".join(map(describe, judgements)) + "\n")
     found = the_one(judgements)
     if found is None:
         raise ValueError(f"{args.path}: {verdict(judgements)}; nothing was written")

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
-from cloc_mllm.data.checks.judge import Judgement, judge, the_one, verdict
+from cloc_mllm.data.checks.judge import Judgement, judge, the_one, unknown_layout, verdict
 from cloc_mllm.data.checks.judge import describe as describe_judgement
 from cloc_mllm.data.drawing import contact_sheet, draw_record, draw_regions, region_color
 from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
@@ -106,7 +106,7 @@ def _draw_judgements(judgements: Sequence[Judgement], args: argparse.Namespace) 
 
 def _run_on_rows(args: argparse.Namespace) -> int:
     if not args.path.is_file() or args.path.suffix.lower() not in ROW_SUFFIXES:
-        raise ValueError(f"{args.path}: {verdict([])}")
+        raise ValueError(f"{args.path}: {unknown_layout(args.path)}")
     skipped: Counter[str] = Counter()
     keys = (
         (args.box_key,) if args.box_key else _BOX_KEYS,

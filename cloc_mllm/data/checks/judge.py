@@ -11,10 +11,11 @@ import argparse
 import itertools
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloc_mllm.data.checks.frames import (
@@ -144,7 +145,9 @@ def _is_weaker(judgement: Judgement, others: list[Judgement]) -> bool:
 
 
 def _files(judgement: Judgement) -> set[Path]:
-    return {value for value in judgement.reading.options.values() if isinstance(value, Path)}
+    values = judgement.reading.options.values()
+    listed = [value if isinstance(value, list) else [value] for value in values]
+    return {value for value in itertools.chain.from_iterable(listed) if isinstance(value, Path)}
 
 
 def _readings(place: Place) -> Iterator[tuple[str, Reading]]:
@@ -287,7 +290,7 @@ def _part(judgements: list[Judgement]) -> None:
 
 
 def _are_of_one_file(first: Judgement, second: Judgement) -> bool:
-    return first.source == second.source and first.reading.why == second.reading.why
+    return first.source == second.source and _files(first) == _files(second)
 
 
 def _are_alike(first: Judgement, second: Judgement) -> bool:
@@ -352,11 +355,19 @@ def the_one(judgements: Sequence[Judgement]) -> Judgement | None:
     return fitting[0]
 
 
+def unknown_layout(path: str | Path, encoding: str = "") -> str:
+    """Says what a path holds that no source knows."""
+    place = Place(path, encoding)
+    keys = ", ".join(list(place.rows[0])[:8]) if place.rows else ""
+    suffixes = Counter(PurePosixPath(name).suffix or "no suffix" for name in place.names)
+    files = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
+    holds = f" (its rows have {keys})" if keys else f" (files: {files})" if files else ""
+    return f"no source of `cloc-mllm data build` has this layout{holds}; docs/data.md lists them"
+
+
 def verdict(judgements: Sequence[Judgement]) -> str:
     """Says how many readings fit, and what to do where it is not one."""
     fitting = [judgement for judgement in judgements if not judgement.faults]
-    if not judgements:
-        return "no source of `cloc-mllm data build` has this layout; docs/data.md lists them"
     if not fitting:
         return "no reading fits: see what speaks against each"
     if len(fitting) > 1:
