@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.arguments import positive, share
-from cloc_mllm.data.checks.judge import describe, judge, the_one, unknown_layout, verdict
+from cloc_mllm.data.checks.judge import describe_all, judge, the_one, unknown_layout, verdict
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import DROPS_NAME, write_records
 from cloc_mllm.data.records import Record, validate_record
@@ -143,7 +143,7 @@ def _chosen(args: argparse.Namespace) -> argparse.Namespace:
     judgements = judge(args.path, args.images, read_options(args))
     if not judgements:
         raise ValueError(f"{args.path}: {unknown_layout(args.path, args.encoding)}")
-    print("\n\n".join(map(describe, judgements)) + "\n")
+    print(f"{describe_all(judgements)}\n")
     found = the_one(judgements)
     if found is None:
         raise ValueError(f"{args.path}: {verdict(judgements)}; nothing was written")

@@ -54,6 +54,16 @@ FRAMES = {
     "ms_swift_real": ("pixels", "xyxy"),
     "ms_swift_norm1": ("0..1", "xyxy"),
     "ms_swift_norm1000": ("0..1000", "xyxy"),
+    "cvat": ("pixels", "xyxy"),
+    "label_studio": ("0..100", "xyxy"),
+    "label_studio_min": ("0..100", "xyxy"),
+    "via_project": ("pixels", "xyxy"),
+    "via_json": ("pixels", "xyxy"),
+    "via_csv": ("pixels", "xyxy"),
+    "open_images": ("0..1", "xyxy"),
+    "hf_rows": ("pixels", "xywh"),
+    "hf_disk": ("pixels", "xywh"),
+    "csv": ("pixels", "xyxy"),
 }
 
 
@@ -72,7 +82,7 @@ def many_records(num: int = 12) -> list[Record]:
 
 def laid_out(form: Format, records: list[Record], folder: Path) -> None:
     form.write(records, folder)
-    if form.name not in ("grit_tar", "grit_parquet"):  # which hold their images
+    if form.name not in ("grit_tar", "grit_parquet", "hf_disk"):  # which hold their images
         write_images(records, folder)
     if form.name == "refer":
         (folder / "captions.json").unlink()
@@ -90,7 +100,7 @@ def test_auto_builds_every_format(form: Format, tmp_path: Path, capsys: Any) -> 
     laid_out(form, many_records(), folder)
     found = the_one(judge(folder))
     assert found is not None, fitting(folder)
-    assert form.name.replace("_", "-").startswith((found.source, "odvg"))
+    assert form.name.replace("_", "-").startswith((found.source, "odvg", "hf-"))
     assert (found.reading.frame, found.reading.order) == FRAMES[form.name]
     assert main(["data", "build", "auto", str(folder), "--output_dir", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out

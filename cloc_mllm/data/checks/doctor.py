@@ -18,8 +18,14 @@ from typing import Any
 from PIL import Image
 
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
-from cloc_mllm.data.checks.judge import Judgement, judge, the_one, unknown_layout, verdict
-from cloc_mllm.data.checks.judge import describe as describe_judgement
+from cloc_mllm.data.checks.judge import (
+    Judgement,
+    describe_all,
+    judge,
+    the_one,
+    unknown_layout,
+    verdict,
+)
 from cloc_mllm.data.drawing import contact_sheet, draw_record, draw_regions, region_color
 from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
 from cloc_mllm.data.readers import as_dict, as_list
@@ -81,7 +87,7 @@ def _run(args: argparse.Namespace) -> int:
     judgements = [] if has_keys else judge(args.path, args.images, read_options(args))
     if not judgements:
         return _run_on_rows(args)
-    print("\n\n".join(map(describe_judgement, judgements)))
+    print(describe_all(judgements))
     print(f"\nverdict: {verdict(judgements)}")
     if args.out is not None:
         _draw_judgements(judgements, args)

@@ -15,7 +15,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from cloc_mllm.data.readers.places import Order
+from cloc_mllm.data.readers.boxes import BoxOrder
 from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import elementwise_iou
 
@@ -70,21 +70,23 @@ class Evidence:
 class Diagnosis:
     """`frames`: those that fit, best first; several where the numbers do not part them."""
 
-    order: Order
+    order: BoxOrder
     frames: list[str]
     evidence: list[Evidence]
     reasons: list[str] = field(default_factory=list)
 
 
-def corners(numbers: Box, order: Order) -> Box:
+def corners(numbers: Box, order: BoxOrder) -> Box:
     """Four numbers in an order -> xyxy."""
     x, y, a, b = numbers
     if order == "cxcywh":
         return x - a / 2, y - b / 2, x + a / 2, y + b / 2
+    if order == "yxyx":
+        return y, x, b, a
     return (x, y, x + a, y + b) if order == "xywh" else numbers
 
 
-def written(share: Box, frame: str, order: Order, size: Size) -> Box:
+def written(share: Box, frame: str, order: BoxOrder, size: Size) -> Box:
     """xyxy in 0..1 of an image -> the numbers that a source of this frame and order has for it."""
     (width, height), (x1, y1, x2, y2) = size, share
     if frame == "pixels":
@@ -99,10 +101,12 @@ def written(share: Box, frame: str, order: Order, size: Size) -> Box:
     x1, y1, x2, y2 = x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top
     if order == "cxcywh":
         return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    if order == "yxyx":
+        return y1, x1, y2, x2
     return (x1, y1, x2 - x1, y2 - y1) if order == "xywh" else (x1, y1, x2, y2)
 
 
-def weigh(cases: Sequence[Case], frame: str, order: Order) -> Evidence:
+def weigh(cases: Sequence[Case], frame: str, order: BoxOrder) -> Evidence:
     """Gathers the evidence for one frame and order; inverted boxes lie outside.
 
     Args:
@@ -151,7 +155,7 @@ def diagnose(cases: Sequence[Case]) -> Diagnosis:
     return Diagnosis(order, frames, evidence, reasons)
 
 
-def _order(cases: Sequence[Case]) -> tuple[Order, list[str]]:
+def _order(cases: Sequence[Case]) -> tuple[BoxOrder, list[str]]:
     """`xyxy`, or `xywh` where corners would often be inverted."""
     inverted = np.mean(
         [case.numbers[2] < case.numbers[0] or case.numbers[3] < case.numbers[1] for case in cases]
@@ -160,7 +164,7 @@ def _order(cases: Sequence[Case]) -> tuple[Order, list[str]]:
     return ("xywh" if inverted > 0.05 else "xyxy"), [reason]
 
 
-def _reordered(case: Case, order: Order) -> Case:
+def _reordered(case: Case, order: BoxOrder) -> Case:
     return replace(case, numbers=corners(case.numbers, order))
 
 
@@ -256,13 +260,19 @@ def _resized(box: Box, size: Size) -> Box:
     return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
 
-ORDERS: tuple[Order, ...] = get_args(Order)
-_NEEDS_NO_SIZE = ("0..1", "0..999", "0..1000")  # to lie inside the image and reach its border
+ORDERS: tuple[BoxOrder, ...] = get_args(BoxOrder)
+_NEEDS_NO_SIZE = (
+    "0..1",
+    "0..100",
+    "0..999",
+    "0..1000",
+)  # to lie inside the image and reach its border
 FRAMES: dict[str, Callable[[Box, Size], Box]] = {
     "pixels": lambda box, size: box,
     "resized pixels (Qwen2.5-VL)": _resized,
     "0..1": _scaled(1),
     "0..1 padded": _padded(1),
+    "0..100": _scaled(100),
     "0..999": _scaled(999),
     "0..1000": _scaled(1000),
     "0..1000 padded": _padded(1000),

@@ -12,7 +12,7 @@ import itertools
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -31,9 +31,9 @@ from cloc_mllm.data.checks.frames import (
 )
 from cloc_mllm.data.drop_log import KINDS, DropLog, note_line, set_aside_lines
 from cloc_mllm.data.images import FILE_FORMATS, read_header
-from cloc_mllm.data.readers.boxes import UNTOLD
+from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
 from cloc_mllm.data.readers.photos import DEFAULTS, OTHER_FILES, UNNAMED_IMAGES, ReadOptions
-from cloc_mllm.data.readers.places import Order, Place, Reading
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import Box, Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
@@ -41,6 +41,7 @@ NUM_RECORDS = 200  # of each reading that are judged
 MAX_DROP_SHARE = 0.05  # as in `data build`
 _LOW_REACH = 0.75  # of declared boxes, below which another frame that fits is worth a question
 _NOT_THERE = ("missing_image", "ambiguous_image")  # says nothing of the layout
+_TINY_REACH = 0.05  # boxes that all end this near to the first corner are of another frame
 _OBLONG = 0.9  # short over long side
 Size = tuple[float, float]
 
@@ -123,23 +124,28 @@ def judge(
     if options.boxes_of != DEFAULTS.boxes_of:
         said["boxes_of"] = options.boxes_of
     for at in [place, *(Place(table, options.encoding) for table in place.tables())]:
-        for source, reading in _readings(at):
-            key = repr((source, sorted(reading.options.items(), key=str)))
-            if key not in seen:
-                seen.add(key)
-                places = _places(images, at, place)
-                judgements += _judged(source, reading, {**reading.options, **said}, places)
+        for source, looks_like in LOOKS.items():
+            readings = {repr((source, reading.options)): reading for reading in looks_like(at)}
+            new = [reading for key, reading in readings.items() if key not in seen]
+            seen |= readings.keys()
+            if new:
+                places = [Path(images)] if images is not None else _image_places(at, place)
+                judgements += _judged_together(source, new, said, places)
     _part(judgements)
     judgements = [judgement for judgement in judgements if not _is_weaker(judgement, judgements)]
     return sorted(judgements, key=lambda judgement: bool(judgement.faults))
 
 
 def _is_weaker(judgement: Judgement, others: list[Judgement]) -> bool:
-    """Whether a reading that fits takes more of the files, or this one is but a guess beside it."""
+    """Whether another reading that fits takes more of the files, or is no guess as this one is."""
     files = _files(judgement)
     return any(
         not other.faults
-        and (files < _files(other) or bool(judgement.reading.doubt) > bool(other.reading.doubt))
+        and (
+            files < _files(other)
+            or (files == _files(other) and judgement.reading.is_general > other.reading.is_general)
+            or bool(judgement.reading.doubt) > bool(other.reading.doubt)
+        )
         for other in others
     )
 
@@ -150,16 +156,37 @@ def _files(judgement: Judgement) -> set[Path]:
     return {value for value in itertools.chain.from_iterable(listed) if isinstance(value, Path)}
 
 
-def _readings(place: Place) -> Iterator[tuple[str, Reading]]:
-    for source, looks_like in LOOKS.items():
-        yield from ((source, reading) for reading in looks_like(place))
-
-
-def _places(images: str | Path | None, place: Place, whole: Place) -> list[Path]:
+def _image_places(place: Place, whole: Place) -> list[Path]:
     """Where the images may be: beside an annotation file, and in the folder that was named."""
-    if images is not None:
-        return [Path(images)]
     return list(dict.fromkeys([*place.image_places(), *whole.image_places()]))
+
+
+def _judged_together(
+    source: str, readings: list[Reading], said: dict[str, str], places: list[Path]
+) -> list[Judgement]:
+    """Judges the readings of one source; where several are of the same files, the numbers that the
+    first found tell which of the others are worth reading them again."""
+    judged: list[Judgement] = []
+    for reading in readings:
+        options = {**reading.options, **said}
+        new = Judgement(source, reading, options)
+        first = next((item for item in judged if item.boxes and _are_of_one_file(item, new)), None)
+        if first is not None and (fault := _misfit(first, reading)):
+            new.faults.append(fault)
+            judged.append(new)
+            continue
+        known = first.options.get("images") if first is not None else None
+        judged += _judged(source, reading, options, [known] if known else places)
+    return judged
+
+
+def _misfit(first: Judgement, reading: Reading) -> str:
+    """How the boxes that were read in another frame do not fit into this one; "" if they do."""
+    frame, order = first.reading.frame, first.reading.order
+    cases = [Case(written(box, frame, order, size), size) for box, size in first.boxes]
+    evidence = weigh(cases, reading.frame, reading.order)
+    is_tiny = evidence.reach < _TINY_REACH and len(cases) >= MIN_BOXES
+    return f"as {_said(evidence, reading.order)}" if evidence.inside < MIN_INSIDE or is_tiny else ""
 
 
 def _judged(
@@ -235,7 +262,7 @@ def _weigh_losses(judgement: Judgement) -> None:
         judgement.faults.append("it holds no record")
 
 
-def _weigh_boxes(judgement: Judgement, frame: str, order: Order) -> None:
+def _weigh_boxes(judgement: Judgement, frame: str, order: BoxOrder) -> None:
     """Whether the boxes lie in their images as they are read, and what else they may be."""
     cases = [Case(written(box, frame, order, size), size) for box, size in judgement.boxes]
     evidence = judgement.evidence = weigh(cases, frame, order)
@@ -257,11 +284,11 @@ def _weigh_boxes(judgement: Judgement, frame: str, order: Order) -> None:
     said = f"as {_said(evidence, order)}"
     if not is_inside:
         judgement.faults.append("; ".join([said, *others]))
-    elif others:
+    elif others and judgement.reading.is_declared:
         judgement.doubts.append("; ".join([said, *others]))
 
 
-def _said(evidence: Evidence, order: Order) -> str:
+def _said(evidence: Evidence, order: BoxOrder) -> str:
     return (
         f"{evidence.frame}, {order}: {evidence.inside:.1%} of {evidence.num_boxes:,} boxes lie in "
         f"their images and reach {evidence.reach:.0%} of the way to the far borders"
@@ -306,6 +333,16 @@ def _reach(judgement: Judgement) -> float:
     if len(cases) < MIN_BOXES:
         return math.nan
     return weigh(cases, reading.frame, reading.order).reach
+
+
+def describe_all(judgements: Sequence[Judgement]) -> str:
+    """Describes the readings that fit, and says of the others in a line why not; where none fits,
+    describes them all."""
+    fitting = [judgement for judgement in judgements if not judgement.faults]
+    if not fitting:
+        return "\n\n".join(map(describe, judgements))
+    others = [f"not {item.source}: {item.faults[0]}" for item in judgements if item.faults]
+    return "\n\n".join([*map(describe, fitting), *(["\n".join(others)] if others else [])])
 
 
 def describe(judgement: Judgement) -> str:

@@ -191,4 +191,5 @@ def looks_like_llava(place: Place) -> Iterator[Reading]:
     why = f"{name} has LLaVA's conversations, the largest number of a box is {largest:g}"
     frames = ("padded", "original") if largest <= _LARGEST_SHARE else ("pixels", "thousandths")
     for frame in frames if stated else ("original",):
-        yield Reading(why, {"rows": place.path, "frame": frame}, FRAME_NAMES[frame])
+        options = {"rows": place.path, "frame": frame}
+        yield Reading(why, options, FRAME_NAMES[frame], is_declared=False)

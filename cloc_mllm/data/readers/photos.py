@@ -11,7 +11,7 @@ from typing import Any
 
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.images import FILE_FORMATS, Header, read_header
-from cloc_mllm.data.readers.boxes import BoxesOf, BoxFrame, box_frame, share_frame
+from cloc_mllm.data.readers.boxes import BoxesOf, BoxFrame, Units, box_frame, share_frame
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Files, Match, Names, open_files, settle
 from cloc_mllm.data.readers.names import is_image_name, plain_path
 from cloc_mllm.data.values import id_key
@@ -67,6 +67,12 @@ class Photo:
     def frame(self, width: Any = None, height: Any = None) -> BoxFrame:
         """The frame of pixel boxes: of the stated size, or the file's own where none is stated."""
         return self._noted(box_frame(self.header, width, height, self.boxes_of))
+
+    def frame_in(self, units: Units, width: Any = None, height: Any = None) -> BoxFrame:
+        """The frame of boxes in declared units; a stated size is of pixels."""
+        if units == "pixels":
+            return self.frame(width, height)
+        return self.share_frame(1.0 if units == "normalized" else 1000.0)
 
     def share_frame(self, scale: float = 1.0) -> BoxFrame:
         """The frame of boxes in 0..`scale` of the image's width and height."""

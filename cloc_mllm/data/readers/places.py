@@ -13,14 +13,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from cloc_mllm.data.readers.boxes import BoxOrder
 from cloc_mllm.data.readers.files import open_files, split_archive
 from cloc_mllm.data.readers.names import is_image_name
 from cloc_mllm.data.readers.texts import read_json, read_rows
 from cloc_mllm.data.values import as_dict
 
-Order = Literal["xyxy", "xywh", "cxcywh"]
 Row = dict[str, Any]
 ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".odgt", ".csv", ".tsv")
 _TABLE_SUFFIXES = (*ROW_SUFFIXES, ".xml", ".p", ".zip")
@@ -43,15 +43,19 @@ class Reading(NamedTuple):
         needs_images: whether --images is to be found and added.
         lacks: an option that it needs and that is not there, with what it means; "" for none.
         doubt: why it may be another thing all the same; "" for no reason.
+        is_general: any other source that reads the file counts more.
+        is_declared: the format has this frame and order; off where they are one guess of several.
     """
 
     why: str
     options: Mapping[str, Any]
     frame: str = ""
-    order: Order = "xyxy"
+    order: BoxOrder = "xyxy"
     needs_images: bool = True
     lacks: str = ""
     doubt: str = ""
+    is_general: bool = False
+    is_declared: bool = True
 
 
 class Place:
@@ -105,6 +109,11 @@ class Place:
         with open_files(self._archive) as files:
             is_there = files.has(other.relative_to(self._archive).as_posix())
         return other if is_there else None
+
+    def siblings(self, suffix: str) -> list[Path]:
+        """The other files of a suffix beside this one, on the disk."""
+        found = sorted(self.path.parent.glob(f"*{suffix}")) if self._archive is None else []
+        return [path for path in found if path != self.path]
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -95,18 +96,28 @@ def read_json(path: str | Path, encoding: str = "") -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def read_rows(path: str | Path, encoding: str = "") -> Iterator[tuple[str, Any]]:
+def read_rows(
+    path: str | Path,
+    encoding: str = "",
+    delimiter: str = "",
+    columns: Sequence[str] | None = (),
+) -> Iterator[tuple[str, Any]]:
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
     A line that is no JSON is None. `.csv` and `.tsv` count in any letter case; a JSON list shows
     by its first character.
+
+    Args:
+        delimiter: of a CSV file; "" is a comma, and a tab in a `.tsv`.
+        columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
         ValueError: another encoding, or a file that starts as a JSON list and is none.
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        yield from _csv_rows(path, encoding, "\t" if suffix == ".tsv" else ",")
+        delimiter = delimiter or ("\t" if suffix == ".tsv" else ",")
+        yield from _csv_rows(path, encoding, delimiter, columns)
         return
     with _open(path) as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -146,12 +157,20 @@ def _json_or_none(line: str) -> Any:
         return None
 
 
-def _csv_rows(path: str | Path, encoding: str, delimiter: str) -> Iterator[tuple[str, Any]]:
+def _csv_rows(
+    path: str | Path, encoding: str, delimiter: str, columns: Sequence[str] | None
+) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
-    table = csv.DictReader(io.StringIO(read_text(path, encoding)), delimiter=delimiter)
+    table = csv.reader(io.StringIO(read_text(path, encoding)), delimiter=delimiter)
     try:
-        for row in table:
-            yield f"line {table.line_num}", row
+        for cells in table:
+            if not cells:
+                continue
+            if columns == ():
+                columns = [cell.strip() for cell in cells]
+                continue
+            names = columns or [str(number) for number in range(1, len(cells) + 1)]
+            yield f"line {table.line_num}", dict(itertools.zip_longest(names, cells[: len(names)]))
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
 
