@@ -42,11 +42,11 @@ from cloc_mllm.data.readers.qwen_vl import looks_like_qwen_vl, read_qwen_vl
 from cloc_mllm.data.readers.refcoco import looks_like_refcoco, read_refcoco
 from cloc_mllm.data.readers.refer import looks_like_refer, read_refer
 from cloc_mllm.data.readers.shikra import looks_like_shikra, read_shikra
-from cloc_mllm.data.readers.texts import read_text
 from cloc_mllm.data.readers.via import looks_like_via, read_via
 from cloc_mllm.data.readers.visual_genome import looks_like_visual_genome, read_visual_genome
 from cloc_mllm.data.readers.yolo import looks_like_yolo, read_yolo
 from cloc_mllm.data.records import Record
+from cloc_mllm.data.texts import read_text
 
 _IMAGES = "folder, tar or zip"
 _ROWS = "JSON list, JSON lines or CSV"

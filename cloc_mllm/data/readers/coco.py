@@ -25,8 +25,8 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.readers.places import Place, Reading
-from cloc_mllm.data.readers.texts import read_json
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import by_id, id_key, number
 
 SOURCE = "coco"

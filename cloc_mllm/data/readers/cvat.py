@@ -26,8 +26,8 @@ from cloc_mllm.data.readers.boxes import around_ellipse, around_turned, enclosin
 from cloc_mllm.data.readers.files import open_files, read_annotation_file
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
-from cloc_mllm.data.readers.texts import parse_xml
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import parse_xml
 from cloc_mllm.data.values import number
 
 SOURCE = "cvat"

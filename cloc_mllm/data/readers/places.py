@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from cloc_mllm.data.readers.boxes import BoxOrder
 from cloc_mllm.data.readers.files import open_files, split_archive
 from cloc_mllm.data.readers.names import is_image_name
-from cloc_mllm.data.readers.texts import read_json, read_rows
+from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.data.values import as_dict
 
 Row = dict[str, Any]

@@ -12,15 +12,16 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
 
-from cloc_mllm.data.readers.files import read_annotation_file, split_archive
 from cloc_mllm.data.values import as_dict, as_list
 
 _BOMS = (  # UTF-32's little-endian mark starts with UTF-16's
@@ -79,7 +80,8 @@ def _not_decodable(
 
 def read_text(path: str | Path, encoding: str = "") -> str:
     """Reads a text file, on the disk or in an archive (`set.zip/data.yaml`)."""
-    return decode(read_annotation_file(path), path, encoding)
+    with _open(path) as file:
+        return decode(file.read(), path, encoding)
 
 
 def lines_of(text: str) -> list[str]:
@@ -104,20 +106,23 @@ def read_rows(
 ) -> Iterator[tuple[str, Any]]:
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
-    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case; a JSON list shows
-    by its first character.
+    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case, and a `.csv` whose
+    header has semicolons and no comma is one of those (Excel's in many countries); a JSON list
+    shows by its first character.
 
     Args:
         delimiter: of a CSV file; "" is a comma, and a tab in a `.tsv`.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
-        ValueError: another encoding, or a file that starts as a JSON list and is none.
+        ValueError: another encoding, two columns of one name, or a file that starts as a JSON list
+            and is none.
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        delimiter = delimiter or ("\t" if suffix == ".tsv" else ",")
-        yield from _csv_rows(path, encoding, delimiter, columns)
+        yield from _csv_rows(
+            path, encoding, delimiter or ("\t" if suffix == ".tsv" else ""), columns
+        )
         return
     with _open(path) as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -133,8 +138,12 @@ def read_rows(
 
 
 def _open(path: str | Path) -> BinaryIO:
-    _, below = split_archive(path)
-    return io.BytesIO(read_annotation_file(path)) if below else open(path, "rb")
+    if os.path.exists(path) or not any(above.is_file() for above in Path(path).parents):
+        return open(path, "rb")
+    # only for a path into an archive: it brings torch, which scoring goes without
+    from cloc_mllm.data.readers.files import read_annotation_file
+
+    return io.BytesIO(read_annotation_file(path))
 
 
 def _decoded_lines(file: BinaryIO, name: str, path: str | Path) -> Iterator[str]:
@@ -161,14 +170,18 @@ def _csv_rows(
     path: str | Path, encoding: str, delimiter: str, columns: Sequence[str] | None
 ) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
-    table = csv.reader(io.StringIO(read_text(path, encoding)), delimiter=delimiter)
+    text = read_text(path, encoding)
+    first = text.partition("\n")[0]
+    delimiter = delimiter or (";" if ";" in first and "," not in first else ",")
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows = filter(None, table)
     try:
-        for cells in table:
-            if not cells:
-                continue
-            if columns == ():
-                columns = [cell.strip() for cell in cells]
-                continue
+        if columns == ():
+            columns = [cell.strip() for cell in next(rows, [])]
+            counts = Counter(filter(None, columns))
+            if twice := [name for name, count in counts.items() if count > 1]:
+                raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
+        for cells in rows:
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
             yield f"line {table.line_num}", dict(itertools.zip_longest(names, cells[: len(names)]))
     except csv.Error as error:
