@@ -147,11 +147,15 @@ def _chosen(args: argparse.Namespace) -> argparse.Namespace:
     found = the_one(judgements)
     if found is None:
         raise ValueError(f"{args.path}: {verdict(judgements)}; nothing was written")
-    if found.is_blind or found.share_missing > args.max_drop_share:
-        where = found.options.get("images", "them; name their folder, tar or zip with --images")
+    if found.is_blind:
         raise ValueError(
-            f"{found.share_missing or 1:.0%} of the images are missing in {where}; nothing was "
-            "written. Name their place with --images, or allow it with a larger --max_drop_share"
+            f"{args.path}: none of its images was found; name their folder, tar or zip with --images"
+        )
+    if found.share_missing > args.max_drop_share:
+        raise ValueError(
+            f"{found.share_missing:.0%} of the images are missing in {found.options['images']}; "
+            "nothing was written. Name their place with --images, or allow it with a larger "
+            "--max_drop_share"
         )
     return argparse.Namespace(**{**vars(args), **vars(found.parsed()), "source": found.source})
 

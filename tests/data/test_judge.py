@@ -331,7 +331,7 @@ def test_without_images_the_layout_is_named(tmp_path: Path, capsys: Any) -> None
     assert main(["data", "doctor", str(tmp_path / "instances.json")]) == 0
     assert "pixels, xywh, as declared" in capsys.readouterr().out
     assert auto(tmp_path / "instances.json", tmp_path / "out") == 2
-    assert "name their folder, tar or zip with --images" in capsys.readouterr().err
+    assert "none of its images was found" in capsys.readouterr().err
 
 
 def test_an_unknown_layout_is_said(tmp_path: Path, capsys: Any) -> None:
@@ -377,6 +377,9 @@ def test_labels_without_class_names_lack_them(tmp_path: Path, capsys: Any) -> No
         ("formats/ferret_bench_refer_caption_question_8.jsonl", ("llava", "0..1", "xyxy")),
         ("formats/ferret_bench_refer_reason_context_8.jsonl", ("llava", "0..1", "xyxy")),
         ("formats/ferret_bench_refer_reason_question_8.jsonl", ("llava", "0..1", "xyxy")),
+        ("formats/ferret_bench_ground_conv_question_8.jsonl", ("llava", "", "xyxy")),
+        ("formats/ferret_bench_refer_caption_answer_8.jsonl", ("llava", "", "xyxy")),
+        ("formats/ferret_bench_refer_reason_answer_8.jsonl", ("llava", "", "xyxy")),
     ],
     ids=str,
 )
@@ -384,3 +387,11 @@ def test_real_files(path: str, expected: tuple[str, str, str], shared_data: Path
     found = the_one(judge(shared_data / path))
     assert found is not None
     assert (found.source, found.reading.frame, found.reading.order) == expected
+
+
+def test_real_evaluation_files_are_named(shared_data: Path, tmp_path: Path, capsys: Any) -> None:
+    assert auto(shared_data / "formats" / "coco_pope_adversarial_60.jsonl", tmp_path / "out") == 2
+    assert "these are POPE's questions" in capsys.readouterr().err
+    name = "rec_results_refcoco_val_qwen2_5vl_3b_instruct_baseline.json"
+    assert auto(shared_data / "vlm-answers" / name, tmp_path / "out") == 2
+    assert "no source of `cloc-mllm data build` has this layout" in capsys.readouterr().err

@@ -111,8 +111,9 @@ def _draw_judgements(judgements: Sequence[Judgement], args: argparse.Namespace) 
 
 
 def _run_on_rows(args: argparse.Namespace) -> int:
+    """Judges rows that no source knows by the numbers in them."""
     if not args.path.is_file() or args.path.suffix.lower() not in ROW_SUFFIXES:
-        raise ValueError(f"{args.path}: {unknown_layout(args.path)}")
+        raise ValueError(f"{args.path}: {unknown_layout(args.path, args.encoding)}")
     skipped: Counter[str] = Counter()
     keys = (
         (args.box_key,) if args.box_key else _BOX_KEYS,
@@ -137,7 +138,9 @@ def _diagnose(cases: Sequence[Case], rows: Path, skipped: Counter[str]) -> Diagn
         return diagnose(cases)
     except ValueError as error:
         listed = ", ".join(f"{count:,} {what}" for what, count in skipped.items())
-        raise ValueError(f"{rows}: {error} ({listed or 'no rows'})") from error
+        raise ValueError(
+            f"{rows}: {error} ({listed or 'no rows'}); {unknown_layout(rows)}"
+        ) from error
 
 
 def read_cases(

@@ -43,6 +43,7 @@ _LOW_REACH = 0.75  # of declared boxes, below which another frame that fits is w
 _NOT_THERE = ("missing_image", "ambiguous_image")  # says nothing of the layout
 _TINY_REACH = 0.05  # boxes that all end this near to the first corner are of another frame
 _OBLONG = 0.9  # short over long side
+_PLACEHOLDER = Path("IMAGES")  # in a command, for the user to fill in
 Size = tuple[float, float]
 
 
@@ -194,8 +195,10 @@ def _judged(
 ) -> list[Judgement]:
     """Judges a reading with the images that leave the fewest of them missing; twice where photos
     have an EXIF turn of which nothing tells whether boxes are turned, too."""
-    if reading.lacks or (reading.needs_images and not places):
+    if reading.lacks:
         return [Judgement(source, reading, options)]
+    if reading.needs_images and not places:
+        return [Judgement(source, reading, {**options, "images": _PLACEHOLDER})]
     tried = []
     for images in places if reading.needs_images else [None]:
         tried.append(_run(source, reading, {**options, "images": images} if images else options))
@@ -203,7 +206,7 @@ def _judged(
             break
     best = min(tried, key=lambda judgement: judgement.share_missing)
     if best.share_missing == 1 and len(places) > 1:
-        best.options["images"] = Path("IMAGES")  # for the user to fill in
+        best.options["images"] = _PLACEHOLDER
     if UNTOLD not in best.log.notes or not best.turned:
         return [best]
     return [
@@ -360,14 +363,14 @@ def describe(judgement: Judgement) -> str:
             f"{log.delivered[kind]:,} {kind}s" for kind in KINDS if log.delivered[kind]
         )
         lines.append(f"  read     {read}")
-    if judgement.share_missing:
+    if judgement.is_blind:
+        lines.append("  images   none was found; name their folder, tar or zip with --images")
+    elif judgement.share_missing:
         where = judgement.options.get("images", "their folder")
         lines.append(
             f"  images   {judgement.share_missing:.0%} of them are not in {where} (where only part "
             "of them is at hand, add --max_drop_share)"
         )
-    elif judgement.is_blind:
-        lines.append("  images   none found; name them with --images to have the boxes judged")
     notes = {
         what: count
         for what, count in log.notes.items()
@@ -395,6 +398,8 @@ def the_one(judgements: Sequence[Judgement]) -> Judgement | None:
 def unknown_layout(path: str | Path, encoding: str = "") -> str:
     """Says what a path holds that no source knows."""
     place = Place(path, encoding)
+    if place.has_rows_with("question_id", "image", "text", "label"):
+        return "these are POPE's questions, which `cloc-mllm eval pope` asks; they hold no box"
     keys = ", ".join(list(place.rows[0])[:8]) if place.rows else ""
     suffixes = Counter(PurePosixPath(name).suffix or "no suffix" for name in place.names)
     files = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))

@@ -181,9 +181,11 @@ def looks_like_llava(place: Place) -> Iterator[Reading]:
     turns = [turn for row in place.rows for turn in turns_of(row)]
     stated = [numbers for turn in turns for numbers in _BOX_TEXT.findall(turn)]
     largest = max((float(n) for numbers in stated for n in numbers.split(",")), default=0)
-    if place.has_rows_with("image", "text") and stated:
-        why = f"the rows of {name} have image and text, with [x1, y1, x2, y2] as Ferret-Bench"
-        yield Reading(why, {"rows": place.path, "frame": "original"}, "0..1")
+    is_bench = place.has_rows_with("question_id", "image", "category", "text")
+    if is_bench or (place.has_rows_with("image", "text") and stated):
+        boxes = "with [x1, y1, x2, y2] in texts" if stated else "without a box"
+        why = f"the rows of {name} have image and text as Ferret-Bench, {boxes}"
+        yield Reading(why, {"rows": place.path, "frame": "original"}, "0..1" if stated else "")
         return
     is_foreign = place.mentions("<img>") or place.has_rows_with("box_x1y1x2y2")
     if is_foreign or not place.has_rows_with("conversations"):

@@ -133,7 +133,8 @@ class Place:
 
     def has_rows_with(self, *keys: str) -> bool:
         """Whether most of the rows have all of these keys."""
-        return 2 * sum(all(key in row for key in keys) for row in self.rows) > len(self.rows)
+        num_with = sum(all(key in row for key in keys) for row in self.rows)
+        return 2 * num_with > len(self.rows)
 
     def mentions(self, text: str) -> bool:
         """Whether a row has this text in it."""
