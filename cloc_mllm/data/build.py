@@ -149,7 +149,8 @@ def _chosen(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"{args.path}: {verdict(judgements)}; nothing was written")
     if found.is_blind:
         raise ValueError(
-            f"{args.path}: none of its images was found; name their folder, tar or zip with --images"
+            f"{args.path}: none of its images was found; name their folder, tar or zip with "
+            "--images"
         )
     if found.share_missing > args.max_drop_share:
         raise ValueError(

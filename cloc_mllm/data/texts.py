@@ -108,10 +108,11 @@ def read_rows(
 
     A line that is no JSON is None. `.csv` and `.tsv` count in any letter case, and a `.csv` whose
     header has semicolons and no comma is one of those (Excel's in many countries); a JSON list
-    shows by its first character.
+    shows by its first character. A cell that is missing at the end of a line is None; what a line
+    has beyond the columns stands under None.
 
     Args:
-        delimiter: of a CSV file; "" is a comma, and a tab in a `.tsv`.
+        delimiter: of a CSV file; "" is what suffix and header say.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
@@ -120,9 +121,8 @@ def read_rows(
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        yield from _csv_rows(
-            path, encoding, delimiter or ("\t" if suffix == ".tsv" else ""), columns
-        )
+        delimiter = delimiter or ("\t" if suffix == ".tsv" else "")
+        yield from _csv_rows(path, encoding, delimiter, columns)
         return
     with _open(path) as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -171,21 +171,30 @@ def _csv_rows(
 ) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
     text = read_text(path, encoding)
-    first = text.partition("\n")[0]
-    delimiter = delimiter or (";" if ";" in first and "," not in first else ",")
+    header = text.partition("\n")[0]
+    delimiter = delimiter or (";" if ";" in header and "," not in header else ",")
     table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows = filter(None, table)
     try:
-        if columns == ():
-            columns = [cell.strip() for cell in next(rows, [])]
-            counts = Counter(filter(None, columns))
-            if twice := [name for name, count in counts.items() if count > 1]:
-                raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
-        for cells in rows:
+        for cells in table:
+            if not cells:
+                continue
+            if columns == ():
+                columns = [cell.strip() for cell in cells]
+                _refuse_same_names(columns, path)
+                continue
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
-            yield f"line {table.line_num}", dict(itertools.zip_longest(names, cells[: len(names)]))
+            row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
+            if len(cells) > len(names):
+                row[None] = cells[len(names) :]
+            yield f"line {table.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
+
+
+def _refuse_same_names(columns: Sequence[str], path: str | Path) -> None:
+    for name, count in Counter(filter(None, columns)).items():
+        if count > 1:
+            raise ValueError(f"{path}: two columns have the name {name!r}")
 
 
 def read_yaml(path: str | Path, encoding: str = "") -> Any:

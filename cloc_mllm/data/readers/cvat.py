@@ -125,11 +125,11 @@ def _to_regions(
             (box,) = frame.from_xyxy([_corners(shape)])
             label = shape.get("label", "")
             expressions = [
-                attribute.text
+                attribute.text or ""
                 for attribute in shape.findall("attribute")
                 if expression_attribute
                 and attribute.get("name") == expression_attribute
-                and attribute.text
+                and (attribute.text or "").strip()
             ]
             found.pop("rle", None)
             regions.append(Region(box, label, expressions=expressions, category=label, found=found))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
     ReadOptions,
+    as_dict,
     deliver,
     group_by_photo,
     open_photos,
@@ -84,21 +85,20 @@ def read_csv(  # noqa: PLR0913  what the source can be told
         columns: role -> column; by default a column has the name of its role. Without a header,
             columns are numbered from 1, and by default image, the box and the phrase come first.
         delimiter: between the cells; "" is a comma, and a tab in `.tsv`.
-        drop_log: beside the reasons of `validate_record`, regions get `bad_row` (no image).
+        drop_log: beside the reasons of `validate_record`, regions get `bad_row` (no image,
+            or more cells than columns: a comma in a text that is not quoted).
 
     Raises:
         ValueError: a column is missing, or a role unknown.
     """
     wanted = _columns_by_role(columns or {}, box_order, header)
-    column_of: dict[str, str] = {}
+    table = list(read_rows(rows, options.encoding, delimiter, () if header else None))
+    there = dict.fromkeys(key for _, row in table for key in as_dict(row) if key is not None)
+    column_of = _present(wanted, there, columns or {}, box_order, str(rows)) if there else {}
     named: list[tuple[Any, Row]] = []
-    for item, row in read_rows(rows, options.encoding, delimiter, () if header else None):
-        if not isinstance(row, dict):
-            drop_log.add("region", item, "bad_row", row)
-            continue
-        column_of = column_of or _present(wanted, row, columns or {}, box_order, str(rows))
-        values = {role: row.get(column) for role, column in column_of.items()}
-        if id_key(values["image"]) is None:
+    for item, row in table:
+        values = {role: as_dict(row).get(column) for role, column in column_of.items()}
+        if id_key(values.get("image")) is None or None in row:
             drop_log.add("region", item, "bad_row", row)
         else:
             named.append((values["image"], {**values, "item": item}))
@@ -131,10 +131,14 @@ def _columns_by_role(columns: Columns, box_order: BoxOrder, header: bool) -> dic
 
 
 def _present(
-    column_of: dict[str, str], row: Row, columns: Columns, box_order: BoxOrder, path: str
+    column_of: dict[str, str],
+    columns_there: Iterable[str],
+    columns: Columns,
+    box_order: BoxOrder,
+    path: str,
 ) -> dict[str, str]:
     """Leaves out roles that the table does not have; those that it must have are an error."""
-    there = {role: column for role, column in column_of.items() if column in row}
+    there = {role: column for role, column in column_of.items() if column in columns_there}
     needed = ["image", *columns, *(() if "box" in there else BOX_ROLES[box_order])]
     if not any(role in there for role in _TEXT_ROLES):
         needed.append("phrase")
@@ -142,7 +146,7 @@ def _present(
     if missing:
         raise ValueError(
             f"{path}: expected the columns {', '.join(dict.fromkeys(missing))}, there are "
-            f"{', '.join(map(str, row))}; name yours with --columns, such as "
+            f"{', '.join(map(str, columns_there))}; name yours with --columns, such as "
             "image=file,phrase=label, and the cells' separator with --delimiter"
         )
     return there
