@@ -118,10 +118,18 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 
     Returns:
         the exit status of the command; 2 for wrong input, which prints one line and no traceback
-        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 where the reader of
+        the output, such as `head`, has gone.
     """
     try:
-        return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        try:
+            return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer would raise again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("cloc-mllm: interrupted", file=sys.stderr)
         return 130

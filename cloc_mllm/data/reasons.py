@@ -56,6 +56,7 @@ REASONS: dict[str, str] = {
 
 # by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {
+    "filtered": "records that `cloc-mllm data filter` was asked to leave out, and what they hold",
     "crowd": "boxes around a crowd (`iscrowd`, which CVAT also writes for masks; Open Images' "
     "`IsGroupOf`); --keep_crowd keeps them",
     "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
