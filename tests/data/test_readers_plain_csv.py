@@ -132,7 +132,7 @@ def test_what_cannot_be_used(tmp_path: Path) -> None:
     [
         ("file,x1,y1,x2,y2,phrase\na.png,1,2,3,4,c\n", {}, r"columns image, there are file, x1"),
         ("image,x1,y1,x2,y2\na.png,1,2,3,4\n", {}, "columns phrase, there are"),
-        ("image;x1\na;1\n", {}, r"there are image;x1; .*--delimiter"),
+        ("image|x1\na|1\n", {}, r"there are image\|x1; .*--delimiter"),
         (
             "image,x1,y1,x2,y2,phrase\na.png,1,2,3,4,c\n",
             {"box_order": "xywh"},

@@ -8,7 +8,7 @@ What all formats share is decided once, in one module per question:
 | which file a name means | `names`, `files` |
 | what became of each image | `photos` |
 | what the numbers of a box are of | `boxes` |
-| which encoding a text is in, what YAML, JSON, CSV and XML hold | `texts` |
+| which encoding a text is in, what YAML, JSON, CSV and XML hold | `data.texts` |
 | what becomes a record | `data.records.validate_record` |
 | what is lost, and what would have been right | `data.drop_log`, `data.reasons` |
 

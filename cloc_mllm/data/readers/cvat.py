@@ -24,8 +24,8 @@ from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_p
 from cloc_mllm.data.readers.boxes import around_ellipse, around_turned, enclosing_corners
 from cloc_mllm.data.readers.files import open_files
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import parse_xml
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import parse_xml
 from cloc_mllm.data.values import number
 
 SOURCE = "cvat"

@@ -32,8 +32,8 @@ from cloc_mllm.data.readers.boxes import BoxFrame, BoxOrder, Units
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Names
 from cloc_mllm.data.readers.names import name_to_id
 from cloc_mllm.data.readers.photos import Photos, names_of
-from cloc_mllm.data.readers.texts import read_class_list, read_rows
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_class_list, read_rows
 from cloc_mllm.data.values import id_key
 
 SOURCE = "hf-objects"

@@ -33,8 +33,8 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import around_ellipse, around_turned, enclosing_corners
 from cloc_mllm.data.readers.names import is_image_name, name_to_id, plain_path
-from cloc_mllm.data.readers.texts import read_json
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
+from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import id_key, number, numbers
 
 SOURCE = "label-studio"

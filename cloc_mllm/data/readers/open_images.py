@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos, single
 from cloc_mllm.data.readers.boxes import BoxFrame
-from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key, number
 
 SOURCE = "open-images"

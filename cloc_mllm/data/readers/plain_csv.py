@@ -27,8 +27,8 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import BoxOrder, Units
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
+from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key, number
 
 SOURCE = "csv"

@@ -32,8 +32,8 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import BoxFrame, around_ellipse, enclosing_corners
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_json, read_rows
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.data.values import number
 
 SOURCE = "via"

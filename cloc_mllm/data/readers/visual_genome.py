@@ -24,8 +24,8 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
-from cloc_mllm.data.readers.texts import read_json
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import id_key
 
 SOURCE = "visual-genome"

@@ -22,7 +22,9 @@ from cloc_mllm.data.readers.names import (
     without_suffix,
 )
 from cloc_mllm.data.readers.photos import OTHER_FILES, Photos
-from cloc_mllm.data.readers.texts import (
+from cloc_mllm.data.readers.yolo_rows import Task, parse_row, tell_task
+from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import (
     decode,
     is_yaml,
     lines_of,
@@ -30,8 +32,6 @@ from cloc_mllm.data.readers.texts import (
     read_text,
     read_yaml,
 )
-from cloc_mllm.data.readers.yolo_rows import Task, parse_row, tell_task
-from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.values import numbers
 
 SOURCE = "yolo"

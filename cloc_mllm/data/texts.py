@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,21 +103,23 @@ def read_rows(
 ) -> Iterator[tuple[str, Any]]:
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
-    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case; a JSON list shows
-    by its first character. A cell that is missing at the end of a line is None; what a line has
-    beyond the columns stands under None.
+    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case, and a `.csv` whose
+    header has semicolons and no comma is one of those (Excel's in many countries); a JSON list
+    shows by its first character. A cell that is missing at the end of a line is None; what a line
+    has beyond the columns stands under None.
 
     Args:
-        delimiter: of a CSV file; "" is a comma, and a tab in a `.tsv`.
+        delimiter: of a CSV file; "" tells by the suffix and the header.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
-        ValueError: another encoding, or a file that starts as a JSON list and is none.
+        ValueError: another encoding, two columns of one name, or a file that starts as a JSON list
+            and is none.
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        delimiter = delimiter or ("\t" if suffix == ".tsv" else ",")
-        yield from _csv_rows(path, encoding, delimiter, columns)
+        is_tsv = suffix == ".tsv"
+        yield from _csv_rows(path, encoding, delimiter or ("\t" if is_tsv else ""), columns)
         return
     with open(path, "rb") as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -155,13 +158,16 @@ def _csv_rows(
     path: str | Path, encoding: str, delimiter: str, columns: Sequence[str] | None
 ) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
-    table = csv.reader(io.StringIO(read_text(path, encoding)), delimiter=delimiter)
+    text = read_text(path, encoding)
+    first = text.partition("\n")[0]
+    delimiter = delimiter or (";" if ";" in first and "," not in first else ",")
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for cells in table:
             if not cells:
                 continue
             if columns == ():
-                columns = [cell.strip() for cell in cells]
+                columns = _column_names(cells, path)
                 continue
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
             row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
@@ -170,6 +176,14 @@ def _csv_rows(
             yield f"line {table.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
+
+
+def _column_names(cells: list[str], path: str | Path) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    twice = [name for name, count in Counter(names).items() if name and count > 1]
+    if twice:
+        raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
+    return names
 
 
 def read_yaml(path: str | Path, encoding: str = "") -> Any:
