@@ -690,7 +690,7 @@ def _yolo(form: str) -> Write:
     return lambda records, folder: write_ultralytics(records, folder, form)
 
 
-_HF = "--box_order xywh --frame pixels"
+_HF = "--frame pixels --box_order xywh"
 LAYOUTS = [
     Layout(
         "cvat_coco",
@@ -801,7 +801,7 @@ LAYOUTS = [
     Layout(
         "plain_csv",
         _beside_images(write_plain_csv),
-        "csv --rows boxes.csv --images images --frame pixels --box_order xyxy",
+        "csv --rows boxes.csv --images images --frame pixels",
         "boxes.csv",
         0.0006,
     ),
