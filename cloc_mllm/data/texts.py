@@ -109,7 +109,7 @@ def read_rows(
     has beyond the columns stands under None.
 
     Args:
-        delimiter: of a CSV file; "" tells by the suffix and the header.
+        delimiter: of a CSV file, whatever its suffix; "" tells by the suffix and the header.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
@@ -117,7 +117,7 @@ def read_rows(
             and is none.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv") or delimiter:
         is_tsv = suffix == ".tsv"
         yield from _csv_rows(path, encoding, delimiter or ("\t" if is_tsv else ""), columns)
         return

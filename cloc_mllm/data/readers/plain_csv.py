@@ -39,6 +39,7 @@ BOX_ROLES: dict[BoxOrder, tuple[str, ...]] = {
     "yxyx": ("y1", "x1", "y2", "x2"),
 }
 _TEXT_ROLES = ("phrase", "category", "expression")
+_KNOWN_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _MORE_ROLES = ("caption", "score", "image_width", "image_height")
 Row = dict[str, Any]
 Columns = Mapping[str, str]
@@ -62,7 +63,7 @@ def read_csv(  # noqa: PLR0913  what the source can be told
     are one region. A row with an image and nothing else is an image without a region.
 
     Args:
-        rows: the table; `.csv` and `.tsv` are tables of cells, other files JSON.
+        rows: the table; `.json`, `.jsonl` and `.ndjson` hold JSON rows, other files cells.
         images: folder, tar or zip.
         frame: what the numbers are measured in.
         box_order: what the four numbers are.
@@ -76,6 +77,8 @@ def read_csv(  # noqa: PLR0913  what the source can be told
         ValueError: a column is missing, or a role unknown.
     """
     wanted = _columns_by_role(columns or {}, box_order, header)
+    if not delimiter and Path(rows).suffix.lower() not in _KNOWN_SUFFIXES:
+        delimiter = ","
     table = list(read_rows(rows, options.encoding, delimiter, () if header else None))
     there = dict.fromkeys(key for _, row in table for key in as_dict(row) if key is not None)
     column_of = _present(wanted, there, columns or {}, box_order, str(rows)) if there else {}
