@@ -94,11 +94,12 @@ def read_csv(  # noqa: PLR0913  what the source can be told
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, group in rows_of.items():
             photo = photos.find(name)
-            captions = [row["caption"] for row in group if row.get("caption")]
+            captions: list[Any] = []
+            for row in group:
+                if row.get("caption") not in (None, "", *captions):
+                    captions.append(row["caption"])
             regions = _to_regions(group, photo, frame, box_order)
-            yield from deliver(
-                ids[name], photo, SOURCE, list(dict.fromkeys(captions)), regions, drop_log
-            )
+            yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log)
 
 
 def _columns_by_role(columns: Columns, box_order: BoxOrder, header: bool) -> dict[str, str]:
