@@ -11,8 +11,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.data.records import Record, Region
 
 Task = Literal["caption", "ground", "refer", "locate", "absent"]
 TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate", "absent")
@@ -46,7 +47,7 @@ class BoxText(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class QuestionAnswer:
     """One question with its answer.
 
     Attributes:
@@ -61,13 +62,13 @@ class Turn:
     answer_box: Box | None = None
 
 
-def build_turns(
+def build_questions(
     record: Record,
     config: ConversationConfig,
     box_format: BoxText,
     rng: np.random.Generator,
     phrases: Sequence[str] = (),
-) -> list[Turn]:
+) -> list[QuestionAnswer]:
     """`config.questions_per_image` questions about an image, their tasks drawn by weight.
 
     A task takes part if the record has what it needs: an unambiguous text for `ground`, a region
@@ -80,7 +81,7 @@ def build_turns(
     """
     texts = unambiguous_texts(record)
     pools: dict[Task, list[int]] = {
-        "ground": [index for index, of_region in enumerate(texts) if of_region],
+        "ground": [index for index, region_texts in enumerate(texts) if region_texts],
         "refer": list(range(len(record.regions))),
         "caption": list(range(len(record.captions))),
         "locate": list(range(len(record.regions))),
@@ -90,59 +91,61 @@ def build_turns(
     if weights.sum() == 0:
         return []
     orders = {task: _in_turn(pool, rng) for task, pool in pools.items()}
-    turns: list[Turn] = []
+    questions: list[QuestionAnswer] = []
     for choice in rng.choice(len(TASKS), config.questions_per_image, p=weights / weights.sum()):
         task = TASKS[choice]
         order = orders[task]
-        index = order[sum(turn.task == task for turn in turns) % len(order)]
+        index = order[sum(pair.task == task for pair in questions) % len(order)]
         if task == "ground":
             text = texts[index][rng.integers(len(texts[index]))]
-            turns.append(ground_turn(text, record.regions[index].box, box_format))
+            questions.append(ground_question(text, record.regions[index].box, box_format))
         elif task == "refer":
-            turns.append(refer_turn(record.regions[index], box_format))
+            questions.append(refer_question(record.regions[index], box_format))
         elif task == "locate":
-            turns.append(locate_turn(record.regions[index], box_format))
+            questions.append(locate_question(record.regions[index], box_format))
         elif task == "absent":
-            turns.append(absent_turn(phrases[index]))
+            questions.append(absent_question(phrases[index]))
         else:
-            turns.append(Turn(PROMPTS["caption"], record.captions[index], "caption"))
-    return turns
+            questions.append(QuestionAnswer(PROMPTS["caption"], record.captions[index], "caption"))
+    return questions
 
 
-def possible_turns(
+def possible_questions(
     record: Record, config: ConversationConfig, box_format: BoxText, phrases: Sequence[str] = ()
-) -> Iterator[Turn]:
-    """Every question that `build_turns` may ask about a record."""
+) -> Iterator[QuestionAnswer]:
+    """Every question that `build_questions` may ask about a record."""
     if config.ground:
         for region, texts in zip(record.regions, unambiguous_texts(record), strict=True):
-            yield from (ground_turn(text, region.box, box_format) for text in texts)
+            yield from (ground_question(text, region.box, box_format) for text in texts)
     if config.refer:
-        yield from (refer_turn(region, box_format) for region in record.regions)
+        yield from (refer_question(region, box_format) for region in record.regions)
     if config.locate:
-        yield from (locate_turn(region, box_format) for region in record.regions)
+        yield from (locate_question(region, box_format) for region in record.regions)
     if config.caption:
-        yield from (Turn(PROMPTS["caption"], text, "caption") for text in record.captions)
+        yield from (QuestionAnswer(PROMPTS["caption"], text, "caption") for text in record.captions)
     if config.absent:
-        yield from (absent_turn(phrases[index]) for index in _absent(record, phrases))
+        yield from (absent_question(phrases[index]) for index in _absent(record, phrases))
 
 
-def absent_turn(phrase: str) -> Turn:
-    return Turn(PROMPTS["absent"].format(phrase=phrase), NOT_THERE, "absent")
+def absent_question(phrase: str) -> QuestionAnswer:
+    return QuestionAnswer(PROMPTS["absent"].format(phrase=phrase), NOT_THERE, "absent")
 
 
-def ground_turn(text: str, box: Box, box_format: BoxText) -> Turn:
+def ground_question(text: str, box: Box, box_format: BoxText) -> QuestionAnswer:
     question = PROMPTS["ground"].format(phrase=text)
-    return Turn(question, box_format.answer(box), "ground", answer_box=box)
+    return QuestionAnswer(question, box_format.answer(box), "ground", answer_box=box)
 
 
-def refer_turn(region: Region, box_format: BoxText) -> Turn:
+def refer_question(region: Region, box_format: BoxText) -> QuestionAnswer:
     question = PROMPTS["refer"].format(box=box_format.encode(region.box))
-    return Turn(question, region.phrase, "refer", region)
+    return QuestionAnswer(question, region.phrase, "refer", region)
 
 
-def locate_turn(region: Region, box_format: BoxText) -> Turn:
+def locate_question(region: Region, box_format: BoxText) -> QuestionAnswer:
     """Reads the box out of a region token: the easy half of `ground`, which it teaches first."""
-    return Turn(PROMPTS["locate"], box_format.answer(region.box), "locate", region, region.box)
+    return QuestionAnswer(
+        PROMPTS["locate"], box_format.answer(region.box), "locate", region, region.box
+    )
 
 
 def unambiguous_texts(record: Record) -> list[list[str]]:

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-Box = tuple[float, float, float, float]
+from cloc_mllm.box import Box
+
 NamedBox = tuple[str, Box]
 ExpressionKind = Literal["unique", "size", "ordinal", "relation"]
 

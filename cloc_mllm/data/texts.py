@@ -109,7 +109,7 @@ def read_rows(
     has beyond the columns stands under None.
 
     Args:
-        delimiter: of a CSV file, whatever its suffix; "" tells by the suffix and the header.
+        delimiter: of a CSV file, whatever its suffix; "" is what suffix and header say.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
@@ -118,8 +118,8 @@ def read_rows(
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv") or delimiter:
-        is_tsv = suffix == ".tsv"
-        yield from _csv_rows(path, encoding, delimiter or ("\t" if is_tsv else ""), columns)
+        delimiter = delimiter or ("\t" if suffix == ".tsv" else "")
+        yield from _csv_rows(path, encoding, delimiter, columns)
         return
     with open(path, "rb") as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -159,15 +159,16 @@ def _csv_rows(
 ) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
     text = read_text(path, encoding)
-    first = text.partition("\n")[0]
-    delimiter = delimiter or (";" if ";" in first and "," not in first else ",")
+    header = text.partition("\n")[0]
+    delimiter = delimiter or (";" if ";" in header and "," not in header else ",")
     table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for cells in table:
             if not cells:
                 continue
             if columns == ():
-                columns = _column_names(cells, path)
+                columns = [cell.strip() for cell in cells]
+                _refuse_same_names(columns, path)
                 continue
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
             row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
@@ -178,12 +179,10 @@ def _csv_rows(
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
 
 
-def _column_names(cells: list[str], path: str | Path) -> list[str]:
-    names = [cell.strip() for cell in cells]
-    twice = [name for name, count in Counter(names).items() if name and count > 1]
-    if twice:
-        raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
-    return names
+def _refuse_same_names(columns: Sequence[str], path: str | Path) -> None:
+    for name, count in Counter(filter(None, columns)).items():
+        if count > 1:
+            raise ValueError(f"{path}: two columns have the name {name!r}")
 
 
 def read_yaml(path: str | Path, encoding: str = "") -> Any:
