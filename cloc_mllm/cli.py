@@ -91,8 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status, see `run`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
+        return run(lambda _: print(_usage()))
     if args[0] in ("-V", "--version"):
         print(f"cloc-mllm {__version__}")
         return 0
