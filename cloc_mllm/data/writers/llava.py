@@ -63,7 +63,8 @@ def write_llava(
 
 
 def box_text(box: Sequence[float], decimals: int) -> str:
-    return "[" + ", ".join(f"{value:.{decimals}f}" for value in box) + "]"
+    rounded = (round(value, decimals) + 0.0 for value in box)  # -0.0 becomes 0.0
+    return "[" + ", ".join(f"{value:.{decimals}f}" for value in rounded) + "]"
 
 
 def _turns(record: Record, texts: Sequence[str]) -> list[str]:
