@@ -11,7 +11,7 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 
 
 def shipped_directory(kind: ModelKind) -> Path:
-    """Directory of the shipped `cloc` or `mllm` model.
+    """Finds the directory of the shipped `cloc` or `mllm` model.
 
     Raises:
         FileNotFoundError: this installation carries no such weights; says what to do.
