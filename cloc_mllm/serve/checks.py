@@ -210,7 +210,7 @@ def _write_boxes(
     messages: list[dict[str, Any]], regions: list[Boxes], box_format: BoxFormat
 ) -> None:
     """Replaces each `{box}` by a box; each `<region>` and each `{box}` is the next region."""
-    boxes = [box for of_image in regions for box in of_image.xyxy.tolist()]
+    boxes = [box for image_regions in regions for box in image_regions.xyxy.tolist()]
     items = [item for message in messages for item in message["content"] if "text" in item]
     num_regions = sum(item["text"].count(REGION_TOKEN) for item in items)
     if num_regions != len(boxes):

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.writers import new_directory, write_image
 
 DESCRIBE = "Provide a short description for this region: {box}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.evaluation.answers.formats import answer_format
-from cloc_mllm.evaluation.answers.frames import Frame
+from cloc_mllm.evaluation.answers.frames import Coordinates
 from cloc_mllm.evaluation.rows.fields import column
 from cloc_mllm.evaluation.rows.files import Table, predictions_of, read_table, references_of
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
@@ -30,7 +30,7 @@ class RowReading:
             file `boxes` and `labels` are the truth, unless `reference_columns` says where it is.
         reference_columns: likewise, of references alone.
         reference_format: what the numbers of the references' boxes mean: a name of `FORMATS` or a
-            definition of one's own, of which only the frame counts; "" is fractions.
+            definition of one's own, of which only `coordinates` counts; "" is fractions.
         encoding: of files without a byte order mark; "" is UTF-8.
     """
 
@@ -49,9 +49,9 @@ class RowReading:
                 raise ValueError(f"{option}: expected some of {sorted(names)}, got {unknown}")
 
     @property
-    def frame(self) -> Frame | None:
+    def coordinates(self) -> Coordinates | None:
         """What the numbers of the references' boxes mean; None is fractions."""
-        return answer_format(self.reference_format).frame if self.reference_format else None
+        return answer_format(self.reference_format).coordinates if self.reference_format else None
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,16 @@ def read_sources(
         truth = read_table(references, reading.encoding)
         there = {name for name, path in shared.items() if truth and _has(truth[0][1], path)}
         shared = {name: shared[name] for name in there.difference(_TRUTH)}
-    of_truth = {**shared, **reading.reference_columns}
-    known = references_of(truth, task, of_truth, reading.frame)
+    truth_columns = {**shared, **reading.reference_columns}
+    known = references_of(truth, task, truth_columns, reading.coordinates)
     found = predictions_of(answers, task, known, own)
     if in_one_file:
         names = [*_OF_PREDICTIONS, *_OF_REFERENCES]
-        unused = {str(predictions): _unused(truth, [*own.values(), *of_truth.values()], names)}
+        unused = {str(predictions): _unused(truth, [*own.values(), *truth_columns.values()], names)}
     else:
         unused = {
             str(predictions): _unused(answers, own.values(), _OF_PREDICTIONS),
-            str(references): _unused(truth, of_truth.values(), _OF_REFERENCES),
+            str(references): _unused(truth, truth_columns.values(), _OF_REFERENCES),
         }
     return Rows(found, known, {path: names for path, names in unused.items() if names})
 
