@@ -6,6 +6,7 @@ data and CLOC; plain CLIP at CLOC's budget; the MLLM. Evaluates, and writes one 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import subprocess
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, budget = arguments.output_dir, arguments.budget
     if not 0 < budget <= 1:
         raise ValueError(f"--budget must lie in 0..1, got {budget}")
+    _check_installed()
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     _show_shipped_model(out)
@@ -70,6 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"--mllm {out}/mllm/model"
     )
     return exit_code
+
+
+def _check_installed() -> None:
+    """Refuses to start without what the last step needs, too.
+
+    Raises:
+        ModuleNotFoundError: names the package.
+    """
+    for package in ("deepspeed", "peft", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _show_shipped_model(out: Path) -> None:
