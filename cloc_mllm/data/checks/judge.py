@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from cloc_mllm.data.checks.frames import (
     FRAMES,
     MIN_BOXES,
@@ -41,6 +43,7 @@ NUM_RECORDS = 200  # of each reading that are judged
 MAX_DROP_SHARE = 0.05  # as in `data build`
 _LOW_REACH = 0.75  # of declared boxes, below which another frame that fits is worth a question
 _NOT_THERE = ("missing_image", "ambiguous_image")  # says nothing of the layout
+_SLACK = 0.01
 _TINY_REACH = 0.05  # boxes that all end this near to the first corner are of another frame
 _OBLONG = 0.9  # short over long side
 _PLACEHOLDER = Path("IMAGES")  # in a command, for the user to fill in
@@ -121,16 +124,25 @@ def judge(
         raise FileNotFoundError(f"no such file, folder or archive: {path}")
     judgements: list[Judgement] = []
     seen: set[str] = set()
-    said = {"encoding": options.encoding}
+    said: dict[str, Any] = {"encoding": options.encoding}
     if options.boxes_of != DEFAULTS.boxes_of:
         said["boxes_of"] = options.boxes_of
+    if images is not None:
+        said["images"] = Path(images)
     for at in [place, *(Place(table, options.encoding) for table in place.tables())]:
-        for source, looks_like in LOOKS.items():
-            readings = {repr((source, reading.options)): reading for reading in looks_like(at)}
-            new = [reading for key, reading in readings.items() if key not in seen]
-            seen |= readings.keys()
+        try:
+            found = [(source, list(looks_like(at))) for source, looks_like in LOOKS.items()]
+        except ValueError as error:
+            if at is place:
+                raise
+            judgements.append(Judgement("unreadable", Reading(at.path.name, {}), {}))
+            judgements[-1].faults.append(str(error))
+            continue
+        for source, readings in found:
+            new = [reading for reading in readings if repr((source, reading.options)) not in seen]
+            seen |= {repr((source, reading.options)) for reading in new}
             if new:
-                places = [Path(images)] if images is not None else _image_places(at, place)
+                places = [said["images"]] if images is not None else _image_places(at, place)
                 judgements += _judged_together(source, new, said, places)
     _part(judgements)
     judgements = [judgement for judgement in judgements if not _is_weaker(judgement, judgements)]
@@ -143,7 +155,7 @@ def _is_weaker(judgement: Judgement, others: list[Judgement]) -> bool:
     return any(
         not other.faults
         and (
-            files < _files(other)
+            (files and files < _files(other))
             or (files == _files(other) and judgement.reading.is_general > other.reading.is_general)
             or bool(judgement.reading.doubt) > bool(other.reading.doubt)
         )
@@ -163,13 +175,15 @@ def _image_places(place: Place, whole: Place) -> list[Path]:
 
 
 def _judged_together(
-    source: str, readings: list[Reading], said: dict[str, str], places: list[Path]
+    source: str, readings: list[Reading], said: dict[str, Any], places: list[Path]
 ) -> list[Judgement]:
     """Judges the readings of one source; where several are of the same files, the numbers that the
     first found tell which of the others are worth reading them again."""
     judged: list[Judgement] = []
     for reading in readings:
         options = {**reading.options, **said}
+        if "images" in said and "images" not in reading.options:  # added below where needed
+            del options["images"]
         new = Judgement(source, reading, options)
         first = next((item for item in judged if item.boxes and _are_of_one_file(item, new)), None)
         if first is not None and (fault := _misfit(first, reading)):
@@ -209,9 +223,19 @@ def _judged(
         best.options["images"] = _PLACEHOLDER
     if UNTOLD not in best.log.notes or not best.turned:
         return [best]
-    return [
-        _run(source, reading, {**best.options, "boxes_of": kind}) for kind in ("upright", "stored")
-    ]
+    both = [_run(source, reading, {**best.options, "boxes_of": k}) for k in ("upright", "stored")]
+    for judgement in both:
+        inside = _share_inside(judgement.turned)
+        if inside < MIN_INSIDE and not judgement.faults:
+            judgement.faults.append(
+                f"--boxes_of {judgement.options['boxes_of']}: {inside:.1%} of "
+                f"{len(judgement.turned):,} boxes of photos with an EXIF turn lie in them"
+            )
+    return both
+
+
+def _share_inside(boxes: list[Box]) -> float:
+    return sum(min(box) >= -_SLACK and max(box) <= 1 + _SLACK for box in boxes) / max(1, len(boxes))
 
 
 def _run(source: str, reading: Reading, options: dict[str, Any]) -> Judgement:
@@ -253,9 +277,8 @@ def _weigh_losses(judgement: Judgement) -> None:
         share = sum(lost.values()) / max(1, sum(lost.values()) + log.delivered[kind])
         if share > MAX_DROP_SHARE:
             listed = ", ".join(f"{reason} {count:,}" for reason, count in lost.items())
-            first = next(
-                drop for drop in log.drops if (drop.kind, drop.reason) == (kind, min(lost))
-            )
+            reason = max(lost, key=lambda reason: lost[reason])
+            first = next(drop for drop in log.drops if (drop.kind, drop.reason) == (kind, reason))
             found = f"; first {first.item!r}: {first.found}" if first.found else ""
             judgement.faults.append(f"{share:.0%} of the {kind}s are lost ({listed}){found}")
     num_kept = log.delivered["record"]
@@ -313,8 +336,14 @@ def _part(judgements: list[Judgement]) -> None:
         else:
             judgement.faults.append(f"it gives the same boxes as {twin.reading.frame}")
     for judgement in fitting:
-        rivals = [other for other in fitting if _are_of_one_file(other, judgement)]
-        best = max(map(_reach, rivals)) if len(rivals) > 1 else math.nan
+        frame = judgement.reading.frame, judgement.reading.order
+        rivals = [
+            other
+            for other in fitting
+            if _are_of_one_file(other, judgement)
+            and (other.reading.frame, other.reading.order) != frame
+        ]
+        best = max(map(_reach, rivals), default=math.nan)
         if best >= MIN_REACH > _reach(judgement):  # NaN, of too few boxes, is neither
             judgement.faults.append(f"another frame reaches {best:.0%}")
 
@@ -324,8 +353,15 @@ def _are_of_one_file(first: Judgement, second: Judgement) -> bool:
 
 
 def _are_alike(first: Judgement, second: Judgement) -> bool:
-    same = [box for box, _ in first.boxes] == [box for box, _ in second.boxes]
-    return _are_of_one_file(first, second) and same
+    """Whether both give the same phrases in the same places."""
+    regions = [[r for record in item.records for r in record.regions] for item in (first, second)]
+    phrases = [[region.phrase for region in found] for found in regions]
+    boxes = [np.array([region.box for region in found]) for found in regions]
+    return (
+        _are_of_one_file(first, second)
+        and phrases[0] == phrases[1]
+        and np.allclose(boxes[0], boxes[1])
+    )
 
 
 def _reach(judgement: Judgement) -> float:
@@ -359,11 +395,12 @@ def describe(judgement: Judgement) -> str:
         )
     log = judgement.log
     if log.delivered["record"]:
-        read = ", ".join(
+        first = "the first " if len(judgement.records) == NUM_RECORDS else ""
+        read = first + ", ".join(
             f"{log.delivered[kind]:,} {kind}s" for kind in KINDS if log.delivered[kind]
         )
         lines.append(f"  read     {read}")
-    if judgement.is_blind:
+    if judgement.is_blind and not judgement.reading.lacks:
         lines.append("  images   none was found; name their folder, tar or zip with --images")
     elif judgement.share_missing:
         where = judgement.options.get("images", "their folder")
@@ -371,6 +408,9 @@ def describe(judgement: Judgement) -> str:
             f"  images   {judgement.share_missing:.0%} of them are not in {where} (where only part "
             "of them is at hand, add --max_drop_share)"
         )
+    missing = (drop for drop in log.drops if drop.kind == "record" and drop.reason in _NOT_THERE)
+    if first_missing := next(missing, None):
+        lines.append(f"           first {first_missing.item!r}: {first_missing.found}")
     notes = {
         what: count
         for what, count in log.notes.items()
