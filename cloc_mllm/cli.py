@@ -88,25 +88,11 @@ USER_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand.
-
-    Returns:
-        the subcommand's exit status; 2 for wrong input, which prints one line and no traceback
-        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 where the reader of
-        the output, such as `head`, has gone.
-    """
-    try:
-        try:
-            return _dispatch(list(sys.argv[1:] if argv is None else argv))
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # what is left in the buffer would raise again when the process ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    """Runs one subcommand and returns its exit status, see `run`."""
+    return run(_dispatch, argv)
 
 
-def _dispatch(args: list[str]) -> int:
+def _dispatch(args: list[str]) -> int | None:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -116,14 +102,33 @@ def _dispatch(args: list[str]) -> int:
     if args[0] not in SUBCOMMANDS:
         print(_unknown(args[0]), file=sys.stderr)
         return 2
-    return _run(SUBCOMMANDS[args[0]], args[1:])
+    subcommand = SUBCOMMANDS[args[0]]
+    module = importlib.import_module(subcommand.module)
+    status: int | None = getattr(module, subcommand.function)(args[1:])
+    return status
 
 
-def _run(subcommand: Subcommand, argv: list[str]) -> int:
+def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command or a script, and tells users' errors in one line.
+
+    Args:
+        command: takes the arguments; returns the exit status, None is 0.
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        the exit status of the command; 2 for wrong input, which prints one line and no traceback
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 where the reader of
+        the output, such as `head`, has gone.
+    """
     try:
-        module = importlib.import_module(subcommand.module)
-        function: Callable[[list[str]], int | None] = getattr(module, subcommand.function)
-        return function(argv) or 0
+        try:
+            return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer would raise again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("cloc-mllm: interrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The file formats that `cloc-mllm data build` reads: the options of each, and its reader."""
+"""The file formats that `cloc-mllm data build` reads, each with its options and its reader."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cloc_mllm.data.readers.hf_objects import (
 )
 from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_image_folder
 from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
-from cloc_mllm.data.readers.llava import Frame, looks_like_llava, read_llava
+from cloc_mllm.data.readers.llava import LlavaFrame, looks_like_llava, read_llava
 from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
 from cloc_mllm.data.readers.ms_swift import looks_like_ms_swift, read_ms_swift
 from cloc_mllm.data.readers.odgt import looks_like_odgt, read_odgt
@@ -345,7 +345,7 @@ def _add_llava(sources: Any) -> None:
     )
     parser.add_argument(
         "--frame",
-        choices=get_args(Frame),
+        choices=get_args(LlavaFrame),
         required=True,
         help="0..1 of the image padded to a square (LLaVA-1.5's mix) or of the image itself, its "
         "pixels, or 0..1000 of it; `cloc-mllm data doctor` shows which",

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.checks.judge import (
     Judgement,
@@ -32,7 +33,6 @@ from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.boxes import TURNED, box_frame
 from cloc_mllm.data.readers.files import Files, open_files, read_image
 from cloc_mllm.data.readers.places import ROW_SUFFIXES
-from cloc_mllm.data.records import Box
 from cloc_mllm.data.sources import add_read_options, read_options
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
@@ -69,7 +69,7 @@ def add_doctor(commands: Any) -> None:
         help="folder, tar or zip (default: looked for in and beside PATH)",
     )
     add_read_options(doctor)
-    doctor.add_argument("--out", metavar="PNG", type=Path, help="draw the overlays here")
+    doctor.add_argument("--output", metavar="PNG", type=Path, help="draw the overlays here")
     doctor.add_argument(
         "--num", metavar="N", type=int, default=12, help="overlays (default: %(default)s)"
     )
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         return _run_on_rows(args)
     print(describe_all(judgements))
     print(f"\nverdict: {verdict(judgements)}")
-    if args.out is not None:
+    if args.output is not None:
         _draw_judgements(judgements, args)
     return 0 if the_one(judgements) else 1
 
@@ -105,9 +105,9 @@ def _draw_judgements(judgements: Sequence[Judgement], args: argparse.Namespace) 
     if not pictures:
         print("no overlay: no reading has a picture with a box")
         return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, titles).save(args.out)
-    print(f"{len(pictures)} overlays drawn on {args.out}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{len(pictures)} overlays drawn on {args.output}")
 
 
 def _run_on_rows(args: argparse.Namespace) -> int:
@@ -127,7 +127,7 @@ def _run_on_rows(args: argparse.Namespace) -> int:
         with open_files(args.images) as files:
             cases = list(read_cases(args.path, keys, files, skipped))
             diagnosis = _diagnose(cases, args.path, skipped)
-            if args.out is not None:
+            if args.output is not None:
                 _draw(cases, diagnosis, files, args)
     print(describe(diagnosis, len(cases), skipped))
     return 0 if len(diagnosis.frames) == 1 else 1
@@ -247,7 +247,7 @@ def describe(diagnosis: Diagnosis, num_boxes: int, skipped: Counter[str]) -> str
     elif diagnosis.frames:
         lines.append(f"verdict: cannot tell between {' and '.join(diagnosis.frames)}")
     else:
-        lines.append("verdict: no frame fits; look at the overlays (--images, --out)")
+        lines.append("verdict: no frame fits; look at the overlays (--images, --output)")
     return "\n".join(lines)
 
 
@@ -298,9 +298,9 @@ def _draw(
     if not pictures:
         print("no overlay: none of the rows' images is in --images")
         return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, titles).save(args.out)
-    print(f"{len(pictures)} overlays drawn on {args.out}\n")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{len(pictures)} overlays drawn on {args.output}\n")
     if num_turned:
         print(
             f"{num_turned} of them state the size of the photo before its EXIF turn; their boxes "

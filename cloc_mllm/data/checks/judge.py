@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.checks.frames import (
     FRAMES,
     MIN_BOXES,
@@ -36,7 +37,7 @@ from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
 from cloc_mllm.data.readers.photos import DEFAULTS, OTHER_FILES, UNNAMED_IMAGES, ReadOptions
 from cloc_mllm.data.readers.places import Place, Reading
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
 NUM_RECORDS = 200  # of each reading that are judged

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -31,11 +32,11 @@ from cloc_mllm.data.readers import (
 from cloc_mllm.data.readers.grounded_text import BOX, Grounding, foreign_notation, ground_turns
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
-from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 
 SOURCE = "llava"
-Frame = Literal["padded", "original", "pixels", "thousandths"]
+LlavaFrame = Literal["padded", "original", "pixels", "thousandths"]
 FRAME_NAMES: dict[str, str] = {
     "padded": "0..1 padded",
     "original": "0..1",
@@ -54,7 +55,7 @@ def read_llava(
     rows: str | Path,
     images: str | Path,
     *,
-    frame: Frame,
+    frame: LlavaFrame,
     options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
@@ -87,7 +88,7 @@ def read_llava(
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def _boxes(corners: Sequence[list[float]], photo: Photo, frame: Frame) -> list[Box]:
+def _boxes(corners: Sequence[list[float]], photo: Photo, frame: LlavaFrame) -> list[Box]:
     if frame == "padded":
         return photo.frame().from_padded(corners)
     if frame == "pixels":
@@ -146,11 +147,11 @@ def turns_of(row: Row) -> list[str]:
 
 def regions_said(said: list[tuple[str, Box, Grounding]]) -> list[Region]:
     """Makes a region per key of (key of the box, box, what is said of it)."""
-    of_key: dict[str, list[tuple[Box, Grounding]]] = {}
+    by_key: dict[str, list[tuple[Box, Grounding]]] = {}
     for key, box, grounding in said:
-        of_key.setdefault(key, []).append((box, grounding))
+        by_key.setdefault(key, []).append((box, grounding))
     regions = []
-    for key, same in of_key.items():
+    for key, same in by_key.items():
         names = [g.text for _, g in same if g.kind != "expression"]
         expressions = [g.text for _, g in same if g.kind == "expression"]
         phrase = (names or expressions or [""])[0]
