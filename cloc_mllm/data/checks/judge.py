@@ -43,6 +43,7 @@ from cloc_mllm.data.sources import LOOKS, add_formats
 NUM_RECORDS = 200  # of each reading that are judged
 MAX_DROP_SHARE = 0.05  # as in `data build`
 _LOW_REACH = 0.75  # of declared boxes, below which another frame that fits is worth a question
+_WHOLES = ("record", "chat")  # what a reader yields
 _NOT_THERE = ("missing_image", "ambiguous_image")  # says nothing of the layout
 _SLACK = 0.01
 _TINY_REACH = 0.05  # boxes that all end this near to the first corner are of another frame
@@ -58,6 +59,8 @@ class Judgement:
     Attributes:
         options: of `data build SOURCE`, --images and --boxes_of among them.
         boxes: (xyxy in 0..1 as stated, unclipped; size of the image) of each box.
+        phrases: of each box.
+        turned: the boxes in photos with an EXIF turn.
         records: the first ones delivered.
         share_missing: share of the records whose image is not there.
         faults: why this is not what the files are.
@@ -69,6 +72,7 @@ class Judgement:
     options: dict[str, Any]
     log: DropLog = field(default_factory=DropLog)
     boxes: list[tuple[Box, Size]] = field(default_factory=list)
+    phrases: list[Any] = field(default_factory=list)
     turned: list[Box] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     share_missing: float = 0.0
@@ -79,7 +83,7 @@ class Judgement:
     @property
     def is_blind(self) -> bool:
         """No image was at hand, so nothing but the layout is judged."""
-        return not self.log.delivered["record"] and not self.faults
+        return not self.records and not self.faults
 
     def parsed(self) -> argparse.Namespace:
         """The arguments of the command; its `read(args, drop_log)` yields the records."""
@@ -241,7 +245,7 @@ def _share_inside(boxes: list[Box]) -> float:
 
 def _run(source: str, reading: Reading, options: dict[str, Any]) -> Judgement:
     judgement = Judgement(source, reading, options, doubts=[reading.doubt] if reading.doubt else [])
-    judgement.log.watch = lambda record: _keep_boxes(record, judgement)
+    judgement.log.watch = lambda *found: _keep_boxes(judgement, *found)
     args = judgement.parsed()
     try:
         with closing(args.read(args, judgement.log)) as records:
@@ -255,22 +259,23 @@ def _run(source: str, reading: Reading, options: dict[str, Any]) -> Judgement:
     return judgement
 
 
-def _keep_boxes(record: Record, judgement: Judgement) -> None:
-    header = read_header(record.image, formats=FILE_FORMATS)
+def _keep_boxes(judgement: Judgement, image: bytes, boxes: list[Box], phrases: list[Any]) -> None:
+    header = read_header(image, formats=FILE_FORMATS)
     if header is None:
         return
     width, height = map(float, header.upright_wh)
-    boxes = [region.box for region in record.regions if all(map(math.isfinite, region.box))]
-    judgement.boxes += [(box, (width, height)) for box in boxes]
+    finite = [box for box in boxes if all(map(math.isfinite, box))]
+    judgement.boxes += [(box, (width, height)) for box in finite]
+    judgement.phrases += phrases
     if header.turn is not None:
-        judgement.turned += boxes
+        judgement.turned += finite
 
 
 def _weigh_losses(judgement: Judgement) -> None:
     log = judgement.log
-    records = log.counts.get("record", {})
-    num_missing = sum(records.get(reason, 0) for reason in _NOT_THERE)
-    num_read = log.num_dropped("record") + log.delivered["record"]
+    dropped = [drop.reason for drop in log.drops if drop.kind in _WHOLES]
+    num_missing = sum(reason in _NOT_THERE for reason in dropped)
+    num_read = len(dropped) + len(judgement.records)
     judgement.share_missing = num_missing / max(1, num_read)
     for kind in KINDS:
         reasons = log.counts.get(kind, {})
@@ -282,8 +287,8 @@ def _weigh_losses(judgement: Judgement) -> None:
             first = next(drop for drop in log.drops if (drop.kind, drop.reason) == (kind, reason))
             found = f"; first {first.item!r}: {first.found}" if first.found else ""
             judgement.faults.append(f"{share:.0%} of the {kind}s are lost ({listed}){found}")
-    num_kept = log.delivered["record"]
-    if num_kept and not log.delivered["region"] and not log.delivered["caption"]:
+    holds_parts = any(log.delivered[kind] for kind in KINDS if kind not in (*_WHOLES, "row"))
+    if judgement.records and not holds_parts:
         judgement.faults.append("no record has a region or a caption")
     if not num_read and not judgement.faults:
         judgement.faults.append("it holds no record")
@@ -355,12 +360,11 @@ def _are_of_one_file(first: Judgement, second: Judgement) -> bool:
 
 def _are_alike(first: Judgement, second: Judgement) -> bool:
     """Whether both give the same phrases in the same places."""
-    regions = [[r for record in item.records for r in record.regions] for item in (first, second)]
-    phrases = [[region.phrase for region in found] for found in regions]
-    boxes = [np.array([region.box for region in found]) for found in regions]
+    boxes = [np.array([box for box, _ in judgement.boxes]) for judgement in (first, second)]
     return (
         _are_of_one_file(first, second)
-        and phrases[0] == phrases[1]
+        and first.phrases == second.phrases
+        and boxes[0].shape == boxes[1].shape
         and np.allclose(boxes[0], boxes[1])
     )
 
@@ -395,7 +399,7 @@ def describe(judgement: Judgement) -> str:
             f"  boxes    {judgement.reading.frame}, {judgement.reading.order}, as declared"
         )
     log = judgement.log
-    if log.delivered["record"]:
+    if judgement.records:
         first = "the first " if len(judgement.records) == NUM_RECORDS else ""
         read = first + ", ".join(
             f"{log.delivered[kind]:,} {kind}s" for kind in KINDS if log.delivered[kind]
@@ -409,7 +413,7 @@ def describe(judgement: Judgement) -> str:
             f"  images   {judgement.share_missing:.0%} of them are not in {where} (where only part "
             "of them is at hand, add --max_drop_share)"
         )
-    missing = (drop for drop in log.drops if drop.kind == "record" and drop.reason in _NOT_THERE)
+    missing = (drop for drop in log.drops if drop.kind in _WHOLES and drop.reason in _NOT_THERE)
     if first_missing := next(missing, None):
         lines.append(f"           first {first_missing.item!r}: {first_missing.found}")
     notes = {
