@@ -89,9 +89,13 @@ USER_ERRORS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status, see `run`."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    return run(_dispatch, argv)
+
+
+def _dispatch(args: list[str]) -> int | None:
     if not args or args[0] in ("-h", "--help", "help"):
-        return run(lambda _: print(_usage()))
+        print(_usage())
+        return 0
     if args[0] in ("-V", "--version"):
         print(f"cloc-mllm {__version__}")
         return 0
@@ -99,13 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_unknown(args[0]), file=sys.stderr)
         return 2
     subcommand = SUBCOMMANDS[args[0]]
-
-    def load_and_call(arguments: list[str]) -> int | None:
-        module = importlib.import_module(subcommand.module)
-        status: int | None = getattr(module, subcommand.function)(arguments)
-        return status
-
-    return run(load_and_call, args[1:])
+    module = importlib.import_module(subcommand.module)
+    status: int | None = getattr(module, subcommand.function)(args[1:])
+    return status
 
 
 def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`cloc-mllm data split`, `merge` and `filter`: parts of data sets, one of several, a choice."""
+"""Splits, merges and filters data sets: `cloc-mllm data split`, `merge` and `filter`."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class DropLog:
     Attributes:
         set_aside: kind -> reason -> number of items that a declared rule leaves out (crowds, other
             splits). They are no loss, and shares do not count them.
-        watch: is given each record that a reader delivers before it is validated, for those who
-            judge boxes as they are stated.
+        watch: is given the file of each image that a reader delivers, and the boxes and phrases in
+            it, before they are validated, for those who judge boxes as they are stated.
         notes: number of other remarks by text; `examples` holds some names for each.
     """
 
@@ -59,7 +59,7 @@ class DropLog:
         self.set_aside: dict[str, dict[str, int]] = {}
         self.notes: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
-        self.watch: Callable[[Any], object] | None = None
+        self.watch: Callable[[bytes, list[Any], list[Any]], object] | None = None
         self._noted: set[tuple[str, str]] = set()
 
     def add(self, kind: Kind, item: str, reason: str, found: Any = "", count: int = 1) -> None:

@@ -132,6 +132,16 @@ def test_auto_builds_an_archive_as_it_was_downloaded(kind: str, name: str, tmp_p
     assert_equal_records(sorted(actual, key=lambda r: r.id), sorted(expected, key=lambda r: r.id))
 
 
+def test_images_may_lie_elsewhere(tmp_path: Path) -> None:
+    for name in ("yolo", "coco"):
+        (tmp_path / name).mkdir()
+        laid_out(BY_NAME[name], many_records(), tmp_path / name)
+        (tmp_path / name / "images").rename(tmp_path / f"photos of {name}")
+        arguments = ["--images", str(tmp_path / f"photos of {name}")]
+        assert auto(tmp_path / name, tmp_path / f"out of {name}", *arguments) == 0
+        assert len(load_records(tmp_path / f"out of {name}")) == 12
+
+
 # where two readings fit
 
 
@@ -208,6 +218,31 @@ def test_whether_folders_are_classes_is_asked(tmp_path: Path, capsys: Any) -> No
         write_images(painted_records(), tmp_path / name)
     assert auto(tmp_path, tmp_path / "out") == 2
     assert "whether the folders are classes" in capsys.readouterr().out
+
+
+def test_which_attribute_names_a_region_is_asked(tmp_path: Path, capsys: Any) -> None:
+    laid_out(BY_NAME["via_json"], many_records(), tmp_path)
+    table = json.loads((tmp_path / "via.json").read_text())
+    for image in table.values():
+        for region in image["regions"]:
+            region["region_attributes"]["quality"] = "good"
+    (tmp_path / "via.json").write_text(json.dumps(table))
+    assert auto(tmp_path, tmp_path / "out") == 2
+    assert "--phrase_attribute quality" in capsys.readouterr().out
+
+
+def test_few_turned_photos_among_many_tell_their_turn(tmp_path: Path) -> None:
+    """No size is stated; the boxes of one photo lie outside its upright picture."""
+    laid_out(BY_NAME["visual_genome_objects"], many_records(60), tmp_path)
+    rows = json.loads((tmp_path / "vg.json").read_text())
+    (tmp_path / "images" / "99.png").write_bytes(
+        encoded(Image.new("RGB", (200, 100), "white"), orientation=6)
+    )
+    box = {"x": 20, "y": 110, "w": 79, "h": 89, "names": ["a door"]}
+    rows.append({"image_id": 99, "objects": [box]})
+    (tmp_path / "vg.json").write_text(json.dumps(rows))
+    found = the_one(judge(tmp_path))
+    assert found is not None and found.options["boxes_of"] == "stored"
 
 
 # what the numbers say against the layout
@@ -351,6 +386,17 @@ def test_labels_without_class_names_lack_them(tmp_path: Path, capsys: Any) -> No
     (tmp_path / "data.yaml").unlink()
     assert auto(tmp_path, tmp_path / "out") == 2
     assert "it needs --names" in capsys.readouterr().err
+
+
+def test_other_files_that_cannot_be_read_are_said(tmp_path: Path, capsys: Any) -> None:
+    laid_out(BY_NAME["coco"], many_records(), tmp_path)
+    (tmp_path / "broken.json").write_text("[{")
+    (tmp_path / "notes.csv").write_bytes(b"name\ncaf\xe9\n")
+    assert auto(tmp_path, tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert "broken.json is not valid JSON" in printed
+    assert "notes.csv, line 2" in printed
+    assert auto(tmp_path / "broken.json", tmp_path / "other") == 2
 
 
 # real files

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from cloc_mllm.box import Box
 from cloc_mllm.data.checks.frames import (
     FRAMES,
     MIN_BOXES,
@@ -34,13 +37,15 @@ from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
 from cloc_mllm.data.readers.photos import DEFAULTS, OTHER_FILES, UNNAMED_IMAGES, ReadOptions
 from cloc_mllm.data.readers.places import Place, Reading
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
 NUM_RECORDS = 200  # of each reading that are judged
 MAX_DROP_SHARE = 0.05  # as in `data build`
 _LOW_REACH = 0.75  # of declared boxes, below which another frame that fits is worth a question
+_WHOLES = ("record", "chat")  # what a reader yields
 _NOT_THERE = ("missing_image", "ambiguous_image")  # says nothing of the layout
+_SLACK = 0.01
 _TINY_REACH = 0.05  # boxes that all end this near to the first corner are of another frame
 _OBLONG = 0.9  # short over long side
 _PLACEHOLDER = Path("IMAGES")  # in a command, for the user to fill in
@@ -54,6 +59,8 @@ class Judgement:
     Attributes:
         options: of `data build SOURCE`, --images and --boxes_of among them.
         boxes: (xyxy in 0..1 as stated, unclipped; size of the image) of each box.
+        phrases: of each box.
+        turned: the boxes in photos with an EXIF turn.
         records: the first ones delivered.
         share_missing: share of the records whose image is not there.
         faults: why this is not what the files are.
@@ -65,6 +72,7 @@ class Judgement:
     options: dict[str, Any]
     log: DropLog = field(default_factory=DropLog)
     boxes: list[tuple[Box, Size]] = field(default_factory=list)
+    phrases: list[Any] = field(default_factory=list)
     turned: list[Box] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     share_missing: float = 0.0
@@ -75,7 +83,7 @@ class Judgement:
     @property
     def is_blind(self) -> bool:
         """No image was at hand, so nothing but the layout is judged."""
-        return not self.log.delivered["record"] and not self.faults
+        return not self.records and not self.faults
 
     def parsed(self) -> argparse.Namespace:
         """The arguments of the command; its `read(args, drop_log)` yields the records."""
@@ -121,16 +129,25 @@ def judge(
         raise FileNotFoundError(f"no such file, folder or archive: {path}")
     judgements: list[Judgement] = []
     seen: set[str] = set()
-    said = {"encoding": options.encoding}
+    said: dict[str, Any] = {"encoding": options.encoding}
     if options.boxes_of != DEFAULTS.boxes_of:
         said["boxes_of"] = options.boxes_of
+    if images is not None:
+        said["images"] = Path(images)
     for at in [place, *(Place(table, options.encoding) for table in place.tables())]:
-        for source, looks_like in LOOKS.items():
-            readings = {repr((source, reading.options)): reading for reading in looks_like(at)}
-            new = [reading for key, reading in readings.items() if key not in seen]
-            seen |= readings.keys()
+        try:
+            found = [(source, list(looks_like(at))) for source, looks_like in LOOKS.items()]
+        except ValueError as error:
+            if at is place:
+                raise
+            judgements.append(Judgement("unreadable", Reading(at.path.name, {}), {}))
+            judgements[-1].faults.append(str(error))
+            continue
+        for source, readings in found:
+            new = [reading for reading in readings if repr((source, reading.options)) not in seen]
+            seen |= {repr((source, reading.options)) for reading in new}
             if new:
-                places = [Path(images)] if images is not None else _image_places(at, place)
+                places = [said["images"]] if images is not None else _image_places(at, place)
                 judgements += _judged_together(source, new, said, places)
     _part(judgements)
     judgements = [judgement for judgement in judgements if not _is_weaker(judgement, judgements)]
@@ -143,7 +160,7 @@ def _is_weaker(judgement: Judgement, others: list[Judgement]) -> bool:
     return any(
         not other.faults
         and (
-            files < _files(other)
+            (files and files < _files(other))
             or (files == _files(other) and judgement.reading.is_general > other.reading.is_general)
             or bool(judgement.reading.doubt) > bool(other.reading.doubt)
         )
@@ -163,13 +180,15 @@ def _image_places(place: Place, whole: Place) -> list[Path]:
 
 
 def _judged_together(
-    source: str, readings: list[Reading], said: dict[str, str], places: list[Path]
+    source: str, readings: list[Reading], said: dict[str, Any], places: list[Path]
 ) -> list[Judgement]:
     """Judges the readings of one source; where several are of the same files, the numbers that the
     first found tell which of the others are worth reading them again."""
     judged: list[Judgement] = []
     for reading in readings:
         options = {**reading.options, **said}
+        if "images" in said and "images" not in reading.options:  # added below where needed
+            del options["images"]
         new = Judgement(source, reading, options)
         first = next((item for item in judged if item.boxes and _are_of_one_file(item, new)), None)
         if first is not None and (fault := _misfit(first, reading)):
@@ -209,14 +228,24 @@ def _judged(
         best.options["images"] = _PLACEHOLDER
     if UNTOLD not in best.log.notes or not best.turned:
         return [best]
-    return [
-        _run(source, reading, {**best.options, "boxes_of": kind}) for kind in ("upright", "stored")
-    ]
+    both = [_run(source, reading, {**best.options, "boxes_of": k}) for k in ("upright", "stored")]
+    for judgement in both:
+        inside = _share_inside(judgement.turned)
+        if inside < MIN_INSIDE and not judgement.faults:
+            judgement.faults.append(
+                f"--boxes_of {judgement.options['boxes_of']}: {inside:.1%} of "
+                f"{len(judgement.turned):,} boxes of photos with an EXIF turn lie in them"
+            )
+    return both
+
+
+def _share_inside(boxes: list[Box]) -> float:
+    return sum(min(box) >= -_SLACK and max(box) <= 1 + _SLACK for box in boxes) / max(1, len(boxes))
 
 
 def _run(source: str, reading: Reading, options: dict[str, Any]) -> Judgement:
     judgement = Judgement(source, reading, options, doubts=[reading.doubt] if reading.doubt else [])
-    judgement.log.watch = lambda record: _keep_boxes(record, judgement)
+    judgement.log.watch = lambda *found: _keep_boxes(judgement, *found)
     args = judgement.parsed()
     try:
         with closing(args.read(args, judgement.log)) as records:
@@ -230,22 +259,23 @@ def _run(source: str, reading: Reading, options: dict[str, Any]) -> Judgement:
     return judgement
 
 
-def _keep_boxes(record: Record, judgement: Judgement) -> None:
-    header = read_header(record.image, formats=FILE_FORMATS)
+def _keep_boxes(judgement: Judgement, image: bytes, boxes: list[Box], phrases: list[Any]) -> None:
+    header = read_header(image, formats=FILE_FORMATS)
     if header is None:
         return
     width, height = map(float, header.upright_wh)
-    boxes = [region.box for region in record.regions if all(map(math.isfinite, region.box))]
-    judgement.boxes += [(box, (width, height)) for box in boxes]
+    finite = [box for box in boxes if all(map(math.isfinite, box))]
+    judgement.boxes += [(box, (width, height)) for box in finite]
+    judgement.phrases += phrases
     if header.turn is not None:
-        judgement.turned += boxes
+        judgement.turned += finite
 
 
 def _weigh_losses(judgement: Judgement) -> None:
     log = judgement.log
-    records = log.counts.get("record", {})
-    num_missing = sum(records.get(reason, 0) for reason in _NOT_THERE)
-    num_read = log.num_dropped("record") + log.delivered["record"]
+    dropped = [drop.reason for drop in log.drops if drop.kind in _WHOLES]
+    num_missing = sum(reason in _NOT_THERE for reason in dropped)
+    num_read = len(dropped) + len(judgement.records)
     judgement.share_missing = num_missing / max(1, num_read)
     for kind in KINDS:
         reasons = log.counts.get(kind, {})
@@ -253,13 +283,12 @@ def _weigh_losses(judgement: Judgement) -> None:
         share = sum(lost.values()) / max(1, sum(lost.values()) + log.delivered[kind])
         if share > MAX_DROP_SHARE:
             listed = ", ".join(f"{reason} {count:,}" for reason, count in lost.items())
-            first = next(
-                drop for drop in log.drops if (drop.kind, drop.reason) == (kind, min(lost))
-            )
+            reason = max(lost, key=lambda reason: lost[reason])
+            first = next(drop for drop in log.drops if (drop.kind, drop.reason) == (kind, reason))
             found = f"; first {first.item!r}: {first.found}" if first.found else ""
             judgement.faults.append(f"{share:.0%} of the {kind}s are lost ({listed}){found}")
-    num_kept = log.delivered["record"]
-    if num_kept and not log.delivered["region"] and not log.delivered["caption"]:
+    holds_parts = any(log.delivered[kind] for kind in KINDS if kind not in (*_WHOLES, "row"))
+    if judgement.records and not holds_parts:
         judgement.faults.append("no record has a region or a caption")
     if not num_read and not judgement.faults:
         judgement.faults.append("it holds no record")
@@ -313,8 +342,14 @@ def _part(judgements: list[Judgement]) -> None:
         else:
             judgement.faults.append(f"it gives the same boxes as {twin.reading.frame}")
     for judgement in fitting:
-        rivals = [other for other in fitting if _are_of_one_file(other, judgement)]
-        best = max(map(_reach, rivals)) if len(rivals) > 1 else math.nan
+        frame = judgement.reading.frame, judgement.reading.order
+        rivals = [
+            other
+            for other in fitting
+            if _are_of_one_file(other, judgement)
+            and (other.reading.frame, other.reading.order) != frame
+        ]
+        best = max(map(_reach, rivals), default=math.nan)
         if best >= MIN_REACH > _reach(judgement):  # NaN, of too few boxes, is neither
             judgement.faults.append(f"another frame reaches {best:.0%}")
 
@@ -324,8 +359,14 @@ def _are_of_one_file(first: Judgement, second: Judgement) -> bool:
 
 
 def _are_alike(first: Judgement, second: Judgement) -> bool:
-    same = [box for box, _ in first.boxes] == [box for box, _ in second.boxes]
-    return _are_of_one_file(first, second) and same
+    """Whether both give the same phrases in the same places."""
+    boxes = [np.array([box for box, _ in judgement.boxes]) for judgement in (first, second)]
+    return (
+        _are_of_one_file(first, second)
+        and first.phrases == second.phrases
+        and boxes[0].shape == boxes[1].shape
+        and np.allclose(boxes[0], boxes[1])
+    )
 
 
 def _reach(judgement: Judgement) -> float:
@@ -358,12 +399,13 @@ def describe(judgement: Judgement) -> str:
             f"  boxes    {judgement.reading.frame}, {judgement.reading.order}, as declared"
         )
     log = judgement.log
-    if log.delivered["record"]:
-        read = ", ".join(
+    if judgement.records:
+        first = "the first " if len(judgement.records) == NUM_RECORDS else ""
+        read = first + ", ".join(
             f"{log.delivered[kind]:,} {kind}s" for kind in KINDS if log.delivered[kind]
         )
         lines.append(f"  read     {read}")
-    if judgement.is_blind:
+    if judgement.is_blind and not judgement.reading.lacks:
         lines.append("  images   none was found; name their folder, tar or zip with --images")
     elif judgement.share_missing:
         where = judgement.options.get("images", "their folder")
@@ -371,6 +413,9 @@ def describe(judgement: Judgement) -> str:
             f"  images   {judgement.share_missing:.0%} of them are not in {where} (where only part "
             "of them is at hand, add --max_drop_share)"
         )
+    missing = (drop for drop in log.drops if drop.kind in _WHOLES and drop.reason in _NOT_THERE)
+    if first_missing := next(missing, None):
+        lines.append(f"           first {first_missing.item!r}: {first_missing.found}")
     notes = {
         what: count
         for what, count in log.notes.items()
