@@ -1,4 +1,4 @@
-"""`cloc-mllm data split` and `merge`: data sets into parts, and parts into one."""
+"""Splits data sets into parts and merges them: `cloc-mllm data split` and `merge`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def add_merge(commands: Any) -> None:
 
 
 def parse_parts(texts: Sequence[str]) -> dict[str, float]:
-    """`["train=0.9", "test=0.1"]` -> shares by name; ValueError unless they add up to 1."""
+    """Reads `["train=0.9", "test=0.1"]` as shares by name; ValueError unless they add up to 1."""
     parts: dict[str, float] = {}
     for text in texts:
         name, _, share = text.partition("=")
@@ -136,7 +136,7 @@ def merge_records(
 ) -> Iterator[Record]:
     """Yields the records of all sets, validated; see `add_merge`.
 
-    With `join` a record also takes the captions and regions of the later ones of its id; what both
+    With `join` a record also takes the captions and regions of later records with its id; what both
     have is kept once.
 
     Args:

@@ -1,4 +1,4 @@
-"""Records to questions and answers. Box text is made by `mllm/coordinates.py` alone, passed in."""
+"""Makes questions and answers of records; the caller passes in what writes boxes as text."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ PROMPTS: dict[Task, str] = {
     "locate": "Where is <region>?",
     "absent": "Where is {phrase}?",
 }
-NOT_THERE = "not in the image"  # the answer where nothing is what was asked for
-# the hash of the wordings that all models were taught whose fingerprint names none
+NOT_THERE = "not in the image"  # the answer if the image shows nothing of the kind
+# the hash of the wordings of all models whose fingerprint names none
 FIRST_WORDINGS = "62ed81b7a46d5d95"
 
 
 def wordings_hash() -> str:
-    """A hash of all the words that questions are asked in, and of the answer that is none."""
+    """Hashes the wordings of all questions, and the answer for what is not there."""
     wordings = json.dumps([PROMPTS, NOT_THERE], sort_keys=True)
     return hashlib.sha256(wordings.encode()).hexdigest()[:16]
 
 
 class BoxText(Protocol):
-    """`mllm.coordinates.BoxFormat`, as far as conversations need it."""
+    """What conversations need of `mllm.coordinates.BoxFormat`."""
 
     def encode(self, box: Box) -> str: ...
 
@@ -51,8 +51,8 @@ class QuestionAnswer:
     """One question with its answer.
 
     Attributes:
-        region: what the question's `<region>` stands for (`refer` and `locate`).
-        answer_box: the box that the answer is (`ground` and `locate`).
+        region: the region that `<region>` in the question stands for (`refer` and `locate`).
+        answer_box: the box that is the answer (`ground` and `locate`).
     """
 
     question: str
@@ -69,15 +69,15 @@ def build_questions(
     rng: np.random.Generator,
     phrases: Sequence[str] = (),
 ) -> list[QuestionAnswer]:
-    """`config.questions_per_image` questions about an image, their tasks drawn by weight.
+    """Draws `config.questions_per_image` questions about an image, their tasks by weight.
 
     A task takes part if the record has what it needs: an unambiguous text for `ground`, a region
-    for `refer` and `locate`, a caption for `caption`, one of `phrases` (of the whole data set) that
-    its texts have no word of for `absent`. Regions come in turn, so a task asks about
-    none twice before it asked about all. The same `rng` state gives the same questions.
+    for `refer` and `locate`, a caption for `caption`, and for `absent` one of `phrases` (of the
+    whole data set) that shares no word with its texts. A task asks about no region twice before it
+    has asked about all. The same `rng` state gives the same questions.
 
     Returns:
-        [] if the record can serve none of the tasks that have a weight.
+        the questions; [] if the record serves none of the tasks that have a weight.
     """
     texts = unambiguous_texts(record)
     pools: dict[Task, list[int]] = {
@@ -113,7 +113,7 @@ def build_questions(
 def possible_questions(
     record: Record, config: ConversationConfig, box_format: BoxText, phrases: Sequence[str] = ()
 ) -> Iterator[QuestionAnswer]:
-    """Every question that `build_questions` may ask about a record."""
+    """Yields every question that `build_questions` may ask about a record."""
     if config.ground:
         for region, texts in zip(record.regions, unambiguous_texts(record), strict=True):
             yield from (ground_question(text, region.box, box_format) for text in texts)
@@ -142,17 +142,17 @@ def refer_question(region: Region, box_format: BoxText) -> QuestionAnswer:
 
 
 def locate_question(region: Region, box_format: BoxText) -> QuestionAnswer:
-    """Reads the box out of a region token: the easy half of `ground`, which it teaches first."""
+    """Asks for the box of a region token: the easy half of `ground`, so it is learnt first."""
     return QuestionAnswer(
         PROMPTS["locate"], box_format.answer(region.box), "locate", region, region.box
     )
 
 
 def unambiguous_texts(record: Record) -> list[list[str]]:
-    """For each region the phrase and expressions that name no other box of the image.
+    """Lists for each region its phrase and expressions that name no other box of the image.
 
-    A phrase that several boxes share (two crabs, or the boxes of a group: "two men") is no
-    question with one answer, so it is left out; expressions that single one box out remain.
+    A phrase that several boxes share (two crabs, or the boxes of a group: "two men") does not ask
+    for one box, so it is left out; expressions that single out one box remain.
     """
     boxes_of: dict[str, set[Box]] = {}
     for region in record.regions:
@@ -169,14 +169,14 @@ def unambiguous_texts(record: Record) -> list[list[str]]:
 
 
 def phrases_of(records: Sequence[Record], limit: int = 500) -> list[str]:
-    """Distinct phrases of at most `limit` records, evenly spread."""
+    """Lists the distinct phrases of at most `limit` records, evenly spread."""
     step = max(1, len(records) // limit)
     chosen = (records[index] for index in range(0, len(records), step))
     return sorted({region.phrase for record in chosen for region in record.regions})
 
 
 def _absent(record: Record, phrases: Sequence[str]) -> list[int]:
-    """Phrases that share no word of three letters or more with anything said of the image."""
+    """Finds the phrases that share no word of three letters or more with the record's texts."""
     texts = [*record.captions]
     for region in record.regions:
         texts += [region.phrase, region.category, *region.expressions]
@@ -185,7 +185,7 @@ def _absent(record: Record, phrases: Sequence[str]) -> list[int]:
 
 
 def _words(text: str) -> set[str]:
-    """Without a plural s, so that crabs are crab."""
+    """The words of a text without a plural s, so that "crabs" equals "crab"."""
     return {word.rstrip("s") for word in re.findall(r"\w{3,}", text.casefold())} - {"the"}
 
 
