@@ -212,7 +212,7 @@ def merge_records(
 ) -> Iterator[Record]:
     """Yields the records of all sets, validated; see `add_merge`.
 
-    With `join` a record also takes the captions and regions of the later ones of its id; what both
+    With `join` a record also takes the captions and regions of later records with its id; what both
     have is kept once.
 
     Args:

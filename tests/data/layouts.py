@@ -4,9 +4,9 @@
 the `cloc-mllm data build` command that reads them. Writers of formats that a test also makes odd
 (`tests/data/formats.py`) write annotations alone, beside `images/ID.png`.
 
-What was looked up: Datumaro's COCO exporter (CVAT uses it), CVAT's XML dumper, Label Studio's
-converter, FiftyOne's COCO exporter, exports of Roboflow, VIA 2's project files, AutoTrain's and
-Transformers' object-detection data sets, Open Images V7's tables.
+Looked up: the exporters of Datumaro (which CVAT uses) and Label Studio, which were also run and
+read back (docs/annotations.md), FiftyOne's COCO exporter, CVAT's XML dumper, an export of Roboflow,
+files of VIA 2, and AutoTrain's description of its data.
 """
 
 from __future__ import annotations
