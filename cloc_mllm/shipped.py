@@ -1,4 +1,4 @@
-"""Where the weights that ship with the package live: the default of demo, ground, refer, eval."""
+"""Finds the weights that ship with the package, the default of demo, ground, refer and eval."""
 
 from __future__ import annotations
 
