@@ -27,7 +27,7 @@ ImageProjection = Literal["linear", "mlp", "pixel_shuffle", "resampler"]
 
 @dataclass
 class PrompterConfig:
-    """How image tokens become region embeddings (section 3.3 of the paper).
+    """The region encoder, which turns image tokens into region embeddings (paper, section 3.3).
 
     Args:
         kind: `prompter` is the paper's; `roi_align` and `none` (mean of the tokens under the
@@ -332,7 +332,7 @@ class LoraConfig:
 
 @dataclass
 class MllmConfig:
-    """How the CLOC encoder enters the language model.
+    """The connection of the CLOC encoder and the language model.
 
     Args:
         init: an MLLM that stage 2 wrote, to train further. It takes the place of `cloc`,

@@ -1,4 +1,4 @@
-"""What ships inside the package: weights, the default of demo, ground, refer and eval; configs."""
+"""Finds what ships inside the package: weights (the default of demo, ground, refer, eval), configs."""
 
 from __future__ import annotations
 

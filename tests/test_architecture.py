@@ -87,7 +87,7 @@ def part_of(path: Path) -> str:
 
 
 def violations(check: Check, paths: Iterable[Path]) -> list[str]:
-    """What `check` finds in all of the files, as `file:line: what`."""
+    """Lists what `check` finds in all files, as `file:line: what`."""
     return [
         f"{label(path)}:{line}: {what}" for path in paths for line, what in check(tree_of(path))
     ]

@@ -6,7 +6,6 @@ concepts never occur in the training scenes; they test whether a model generalis
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
@@ -14,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from cloc_mllm.data.expressions import expression_kind, refer_to_things
-from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import (
     CONCEPTS,
     ZERO_SHOT_CONCEPTS,
@@ -23,6 +22,7 @@ from cloc_mllm.data.scenes import (
     draw_layout,
     place_thing,
     sample_aspect,
+    scene_record,
 )
 
 Kind = Literal["relation", "ordinal", "size", "colour", "unseen concept", "crowd"]
@@ -64,22 +64,10 @@ def generate_compositional(
         kind = KINDS[number]
         rng = np.random.default_rng([seed, _STREAM + number, index])
         aspect, things, expressions = _scene(rng, kind)
-        layout = Layout(aspect, tuple(things), (), tuple((text,) for text in expressions))
+        texts = tuple((text,) if text else () for text in expressions)
+        layout = Layout(aspect, tuple(things), (), texts)
         image = draw_layout(layout, rng, long_side)
-        encoded = io.BytesIO()
-        image.save(encoded, "JPEG", quality=92)
-        yield Record(
-            id=f"compositional-{seed}-{index:06d}",
-            image=encoded.getvalue(),
-            width=image.width,
-            height=image.height,
-            captions=[],
-            regions=[
-                Region(thing.box, thing.name, expressions=[text] * bool(text), category=thing.name)
-                for thing, text in zip(things, expressions, strict=True)
-            ],
-            source=_SOURCE + kind,
-        )
+        yield scene_record(f"compositional-{seed}-{index:06d}", layout, image, _SOURCE + kind)
 
 
 def _scene(rng: np.random.Generator, kind: Kind) -> tuple[float, list[Thing], list[str]]:

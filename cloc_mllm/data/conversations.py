@@ -90,7 +90,7 @@ def build_questions(
     weights = np.array([getattr(config, task) if pools[task] else 0.0 for task in TASKS])
     if weights.sum() == 0:
         return []
-    orders = {task: _in_turn(pool, rng) for task, pool in pools.items()}
+    orders = {task: rng.permutation(pool).tolist() for task, pool in pools.items()}
     questions: list[QuestionAnswer] = []
     for choice in rng.choice(len(TASKS), config.questions_per_image, p=weights / weights.sum()):
         task = TASKS[choice]
@@ -187,7 +187,3 @@ def _absent(record: Record, phrases: Sequence[str]) -> list[int]:
 def _words(text: str) -> set[str]:
     """The words of a text without a plural s, so that "crabs" equals "crab"."""
     return {word.rstrip("s") for word in re.findall(r"\w{3,}", text.casefold())} - {"the"}
-
-
-def _in_turn(pool: list[int], rng: np.random.Generator) -> list[int]:
-    return [pool[place] for place in rng.permutation(len(pool))]

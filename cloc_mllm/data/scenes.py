@@ -69,20 +69,25 @@ def generate_scenes(
         rng = scene_rng(seed, split, index)
         layout = sample_layout(rng, ZERO_SHOT_CONCEPTS if split == "zero_shot" else CONCEPTS)
         image = draw_layout(layout, rng, long_side)
-        encoded = io.BytesIO()
-        image.save(encoded, "JPEG", quality=92)
-        yield Record(
-            id=f"scene-{split}-{seed}-{index:06d}",
-            image=encoded.getvalue(),
-            width=image.width,
-            height=image.height,
-            captions=list(layout.captions),
-            regions=[
-                Region(box=thing.box, phrase=thing.name, category=thing.name, expressions=list(e))
-                for thing, e in zip(layout.things, layout.expressions, strict=True)
-            ],
-            source="openmoji-scenes",
-        )
+        yield scene_record(f"scene-{split}-{seed}-{index:06d}", layout, image, "openmoji-scenes")
+
+
+def scene_record(scene_id: str, layout: Layout, image: Image.Image, source: str) -> Record:
+    """Makes the record of a drawn scene, whose picture is a JPEG."""
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=92)
+    return Record(
+        id=scene_id,
+        image=encoded.getvalue(),
+        width=image.width,
+        height=image.height,
+        captions=list(layout.captions),
+        regions=[
+            Region(box=thing.box, phrase=thing.name, category=thing.name, expressions=list(e))
+            for thing, e in zip(layout.things, layout.expressions, strict=True)
+        ],
+        source=source,
+    )
 
 
 def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:

@@ -56,7 +56,7 @@ def decode(data: bytes, where: str | Path, encoding: str = "", errors: str = "st
 
 
 def _encoding_of(data: bytes, encoding: str) -> tuple[int, str]:
-    """How long the byte order mark is, and the encoding."""
+    """Finds the length of the byte order mark, and the encoding."""
     for mark, name in _BOMS:
         if data.startswith(mark):
             return len(mark), name

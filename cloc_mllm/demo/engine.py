@@ -48,7 +48,7 @@ class FoundBox:
 
 @dataclass(frozen=True)
 class Found:
-    """Where a phrase is.
+    """The place of a phrase.
 
     Args:
         language_model: None if none is loaded.
@@ -62,7 +62,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Named:
-    """What is in a box.
+    """The names of the content of a box.
 
     Args:
         answer: the language model's words; None if none is loaded.

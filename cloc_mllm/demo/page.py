@@ -192,7 +192,7 @@ def _name_tab() -> tuple[gr.HTML, gr.Textbox, gr.Button]:
 
 
 class Handlers:
-    """What each event of the page does, as plain methods on the engine and a `Picture`."""
+    """The actions of the page's events, as plain methods on the engine and a `Picture`."""
 
     def __init__(self, engine: DemoEngine, examples: list[Picture]) -> None:
         self.engine = engine

@@ -83,7 +83,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class FilesCompared:
-    """What A and B are where they are files of predictions of any tool.
+    """The options of A and B if they are files of predictions of any tool.
 
     Args:
         task: what was asked.
@@ -98,7 +98,7 @@ class FilesCompared:
     columns_b: Mapping[str, str] = field(default_factory=dict)
 
     def of_b(self) -> FilesCompared:
-        """How B is read."""
+        """The options for reading B."""
         reading = self.options.reading
         own = replace(reading, columns=self.columns_b or reading.columns)
         return replace(self, options=replace(self.options, reading=own))

@@ -48,7 +48,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to answer.
+    """The settings of an answer.
 
     Args:
         temperature: 0 is greedy, as is everything below `MIN_TEMPERATURE`.

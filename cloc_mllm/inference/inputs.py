@@ -1,4 +1,4 @@
-"""What the predictors take: images, encoded before or not, regions and texts."""
+"""Prepares the inputs of the predictors: images (encoded or not), regions and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the predictors return: `GroundingResult` for regions of an image, `Answer` for words.
+"""The results of the predictors: `GroundingResult` for regions of an image, `Answer` for words.
 
 Letters: Q queries, R boxes, C names.
 """
@@ -128,7 +128,7 @@ class GroundingResult:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the language model answered.
+    """An answer of the language model.
 
     Attributes:
         text: its words; location tokens are kept.

@@ -99,7 +99,7 @@ def _assemble(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
 
 
 def _continue(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
-    """What stage 2 wrote before, to be trained further."""
+    """Loads an MLLM that stage 2 wrote, to train it further."""
     if not (Path(config.init) / "processor_config.json").is_file():
         raise FileNotFoundError(
             f"model.init {config.init} is no MLLM directory (processor_config.json is missing); "

@@ -35,7 +35,7 @@ _MAPPING_PARTS = ("param_group_index", "lp_fragment_address", "hp_fragment_addre
 
 
 class MomentPlace(NamedTuple):
-    """Where an optimizer keeps the moments of this rank's part of a parameter.
+    """The place of the moments of this rank's part of a parameter in the optimizer.
 
     Attributes:
         optimizer: torch's optimizer, whose state has the moments.

@@ -32,7 +32,7 @@ _GREY = (128, 128, 128)  # OWLv2 was trained with grey below or to the right of 
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found in one image.
+    """The boxes that a detector found in one image.
 
     Attributes:
         boxes: float[K, 4] xyxy, normalised to the upright image; they may stick out of it.

@@ -41,7 +41,7 @@ class Shard:
 
 @dataclass
 class Summary:
-    """What became of the images of one shard.
+    """The account of the images of one shard.
 
     Attributes:
         file: entry of the manifest; empty if no image could be used.

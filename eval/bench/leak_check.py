@@ -1,4 +1,4 @@
-"""How many altered copies of real photos `cloc-mllm data leak-check` finds.
+"""Counts the altered copies of real photos that `cloc-mllm data leak-check` finds.
 
 cloc-mllm data build flickr30k-entities ... --output_dir runs/data/flickr8k-val
 python eval/bench/leak_check.py --data runs/data/flickr8k-val

@@ -49,7 +49,7 @@ alone: PYTHONPATH=DIR python ..."""
 
 
 class MissingPeerError(ValueError):
-    """What the comparison needs is not installed; the message says how."""
+    """A package for the comparison is missing; the message says how to install it."""
 
 
 def summary(ratio: Ratio, num_images: int, bare_rate: float) -> str:

@@ -101,7 +101,7 @@ def draw_batches(
 
 
 def padding_share(batches: Sequence[Batch]) -> float:
-    """Of the token places of batches whose rows are padded to their longest."""
+    """The share of padding in batches whose rows are padded to their longest."""
     lengths = [[len(row.input_ids) for row in rows] for rows in batches]
     return 1 - sum(map(sum, lengths)) / sum(len(of) * max(of) for of in lengths)
 
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> None:
         ours, theirs = (num_tokens / statistics.median(s) for s in (samples.ours, samples.theirs))
         faster = 1 / samples.median
         print(
-            f"  {clock}: {ours:,.0f} against {theirs:,.0f} tokens a second, {faster:.2f} x; "
+            f"  {clock}: {ours:,.0f} against {theirs:,.0f} tokens per second, {faster:.2f} x; "
             f"padding {share:.1%}, limit {limit:.2f} x, {faster / limit:.2f} of it"
         )
     save_samples(args.output, machine, {title: ratio, "padding share": share})

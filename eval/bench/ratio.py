@@ -1,4 +1,4 @@
-"""How long ours takes against theirs: interleaved pairs in one process, raw samples kept."""
+"""Times ours against theirs: interleaved pairs in one process, raw samples kept."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def report(title: str, ratio: Ratio) -> str:
 
 
 def machine_state() -> dict[str, Any]:
-    """What a reader needs to judge a time; take it before the work starts."""
+    """Describes the machine, so that a reader can judge a time; call it before the work starts."""
     load = os.getloadavg()[0]
     return {
         "load": round(load, 2),

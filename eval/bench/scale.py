@@ -1,4 +1,4 @@
-"""What the paper's recipe costs on GPUs that are not at hand: FLOPs, memory, communication, time.
+"""Computes the cost of the paper's recipe on GPUs: FLOPs, memory, communication, time.
 
     python eval/bench/scale.py [--mfu 0.3] [--micro_batch 64]
 
@@ -47,7 +47,7 @@ class Shapes:
 
     @classmethod
     def of(cls, architecture: str, image_size: int) -> Shapes:
-        """Of an open_clip architecture of two plain transformers."""
+        """Reads the shapes of an open_clip architecture of two plain transformers."""
         import open_clip
 
         config = open_clip.get_model_config(architecture)
@@ -129,7 +129,7 @@ def loss_flops(s: Shapes, recipe: Recipe) -> float:
 
 
 def forward_flops(s: Shapes, recipe: Recipe) -> dict[str, float]:
-    """Of one image, by part; the loss is left to `loss_flops`."""
+    """Counts the FLOPs of one image by part; the loss is left to `loss_flops`."""
     m = recipe.regions_per_image
     return {
         "image tower": image_tower_flops(s),

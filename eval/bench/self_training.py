@@ -54,7 +54,7 @@ class LabelQuality:
 
 
 def label_quality(labelled: Iterable[Record], true: Iterable[Record]) -> LabelQuality:
-    """Of records of the same images, matched by id; one that was not labelled has no label."""
+    """Compares records of the same images by id; one that was not labelled has no label."""
     labels = {record.id: record for record in labelled}
     num_labels = num_right = num_true = 0
     for record in true:

@@ -49,7 +49,7 @@ def test_towers_cost_what_torch_counts(cloc: Cloc) -> None:
 
 
 def test_prompter_costs_what_torch_counts(cloc: Cloc) -> None:
-    """What is made once a batch, not once an image, is left out: positions of the tokens, and the
+    """What is made once per batch, not per image, is left out: positions of the tokens, and the
     product of two layers in the text prior."""
     inputs = make_inputs(cloc.vision, 4)
     with torch.no_grad():

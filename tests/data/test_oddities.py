@@ -1,4 +1,4 @@
-"""What people really export: every format with every oddity, one table per question.
+"""Files as people really export them: every format with every oddity, one table per question.
 
 Pictures have painted boxes. Each case writes a format's files, makes them odd, reads them, and
 finds every box on its colour.

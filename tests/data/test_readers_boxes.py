@@ -80,7 +80,7 @@ def painted(orientation: int | None) -> bytes:
 
 
 def place_before_turn(orientation: int) -> tuple[int, int, int, int]:
-    """Where the square is in the stored picture; found by painting, not by arithmetic."""
+    """Finds the square in the stored picture by painting, not by arithmetic."""
     mask = Image.new("L", UPRIGHT)
     mask.paste(255, PLACE)
     found = turned(mask, orientation).getbbox()

@@ -82,5 +82,5 @@ def test_a_folder_without_a_name_or_no_folder_is_refused(images: Path, tmp_path:
         ValueError, match=r"names.json has no name for the folders \['guinea_pig'\]"
     ):
         list(read_image_folder(images, class_names=tmp_path / "names.json", drop_log=DropLog()))
-    with pytest.raises(ValueError, match="one folder of images a class"):
+    with pytest.raises(ValueError, match="one folder of images per class"):
         list(read_image_folder(images / "guinea_pig", drop_log=DropLog()))

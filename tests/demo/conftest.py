@@ -20,7 +20,7 @@ __all__ = ["cloc_dir", "llm_dir", "mllm_dir"]
 
 @pytest.fixture(scope="session")
 def gradio_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where Gradio keeps uploads, as `cloc-mllm demo` sets it."""
+    """The folder for Gradio's uploads, as `cloc-mllm demo` sets it."""
     folder = tmp_path_factory.mktemp("gradio")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))

@@ -52,7 +52,7 @@ def full_matrix_loss(
     *,
     logit_bias: Tensor | None = None,
 ) -> Tensor:
-    """What `contrastive_loss` computes, from the square of logits."""
+    """Computes `contrastive_loss` from the full matrix of logits."""
     features, texts = F.normalize(features, dim=1), F.normalize(texts, dim=1)
     logits = logit_scale.exp() * features @ texts.T
     own = torch.eye(len(texts), dtype=torch.bool)

@@ -45,7 +45,7 @@ def train_cloc(inputs: Path, output_dir: Path, zero_stage: int) -> None:
 
 
 def train_cloc_with_an_idle_rank(inputs: Path, output_dir: Path, zero_stage: int) -> None:
-    """Two images a step, one of them without regions: one rank of two has none in each step."""
+    """Two images per step, one without regions: one rank of two has none in each step."""
     records = load_records(inputs / "records")
     two = [records[0], without_regions(records[1])]
     config = tiny_config(inputs, output_dir, zero_stage=zero_stage, global_batch_size=2)
@@ -154,7 +154,7 @@ def curve(output_dir: Path) -> list[list[float]]:
 def test_loss_curve_equals_one_process(
     two_ranks: Path, inputs: Path, tmp_path: Path, zero_stage: int, name: str
 ) -> None:
-    """Measured over 6 steps: at most 7e-6 off (two images a step), 3e-6 (eight). A gather that
+    """Measured over 6 steps: at most 7e-6 off (two images per step), 3e-6 (eight). A gather that
     loses its gradient: 0.16 off at the second step."""
     one = train_cloc if name == "cloc" else train_cloc_with_an_idle_rank
     one(inputs, tmp_path, zero_stage=0)

@@ -16,7 +16,7 @@ FEW = Bootstrap(20)
 
 @pytest.fixture(scope="module")
 def references():
-    """Of all queries of the default tasks on four scenes."""
+    """The references of all queries of the default tasks on four scenes."""
     scenes = list(generate_scenes(4, split="test"))
     data = EvalData(lambda: scenes)
     asked = [found for name in EvalConfig().tasks for found in task_class(name)().query_sets(data)]

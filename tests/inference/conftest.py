@@ -20,7 +20,7 @@ def predictor(mllm_dir: Path) -> GroundingPredictor:
 
 @pytest.fixture
 def always(predictor, monkeypatch):
-    """Make the model write given texts, one a row, whatever it is asked."""
+    """Makes the model write given texts, one per row, whatever it is asked."""
 
     def write(*texts: str) -> None:
         eos = predictor.processor.tokenizer.eos_token_id

@@ -14,7 +14,7 @@ BOX = "<loc_0><loc_5><loc_19><loc_10>"
 
 
 def generation(processor: ClocMllmProcessor, text: str, **more) -> Generation:
-    """What wrote `text`, each token less probable than the one before."""
+    """The generation of `text`, each token less probable than the one before."""
     ids = [*processor.tokenize(text), processor.tokenizer.eos_token_id]
     log_probs = -0.01 * torch.arange(1, len(ids) + 1)
     given = {"head_boxes": [], "head_scores": [], "num_prompt_tokens": 7, "limit": 48}

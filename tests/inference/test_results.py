@@ -1,4 +1,4 @@
-"""What a result of the predictors converts to."""
+"""Conversions of the results of the predictors."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_supervision_takes_it(result: GroundingResult) -> None:
 def test_the_fields_of_supervision(
     result: GroundingResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it is not installed: its `Detections` is a dataclass with these fields (0.31)."""
+    """Stands in for supervision, whose `Detections` is a dataclass with these fields (0.31)."""
     module = ModuleType("supervision")
     module.Detections = lambda **fields: type("Detections", (), fields)
     monkeypatch.setitem(sys.modules, "supervision", module)

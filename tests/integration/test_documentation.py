@@ -33,7 +33,7 @@ def named(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `picture.png` of the examples is: a doughnut, a tent, hamburgers and a candle."""
+    """A folder with `picture.png` of the examples: a doughnut, a tent, hamburgers and a candle."""
     directory = tmp_path_factory.mktemp("documentation")
     scene = next(generate_scenes(1, split="test", seed=3))
     scene.load_image().save(directory / "picture.png")

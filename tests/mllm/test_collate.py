@@ -24,7 +24,7 @@ def model_and_processor(mllm_config: MllmConfig):
 
 
 def answers_in(labels: torch.Tensor, processor: ClocMllmProcessor) -> list[str]:
-    """What the labels say, row by row, cut at the end tokens, which must be labels too."""
+    """The texts of the labels by row, cut at the end tokens, which must be labels too."""
     learnt = labels[labels != IGNORE_INDEX].tolist()
     text = processor.tokenizer.decode(learnt, skip_special_tokens=False)
     assert text.endswith(processor.tokenizer.eos_token)

@@ -1,4 +1,4 @@
-"""What a `<region>` token is made of: Prompter, RoI-Align, or its box alone; points and masks."""
+"""The sources of a `<region>` token: Prompter, RoI-Align, or its box alone; points and masks."""
 
 import dataclasses
 

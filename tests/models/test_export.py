@@ -1,4 +1,4 @@
-"""What `cloc-mllm export` writes, loaded by the code it is for."""
+"""Files of `cloc-mllm export`, loaded by the code they are for."""
 
 from __future__ import annotations
 

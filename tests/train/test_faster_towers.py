@@ -1,4 +1,4 @@
-"""What changes how a tower is computed, not what: compilation and gradient checkpointing."""
+"""Compilation and gradient checkpointing change how a tower is computed, not its result."""
 
 from __future__ import annotations
 

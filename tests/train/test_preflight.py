@@ -107,7 +107,7 @@ def test_reasons_are_counted_and_few_ids_shown(processor, tiny_scenes) -> None:
 
 
 def test_it_says_what_the_collator_would_meet_in_this_run(processor, tiny_scenes) -> None:
-    """Of a short and a long question: refused exactly if an epoch draws the long one alone."""
+    """A record with a short and a long question is refused if an epoch draws the long one alone."""
     record = dataclasses.replace(
         with_texts(tiny_scenes[0], "crab", "xyz " * 200), image=tiny_scenes[0].image
     )

@@ -1,4 +1,4 @@
-"""What `label` finds to label: photos at any depth, each read or named."""
+"""The photos that `label` finds at any depth; each is read or named."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for one frame; shares are 0..1, NaN where nothing is known.
+    """The evidence for one frame; shares are 0..1, NaN if nothing is known.
 
     Attributes:
         inside: share of the boxes that lie inside their images.
@@ -244,7 +244,7 @@ def _padded(scale: float) -> Callable[[Box, Size], Box]:
 
 
 def resized_wh(size: Size) -> Size:
-    """What Qwen2-VL and Qwen2.5-VL resize an image to: multiples of 28, a bounded area."""
+    """The size to which Qwen2-VL and Qwen2.5-VL resize: multiples of 28, a bounded area."""
     width, height = size
     sides = [max(1, round(side / _RESIZE_FACTOR)) * _RESIZE_FACTOR for side in (width, height)]
     area = sides[0] * sides[1]

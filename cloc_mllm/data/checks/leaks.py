@@ -37,7 +37,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Of N records: `ids`, and `hashes: uint64[N]` of the pictures."""
+    """The `ids` of N records, and the `hashes: uint64[N]` of their pictures."""
 
     ids: list[str]
     hashes: np.ndarray

@@ -46,7 +46,7 @@ _MAX_BITS = 60  # of a run length
 
 @dataclass(frozen=True)
 class BoxFrame:
-    """What the numbers of an image's boxes are of.
+    """The frame of the numbers of an image's boxes.
 
     Attributes:
         width, height: the size that boxes are divided by; NaN where nothing says it.

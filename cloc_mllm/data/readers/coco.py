@@ -137,7 +137,7 @@ def _score(row: Annotation) -> float:
 
 
 def _found(row: Annotation) -> dict[str, Any]:
-    """What an annotation says of its box."""
+    """The facts that an annotation states about its box."""
     keys = ("id", "bbox", "segmentation", "keypoints")
     return {key: row[key] for key in keys if row.get(key) not in (None, [])}
 

@@ -138,7 +138,7 @@ class Files:
 
     @cached_property
     def _holds(self) -> str:
-        """What is there instead, to compare a name with."""
+        """Names some files that are there instead, to compare a name with."""
         images = [path for path in self.names() if is_image_name(path)]
         if not images:
             return "there is no image file"

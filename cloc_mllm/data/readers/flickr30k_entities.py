@@ -48,7 +48,7 @@ class Mention(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """What the captions say about one thing: its first type and its distinct names, in order."""
+    """The captions' words for one thing: its first type and its distinct names, in order."""
 
     category: str
     texts: list[str]

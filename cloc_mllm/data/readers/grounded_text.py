@@ -1,4 +1,4 @@
-"""What a conversation says of its boxes: a text and a box, from LLaVA's, Ferret's, ms-swift's rows.
+"""Reads the texts and boxes of conversations, in LLaVA's, Ferret's and ms-swift's rows.
 
 The three write boxes differently; each reader first puts the mark `BOX` where a box stands. A turn
 then names its boxes in one of three ways:

@@ -83,7 +83,7 @@ def _names_of(
     options: ReadOptions,
 ) -> dict[str, str]:
     if not folders:
-        raise ValueError(f"{images} has no folder; expected one folder of images a class")
+        raise ValueError(f"{images} has no folder; expected one folder of images per class")
     if class_names is not None:
         names = read_class_names(class_names, options)
         if unknown := [folder for folder in folders if folder not in names]:

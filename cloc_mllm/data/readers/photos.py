@@ -22,7 +22,7 @@ OTHER_FILES = "files that are no images by their name"
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What every source can be told.
+    """Options of every source.
 
     Args:
         encoding: of text files without a byte order mark; "" is UTF-8.
@@ -142,7 +142,7 @@ class Photos:
 
 
 def names_of(*names: Any) -> Names:
-    """What names an image: texts and numbers, `None` and other values left out."""
+    """Lists the values that name an image: texts and numbers; others are left out."""
     return tuple(
         name if isinstance(name, str) else str(id_key(name))
         for name in names
@@ -188,5 +188,5 @@ def group_by_photo(rows: Iterable[tuple[Any, Any]]) -> dict[str, list[Any]]:
 
 
 def single(names: Iterable[Any]) -> Callable[[], Sequence[Names]]:
-    """What `open_photos` asks for, where each image has one name."""
+    """Makes the names for `open_photos`, if each image has one name."""
     return lambda: [names_of(name) for name in names]

@@ -46,7 +46,7 @@ _SWAPPED = r"\1labels\2"
 
 
 class _Known(NamedTuple):
-    """What is known of the rows of a data set."""
+    """The known facts about the rows of a data set."""
 
     class_names: dict[str, str]
     task: Task | None
@@ -69,7 +69,7 @@ class _Labels(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where images and labels lie.
+    """The places of images and labels.
 
     Attributes:
         folders: images below these folders count, "" is all.
@@ -250,7 +250,7 @@ def _told_task(labels: _Labels, has_yaml: bool) -> Task | None:
 
 
 def _label_names(images: Path, path: str) -> Names:
-    """What the label file of an image may be called, from the top of the disk and below."""
+    """The possible names of an image's label file, from the top of the disk and below."""
     stem = without_suffix(path)
     whole = f"{images.resolve().as_posix()}/{stem}"
     names = (f"{_IMAGES_PART.sub(_SWAPPED, name)}.txt" for name in (whole, stem))

@@ -1,4 +1,4 @@
-"""What the numbers in an answer mean. A frame is declared, never guessed from their size."""
+"""The meaning of the numbers in an answer, which is declared, never guessed from their size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STEP_OF_ONE = 0.001  # fractions are written with three decimals
 
 @dataclass(frozen=True)
 class Coordinates:
-    """How written numbers become a box of the original image, 0..1.
+    """The rule by which written numbers become a box of the original image, 0..1.
 
     Args:
         kind: `bins` are fixed steps of the image's sides; `pixels` those of the original image;

@@ -1,4 +1,4 @@
-"""How boxes are written: the regular expressions of one box and of a whole answer, and JSON."""
+"""Notations of boxes: regular expressions of one box and of a whole answer, and JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FENCE = re.compile(r"```(?:json)?(.*)```", re.DOTALL)
 
 @dataclass(frozen=True)
 class Notation:
-    """How boxes are written.
+    """A notation of boxes.
 
     Args:
         box: one box anywhere in a text, with its numbers as groups.

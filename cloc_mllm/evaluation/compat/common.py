@@ -1,4 +1,4 @@
-"""What all of these scorers are given and return. Letters: Q queries."""
+"""The inputs and results of all these scorers. Letters: Q queries."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _NEEDS_NO_SIZE = ("lmms-eval",)
 
 
 def compat_scores(name: str, pairs: Sequence[ScoredPair]) -> CompatScores:
-    """What the scorer `name` makes of the rows' `raw_text`.
+    """Scores the rows' `raw_text` as the scorer `name` does.
 
     Raises:
         ValueError: an unknown name, a row with boxes but no text, no image size, or several true

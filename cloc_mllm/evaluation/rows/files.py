@@ -221,7 +221,7 @@ def read_table(path: str | Path, encoding: str = "") -> Table:
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each line stands, for messages, and its object; empty lines are skipped."""
+    """Yields the place of each line, for messages, and its object; skips empty lines."""
     yield from _json_lines(path, read_text(path))
 
 

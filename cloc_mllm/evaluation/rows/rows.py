@@ -18,7 +18,7 @@ BOX_FRAME = "normalized"
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """What a model answered to one query.
+    """The answer of a model to one query.
 
     Args:
         id: the query's id; the reference row has the same.
@@ -63,7 +63,7 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class ReferenceRow:
-    """What counts as right for one query.
+    """The right answer to one query.
 
     Args:
         boxes: xyxy, normalised to the original image; a match with any of them counts.

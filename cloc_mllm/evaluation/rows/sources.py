@@ -21,7 +21,7 @@ _TRUTH = ("boxes", "labels")  # fields that both kinds of rows have, with anothe
 
 @dataclass(frozen=True)
 class RowReading:
-    """How files of rows are read.
+    """Options for reading files of rows.
 
     Args:
         columns: where fields of `PredictionRow` and `ReferenceRow` are called otherwise: field ->
@@ -56,7 +56,7 @@ class RowReading:
 
 @dataclass(frozen=True)
 class Rows:
-    """What is scored.
+    """The rows to score.
 
     Args:
         unused_columns: of the files, by path: what no field was taken from.

@@ -1,4 +1,4 @@
-"""What turns image tokens and prompts into region embeddings: one file per region encoder.
+"""Turns image tokens and prompts into region embeddings: one file per region encoder.
 
 Letters: B images, N image tokens, E embedding width, R regions of the batch (packed).
 """

@@ -30,7 +30,7 @@ _TILE_PROMPTS = 8  # prompts of one image whose mixtures are in memory at a time
 
 
 class ImageOutputs(NamedTuple):
-    """What the layer computes at the image tokens whatever the prompt.
+    """The values of the layer at the image tokens that do not depend on the prompt.
 
     Attributes:
         queries: float[B, N, D].

@@ -79,7 +79,7 @@ class PrompterEncoder(nn.Module):
 
 
 class ImageContext(NamedTuple):
-    """What all prompts of an image share.
+    """The values that all prompts of an image share.
 
     Attributes:
         tokens: float[B, N, D], with positions.

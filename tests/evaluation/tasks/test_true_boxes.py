@@ -1,4 +1,4 @@
-"""What is asked of a COCO or LVIS file, and that nothing of it is lost."""
+"""The queries about a COCO or LVIS file, and that none of its boxes is lost."""
 
 import json
 from dataclasses import replace
