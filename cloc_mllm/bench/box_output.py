@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from cloc_mllm.bench.generation import LOCATION_TOKENS, random_predictor
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 
@@ -36,7 +36,7 @@ def predictors(num_layers: int) -> dict[str, GroundingPredictor]:
 
 def ground(predictor: GroundingPredictor, num_questions: int) -> Side:
     """`num_questions` about one picture in one call, each answered by one box."""
-    questions = ground_questions(_PICTURE, _phrases(num_questions))
+    questions = predictor.ground_questions(_PICTURE, _phrases(num_questions))
     return lambda: predictor.answer(questions, boxes_only=True)
 
 
@@ -46,7 +46,7 @@ def _phrases(number: int) -> Sequence[str]:
 
 def write(predictor: GroundingPredictor, num_questions: int) -> Side:
     """The same boxes after the picture has been read: what the way of answering alone costs."""
-    reading = predictor.read(ground_questions(_PICTURE, _phrases(num_questions)))
+    reading = predictor.read(predictor.ground_questions(_PICTURE, _phrases(num_questions)))
 
     def again() -> list[Answer]:
         cache = copy.deepcopy(reading.inputs["past_key_values"])

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig
 
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.records import Record
+from cloc_mllm.data.wordings import SINGLE, asked
 from cloc_mllm.evaluation.record_index import RecordIndex
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.results import Answer
@@ -83,9 +83,10 @@ def random_predictor(
 def scene_questions(records: Sequence[Record]) -> list[Question]:
     """The `rec` questions about the records; those about one image share the object."""
     images = {record.id: record.load_image() for record in records}
+    wording = SINGLE.first("ground")
     return [
-        Question(images[asked.image_id], PROMPTS["ground"].format(phrase=asked.text))
-        for asked in RecordIndex(records).expressions
+        Question(images[expression.image_id], asked(wording, phrase=expression.text))
+        for expression in RecordIndex(records).expressions
     ]
 
 

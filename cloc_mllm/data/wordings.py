@@ -58,9 +58,9 @@ _PLACEHOLDERS: dict[Task, list[set[str]]] = {
 }
 
 NOT_THERE = "not in the image"  # the answer where nothing is what was asked for
-# the hash of the wordings that all models were taught whose fingerprint names none
+# all models whose fingerprint names no others were taught these tasks, in wordings of this hash
 FIRST_WORDINGS = "62ed81b7a46d5d95"
-_FIRST_TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate", "absent")
+FIRST_TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate", "absent")
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,20 @@ class Wordings:
         task = _ASKED_AS.get(task, task)
         return self.held_out.get(task) or load_wordings("pools").held_out[task]
 
+    def phrase_in(self, question: str) -> str | None:
+        """Returns what a question looks for in the words of training; None for other questions."""
+        question, found = question.strip(), ""
+        for wording in (*self.of("ground"), *self.of("several")):
+            before, after = wording.split(PHRASE)
+            rest = question.removeprefix(before).removesuffix(after)
+            if before + rest + after == question and before + after and rest.strip():
+                found = min(found or rest, rest, key=len)
+        return found.strip() or None
+
     def digest(self) -> str:
         """Returns a hash of all the words, and of the answer that nothing is there."""
         if self == SINGLE:
-            words: list[Any] = [{task: self.first(task) for task in _FIRST_TASKS}, NOT_THERE]
+            words: list[Any] = [{task: self.first(task) for task in FIRST_TASKS}, NOT_THERE]
         else:
             words = [self.to_dict(), NOT_THERE]
         return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()[:16]

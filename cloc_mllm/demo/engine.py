@@ -18,7 +18,7 @@ from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 
@@ -116,7 +116,7 @@ class DemoEngine:
         if self.grounding is None or image is None:
             return None
         started = time.perf_counter()
-        questions = ground_questions(image, [phrase])
+        questions = self.grounding.ground_questions(image, [phrase])
         (answer,) = self.grounding.answer(questions, boxes_only=True)
         box = _first_box(answer.boxes)
         failure = answer.failure or (None if box else "no box in the answer")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cloc_mllm.config import ConversationConfig
-from cloc_mllm.data.conversations import Turn, build_turns
+from cloc_mllm.data.conversations import Negative, Turn, build_turns
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
@@ -66,7 +66,7 @@ class ConversationCollator:
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
-        phrases: of the whole data set, for questions about what an image does not show.
+        negatives: things of the whole data set, to ask for what an image does not show.
         features: of all pictures, in place of the pictures.
     """
 
@@ -76,13 +76,13 @@ class ConversationCollator:
         config: ConversationConfig,
         *,
         pictures: bool = True,
-        phrases: Sequence[str] = (),
+        negatives: Sequence[Negative] = (),
         features: FeatureCache | None = None,
     ) -> None:
         self.processor = processor
         self.config = config
         self.pictures = pictures
-        self.phrases = phrases
+        self.negatives = negatives
         self.features = features
 
     def __call__(self, items: Items) -> MllmBatch:
@@ -100,7 +100,7 @@ class ConversationCollator:
         regions = [one.regions for one in asked]
         scene = None
         if self.processor.box_head:
-            answers = [t.answer_box for one in asked for t in one.turns if t.answer_box is not None]
+            answers = [box for one in asked for turn in one.turns for box in turn.answer_boxes]
             inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
             boxes = [[region.box for region in of_record] for of_record in regions]
@@ -126,8 +126,8 @@ class ConversationCollator:
         return Asked(record, row, kept, len(turns) - len(kept))
 
     def _turns(self, record: Record, rng: np.random.Generator) -> list[Turn]:
-        coordinates = self.processor.coordinates
-        turns = build_turns(record, self.config, coordinates, rng, self.phrases)
+        coordinates, wordings = self.processor.coordinates, self.processor.asked_in
+        turns = build_turns(record, self.config, coordinates, rng, self.negatives, wordings)
         if not turns:
             raise ValueError(
                 f"record {record.id} gives nothing to learn: none of its {len(record.regions)} "

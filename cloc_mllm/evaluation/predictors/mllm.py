@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.wordings import Task, Wordings
+from cloc_mllm.evaluation.config import AskedIn
 from cloc_mllm.evaluation.queries import REGION, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
 from cloc_mllm.evaluation.rows.rows import PredictionRow
@@ -28,9 +30,11 @@ class MllmRows:
     directory: str
     device: torch.device
     batch_size: int = 64
+    wordings: AskedIn = "first"
 
     def identity(self) -> dict[str, Any]:
-        return {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
+        identity = {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
+        return identity if self.wordings == "first" else {**identity, "wordings": self.wordings}
 
     def can_answer(self, asked: QuerySet) -> bool:
         return asked.answer in ("box", "box_or_refusal", "text")
@@ -41,7 +45,9 @@ class MllmRows:
         predictor = GroundingPredictor.from_pretrained(self.directory or None, device=self.device)
         name = self.directory or "shipped mllm"
         for asked in query_sets:
-            yield from predict_mllm(predictor, asked, name, self.batch_size, finished)
+            yield from predict_mllm(
+                predictor, asked, name, self.batch_size, finished, self.wordings
+            )
 
 
 def predict_mllm(
@@ -50,6 +56,7 @@ def predict_mllm(
     name: str,
     batch_size: int = 64,
     finished: Collection[str] = (),
+    wordings: AskedIn = "first",
 ) -> Iterator[PredictionRow]:
     """One row per query, as soon as its batch is answered.
 
@@ -60,6 +67,7 @@ def predict_mllm(
         name: of the model, for the rows.
         batch_size: questions at a time.
         finished: ids of queries to leave out, because their rows are there already.
+        wordings: the words of the questions; beside `first` each query has one by its id.
     """
     coordinates = predictor.processor.coordinates
     box_tokens = len(predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1))))
@@ -80,7 +88,10 @@ def predict_mllm(
             # queries about one image share the object, so the predictor encodes it once
             image_ids = dict.fromkeys(query.image_id for query in batch)
             images = {image_id: asked.load_image(image_id) for image_id in image_ids}
-            questions = [_question(predictor, asked, q, images[q.image_id]) for q in batch]
+            questions = [
+                _question(predictor, asked, query, images[query.image_id], wordings)
+                for query in batch
+            ]
             answers = predictor.answer(
                 questions,
                 max_new_tokens=limit,
@@ -93,15 +104,28 @@ def predict_mllm(
 
 
 def _question(
-    predictor: GroundingPredictor, asked: QuerySet, query: Query, image: Image.Image
+    predictor: GroundingPredictor,
+    asked: QuerySet,
+    query: Query,
+    image: Image.Image,
+    wordings: AskedIn,
 ) -> Question:
-    if asked.answer != "text":
-        return Question(image, PROMPTS["ground"].format(phrase=query.text))
+    task: Task = "ground" if asked.answer != "text" else "refer"
+    wording = _wording(predictor.processor.asked_in, task, query.id, wordings)
+    if task == "ground":
+        return predictor.ground_questions(image, [query.text], [wording])[0]
     if not query.text:
-        return predictor.refer_questions(image, [query.boxes[0]])[0]
+        return predictor.refer_questions(image, [query.boxes[0]], wording)[0]
     question = with_box_texts(query, predictor.processor.coordinates)
     regions = Boxes.normalized([list(box) for box in query.boxes]) if query.boxes else None
     return Question(image, question, regions)
+
+
+def _wording(known: Wordings, task: Task, query_id: str, wordings: AskedIn) -> str:
+    if wordings == "first":
+        return known.first(task)
+    pool = known.of(task) if wordings == "trained" else known.held_out_of(task)
+    return pool[zlib.crc32(query_id.encode()) % len(pool)]
 
 
 def with_box_texts(query: Query, coordinates: BoxFormat) -> str:
