@@ -182,7 +182,7 @@ class _Material:
             rng: draws as many things to be denied as there are to be affirmed; None takes all.
         """
         config, record = self.config, self.record
-        absent = self._absent() if needs_negatives(config) else []
+        absent = absent_from(record, self.negatives) if needs_negatives(config) else []
         unambiguous = [index for index, texts in enumerate(self.texts) if texts]
         kinds = [kind for kind, boxes in self.kinds.items() if len(boxes) <= MAX_BOXES]
         return {
@@ -191,7 +191,7 @@ class _Material:
             "caption": list(range(len(record.captions))),
             "locate": list(range(len(record.regions))),
             "absent": absent if config.absent else [],
-            "several": self._shared() if config.several else [],
+            "several": list(shared_texts(record).items()) if config.several else [],
             "all": kinds if config.all else [],
             "count": kinds if config.count else [],
             "exists": self._may_exist(absent, rng) if config.exists else [],
@@ -271,21 +271,6 @@ class _Material:
     def _box(self, index: int) -> Box:
         return self.record.regions[index].box
 
-    def _absent(self) -> list[Negative]:
-        """The negatives of which no word is said of the image."""
-        texts = [*self.record.captions]
-        for region in self.record.regions:
-            texts += [region.phrase, region.category, *region.expressions]
-        said = _words(*texts)
-        return [negative for negative in self.negatives if said.isdisjoint(negative.words)]
-
-    def _shared(self) -> list[tuple[str, list[Box]]]:
-        """Texts that name several boxes together, with the boxes."""
-        counts = {kind: len(boxes) for kind, boxes in self.kinds.items() if len(boxes) > 1}
-        numbered = {f"the {counted(kind, n)}": self.kinds[kind] for kind, n in counts.items()}
-        several = {text: boxes for text, boxes in _boxes_by_text(self.record) if len(boxes) > 1}
-        return [entry for entry in (numbered | several).items() if len(entry[1]) <= MAX_BOXES]
-
     def _may_exist(
         self, absent: list[Negative], rng: np.random.Generator | None
     ) -> list[tuple[str, str]]:
@@ -336,6 +321,26 @@ def unambiguous_texts(record: Record) -> list[list[str]]:
         ]
         for region in record.regions
     ]
+
+
+def shared_texts(record: Record) -> dict[str, list[Box]]:
+    """Texts that name several boxes of the image together: a phrase of several regions, and a
+    category with its number ("the two crabs"). Texts of more than `MAX_BOXES` are left out."""
+    texts = {
+        f"the {counted(kind, len(boxes))}": boxes
+        for kind, boxes in _boxes_by_category(record).items()
+    }
+    texts |= dict(_boxes_by_text(record))
+    return {text: boxes for text, boxes in texts.items() if 1 < len(boxes) <= MAX_BOXES}
+
+
+def absent_from(record: Record, negatives: Sequence[Negative]) -> list[Negative]:
+    """The things of which no word is said of the image; see `negatives_of`."""
+    texts = [*record.captions]
+    for region in record.regions:
+        texts += [region.phrase, region.category, *region.expressions]
+    said = _words(*texts)
+    return [negative for negative in negatives if said.isdisjoint(negative.words)]
 
 
 def negatives_of(records: Sequence[Record], limit: int = 500) -> list[Negative]:

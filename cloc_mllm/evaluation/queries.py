@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from cloc_mllm.data.records import Record
 
-# What an answer is: one box; one box or the word that there is none; boxes, best first; labels
-# ranked from a list of candidates; free text.
-Answer = Literal["box", "box_or_refusal", "ranked_boxes", "label", "text"]
+# What an answer is: one box; one box or the word that there is none; any number of boxes, or that
+# there is none; boxes, best first; labels ranked from a list of candidates; free text.
+Answer = Literal["box", "box_or_refusal", "boxes", "ranked_boxes", "label", "text"]
 # How CLOC embeds the regions of a query: its own region encoder, or one of the plainer ways that
 # it is compared with.
 RegionFeatures = Literal["cloc", "roi_align", "crop", "mask"]

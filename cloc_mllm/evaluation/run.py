@@ -230,7 +230,7 @@ def _score(
 
 
 def _asks_other_mllm_for_boxes(config: EvalConfig, asked: QuerySet) -> bool:
-    return bool(config.mllm_hf) and asked.answered_by == "mllm" and asked.answer == "box"
+    return bool(config.mllm_hf) and asked.answered_by == "mllm" and asked.answer in ("box", "boxes")
 
 
 def _coverage(asked: QuerySet) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cloc_mllm.evaluation.report.table import percent, render_table
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair, merge_by_id
 from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
-from cloc_mllm.evaluation.tasks import all_scorers, row_task
+from cloc_mllm.evaluation.tasks import Scorer, all_scorers, row_task
 
 MISSING = "missing"
 _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
@@ -127,12 +127,17 @@ def _checked(task: str, format_name: str, compat: Sequence[str]) -> AnswerFormat
     unknown = [name for name in compat if name not in COMPATS]
     if unknown:
         raise ValueError(f"unknown compat {unknown}; expected some of: {', '.join(COMPATS)}")
-    if (format_name or compat) and not scorers[task].one_box:
-        boxes = ", ".join(name for name, scorer in scorers.items() if scorer.one_box)
+    if (format_name and not _reads_boxes(scorers[task])) or (compat and not scorers[task].one_box):
+        boxes = ", ".join(name for name, scorer in scorers.items() if _reads_boxes(scorer))
         raise ValueError(
             f"answers of task {task!r} are not boxes ({boxes} are): leave out the format and compat"
         )
     return answer_format(format_name) if format_name else None
+
+
+def _reads_boxes(scorer: Scorer) -> bool:
+    """Whether answers are boxes, which may be written in a declared format."""
+    return scorer.one_box or scorer.any_boxes
 
 
 def _scored(
@@ -142,7 +147,7 @@ def _scored(
     rows = (pair.prediction for pair in pairs)
     # without a format, a row that says why it has no box has been read before
     unread = [row.id for row in rows if is_unread(row) and (declared or row.failure is None)]
-    if not all_scorers()[task].one_box or not unread:
+    if not _reads_boxes(all_scorers()[task]) or not unread:
         return Score(compute_metrics({task: pairs}, bootstrap=bootstrap).tasks)
     if declared is None:
         raise ValueError(

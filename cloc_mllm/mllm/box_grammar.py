@@ -101,7 +101,12 @@ class BoxGrammar:
         while begun < len(answer) and first <= answer[-1 - begun] < past:
             begun += 1
         open_box = answer[len(answer) - begun % 4 :]
-        low, high = self._range([token - first for token in open_box])
+        bins = [token - first for token in open_box]
+        low, high = self._range(bins)
+        if self.points and begun < 2:
+            high = self.last_bin  # of a point
+        elif self.points and begun == 2 and self.last_bin in bins:
+            low = high + 1  # no box starts there
         banned = [slice(first, first + low), slice(first + high + 1, past)]
         if not open_box or (self.points and begun == 2):
             return banned

@@ -118,6 +118,8 @@ def test_a_point_may_stand_in_a_free_answer_of_a_model_that_points() -> None:
         for points in (False, True)
     }
     assert slice(start) in banned[False] and slice(start) not in banned[True]
+    corner = BoxGrammar(tokenizer, LOCATIONS, points=True).banned_in_text([start + 3, start + 19])
+    assert corner == [slice(start, start + 20), slice(start + 20, start + 20)]
 
 
 @pytest.mark.parametrize("box_format", [LOCATIONS, INTEGERS, HEAD], ids=["tokens", "text", "head"])

@@ -37,7 +37,7 @@ class MllmRows:
         return identity if self.wordings == "first" else {**identity, "wordings": self.wordings}
 
     def can_answer(self, asked: QuerySet) -> bool:
-        return asked.answer in ("box", "box_or_refusal", "text")
+        return asked.answer in ("box", "box_or_refusal", "boxes", "text")
 
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
@@ -73,6 +73,8 @@ def predict_mllm(
     box_tokens = len(predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1))))
     # one token more than a box needs, so that an answer that does not stop there fails to parse
     limit = asked.max_new_tokens if asked.answer == "text" else box_tokens + 1
+    if asked.answer == "boxes":
+        limit = predictor.grammar.max_tokens
     settings = {
         "box_format": coordinates.kind,
         "num_bins": coordinates.num_bins,
@@ -95,7 +97,7 @@ def predict_mllm(
             answers = predictor.answer(
                 questions,
                 max_new_tokens=limit,
-                boxes_only=asked.answer == "box",
+                boxes_only=asked.answer in ("box", "boxes"),
                 batch_size=batch_size,
             )
             for query, question, answer in zip(batch, questions, answers, strict=True):
@@ -148,13 +150,15 @@ def _row(
     wants_box = asked.answer != "text"
     if query.region_prompt:
         settings = {**settings, "region_prompt": query.region_prompt}
+    has_boxes = wants_box and answer.failure is None
     return PredictionRow(
         query.id,
         query.image_id,
         query.task,
         question,
         answer.text,
-        boxes=answer.boxes.xyxy.tolist() if wants_box and answer.failure is None else [],
+        boxes=answer.boxes.xyxy.tolist() if has_boxes else [],
+        box_scores=answer.scores.tolist() if has_boxes else [],
         confidence=answer.confidence,
         failure=answer.failure if wants_box else None,
         model=name,
