@@ -26,6 +26,7 @@ from cloc_mllm.inference.inputs import (
     ImageInput,
     RegionsInput,
     as_list,
+    check_phrases,
     check_regions,
     open_input,
     upright_picture,
@@ -149,7 +150,7 @@ class GroundingPredictor:
         with its own score.
 
         Raises:
-            ValueError: a phrase is blank.
+            ValueError: a phrase cannot be looked for (see `check_phrases`).
         """
         image, phrases = open_input(image), as_list(phrases)
         answers = self.answer(self.ground_questions(image, phrases), boxes_only=True)
@@ -204,7 +205,7 @@ class GroundingPredictor:
             x and y, normalised to the upright picture; None if the answer is no point.
 
         Raises:
-            ValueError: the model was not taught to point, or the phrase is blank.
+            ValueError: the model was not taught to point, or the phrase cannot be looked for.
         """
         if "point" not in self.processor.taught:
             raise ValueError(
@@ -228,15 +229,14 @@ class GroundingPredictor:
                 model was taught first.
 
         Raises:
-            ValueError: a phrase is blank.
+            ValueError: a phrase cannot be looked for (see `check_phrases`).
         """
         return self._questions("ground", open_input(image), phrases, wordings)
 
     def _questions(
         self, task: Task, image: ImageInput, phrases: Sequence[str], wordings: Sequence[str] = ()
     ) -> list[Question]:
-        if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
-            raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
+        check_phrases(phrases)
         wordings = wordings or [self.processor.asked_in.first(task)] * len(phrases)
         return [
             Question(image, asked(wording, phrase=phrase.strip()))
