@@ -10,13 +10,23 @@ After the slash, by kind: one, several, none."""
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from cloc_mllm.evaluation.queries import ABSENT, PRESENT, Query, QueryPair, QuerySet, pair
+from cloc_mllm.evaluation.queries import (
+    ABSENT,
+    PRESENT,
+    Coverage,
+    Query,
+    QueryPair,
+    QuerySet,
+    pair,
+)
 from cloc_mllm.evaluation.rows.rows import Box, ScoredPair
 from cloc_mllm.evaluation.scores.box_sets import f1
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
@@ -95,11 +105,27 @@ SCORERS = {
 
 @dataclass
 class Grec(Task):
-    """The MLLM finds one, several or no boxes for phrases of the records."""
+    """The MLLM finds one, several or no boxes for phrases of the records.
+
+    Args:
+        refs: gRefCOCO's `grefs(unc).json`, whose sentences are asked in the place of phrases of the
+            records; `--data` are then the records that `cloc-mllm data build refer` made of it.
+        split: of `refs`: val, testA, testB or train.
+    """
+
+    refs: Path | None = None
+    split: str = "val"
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
+        """
+        Raises:
+            ValueError: `refs` holds no list of refs, or none of the split.
+        """
         from cloc_mllm.data.conversations import negatives_of
 
+        if self.refs is not None:
+            pairs, coverage = grefcoco_pairs(self.refs, self.split, data.records)
+            return [data.index.query_set(TASK, "boxes", "mllm", pairs, coverage=coverage)]
         negatives = negatives_of(data.records)
         asked = (found for record in data.records for found in grec_pairs(record, negatives))
         return [data.index.query_set(TASK, "boxes", "mllm", asked)]
@@ -122,6 +148,42 @@ def grec_pairs(record: Record, negatives: Sequence[Negative]) -> Iterator[QueryP
             query = Query(f"{TASK}/{record.id}/{kind}/{number}", record.id, TASK, text)
             label = PRESENT if boxes else ABSENT
             yield pair(query, boxes=boxes, labels=[label], kind=kind)
+
+
+def grefcoco_pairs(
+    path: Path, split: str, records: Sequence[Record]
+) -> tuple[list[QueryPair], Coverage]:
+    """A query per sentence of a split, and how many of the split that is.
+
+    A sentence is left out where its photo is missing, or where not all of its boxes are in the
+    record.
+    """
+    from cloc_mllm.data.readers.refer import has_no_target, read_refs, sentences
+    from cloc_mllm.data.values import id_key
+
+    refs = [ref for ref in read_refs(path) if isinstance(ref, dict) and ref.get("split") == split]
+    if not refs:
+        raise ValueError(f"{path} has no refs of the split {split!r}")
+    by_id = {record.id: record for record in records}
+    pairs: list[QueryPair] = []
+    left_out: Counter[str] = Counter()
+    for ref in refs:
+        record = by_id.get(id_key(ref.get("image_id")) or "")
+        texts = sentences(ref)
+        num_true = 0 if has_no_target(ref) else len(ref["ann_id"])
+        group = f"ref {ref.get('ref_id')}" if num_true > 1 else ""
+        for number, text in enumerate(texts):
+            regions = [r for r in record.regions if r.group == group] if record else []
+            boxes = [r.box for r in regions if num_true and text in r.expressions]
+            if record is None or len(boxes) != num_true:
+                left_out["missing_image" if record is None else "missing_box"] += 1
+                continue
+            query = Query(f"{TASK}/{ref.get('ref_id')}/{number}", record.id, TASK, text)
+            kind = "several" if num_true > 1 else "one" if num_true else "none"
+            labels = [PRESENT if boxes else ABSENT]
+            pairs.append(pair(query, boxes=boxes, labels=labels, kind=kind))
+    num_declared = sum(len(sentences(ref)) for ref in refs)
+    return pairs, Coverage(f"gRefCOCO {split}", num_declared, dict(left_out), unit="sentences")
 
 
 def _some(found: list[T], rng: np.random.Generator) -> list[T]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from cloc_mllm.data.drop_log import DropLog
+from cloc_mllm.data.readers.refer import read_refer
 from cloc_mllm.data.records import Region
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.rows.rows import ScoredPair
@@ -100,3 +104,42 @@ def test_rows_of_another_model_are_read_in_their_format(tmp_path) -> None:
     scored = score_files("grec", predictions, references, "qwen3-vl")
     metrics = scored.tasks["grec"].metrics
     assert metrics["pr_at_f1_1"].value == metrics["n_acc"].value == 1
+
+
+def test_grefcoco_s_own_files(tmp_path: Path) -> None:
+    """Rows as `grefs(unc).json` has them: one box, two, none, of a photo that is missing."""
+    Image.new("RGB", (100, 50)).save(tmp_path / "COCO_train2014_000000000007.jpg")
+    boxes = {1: [0, 0, 50, 50], 2: [50, 0, 50, 50]}
+    instances = {
+        "images": [{"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "width": 100,
+                    "height": 50}],
+        "annotations": [{"id": n, "image_id": 7, "category_id": 3, "bbox": b}
+                        for n, b in boxes.items()],
+        "categories": [{"id": 3, "name": "dog"}],
+    }  # fmt: skip
+    made_of = [(1, 7, [1], "left dog"), (2, 7, [2, 1], "both dogs"), (3, 7, [-1], "cat")]
+    refs = [
+        {"ref_id": n, "image_id": image, "ann_id": ids, "category_id": [3] * len(ids),
+         "split": "val", "sentences": [{"sent": text}, {"sent": f"the {text}"}]}
+        for n, image, ids, text in [*made_of, (4, 8, [9], "a photo that is not there")]
+    ]  # fmt: skip
+    (tmp_path / "grefs(unc).json").write_text(json.dumps(refs))
+    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    log = DropLog()
+    paths = tmp_path / "grefs(unc).json", tmp_path / "instances.json", tmp_path
+    records = list(read_refer(*paths, split="val", drop_log=log))
+    assert log.set_aside == {"region": {"no_target": 1}, "expression": {"no_target": 2}}
+    assert {(r.phrase, r.category, r.group) for r in records[0].regions} == {
+        ("left dog", "dog", ""),
+        ("both dogs", "dog", "ref 2"),
+    }
+
+    (asked,) = query_sets(Grec(refs=paths[0], split="val"), records)
+
+    found = {q.text: (right.kind, len(right.boxes)) for q, right in asked.pairs}
+    assert found["left dog"] == ("one", 1)
+    assert found["the both dogs"] == ("several", 2)
+    assert found["cat"] == ("none", 0)
+    assert str(asked.coverage) == "6 of 8 sentences (missing_image 2)"
+    with pytest.raises(ValueError, match="no refs of the split 'testA'"):
+        query_sets(Grec(refs=paths[0], split="testA"), records)
