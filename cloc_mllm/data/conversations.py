@@ -27,9 +27,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.english import counted, plural, with_article
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.wordings import FIRST_TASKS, NOT_THERE, SINGLE, TASKS, Task, Wordings, asked
 
 YES, NO = "yes", "no"
@@ -53,7 +54,7 @@ class BoxText(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class QuestionAnswer:
     """One question with its answer.
 
     Attributes:
@@ -80,14 +81,14 @@ class Negative(NamedTuple):
     texts: tuple[str, ...]
 
 
-def build_turns(
+def build_questions(
     record: Record,
     config: ConversationConfig,
     box_format: BoxText,
     rng: np.random.Generator,
     negatives: Sequence[Negative] = (),
     wordings: Wordings = SINGLE,
-) -> list[Turn]:
+) -> list[QuestionAnswer]:
     """`config.questions_per_image` questions about an image, their tasks drawn by weight.
 
     A task takes part if the record has what it needs (see the table above), `absent` and the "no"
@@ -104,31 +105,33 @@ def build_turns(
     if weights.sum() == 0:
         return []
     orders = {task: _in_turn(choices[task], rng) for task in TASKS}
-    turns: list[Turn] = []
+    questions: list[QuestionAnswer] = []
     for chosen in rng.choice(len(TASKS), config.questions_per_image, p=weights / weights.sum()):
         task = TASKS[chosen]
         order = orders[task]
-        choice = order[sum(turn.task == task for turn in turns) % len(order)]
+        choice = order[sum(pair.task == task for pair in questions) % len(order)]
         variants = material.variants(task, choice)
         variant = variants[rng.integers(len(variants))]
-        turns.append(variant.turn(task, wordings.draw(variant.asked_as, rng), box_format))
-    return turns
+        questions.append(
+            variant.with_wording(task, wordings.draw(variant.asked_as, rng), box_format)
+        )
+    return questions
 
 
-def possible_turns(
+def possible_questions(
     record: Record,
     config: ConversationConfig,
     box_format: BoxText,
     negatives: Sequence[Negative] = (),
     wordings: Wordings = SINGLE,
-) -> Iterator[Turn]:
-    """Every question that `build_turns` may ask about a record, each in its longest wording."""
+) -> Iterator[QuestionAnswer]:
+    """Every question that `build_questions` may ask about a record, each in its longest wording."""
     material = _Material(record, config, box_format, negatives)
     choices = material.choices()
     for task in TASKS:
         for choice in choices[task] if getattr(config, task) else ():
             for variant in material.variants(task, choice):
-                yield variant.turn(task, wordings.longest(variant.asked_as), box_format)
+                yield variant.with_wording(task, wordings.longest(variant.asked_as), box_format)
 
 
 def tasks_beyond_first(config: ConversationConfig) -> list[Task]:
@@ -149,10 +152,10 @@ class _Variant(NamedTuple):
     region: Region | None = None
     boxes: tuple[Box, ...] = ()
 
-    def turn(self, task: Task, wording: str, box_format: BoxText) -> Turn:
+    def with_wording(self, task: Task, wording: str, box_format: BoxText) -> QuestionAnswer:
         box = box_format.encode(self.region.box) if self.region else ""
         question = asked(wording, phrase=self.phrase, box=box)
-        return Turn(question, self.answer, task, self.region, self.boxes)
+        return QuestionAnswer(question, self.answer, task, self.region, self.boxes)
 
 
 class _Material:

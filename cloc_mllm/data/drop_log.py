@@ -128,12 +128,12 @@ class DropLog:
         first: dict[tuple[str, str], Drop] = {}
         for drop in self.drops:
             first.setdefault((drop.kind, drop.reason), drop)
-        of_records = self.counts.get("record", {})
+        record_reasons = self.counts.get("record", {})
         counted = [
             (count, first[kind, reason])
             for kind, reasons in self.counts.items()
             for reason, count in reasons.items()
-            if kind == "record" or reason not in of_records  # parts go with their record
+            if kind == "record" or reason not in record_reasons  # parts go with their record
         ]
         counted.sort(key=lambda pair: -pair[0])
         lines = []
@@ -188,5 +188,5 @@ def _listed(reasons: dict[str, int], share: float) -> str:
 
 def _count(counts: dict[str, dict[str, int]], kind: str, reason: str, count: int) -> None:
     if count:
-        of_kind = counts.setdefault(kind, {})
-        of_kind[reason] = of_kind.get(reason, 0) + count
+        reasons = counts.setdefault(kind, {})
+        reasons[reason] = reasons.get(reason, 0) + count

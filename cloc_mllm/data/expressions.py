@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.english import counted
 
-Box = tuple[float, float, float, float]
 NamedBox = tuple[str, Box]
 ExpressionKind = Literal["unique", "size", "ordinal", "relation"]
 

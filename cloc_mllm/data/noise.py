@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.sequences import LazyRecords
 
 _SMALLEST_SIDE = 0.01  # of a jittered box, as a share of the image

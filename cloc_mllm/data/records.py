@@ -10,18 +10,16 @@ from typing import Any
 
 from PIL import Image
 
+from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.drop_log import DropLog, Kind, shown
 from cloc_mllm.data.images import ImageError, open_image, storable
-from cloc_mllm.geometry import clean_box
 
-__all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "check_box", "validate_record"]
+__all__ = ["SCHEMA_VERSION", "DropLog", "Record", "Region", "check_box", "validate_record"]
 
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARACTERS = 2_000
 MIN_BOX_SIDE_PX = 1.0
 MIN_INSIDE_SHARE = 0.5
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass
@@ -185,7 +183,7 @@ def check_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | No
     """Clips a normalised box: (box, None), or (None, a reason of `validate_record`)."""
     if len(box) != 4 or not all(_is_finite(value) for value in box):
         return None, "not_finite"
-    clipped, fault = clean_box(box, 1.0, 1.0, min_size_px=0.0)
+    clipped, fault = clip_box(box, 1.0, 1.0, min_size_px=0.0)
     if clipped is None:
         return None, fault
     width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]

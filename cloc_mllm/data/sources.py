@@ -9,21 +9,27 @@ from typing import Any, get_args
 
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
-from cloc_mllm.data.readers.boxes import BoxesOf
+from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
 from cloc_mllm.data.readers.coco import read_coco
+from cloc_mllm.data.readers.cvat import read_cvat
 from cloc_mllm.data.readers.ferret import read_ferret
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
 from cloc_mllm.data.readers.grit import read_grit, read_grit_parquet, read_grit_tars
+from cloc_mllm.data.readers.hf_objects import ObjectColumns, read_hf_objects
 from cloc_mllm.data.readers.image_folder import read_image_folder
+from cloc_mllm.data.readers.label_studio import read_label_studio
 from cloc_mllm.data.readers.llava import read_llava
 from cloc_mllm.data.readers.mdetr import read_mdetr
 from cloc_mllm.data.readers.ms_swift import read_ms_swift
 from cloc_mllm.data.readers.odgt import read_odgt
+from cloc_mllm.data.readers.open_images import read_open_images
 from cloc_mllm.data.readers.pascal_voc import read_pascal_voc
+from cloc_mllm.data.readers.plain_csv import read_csv
 from cloc_mllm.data.readers.qwen_vl import read_qwen_vl
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.readers.refer import read_refer
 from cloc_mllm.data.readers.shikra import read_shikra
+from cloc_mllm.data.readers.via import read_via
 from cloc_mllm.data.readers.visual_genome import read_visual_genome
 from cloc_mllm.data.readers.yolo import read_yolo
 from cloc_mllm.data.records import Record
@@ -48,6 +54,12 @@ def add_formats(sources: Any) -> None:
     _add_llava(sources)
     _add_yolo(sources)
     _add_pascal_voc(sources)
+    _add_cvat(sources)
+    _add_label_studio(sources)
+    _add_via(sources)
+    _add_open_images(sources)
+    _add_hf_objects(sources)
+    _add_csv(sources)
 
 
 def _add(sources: Any, name: str, summary: str, read: Any, **paths: str) -> argparse.ArgumentParser:
@@ -316,7 +328,8 @@ def _add_yolo(sources: Any) -> None:
         "--images",
         metavar="PATH",
         type=Path,
-        help="folder, tar or zip (default: the folders that data.yaml names)",
+        help="folder, tar or zip (default: what data.yaml names, folders or text files of image "
+        "paths)",
     )
     parser.add_argument(
         "--labels",
@@ -353,3 +366,215 @@ def _add_pascal_voc(sources: Any) -> None:
     parser.add_argument(
         "--zero_based", action="store_true", help="pixels count from 0 (default: from 1)"
     )
+
+
+def _add_cvat(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "cvat",
+        "CVAT for images 1.1: annotations.xml",
+        lambda args, options, drop_log: read_cvat(
+            args.annotations,
+            args.images,
+            expression_attribute=args.expression_attribute,
+            options=options,
+            drop_log=drop_log,
+        ),
+        annotations="annotations.xml, or the folder or zip that holds it",
+    )
+    parser.add_argument(
+        "--images", metavar="PATH", type=Path, help=f"{_IMAGES} (default: where the XML lies)"
+    )
+    parser.add_argument(
+        "--expression_attribute",
+        metavar="NAME",
+        default="",
+        help="attribute of a shape that holds a referring expression",
+    )
+
+
+def _add_label_studio(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "label-studio",
+        "Label Studio's JSON or JSON-MIN export",
+        lambda args, options, drop_log: read_label_studio(
+            args.annotations,
+            args.images,
+            image_key=args.image_key,
+            all_annotations=args.all_annotations,
+            options=options,
+            drop_log=drop_log,
+        ),
+        annotations="the exported JSON",
+        images=_IMAGES,
+    )
+    parser.add_argument(
+        "--image_key",
+        metavar="KEY",
+        default="",
+        help="of a task's data (default: `image`, or the only text that names an image)",
+    )
+    parser.add_argument(
+        "--all_annotations",
+        action="store_true",
+        help="keep the shapes of every annotator (default: the ground truth, else the first)",
+    )
+
+
+def _add_via(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "via",
+        "VGG Image Annotator 2 (or 1): project, or annotations as JSON or CSV",
+        lambda args, options, drop_log: read_via(
+            args.annotations,
+            args.images,
+            phrase_attribute=args.phrase_attribute,
+            options=options,
+            drop_log=drop_log,
+        ),
+        annotations="via_project.json, or the exported JSON or CSV",
+        images=_IMAGES,
+    )
+    parser.add_argument(
+        "--phrase_attribute",
+        metavar="NAME",
+        default="",
+        help="attribute of a region that says what is in it (default: the only one)",
+    )
+
+
+def _add_open_images(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "open-images",
+        "Open Images: CSV of boxes and of class names",
+        lambda args, options, drop_log: read_open_images(
+            args.boxes,
+            args.classes,
+            args.images,
+            keep_crowd=args.keep_crowd,
+            ids=_ids(args),
+            options=options,
+            drop_log=drop_log,
+        ),
+        boxes="oidv6-train-annotations-bbox.csv and the like",
+        classes="class-descriptions-boxable.csv",
+        images="folder, tar or zip of ImageID.jpg",
+    )
+    parser.add_argument("--keep_crowd", action="store_true", help="keep boxes around groups")
+    parser.add_argument("--ids", metavar="FILE", type=Path, help="text file of image ids")
+
+
+def _add_frame(parser: argparse.ArgumentParser, box_order: BoxOrder | None) -> None:
+    parser.add_argument(
+        "--frame",
+        choices=get_args(Units),
+        required=True,
+        help="what boxes are measured in: pixels, 0..1 or 0..1000 of the image's sides",
+    )
+    parser.add_argument(
+        "--box_order",
+        choices=get_args(BoxOrder),
+        required=box_order is None,
+        default=box_order,
+        help="what the four numbers are; cx and cy are the centre"
+        + (f" (default: {box_order})" if box_order else ""),
+    )
+
+
+def _add_hf_objects(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "hf-objects",
+        "Hugging Face `datasets` with an image and an objects column",
+        lambda args, options, drop_log: read_hf_objects(
+            args.dataset,
+            args.images,
+            frame=args.frame,
+            box_order=args.box_order,
+            split=args.split,
+            subset=args.subset,
+            columns=ObjectColumns(
+                args.image_column, args.objects_column, args.box_key, args.category_key
+            ),
+            names=args.names,
+            options=options,
+            drop_log=drop_log,
+        ),
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="PATH_OR_NAME",
+        required=True,
+        help="folder (save_to_disk, Parquet, ImageFolder), Parquet or JSON file, or a name on the "
+        "hub",
+    )
+    _add_frame(parser, None)
+    parser.add_argument(
+        "--images", metavar="PATH", type=Path, help=f"{_IMAGES}, if the rows but name their images"
+    )
+    parser.add_argument("--split", default="", help="train, test, ... (default: all)")
+    parser.add_argument("--subset", default="", help="configuration, if there are several")
+    parser.add_argument("--image_column", default="image", help="(default: %(default)s)")
+    parser.add_argument("--objects_column", default="objects", help="(default: %(default)s)")
+    parser.add_argument("--box_key", default="", help="of objects (default: bbox, boxes, ...)")
+    parser.add_argument(
+        "--category_key", default="", help="of objects (default: category, label, ...)"
+    )
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        type=Path,
+        help="names of classes that are numbers: YAML or JSON, or a text file of one per line",
+    )
+
+
+def _add_csv(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "csv",
+        "a table of any tool, a row per box: image, x1, y1, x2, y2, phrase",
+        lambda args, options, drop_log: read_csv(
+            args.rows,
+            args.images,
+            frame=args.frame,
+            box_order=args.box_order,
+            columns=args.columns,
+            header=not args.no_header,
+            delimiter=args.delimiter,
+            options=options,
+            drop_log=drop_log,
+        ),
+        rows="CSV, TSV, JSON lines or JSON list",
+        images=_IMAGES,
+    )
+    _add_frame(parser, "xyxy")
+    parser.add_argument(
+        "--columns",
+        metavar="ROLE=COLUMN,...",
+        type=_columns,
+        default={},
+        help="such as image=file,x1=xmin,phrase=label; roles: image, those of the box order (x1 y1 "
+        "x2 y2, x y w h, cx cy w h) or box, phrase, category, expression, caption, score, "
+        "image_width, image_height (default: columns have the names of their roles)",
+    )
+    parser.add_argument(
+        "--no_header",
+        action="store_true",
+        help="the first line is a row; columns are numbered from 1",
+    )
+    parser.add_argument(
+        "--delimiter",
+        default="",
+        type=lambda text: text.replace("\\t", "\t"),
+        help="between cells (default: a comma, in .tsv a tab)",
+    )
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(role.strip() and column.strip() for role, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"expected ROLE=COLUMN,ROLE=COLUMN, got {text!r}")
+    return {role.strip(): column.strip() for role, _, column in pairs}

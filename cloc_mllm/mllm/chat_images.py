@@ -38,11 +38,11 @@ def open_rows(images: Any, num_rows: int) -> list[list[Image.Image]]:
         )
     sources = [_as_list(row, index) for index, row in enumerate(rows)]
     opened: dict[int, Image.Image] = {}
-    for index, of_row in enumerate(sources):
-        for source in of_row:
+    for index, row_sources in enumerate(sources):
+        for source in row_sources:
             if id(source) not in opened:
                 opened[id(source)] = _open(source, index)
-    return [[opened[id(source)] for source in of_row] for of_row in sources]
+    return [[opened[id(source)] for source in row_sources] for row_sources in sources]
 
 
 def open_images(images: Any) -> list[Image.Image]:

@@ -101,7 +101,7 @@ class BoxFormat:
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
             raise ValueError(
                 f"expected a normalised box with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, got "
-                f"{tuple(box)}; clean it with geometry.clean_box first"
+                f"{tuple(box)}; clean it with box.clip_box first"
             )
         (left, right), (top, bottom) = self._side(x1, x2), self._side(y1, y2)
         return left, top, right, bottom

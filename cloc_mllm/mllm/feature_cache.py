@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.regions import place_regions
@@ -107,6 +108,6 @@ def record_inputs(
     if features is None:
         return processor.vision_inputs([record.load_image() for record in records], boxes)
     views = [processor.views((record.width, record.height)) for record in records]
-    rows, regions = [[index] for index in range(len(records))], [[of_row] for of_row in boxes]
+    rows, regions = [[index] for index in range(len(records))], [[row_boxes] for row_boxes in boxes]
     tokens = torch.stack([features.load(record) for record in records])
     return {"pixel_values": tokens, **place_regions(views, rows, regions)}

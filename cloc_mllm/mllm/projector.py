@@ -95,7 +95,7 @@ class PixelShuffleProjector(nn.Module):
         """`features`: float[B, N, D_i]; `boxes`: float[B, N, 4], the cells first
         -> float[B, N / 4, H]."""
         features = [merge_neighbours(feature, self.grid_hw).flatten(2) for feature in features]
-        cells, *others = (merge_neighbours(of_tokens, self.grid_hw) for of_tokens in boxes)
+        cells, *others = (merge_neighbours(token_boxes, self.grid_hw) for token_boxes in boxes)
         merged_cell = torch.cat([cells[:, :, 0, :2], cells[:, :, -1, 2:]], -1)
         # what the tokens belong to may be several things; none is left out
         separate = [box for four in others for box in four.unbind(2)]

@@ -159,18 +159,18 @@ def place_regions(
     boxes: list[Tensor] = []
     masks: list[Tensor | None] = []
     region_image_index: list[int] = []
-    for sample, (row, of_row) in enumerate(zip(rows, regions, strict=True)):
-        for image, of_image in zip(row, of_row, strict=True):
+    for sample, (row, row_regions) in enumerate(zip(rows, regions, strict=True)):
+        for image, image_regions in zip(row, row_regions, strict=True):
             try:
-                of_boxes, of_masks, seen_on = regions_on_canvas(of_image, views[image])
+                canvas_boxes, canvas_masks, seen_on = regions_on_canvas(image_regions, views[image])
             except ValueError as error:
                 raise ValueError(f"sample {sample}: {error}") from error
-            boxes.append(of_boxes)
-            masks += of_masks
+            boxes.append(canvas_boxes)
+            masks += canvas_masks
             region_image_index += [len(image_index) + view for view in seen_on]
             image_index += range(first_of[image], first_of[image + 1])
     placed = {
-        "image_frame": torch.cat([view.frame() for of_image in views for view in of_image]),
+        "image_frame": torch.cat([view.frame() for image_views in views for view in image_views]),
         "image_index": torch.tensor(image_index),
         "region_boxes": torch.cat(boxes),
         "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
@@ -220,10 +220,10 @@ def read_regions(
     masked = masks.flatten(1).any(1).nonzero()[:, 0]
     masks, image_index = masks[masked], image_index[masked]
     if kind == "roi":
-        of_masks = pool_under_masks(image.tokens, mask_coverage(masks, image.grid_hw), image_index)
+        pooled = pool_under_masks(image.tokens, mask_coverage(masks, image.grid_hw), image_index)
     else:
-        of_masks = vision.embed_masks(image, masks, image_index)
-    return [features.index_copy(0, masked, of_masks.to(features.dtype))]
+        pooled = vision.embed_masks(image, masks, image_index)
+    return [features.index_copy(0, masked, pooled.to(features.dtype))]
 
 
 def check_takes_masks(kind: str, vision: ClocVision) -> None:

@@ -61,10 +61,10 @@ def scene_targets(
     cell_names, cell_boxes = [], []
     for record in records:
         owner, boxes = _owners(record, processor)
-        of_region = torch.tensor([row(region.phrase) for region in record.regions] + [0])
-        cell_names.append(of_region[owner])
+        region_rows = torch.tensor([row(region.phrase) for region in record.regions] + [0])
+        cell_names.append(region_rows[owner])
         cell_boxes.append(boxes)
-    regions = [region for of_record in asked for region in of_record]
+    regions = [region for row_regions in asked for region in row_regions]
     region_names = torch.tensor([row(region.phrase) for region in regions], dtype=torch.long)
     ids = [processor.tokenize(name) for name in names]
     width = max(map(len, ids))

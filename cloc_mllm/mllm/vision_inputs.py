@@ -75,19 +75,19 @@ class VisionInputs(NamedTuple):
         blocks, regions, region_blocks = [], [], []
         num_blocks = 0
         for row in range(num_rows):
-            of_row = (block_rows == row).nonzero().flatten()
+            its_blocks = (block_rows == row).nonzero().flatten()
             its_regions = (region_rows == row).nonzero().flatten()
             for _ in range(times):
-                blocks.append(of_row)
+                blocks.append(its_blocks)
                 regions.append(its_regions)
-                place = torch.searchsorted(of_row, self.region_image_index[its_regions])
+                place = torch.searchsorted(its_blocks, self.region_image_index[its_regions])
                 region_blocks.append(num_blocks + place)
-                num_blocks += len(of_row)
-        masks, of_region = self.region_masks, torch.cat(regions)
+                num_blocks += len(its_blocks)
+        masks, region_index = self.region_masks, torch.cat(regions)
         return self._replace(
             image_index=self.image_index[torch.cat(blocks)],
-            region_boxes=self.region_boxes[of_region],
-            region_masks=None if masks is None else masks[of_region],
+            region_boxes=self.region_boxes[region_index],
+            region_masks=None if masks is None else masks[region_index],
             region_image_index=torch.cat(region_blocks),
         )
 

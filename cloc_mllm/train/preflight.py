@@ -19,9 +19,9 @@ from tqdm import tqdm
 from cloc_mllm.data.conversations import (
     SEVERAL_BOXES,
     Negative,
-    Turn,
-    build_turns,
-    possible_turns,
+    QuestionAnswer,
+    build_questions,
+    possible_questions,
 )
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.collate import ConversationCollator, as_messages
@@ -168,29 +168,31 @@ class _Check:
         Args:
             seeds: of the record in each epoch of the run.
         """
-        if not any(self.possible_turns(record, self.negatives)):
+        if not any(self.possible_questions(record, self.negatives)):
             return "no_question", ""
         may_be_too_long = False
-        for turn in self.odd_turns(record):
-            reason, _ = self.fault_of_turn(turn, record)
+        for pair in self.odd_questions(record):
+            reason, _ = self.question_fault(pair, record)
             may_be_too_long |= reason == "too_long"
             if reason not in ("", "too_long"):
-                return reason, f", {turn.question!r}"
+                return reason, f", {pair.question!r}"
         for seed in seeds if may_be_too_long else ():
             rng = np.random.default_rng(seed)
-            drawn = build_turns(
+            drawn = build_questions(
                 record, self.config, self.coordinates, rng, self.negatives, self.wordings
             )
-            lengths = [self.fault_of_turn(turn, record)[1] for turn in drawn]
+            lengths = [self.question_fault(pair, record)[1] for pair in drawn]
             if min(lengths) > self.config.max_length:
                 return "too_long", f", {min(lengths)} tokens of {self.config.max_length}"
         return None
 
-    def possible_turns(self, record: Record, negatives: Sequence[Negative]) -> Iterator[Turn]:
+    def possible_questions(
+        self, record: Record, negatives: Sequence[Negative]
+    ) -> Iterator[QuestionAnswer]:
         """The questions that may be asked about a record, each in its longest wording."""
-        return possible_turns(record, self.config, self.coordinates, negatives, self.wordings)
+        return possible_questions(record, self.config, self.coordinates, negatives, self.wordings)
 
-    def odd_turns(self, record: Record) -> Iterator[Turn]:
+    def odd_questions(self, record: Record) -> Iterator[QuestionAnswer]:
         """The possible questions that hold an odd text."""
         num_more_boxes = max(len(record.regions) - 1, 0) * self.answers_several
         texts = [text for text in _texts_of(record) if self.is_odd(text, num_more_boxes)]
@@ -199,34 +201,34 @@ class _Check:
         texts += self.odd_texts
         if not texts:
             return
-        for turn in self.possible_turns(record, self.odd_negatives):
-            if any(text in turn.question or text in turn.answer for text in texts):
-                yield turn
+        for pair in self.possible_questions(record, self.odd_negatives):
+            if any(text in pair.question or text in pair.answer for text in texts):
+                yield pair
 
-    def fault_of_turn(self, turn: Turn, record: Record) -> tuple[str, int]:
+    def question_fault(self, pair: QuestionAnswer, record: Record) -> tuple[str, int]:
         """What is wrong with a question ("" if nothing is), and its number of tokens."""
         tokenizer, processor = self.processor.tokenizer, self.processor
         size = record.width, record.height
-        ids, labels = processor.encode_conversation(as_messages(turn), [size])
+        ids, labels = processor.encode_conversation(as_messages(pair), [size])
         num_image_tokens = len(processor.views(size)) * processor.num_image_tokens
         learnt = [label for label in labels if label not in (IGNORE_INDEX, tokenizer.eos_token_id)]
         special = {
             "image_tokens": (processor.image_token, num_image_tokens),
-            "region_tokens": (REGION_TOKEN, int(turn.region is not None)),
+            "region_tokens": (REGION_TOKEN, int(pair.region is not None)),
         }
         if processor.box_head:
-            special["box_tokens"] = (BOX_TOKEN, len(turn.answer_boxes))
+            special["box_tokens"] = (BOX_TOKEN, len(pair.answer_boxes))
         for reason, (token, expected) in special.items():
             if ids.count(tokenizer.convert_tokens_to_ids(token)) != expected:
                 return reason, len(ids)
-        if not learnt or not turn.answer.strip():
+        if not learnt or not pair.answer.strip():
             return "nothing_learnt", len(ids)
         return "too_long" if len(ids) > self.config.max_length else "", len(ids)
 
     def _most_around(self) -> int:
         """The tokens of the longest question, image included, without the texts it holds."""
-        turns = self.possible_turns(_ONE_OF_ALL, [Negative(frozenset(["zebra"]), ("x",))])
-        chats = (self.processor.encode_conversation(as_messages(t), [(1, 1)])[0] for t in turns)
+        questions = self.possible_questions(_ONE_OF_ALL, [Negative(frozenset(["zebra"]), ("x",))])
+        chats = (self.processor.encode_conversation(as_messages(t), [(1, 1)])[0] for t in questions)
         tiles = self.processor.max_tiles * self.processor.num_image_tokens
         return max(map(len, chats)) + tiles
 

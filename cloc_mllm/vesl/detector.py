@@ -110,9 +110,9 @@ class ClocDetector:
         return [
             Detections(
                 letterbox.to_original(Boxes(boxes, CANVAS)).xyxy.float().cpu(),
-                (of_boxes @ of_text.T).clamp(max=1).float().cpu(),
+                (box_features @ text_features.T).clamp(max=1).float().cpu(),
             )
-            for boxes, of_boxes, of_text, letterbox in parts
+            for boxes, box_features, text_features, letterbox in parts
         ]
 
 

@@ -90,10 +90,10 @@ class PhraseExtractor:
 
     def extract(self, captions: Sequence[Sequence[str]]) -> list[Phrases]:
         """The phrases of each image from its captions."""
-        documents = self._nlp.pipe(caption.lower() for of_image in captions for caption in of_image)
-        return [self._of_image([next(documents) for _ in of_image]) for of_image in captions]
+        documents = self._nlp.pipe(caption.lower() for own in captions for caption in own)
+        return [self._choose([next(documents) for _ in own]) for own in captions]
 
-    def _of_image(self, documents: Sequence[Doc]) -> Phrases:
+    def _choose(self, documents: Sequence[Doc]) -> Phrases:
         queries: dict[str, str] = {}  # key without determiner, singular -> query
         dropped: list[DroppedPhrase] = []
         for words in (words for document in documents for words in _noun_phrases(document)):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torchvision.ops import batched_nms
 
-from cloc_mllm.data.records import Box, Record, Region, check_box
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record, Region, check_box
 from cloc_mllm.vesl.captioner import Captioner
 from cloc_mllm.vesl.detector import Detections, Detector
 from cloc_mllm.vesl.phrases import DroppedPhrase, PhraseExtractor, Phrases
@@ -95,7 +96,7 @@ class Labeller:
             if asked
             else []
         )
-        of_image = dict(zip(asked, detections, strict=True))
+        detected = dict(zip(asked, detections, strict=True))
         nothing = Detections(torch.empty(0, 4), torch.empty(0, 0))
         return [
             _labelled(
@@ -103,7 +104,7 @@ class Labeller:
                 phrases[i],
                 select_regions(
                     phrases[i].queries,
-                    of_image.get(i, nothing),
+                    detected.get(i, nothing),
                     self.selection,
                     images[i].size,
                 ),

@@ -93,8 +93,8 @@ def _duration(seconds: float) -> str:
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[int]:
     total: Counter[int] = Counter()
-    for of_shard in counts:
-        total.update({int(key): count for key, count in of_shard.items()})
+    for shard_counts in counts:
+        total.update({int(key): count for key, count in shard_counts.items()})
     return total
 
 

@@ -197,8 +197,8 @@ def finish(
     write_drops(dropped, partial / DROPS_NAME)
     counts: dict[str, dict[str, int]] = {}
     for drop in dropped:
-        of_kind = counts.setdefault(drop.kind, {})
-        of_kind[drop.reason] = of_kind.get(drop.reason, 0) + 1
+        kind_counts = counts.setdefault(drop.kind, {})
+        kind_counts[drop.reason] = kind_counts.get(drop.reason, 0) + 1
     contents = {
         "arguments": arguments,
         "dropped": counts,

@@ -43,10 +43,10 @@ def main() -> None:
             for stage in (0, 1, 2, 3):
                 share = args.batch // gpus  # stage 3 knows no micro-batches
                 images = share if stage == 3 else min(args.micro_batch, share)
-                how = {"gpus": gpus, "stage": stage}
-                plain = memory(shapes, recipe, **how, images=images, checkpointing=False)
-                less = memory(shapes, recipe, **how, images=images, checkpointing=True)
-                time = step_time(shapes, recipe, gpu, **how, extra_forward=True)
+                layout = {"gpus": gpus, "stage": stage}
+                plain = memory(shapes, recipe, **layout, images=images, checkpointing=False)
+                less = memory(shapes, recipe, **layout, images=images, checkpointing=True)
+                time = step_time(shapes, recipe, gpu, **layout, extra_forward=True)
                 parts = (plain.weights, plain.gradients, plain.optimizer, plain.activations)
                 columns = [f"{part / GIB:6.2f}" for part in (*parts, less.activations)]
                 columns += [f"{plain.gathered / GIB:8.2f}", f"{less.total / GIB:6.1f} |"]

@@ -14,9 +14,9 @@ import pytest
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.conversations import (
     Negative,
-    build_turns,
+    build_questions,
     negatives_of,
-    possible_turns,
+    possible_questions,
     unambiguous_texts,
 )
 from cloc_mllm.data.records import Record, Region
@@ -72,10 +72,12 @@ def test_only_texts_with_one_answer_are_grounded(given: Record, expected: list[l
     assert unambiguous_texts(given) == expected
 
 
-def test_turns_by_task() -> None:
+def test_questions_by_task() -> None:
     config = ConversationConfig(questions_per_image=200)
-    turns = build_turns(TWO_CRABS, config, BOX_FORMAT, rng())
-    by_task = {task: {(t.question, t.answer) for t in turns if t.task == task} for task in TASKS}
+    questions = build_questions(TWO_CRABS, config, BOX_FORMAT, rng())
+    by_task = {
+        task: {(t.question, t.answer) for t in questions if t.task == task} for task in TASKS
+    }
     assert by_task["ground"] == {
         ("Where is the smaller crab?", "<loc_0><loc_50><loc_25><loc_100>"),
         ("Where is the larger crab?", "<loc_75><loc_50><loc_100><loc_100>"),
@@ -87,20 +89,20 @@ def test_turns_by_task() -> None:
         ("What is in <loc_25><loc_0><loc_75><loc_25> <region>?", "clock"),
     }
     assert by_task["caption"] == {("Describe the image.", "two crabs and a clock")}
-    assert all((turn.region is not None) == (turn.task == "refer") for turn in turns)
-    counts = Counter(turn.task for turn in turns)
+    assert all((pair.region is not None) == (pair.task == "refer") for pair in questions)
+    counts = Counter(pair.task for pair in questions)
     assert min(counts["ground"], counts["refer"]) > 2 * counts["caption"] > 0
 
 
 def test_every_region_is_asked_about_before_one_comes_again() -> None:
     config = ConversationConfig(questions_per_image=3, ground=0, caption=0)
-    answers = [turn.answer for turn in build_turns(TWO_CRABS, config, BOX_FORMAT, rng())]
+    answers = [pair.answer for pair in build_questions(TWO_CRABS, config, BOX_FORMAT, rng())]
     assert sorted(answers) == ["Crab", "clock", "crab"]
 
 
 def test_the_seed_decides() -> None:
     config = ConversationConfig(questions_per_image=8)
-    draws = [build_turns(TWO_CRABS, config, BOX_FORMAT, rng(seed)) for seed in (3, 3, 4)]
+    draws = [build_questions(TWO_CRABS, config, BOX_FORMAT, rng(seed)) for seed in (3, 3, 4)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -113,18 +115,18 @@ def test_the_seed_decides() -> None:
     ],
 )
 def test_tasks_without_material_are_left_out(given: Record, tasks: set[str]) -> None:
-    turns = build_turns(given, ConversationConfig(), BOX_FORMAT, rng())
-    assert {turn.task for turn in turns} == tasks
+    questions = build_questions(given, ConversationConfig(), BOX_FORMAT, rng())
+    assert {pair.task for pair in questions} == tasks
 
 
 def test_braces_in_a_phrase_are_text() -> None:
     region = Region(LEFT, "a {sign} 100%")
     config = ConversationConfig(questions_per_image=1, refer=0, caption=0)
-    assert build_turns(record(region), config, BOX_FORMAT, rng())[0].question == (
+    assert build_questions(record(region), config, BOX_FORMAT, rng())[0].question == (
         "Where is a {sign} 100%?"
     )
     config = ConversationConfig(questions_per_image=1, ground=0, caption=0)
-    assert build_turns(record(region), config, BOX_FORMAT, rng())[0].answer == "a {sign} 100%"
+    assert build_questions(record(region), config, BOX_FORMAT, rng())[0].answer == "a {sign} 100%"
 
 
 def test_what_an_image_does_not_show_is_asked_for_by_phrases_that_share_no_word() -> None:
@@ -132,17 +134,17 @@ def test_what_an_image_does_not_show_is_asked_for_by_phrases_that_share_no_word(
     things = ["a crab", "the clocks", "a boat", "two crabs in a boat"]
     negatives = negatives_of([record(*(Region(LEFT, thing) for thing in things))])
 
-    turns = build_turns(TWO_CRABS, config, BOX_FORMAT, rng(), negatives)
+    questions = build_questions(TWO_CRABS, config, BOX_FORMAT, rng(), negatives)
 
-    assert {turn.question for turn in turns} == {"Where is a boat?"}
-    assert {turn.answer for turn in turns} == {"not in the image"}
-    assert build_turns(TWO_CRABS, config, BOX_FORMAT, rng()) == []
+    assert {pair.question for pair in questions} == {"Where is a boat?"}
+    assert {pair.answer for pair in questions} == {"not in the image"}
+    assert build_questions(TWO_CRABS, config, BOX_FORMAT, rng()) == []
 
 
 def test_questions_without_absent_ones_are_as_before_whatever_phrases_there_are() -> None:
     config = ConversationConfig(questions_per_image=20)
-    expected = build_turns(TWO_CRABS, config, BOX_FORMAT, rng())
-    assert build_turns(TWO_CRABS, config, BOX_FORMAT, rng(), [A_BOAT]) == expected
+    expected = build_questions(TWO_CRABS, config, BOX_FORMAT, rng())
+    assert build_questions(TWO_CRABS, config, BOX_FORMAT, rng(), [A_BOAT]) == expected
 
 
 MEN = record(
@@ -163,10 +165,10 @@ ZEBRA = Negative(frozenset(["zebra"]), ("zebra", "the smaller zebra"))
 
 def asked_and_answered(given: Record, task: str, *also: str) -> set[tuple[str, str]]:
     config = only(task, *also)
-    turns = build_turns(given, config, BOX_FORMAT, rng(), [ZEBRA])
-    possible = list(possible_turns(given, config, BOX_FORMAT, [ZEBRA]))
-    assert all(turn in possible for turn in turns)
-    return {(turn.question, turn.answer) for turn in turns if turn.task == task}
+    questions = build_questions(given, config, BOX_FORMAT, rng(), [ZEBRA])
+    possible = list(possible_questions(given, config, BOX_FORMAT, [ZEBRA]))
+    assert all(pair in possible for pair in questions)
+    return {(pair.question, pair.answer) for pair in questions if pair.task == task}
 
 
 def only(*tasks: str, **settings: Any) -> ConversationConfig:
@@ -256,25 +258,25 @@ def test_what_is_absent_is_asked_for_in_all_ways_that_are_taught() -> None:
 
 def test_yes_and_no_come_equally_often_where_much_is_absent() -> None:
     things = [Negative(frozenset([f"thing{n}"]), (f"thing{n}",)) for n in range(50)]
-    turns = build_turns(CRABS, only("exists"), BOX_FORMAT, rng(), things)
-    assert Counter(turn.answer for turn in turns) == {"yes": 30, "no": 30}
+    questions = build_questions(CRABS, only("exists"), BOX_FORMAT, rng(), things)
+    assert Counter(pair.answer for pair in questions) == {"yes": 30, "no": 30}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_answer_boxes_are_those_of_the_answer_in_its_order(task: str) -> None:
-    for turn in build_turns(CRABS, only(task), BOX_FORMAT, rng(), [ZEBRA]):
-        written = "".join(map(BOX_FORMAT.encode, turn.answer_boxes))
-        assert "".join(re.findall(r"(?:<loc_\d+>){4}", turn.answer)) == written
+    for pair in build_questions(CRABS, only(task), BOX_FORMAT, rng(), [ZEBRA]):
+        written = "".join(map(BOX_FORMAT.encode, pair.answer_boxes))
+        assert "".join(re.findall(r"(?:<loc_\d+>){4}", pair.answer)) == written
     head = BoxFormat("location_tokens", 101, head=True)
-    for turn in build_turns(CRABS, only(task), head, rng(), [ZEBRA]):
-        assert turn.answer.count("<box>") == len(turn.answer_boxes)
+    for pair in build_questions(CRABS, only(task), head, rng(), [ZEBRA]):
+        assert pair.answer.count("<box>") == len(pair.answer_boxes)
 
 
 def test_more_boxes_than_an_answer_may_have_are_not_asked_for() -> None:
     boxes = [(x / 50, 0.1, (x + 1) / 50, 0.2) for x in range(40)]
     crowd = record(*(Region(box, "ant", category="ant") for box in boxes), captions=["40 ants"])
     for task in ("several", "all", "count", "grounded_caption"):
-        assert build_turns(crowd, only(task), BOX_FORMAT, rng()) == []
+        assert build_questions(crowd, only(task), BOX_FORMAT, rng()) == []
 
 
 def test_one_group_is_linked_in_a_caption_but_not_a_word_that_two_things_share() -> None:
@@ -296,17 +298,17 @@ def test_wordings_are_drawn_from_the_trained_pool_alone() -> None:
     pools = load_wordings("pools")
     config = dataclasses.replace(only(*TASKS), questions_per_image=2_000)
     draws = [
-        build_turns(CRABS, config, BOX_FORMAT, rng(seed), [ZEBRA], pools) for seed in (1, 1, 2)
+        build_questions(CRABS, config, BOX_FORMAT, rng(seed), [ZEBRA], pools) for seed in (1, 1, 2)
     ]
     assert draws[0] == draws[1] != draws[2]
-    assert len({turn.question for turn in draws[0]}) > 200
+    assert len({pair.question for pair in draws[0]}) > 200
     held_out = {
         wording.replace("{box}", box).replace("{phrase}", "clock").replace("{plural}", "clocks")
         for pool in pools.held_out.values()
         for wording in pool
         for box in (L, R, T)
     }
-    assert not held_out & {turn.question for turn in draws[0]}
+    assert not held_out & {pair.question for pair in draws[0]}
 
 
 def test_single_wordings_give_the_data_that_shipped_configs_have_always_had() -> None:
@@ -318,6 +320,8 @@ def test_single_wordings_give_the_data_that_shipped_configs_have_always_had() ->
         ConversationConfig(questions_per_image=6, ground=1, refer=0.6, caption=0.05, locate=0.6),
     ):
         for seed, scene in enumerate(generate_scenes(10, split="train")):
-            for turn in build_turns(scene, config, BoxFormat("location_tokens", 100), rng(seed)):
-                digest.update(repr((turn.question, turn.answer, turn.task)).encode())
+            for pair in build_questions(
+                scene, config, BoxFormat("location_tokens", 100), rng(seed)
+            ):
+                digest.update(repr((pair.question, pair.answer, pair.task)).encode())
     assert digest.hexdigest()[:16] == "76b3a8f215a86813"

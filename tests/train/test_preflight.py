@@ -33,11 +33,11 @@ def processor(mllm_config: MllmConfig, request) -> ClocMllmProcessor:
 
 
 def report(
-    records: list[Record], processor: ClocMllmProcessor, config: ConversationConfig, **how
+    records: list[Record], processor: ClocMllmProcessor, config: ConversationConfig, **settings
 ) -> str:
-    collator = ConversationCollator(processor, config, negatives=how.pop("negatives", ()))
-    how = {"seed": 0, "num_epochs": itertools.repeat(3), **how}
-    return check_records(records, len(records), collator, **how).report()
+    collator = ConversationCollator(processor, config, negatives=settings.pop("negatives", ()))
+    settings = {"seed": 0, "num_epochs": itertools.repeat(3), **settings}
+    return check_records(records, len(records), collator, **settings).report()
 
 
 def absent(*things: str) -> list[Negative]:
@@ -148,10 +148,10 @@ def test_a_question_that_is_not_rendered_has_no_fault(processor, tiny_scenes, as
             ConversationCollator(processor, config, negatives=absent("a zebra", "xyz " * 50))
         )
         for record in records:
-            rendered = list(check.odd_turns(record))
-            for turn in check.possible_turns(record, check.negatives):
-                if turn not in rendered:
-                    assert check.fault_of_turn(turn, record)[0] == "", turn
+            rendered = list(check.odd_questions(record))
+            for pair in check.possible_questions(record, check.negatives):
+                if pair not in rendered:
+                    assert check.question_fault(pair, record)[0] == "", pair
 
 
 def test_a_long_phrase_of_what_is_absent_counts(processor, tiny_scenes) -> None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.texts import lines_of, read_text
 from cloc_mllm.data.texts import read_rows as read_csv_rows
-from cloc_mllm.evaluation.answers.frames import Frame
+from cloc_mllm.evaluation.answers.frames import Coordinates
 from cloc_mllm.evaluation.rows.fields import column, field_value
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 
@@ -73,7 +73,7 @@ def references_of(
     table: Table,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    frame: Frame | None = None,
+    frame: Coordinates | None = None,
 ) -> list[ReferenceRow]:
     """The references of a table, or those of one task.
 
@@ -181,7 +181,7 @@ def _names(row: Mapping[str, Any]) -> str:
 
 
 def _fractions(
-    frame: Frame, box: Sequence[float], values: Mapping[str, Any], where: str
+    frame: Coordinates, box: Sequence[float], values: Mapping[str, Any], where: str
 ) -> list[float]:
     """A reference's box in fractions, cut where it passes the edge by rounding."""
     size = (float(values.get("width", 0)), float(values.get("height", 0)))

@@ -78,7 +78,9 @@ def read_sources(
     """
     reading = reading or RowReading()
     answers = read_table(predictions, reading.encoding)
-    frame = answer_format(reading.reference_format).frame if reading.reference_format else None
+    frame = (
+        answer_format(reading.reference_format).coordinates if reading.reference_format else None
+    )
     own = {name: path for name, path in reading.columns.items() if name in _OF_PREDICTIONS}
     shared = {name: path for name, path in reading.columns.items() if name in _OF_REFERENCES}
     in_one_file = not references or Path(references) == Path(predictions)

@@ -64,6 +64,11 @@ class Scorer:
     example_metric: str = ""
     drawn: Literal["answer", "asked", "nothing"] = "answer"
 
+    @property
+    def reads_boxes(self) -> bool:
+        """Whether answers are boxes, so that their texts may be read in a declared format."""
+        return self.one_box or self.any_boxes
+
 
 class EvalData:
     """The records that are scored on, read when the first task asks for them.

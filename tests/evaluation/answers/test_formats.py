@@ -94,7 +94,7 @@ DEFINED = {
 def test_what_is_written_is_read_again_to_the_nearest_step(name, x, y):
     declared = answer_format(DEFINED.get(name, name))
     box = (x[0], y[0], x[1], y[1])
-    frame = declared.frame
+    frame = declared.coordinates
     if frame.kind == "patches":
         step = 1 / 32
     elif frame.needs_size:
@@ -114,3 +114,10 @@ def test_what_is_written_is_read_again_to_the_nearest_step(name, x, y):
 def test_a_pattern_cannot_be_written():
     declared = answer_format('{"scale": 1, "pattern": "(.) (.) (.) (.)"}')
     assert declared.write(BOX) == declared.example == ""
+
+
+def test_the_page_lists_each_format_with_its_example(project_root):
+    page = (project_root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for declared in FORMATS.values():
+        example = declared.example.replace("|", r"\|")
+        assert f"| `{declared.name}` | {declared.meaning} | `{example}` |" in page
