@@ -116,7 +116,7 @@ def test_a_box_is_turned_with_its_picture(turn: Image.Transpose) -> None:
         ((99.5, 10, 150, 30), "too_small"),
     ],
 )
-def test_clean_box(box: tuple[float, ...], expected: object) -> None:
+def test_clip_box(box: tuple[float, ...], expected: object) -> None:
     cleaned, reason = clip_box(box, 100, 100)
     assert (cleaned or reason) == expected
 

@@ -1,4 +1,4 @@
-"""`cloc-mllm data`: its commands, of which stats and inspect stand here."""
+"""Runs `cloc-mllm data`; its commands stats and inspect are here, the others are imported."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from cloc_mllm.data.statistics import describe_build, describe_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one `data` command and return its exit status.
+    """Runs one `data` command and returns its exit status.
 
-    Wrong input raises ValueError or OSError for the caller to print.
+    Wrong input raises ValueError or OSError, which the caller prints.
     """
     args = build_parser().parse_args(argv)
     return args.run(args) or 0
@@ -47,7 +47,11 @@ def build_parser() -> ArgumentParser:
     inspect = commands.add_parser("inspect", help="draw a sheet of images with boxes and phrases")
     inspect.add_argument("data", help="a directory that `build` made, or its URL")
     inspect.add_argument(
-        "--out", metavar="PNG", type=Path, default=Path("sheet.png"), help="default: %(default)s"
+        "--output",
+        metavar="PNG",
+        type=Path,
+        default=Path("sheet.png"),
+        help="default: %(default)s",
     )
     inspect.add_argument(
         "--num", metavar="N", type=positive, default=16, help="images (default: %(default)s)"
@@ -87,6 +91,6 @@ def _run_inspect(args: argparse.Namespace) -> None:
         record = records[index]
         pictures.append(draw_record(record))
         titles.append(f"{record.id}: {record.captions[0] if record.captions else 'no caption'}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, titles).save(args.out)
-    print(f"{num} of {len(records):,} records drawn on {args.out}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{num} of {len(records):,} records drawn on {args.output}")

@@ -40,7 +40,7 @@ _NEGATIVE_TEXTS = 4  # expressions of an absent thing beside its name
 
 
 class BoxText(Protocol):
-    """`mllm.coordinates.BoxFormat`, as far as conversations need it."""
+    """What conversations need of `mllm.coordinates.BoxFormat`."""
 
     def encode(self, box: Box) -> str: ...
 
@@ -89,7 +89,7 @@ def build_questions(
     negatives: Sequence[Negative] = (),
     wordings: Wordings = SINGLE,
 ) -> list[QuestionAnswer]:
-    """`config.questions_per_image` questions about an image, their tasks drawn by weight.
+    """Draws `config.questions_per_image` questions about an image, their tasks by weight.
 
     A task takes part if the record has what it needs (see the table above), `absent` and the "no"
     of `exists` if one of `negatives` (things of the whole data set) is nowhere in its texts. What
@@ -97,7 +97,7 @@ def build_questions(
     The same `rng` state gives the same questions.
 
     Returns:
-        [] if the record can serve none of the tasks that have a weight.
+        the questions; [] if the record serves none of the tasks that have a weight.
     """
     material = _Material(record, config, box_format, negatives)
     choices = material.choices(rng)
@@ -309,7 +309,7 @@ class _Material:
 
 
 def unambiguous_texts(record: Record) -> list[list[str]]:
-    """For each region the phrase and expressions that name no other box of the image.
+    """Lists for each region its phrase and expressions that name no other box of the image.
 
     A phrase that several boxes share (two crabs, or the boxes of a group: "two men") is no
     question with one box as its answer: `several` asks it. Expressions that single one box out

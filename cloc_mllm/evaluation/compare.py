@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("a", help="output directory of an evaluation, or a file of predictions")
     parser.add_argument("b", help="another one, on the same queries")
-    parser.add_argument("--out", default="runs/compare", help="gets report, table and metrics")
+    parser.add_argument(
+        "--output_dir", default="runs/compare", help="gets report, table and metrics"
+    )
     parser.add_argument("--num_examples", type=int, default=6, help="of each kind; 0 is none")
     parser.add_argument("--task", default="", help="what was asked, where A or B is a file")
     parser.add_argument("--references", default="", help="the truth, where A or B is a file")
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(values)
     comparison = compare(
         (values.a, values.b),
-        values.out,
+        values.output_dir,
         num_examples=values.num_examples,
         bootstrap=Bootstrap(options.bootstrap_samples, options.seed),
         formats=(values.format, values.format_b or values.format),
@@ -135,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
         if tasks:
             print(f"left out, because only {directory} has them: {', '.join(tasks)}")
-    print(f"report: {Path(values.out) / 'report.html'}")
+    print(f"report: {Path(values.output_dir) / 'report.html'}")
     return 0
 
 

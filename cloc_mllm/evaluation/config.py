@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from cloc_mllm.config import Precision, RegionPrompt, Templates
-
-AskedIn = Literal["first", "trained", "held_out"]
+from cloc_mllm.evaluation.queries import AskedIn
 
 
 @dataclass

@@ -27,6 +27,8 @@ Answer = Literal["box", "box_or_refusal", "boxes", "ranked_boxes", "label", "tex
 # it is compared with.
 RegionFeatures = Literal["cloc", "roi_align", "crop", "mask"]
 Model = Literal["cloc", "mllm"]
+# The words of questions: the first that the model was taught, any that it was, or none of them.
+AskedIn = Literal["first", "trained", "held_out"]
 
 REGION = "<region>"
 PRESENT, ABSENT = "present", "absent"  # labels of rows that place a thing, or refuse to
@@ -135,6 +137,7 @@ class QuerySet:
         calibration: queries on which such a predictor finds the threshold itself.
         coverage: for a published benchmark, how much of it is asked.
         notes: what to say of the queries in the report, by name.
+        asked_in: the words that our MLLM is asked in; beside `first` each query has one by its id.
         image_ids: of the records, in their order; read from them where left out.
     """
 
@@ -151,6 +154,7 @@ class QuerySet:
     coverage: Coverage | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     image_ids: Sequence[str] = ()
+    asked_in: AskedIn = "first"
 
     def __post_init__(self) -> None:
         if not self.image_ids:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.drop_log import shown
 from cloc_mllm.evaluation.answers import FORMATS, AnswerFormat, answer_format
 from cloc_mllm.evaluation.answers.formats import describe_formats
@@ -223,7 +224,7 @@ def unread_answers(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--out`."""
+    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
         print(describe_formats())
@@ -235,15 +236,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         values.task, values.predictions, values.references, values.format, compat, options
     )
     print(render_score(scored))
-    if values.out:
-        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(values.out).write_text(json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8")
-        print(f"written: {values.out}")
+    if values.output:
+        Path(values.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(values.output).write_text(
+            json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8"
+        )
+        print(f"written: {values.output}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="cloc-mllm eval score",
         description="Score predictions against references; needs no model and no GPU.",
     )
@@ -260,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         help="numbers of other scorers too: " + ", ".join(COMPATS) + "; or all",
     )
     add_row_arguments(parser)
-    add("--out", default="", help="gets all numbers as JSON")
+    add("--output", default="", help="gets all numbers as JSON")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Decoding that writes no malformed box: which token may come next.
+"""Says which token may come next, so that decoding writes no malformed box.
 
 An answer is boxes, one or more by what the model was taught, or one given text instead; or it is
 free, and its location tokens come in whole boxes (integers are plain text there, a `<box>` token is
@@ -71,13 +71,13 @@ class BoxGrammar:
             missing = sorted(set("[0123456789, ]") - set(self.pieces.values()))
             if missing:
                 raise ValueError(
-                    f"the tokenizer has no token of its own for {missing}, so not every box can "
-                    "be spelled; use location tokens"
+                    f"the tokenizer has no single token for {missing}, so not every box can be "
+                    "written; use location tokens"
                 )
 
     @property
     def max_tokens(self) -> int:
-        """Of an answer with its end of sequence."""
+        """The length of the longest answer, with its end of sequence."""
         box = 1 if self.box_token is not None else 4 if self.location_start is not None else None
         return max((box or _LONGEST_INTEGERS) * self.max_boxes, len(self.instead)) + 1
 
@@ -94,7 +94,7 @@ class BoxGrammar:
         return ids or [self.end]
 
     def banned_in_text(self, answer: Sequence[int]) -> list[slice]:
-        """Ids that may not follow a free answer; for boxes of location tokens."""
+        """Lists the ids that may not follow a free answer; for boxes of location tokens."""
         assert self.location_start is not None
         first, past = self.location_start, self.location_start + self.last_bin + 1
         begun = 0
@@ -205,7 +205,7 @@ class BoxGrammar:
 
 
 class BoxLogitsProcessor(LogitsProcessor):
-    """Keeps `generate` to the grammar: `generate(logits_processor=[...])`.
+    """Makes `generate` follow the grammar: `generate(logits_processor=[...])`.
 
     Args:
         prompt_length: tokens of the (padded) prompt, in front of the answers.
@@ -218,7 +218,7 @@ class BoxLogitsProcessor(LogitsProcessor):
         self.boxes_only = boxes_only
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """int64[B, T], float[B, V] -> float[B, V], minus infinity where a token may not come."""
+        """Sets the scores float[B, V] of tokens that may not come to minus infinity."""
         if not self.boxes_only and self.grammar.location_start is None:
             return scores
         answers = input_ids[:, self.prompt_length :].tolist()
@@ -232,7 +232,7 @@ class BoxLogitsProcessor(LogitsProcessor):
 
 
 def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
-    """float[B, V] logits of the next token of each answer -> minus infinity where it may not be."""
+    """Sets to minus infinity the logits float[B, V] of tokens that may not follow each answer."""
     masked = torch.full_like(logits, -torch.inf)
     for row, answer in enumerate(answers):
         allowed = torch.tensor(grammar.allowed(answer), device=logits.device)
@@ -241,12 +241,13 @@ def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: T
 
 
 def _number_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Ids of tokens made of digits, brackets, commas and spaces, with what each adds to a text."""
+    """Maps the ids of tokens made of digits, brackets, commas and spaces to the text of each."""
     opening = tokenizer("[", add_special_tokens=False)["input_ids"]
     before = len(tokenizer.decode(opening))
     special = set(tokenizer.all_special_ids)
     pieces = {
-        token: str(tokenizer.decode([*opening, token]))[before:]  # alone, some lose a leading space
+        # decoded alone, some tokens lose a leading space
+        token: str(tokenizer.decode([*opening, token]))[before:]
         for token in range(len(tokenizer))
         if token not in special
     }
@@ -258,7 +259,7 @@ def _is_number(digits: str) -> bool:
 
 
 def _can_grow_into(digits: str, low: int, high: int) -> bool:
-    """Whether digits are the beginning of a number low..high written without leading zeros."""
+    """Whether digits begin a number in low..high that is written without leading zeros."""
     if not _is_number(digits):
         return False
     if digits == "0":

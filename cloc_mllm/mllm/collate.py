@@ -1,4 +1,4 @@
-"""Records to what the MLLM trains on: questions about pictures, or about scenes in words.
+"""Makes training batches of the MLLM from records: questions about pictures or scenes in words.
 
 Letters: B sequences, S canvas side, N image tokens, T text tokens, R regions.
 """
@@ -32,9 +32,9 @@ class MllmBatch:
         inputs: the model's keyword arguments: input_ids, labels, position_ids int64[B, T],
             attention_mask float[B, 1, T, T]; for pictures also `vision_inputs` of the processor;
             with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
-        scene: for scenes in words, what stands in the place of the pictures.
-        num_dropped: questions that did not fit into `max_length`.
-        ids: the records' ids, in the order of the pictures: sequence by sequence.
+        scene: the targets that stand in the place of the pictures, for scenes in words.
+        num_dropped: number of questions that did not fit into `max_length`.
+        ids: the records' ids in the order of the pictures, sequence by sequence.
     """
 
     inputs: dict[str, Tensor]
@@ -49,7 +49,7 @@ class MllmBatch:
 
 @dataclass(frozen=True)
 class PackedRecord:
-    """A record as one row; `questions` are those that are in it."""
+    """A record as one row, with the questions that fit into it."""
 
     record: Record
     row: PackedRow
@@ -62,12 +62,12 @@ class PackedRecord:
 
 
 class ConversationCollator:
-    """`(sample_seed, Record)` items -> MllmBatch; the seed alone decides which questions.
+    """Makes an `MllmBatch` of `(sample_seed, Record)` items; the seed alone decides the questions.
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
         negatives: things of the whole data set, to ask for what an image does not show.
-        features: of all pictures, in place of the pictures.
+        features: cached features of all pictures, which are used instead of the pictures.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class ConversationCollator:
         return MllmBatch(inputs, scene, num_dropped, [record.id for record in records])
 
     def pack(self, record: Record, seed: int) -> PackedRecord:
-        """One record's questions; its picture is not looked at."""
+        """Packs the questions of one record into a row; its picture is not read."""
         questions = self._questions(record, np.random.default_rng(seed))
         sizes = [(record.width, record.height)]
         try:
@@ -137,6 +137,6 @@ class ConversationCollator:
 
 
 def as_messages(pair: QuestionAnswer) -> list[dict[str, Any]]:
-    """The chat of one question about an image, with its answer."""
+    """Writes one question about an image and its answer as a chat."""
     question = [{"type": "image"}, {"type": "text", "text": pair.question}]
     return [{"role": "user", "content": question}, {"role": "assistant", "content": pair.answer}]

@@ -24,7 +24,7 @@ _INTEGER_BINS = 1000
 _NUMBER = "(0|[1-9][0-9]{0,9})"
 _INTEGERS_BOX = rf"\[{_NUMBER}, {_NUMBER}, {_NUMBER}, {_NUMBER}\]"
 _LOCATION = rf"<loc_{_NUMBER}>"
-# the separator between the boxes of one answer
+# by kind: one box, and a whole answer of boxes
 _PATTERNS = {
     "integers": (re.compile(_INTEGERS_BOX), re.compile(rf"{_INTEGERS_BOX}(?: {_INTEGERS_BOX})*")),
     "location_tokens": (re.compile(_LOCATION * 4), re.compile(rf"(?:{_LOCATION})+")),
@@ -62,7 +62,7 @@ class ParsedBoxes:
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How a box is written.
+    """The notation of boxes.
 
     Attributes:
         kind: `integers` are `[120, 43, 560, 890]`, several boxes with a space between them;

@@ -31,11 +31,11 @@ Regions = Boxes | Sequence[RegionLike] | None
 
 
 def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
-    """Returns the mask bool[H, W] of a region: of a point the one pixel it lies in, None for a box.
+    """Returns the mask bool[H, W] of a region: for a point its one pixel, for a box None.
 
     Raises:
-        ValueError: the mask is empty or of another size, the point is outside the image, or it is
-            no region at all.
+        ValueError: the mask is empty or of another size, the point is outside the image, or this
+            is not a region.
     """
     width, height = image_wh
     values = torch.as_tensor(region)
@@ -79,9 +79,9 @@ def regions_on_canvas(
     """Brings the regions of one image to the canvas of one of its views each.
 
     Returns:
-        boxes float[R, 4] in the canvas frame, of a mask or point the box around it; for each region
-        its mask float[S, S] over the canvas, None for a box; and for each region its view, which
-        for a mask is always the first.
+        boxes float[R, 4] in the canvas frame (for a mask or point the box around it); the mask
+        float[S, S] of each region over the canvas, None for a box; and the view of each region,
+        which for a mask is always the first.
 
     Raises:
         ValueError: see `as_mask`.

@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class VisionInputs(NamedTuple):
-    """What the processor makes of images and regions.
+    """The tensors that the processor makes of images and regions.
 
     Attributes:
         pixel_values: float[I, 3, S, S]; or float[I, N, D], the tokens that the encoder made of them
             before (`mllm/feature_cache.py`).
         image_frame: float[I, 4], the canvas as a box in the normalised frame of the original image.
-        image_index: int64[K], the image of each block; blocks row by row, in the order of tokens.
+        image_index: int64[K], the image of each block; blocks are in the order of tokens, by row.
         region_boxes: float[R, 4], canvas frame.
         region_image_index: int64[R], the block whose image each region lies on. The regions of a
             row are in the order of its `<region>` tokens.

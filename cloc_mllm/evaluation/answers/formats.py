@@ -205,12 +205,12 @@ def own_format(definition: Any, name: str) -> AnswerFormat:
     order = definition.get("order", "xyxy")
     if order not in get_args(Order):
         raise ValueError(f"{where}: order must be {', '.join(get_args(Order))}, got {order!r}")
-    coordinates, meaning = _own_frame(definition.get("scale"), order, where)
+    coordinates, meaning = _own_coordinates(definition.get("scale"), order, where)
     notation, template = _own_notation(definition, where)
     return AnswerFormat(name, meaning, template, coordinates, notation)
 
 
-def _own_frame(scale: Any, order: Order, where: str) -> tuple[Coordinates, str]:
+def _own_coordinates(scale: Any, order: Order, where: str) -> tuple[Coordinates, str]:
     if scale == "pixels":
         return Coordinates("pixels", order=order), f"{order}, pixels of the original image"
     if scale == "resized-pixels":

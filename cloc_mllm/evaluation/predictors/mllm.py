@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cloc_mllm.data.wordings import Task, Wordings
-from cloc_mllm.evaluation.config import AskedIn
-from cloc_mllm.evaluation.queries import REGION, Query, QuerySet
+from cloc_mllm.evaluation.queries import REGION, AskedIn, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
 from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.geometry import Boxes
@@ -45,9 +44,8 @@ class MllmRows:
         predictor = GroundingPredictor.from_pretrained(self.directory or None, device=self.device)
         name = self.directory or "shipped mllm"
         for asked in query_sets:
-            yield from predict_mllm(
-                predictor, asked, name, self.batch_size, finished, self.wordings
-            )
+            asked = replace(asked, asked_in=self.wordings)
+            yield from predict_mllm(predictor, asked, name, self.batch_size, finished)
 
 
 def predict_mllm(
@@ -56,7 +54,8 @@ def predict_mllm(
     name: str,
     batch_size: int = 64,
     finished: Collection[str] = (),
-    wordings: AskedIn = "first",
+    *,
+    progress: bool = True,
 ) -> Iterator[PredictionRow]:
     """One row per query, as soon as its batch is answered.
 
@@ -67,7 +66,7 @@ def predict_mllm(
         name: of the model, for the rows.
         batch_size: questions at a time.
         finished: ids of queries to leave out, because their rows are there already.
-        wordings: the words of the questions; beside `first` each query has one by its id.
+        progress: shows a bar.
     """
     coordinates = predictor.processor.coordinates
     box_tokens = len(predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1))))
@@ -84,16 +83,14 @@ def predict_mllm(
     }
     todo = [query for query in asked.queries if query.id not in finished]
     num_done = len(asked.queries) - len(todo)
-    with tqdm(total=len(asked.queries), initial=num_done, desc=f"MLLM {asked.task}") as bar:
+    title, total = f"MLLM {asked.task}", len(asked.queries)
+    with tqdm(total=total, initial=num_done, desc=title, disable=not progress) as bar:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             # queries about one image share the object, so the predictor encodes it once
             image_ids = dict.fromkeys(query.image_id for query in batch)
             images = {image_id: asked.load_image(image_id) for image_id in image_ids}
-            questions = [
-                _question(predictor, asked, query, images[query.image_id], wordings)
-                for query in batch
-            ]
+            questions = [_question(predictor, asked, q, images[q.image_id]) for q in batch]
             answers = predictor.answer(
                 questions,
                 max_new_tokens=limit,
@@ -106,14 +103,10 @@ def predict_mllm(
 
 
 def _question(
-    predictor: GroundingPredictor,
-    asked: QuerySet,
-    query: Query,
-    image: Image.Image,
-    wordings: AskedIn,
+    predictor: GroundingPredictor, asked: QuerySet, query: Query, image: Image.Image
 ) -> Question:
     task: Task = "ground" if asked.answer != "text" else "refer"
-    wording = _wording(predictor.processor.asked_in, task, query.id, wordings)
+    wording = _wording(predictor.processor.asked_in, task, query.id, asked.asked_in)
     if task == "ground":
         return predictor.ground_questions(image, [query.text], [wording])[0]
     if not query.text:

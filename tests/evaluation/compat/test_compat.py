@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cloc_mllm.bench.scoring import lmms_eval_module, lmms_eval_side
 from cloc_mllm.evaluation.compat import COMPATS, BoxAnswers, compat_scores
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
+from scoring import lmms_eval_module, lmms_eval_side
 from tests.evaluation.compat.eleven_ways import COLUMNS, ELEVEN_WAYS, SIZE, TRUTH, ious, table
 
 CASES = [
