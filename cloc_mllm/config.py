@@ -395,6 +395,17 @@ class ConversationConfig:
             grounding several times faster with it (docs/results.md).
         absent: weight of the task that asks for what is not there, to be answered "not in the
             image".
+        several: weight of the task "where are the boxes that one phrase names?" ("the two dogs").
+        all: weight of the task "where is every thing of a category?".
+        count: weight of the task "how many are there?", answered with the boxes and their number.
+        exists: weight of the task "is it there?", answered with yes or no, each as often.
+        grounded_caption: weight of the task "describe the image with boxes".
+        region_caption: weight of the task "which one is in this box?", answered with words that
+            mean it alone.
+        point: weight of the task "point to it".
+        wordings: the words of the questions: `single`, one wording per task; `pools`, the package's
+            20 and more per task (`assets/wordings.yaml`), drawn by the sample's seed; or a YAML
+            file of that layout. A finished model keeps its wordings.
         max_length: longest sequence in tokens; questions that do not fit behind their image are
             left out and counted.
         pack: lets several images share a sequence where that saves padding, each seeing itself
@@ -407,6 +418,14 @@ class ConversationConfig:
     caption: float = 0.2
     locate: float = 0.0
     absent: float = 0.0
+    several: float = 0.0
+    all: float = 0.0
+    count: float = 0.0
+    exists: float = 0.0
+    grounded_caption: float = 0.0
+    region_caption: float = 0.0
+    point: float = 0.0
+    wordings: str = "single"
     max_length: int = 512
     pack: bool = True
 

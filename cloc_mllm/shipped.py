@@ -1,4 +1,4 @@
-"""Finds what ships inside the package: configs, and weights, the default of demo, refer and eval."""
+"""Finds what ships in the package: configs, and weights, the default of demo, refer and eval."""
 
 from __future__ import annotations
 

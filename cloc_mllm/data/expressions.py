@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from cloc_mllm.box import Box
+from cloc_mllm.data.english import counted
 
 NamedBox = tuple[str, Box]
 ExpressionKind = Literal["unique", "size", "ordinal", "relation"]
@@ -19,7 +20,6 @@ ExpressionKind = Literal["unique", "size", "ordinal", "relation"]
 _SIZE_RATIO = 1.4  # "smaller" needs this ratio of areas
 _GAP = 0.08  # "left of" and similar words need centres this far apart
 _ORDINALS = ("first", "second", "third")
-_NUMBERS = {2: "two", 3: "three"}
 _RELATIONS = {
     "left of": (0, -1),
     "right of": (0, 1),
@@ -61,7 +61,7 @@ def describe_scene(rng: np.random.Generator, things: list[NamedBox]) -> tuple[st
         counts[name] = counts.get(name, 0) + 1
     names = list(counts)
     rng.shuffle(names)
-    phrases = [_counted(name, counts[name]) for name in names]
+    phrases = [counted(name, counts[name]) for name in names]
     listing = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     start = str(rng.choice(["", "a picture of ", "there is ", "a scene with "]))
     return (start + listing, _relation_caption(rng, things) or listing)
@@ -121,32 +121,7 @@ def _relation_caption(rng: np.random.Generator, things: list[NamedBox]) -> str:
     horizontal = "left of" if dx < 0 else "right of"
     vertical = "above" if dy < 0 else "below"
     relation = horizontal if abs(dx) >= abs(dy) else vertical
-    return f"{_counted(names[a], 1)} {relation} {_counted(names[b], 1)}"
-
-
-_ALREADY_PLURAL = ("grapes", "scissors", "glasses", "cherries")
-_PLURALS = {"fish": "fish", "sheep": "sheep", "wine glass": "wine glasses", "octopus": "octopuses"}
-
-
-def _counted(name: str, count: int) -> str:
-    if count > 1:
-        return f"{_NUMBERS[count]} {_plural(name)}"
-    if name in _ALREADY_PLURAL:
-        return name
-    vowel_sound = name[0] in "aeiou" or name == "hourglass"
-    return f"{'an' if vowel_sound else 'a'} {name}"
-
-
-def _plural(name: str) -> str:
-    if name in _ALREADY_PLURAL:
-        return name
-    if name in _PLURALS:
-        return _PLURALS[name]
-    if name.endswith(("s", "x", "ch", "sh")):
-        return name + "es"
-    if name.endswith("y") and name[-2] not in "aeiou":
-        return name[:-1] + "ies"
-    return name + "s"
+    return f"{counted(names[a], 1)} {relation} {counted(names[b], 1)}"
 
 
 def _centre(box: Box, axis: int) -> float:

@@ -59,6 +59,8 @@ SET_ASIDE: dict[str, str] = {
     "crowd": "boxes around a crowd; --keep_crowd keeps them",
     "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
     "other_split": "refs of other splits; --split chooses, without it all are read",
+    "no_target": "refs of nothing that is there (gRefCOCO), which no region can hold; "
+    "`cloc-mllm eval grec` asks them",
     "no_image": "rows of text alone; a record is of an image",
     "skipped": "tasks and annotations that their annotator skipped (`was_cancelled`)",
     "other_annotation": "further annotations of a task, whose first or ground truth counts; "

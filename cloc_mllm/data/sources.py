@@ -259,7 +259,7 @@ def _add_refer(sources: Any) -> None:
     parser = _add(
         sources,
         "refer",
-        "RefCOCO, RefCOCO+ or RefCOCOg as published: refs(*).p and instances.json",
+        "RefCOCO, RefCOCO+, RefCOCOg or gRefCOCO as published: refs(*).p and instances.json",
         lambda args, options, drop_log: read_refer(
             args.refs,
             args.instances,
@@ -268,7 +268,7 @@ def _add_refer(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
-        refs="refs(unc).p",
+        refs="refs(unc).p or grefs(unc).json",
         instances="instances.json",
         images=_IMAGES,
     )

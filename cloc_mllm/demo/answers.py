@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from cloc_mllm.data.drawing import Rgb
-from cloc_mllm.demo.engine import Found, FoundBox, Named
+from cloc_mllm.data.wordings import NOT_THERE
+from cloc_mllm.demo.engine import Found, FoundBoxes, Named
 from cloc_mllm.demo.pictures import Outline
 
 _BLUE: Rgb = (37, 99, 235)
@@ -52,9 +53,9 @@ def found_outlines(found: Found) -> list[Outline]:
     """Lists what to draw; the language model's answer comes last, so on top."""
     answers = {"CLOC head": found.cloc_head, "Language model": found.language_model}
     return [
-        Outline(answer.box, COLORS[name], name)
+        Outline(box, COLORS[name], name)
         for name, answer in answers.items()
-        if answer is not None and answer.box is not None
+        for box in (answer.boxes if answer is not None else ())
     ]
 
 
@@ -65,11 +66,13 @@ def found_html(found: Found) -> str:
     return "".join(cards) + _timing(found.encode_ms)
 
 
-def _found_card(name: str, answer: FoundBox, confidence_name: str) -> str:
-    if answer.box is None:
+def _found_card(name: str, answer: FoundBoxes, confidence_name: str) -> str:
+    if answer.failure == "not_there":
+        said = NOT_THERE
+    elif not answer.boxes:
         said = f"<span class='failed'>no box: {escape(answer.failure or '')}</span>"
     else:
-        said = "[" + ", ".join(f"{value:.2f}" for value in answer.box) + "]"
+        said = " ".join(f"[{', '.join(f'{v:.2f}' for v in box)}]" for box in answer.boxes)
     facts = [f"{answer.milliseconds:.0f} ms"]
     if answer.confidence is not None:
         facts.insert(0, f"{confidence_name} {answer.confidence:.2f}")

@@ -18,7 +18,7 @@ from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 
@@ -29,17 +29,17 @@ _NUM_CLOSEST = 8
 
 
 @dataclass(frozen=True)
-class FoundBox:
+class FoundBoxes:
     """One model's answer to "where is it?".
 
     Args:
-        box: None if the answer has no usable box; `failure` then says why.
+        boxes: all boxes of the answer; empty if it has no usable one, and `failure` says why.
         text: what the language model wrote; "" from CLOC's head, which answers with numbers.
         confidence: the mean probability of the language model's tokens, or of CLOC's head the
             cosine of the embeddings of box and text; None if there is none.
     """
 
-    box: Box | None
+    boxes: tuple[Box, ...]
     text: str
     confidence: float | None
     failure: str | None
@@ -55,8 +55,8 @@ class Found:
         encode_ms: what encoding the picture took; about 0 for a known picture.
     """
 
-    cloc_head: FoundBox
-    language_model: FoundBox | None
+    cloc_head: FoundBoxes
+    language_model: FoundBoxes | None
     encode_ms: float
 
 
@@ -103,8 +103,8 @@ class DemoEngine:
             image, encode_ms = self._encode(picture)
             started = time.perf_counter()
             located = self.cloc.locate(image.cloc, [phrase])
-            head = FoundBox(
-                box=_first_box(located.boxes),
+            head = FoundBoxes(
+                boxes=_usable(located.boxes),
                 text="",
                 confidence=float(located.scores[0]),
                 failure=None,
@@ -112,15 +112,15 @@ class DemoEngine:
             )
             return Found(head, self._ask_language_model(image.grounding, phrase), encode_ms)
 
-    def _ask_language_model(self, image: EncodedImage | None, phrase: str) -> FoundBox | None:
+    def _ask_language_model(self, image: EncodedImage | None, phrase: str) -> FoundBoxes | None:
         if self.grounding is None or image is None:
             return None
         started = time.perf_counter()
-        questions = ground_questions(image, [phrase])
+        questions = self.grounding.ground_questions(image, [phrase])
         (answer,) = self.grounding.answer(questions, boxes_only=True)
-        box = _first_box(answer.boxes)
-        failure = answer.failure or (None if box else "no box in the answer")
-        return FoundBox(box, answer.text, answer.confidence, failure, _ms_since(started))
+        boxes = _usable(answer.boxes)
+        failure = answer.failure or (None if boxes else "no box in the answer")
+        return FoundBoxes(boxes, answer.text, answer.confidence, failure, _ms_since(started))
 
     def name(self, picture: Picture, names: Sequence[str]) -> Named:
         """Says what is in `picture.box`; CLOC ranks the names."""
@@ -187,14 +187,13 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(checked_phrase(name) for name in names) or CONCEPTS
 
 
-def _first_box(boxes: Boxes) -> Box | None:
-    """Returns the first box if its numbers can be drawn: finite and not inverted."""
-    if len(boxes) == 0:
-        return None
-    x1, y1, x2, y2 = boxes.to_normalized().xyxy[0].tolist()
-    if not all(math.isfinite(value) for value in (x1, y1, x2, y2)) or x2 < x1 or y2 < y1:
-        return None
-    return x1, y1, x2, y2
+def _usable(boxes: Boxes) -> tuple[Box, ...]:
+    """Returns the boxes whose numbers can be drawn: finite and not inverted."""
+    return tuple(
+        (x1, y1, x2, y2)
+        for x1, y1, x2, y2 in boxes.to_normalized().xyxy.tolist()
+        if all(map(math.isfinite, (x1, y1, x2, y2))) and x1 <= x2 and y1 <= y2
+    )
 
 
 def _ms_since(started: float) -> float:

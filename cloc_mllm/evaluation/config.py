@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloc_mllm.config import Precision, RegionPrompt, Templates
+from cloc_mllm.evaluation.queries import AskedIn
 
 
 @dataclass
@@ -17,6 +18,8 @@ class EvalConfig:
             one's own; a task with options is written `{NAME: {OPTION: VALUE}}`.
         cloc: stage-1 model directory; "" takes the shipped one.
         mllm: stage-2 model directory; "" takes the shipped one; "none" skips the MLLM tasks.
+        wordings: the words that `mllm` is asked in: the `first` that it was taught, all `trained`
+            ones, or the `held_out` ones, which no training uses; one per question by its id.
         mllm_hf: any Transformers image-text model, a directory or a name on the hub, instead of
             `mllm`; it is asked where things are with `prompt`, and questions without regions as
             they stand.
@@ -58,6 +61,7 @@ class EvalConfig:
     )
     cloc: str = ""
     mllm: str = ""
+    wordings: AskedIn = "first"
     mllm_hf: str = ""
     prompt: str = ""
     format: str = ""

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
     from cloc_mllm.data.records import Record
 
-# What an answer is: one box; one box or the word that there is none; boxes, best first; labels
-# ranked from a list of candidates; free text.
-Answer = Literal["box", "box_or_refusal", "ranked_boxes", "label", "text"]
+# What an answer is: one box; one box or the word that there is none; any number of boxes, or that
+# there is none; boxes, best first; labels ranked from a list of candidates; free text.
+Answer = Literal["box", "box_or_refusal", "boxes", "ranked_boxes", "label", "text"]
 # How CLOC embeds the regions of a query: its own region encoder, or one of the plainer ways that
 # it is compared with.
 RegionFeatures = Literal["cloc", "roi_align", "crop", "mask"]
 Model = Literal["cloc", "mllm"]
+# The words of questions: the first that the model was taught, any that it was, or none of them.
+AskedIn = Literal["first", "trained", "held_out"]
 
 REGION = "<region>"
 PRESENT, ABSENT = "present", "absent"  # labels of rows that place a thing, or refuse to
@@ -135,6 +137,7 @@ class QuerySet:
         calibration: queries on which such a predictor finds the threshold itself.
         coverage: for a published benchmark, how much of it is asked.
         notes: what to say of the queries in the report, by name.
+        asked_in: the words that our MLLM is asked in; beside `first` each query has one by its id.
         image_ids: of the records, in their order; read from them where left out.
     """
 
@@ -151,6 +154,7 @@ class QuerySet:
     coverage: Coverage | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     image_ids: Sequence[str] = ()
+    asked_in: AskedIn = "first"
 
     def __post_init__(self) -> None:
         if not self.image_ids:

@@ -102,7 +102,7 @@ def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor
     if config.mllm_hf:
         predictors["mllm"] = TransformersRows(config.mllm_hf, device, config.prompt)
     elif config.mllm != "none":
-        predictors["mllm"] = MllmRows(config.mllm, device, config.batch_size)
+        predictors["mllm"] = MllmRows(config.mllm, device, config.batch_size, config.wordings)
     return predictors
 
 
@@ -230,7 +230,7 @@ def _score(
 
 
 def _asks_other_mllm_for_boxes(config: EvalConfig, asked: QuerySet) -> bool:
-    return bool(config.mllm_hf) and asked.answered_by == "mllm" and asked.answer == "box"
+    return bool(config.mllm_hf) and asked.answered_by == "mllm" and asked.answer in ("box", "boxes")
 
 
 def _coverage(asked: QuerySet) -> dict[str, Any]:

@@ -176,8 +176,8 @@ def _checked(task: str, format_name: str, compat: Sequence[str]) -> AnswerFormat
     unknown = [name for name in compat if name not in COMPATS]
     if unknown:
         raise ValueError(f"unknown compat {unknown}; expected some of: {', '.join(COMPATS)}")
-    if (format_name or compat) and not scorers[task].one_box:
-        boxes = ", ".join(name for name, scorer in scorers.items() if scorer.one_box)
+    if (format_name and not scorers[task].reads_boxes) or (compat and not scorers[task].one_box):
+        boxes = ", ".join(name for name, scorer in scorers.items() if scorer.reads_boxes)
         raise ValueError(
             f"answers of task {task!r} are not boxes ({boxes} are): leave out the format and compat"
         )
@@ -214,7 +214,7 @@ def unread_answers(
     Raises:
         ValueError: there are some, and no format is declared.
     """
-    if not all_scorers()[task].one_box:
+    if not all_scorers()[task].reads_boxes:
         return []
     rows = (pair.prediction for pair in pairs)
     # without a format, a row that says why it has no box has been read before

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
 
-from cloc_mllm.data.conversations import NOT_THERE, PROMPTS
+from cloc_mllm.data.conversations import MAX_BOXES, SEVERAL_BOXES
 from cloc_mllm.data.images import open_image
+from cloc_mllm.data.wordings import NOT_THERE, Task, asked
 from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.answers import Generation, read_answer
@@ -95,7 +96,14 @@ class GroundingPredictor:
         self.model = model.eval()
         self.processor = processor
         instead = NOT_THERE if model.config.says_not_there else ""
-        self.grammar = BoxGrammar(processor.tokenizer, processor.coordinates, instead)
+        taught = set(processor.taught)
+        self.grammar = BoxGrammar(
+            processor.tokenizer,
+            processor.coordinates,
+            instead,
+            max_boxes=1 if taught.isdisjoint(SEVERAL_BOXES) else MAX_BOXES,
+            points="point" in taught,
+        )
 
     @classmethod
     def from_pretrained(
@@ -135,16 +143,17 @@ class GroundingPredictor:
         return EncodedImage(picture, features, encoder)
 
     def ground(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:
-        """Finds each phrase: one box per phrase.
+        """Finds each phrase: all of its boxes where the model was taught several, else one.
 
-        Decoding allows nothing but a box (`BoxGrammar`), or `not in the image` where the model was
-        taught to say so; that phrase has no box then.
+        Decoding allows nothing but boxes (`BoxGrammar`), or `not in the image` where the model was
+        taught to say so; that phrase has no box then. Several boxes come from left to right, each
+        with its own score.
 
         Raises:
             ValueError: a phrase cannot be looked for (see `check_phrases`).
         """
         image, phrases = open_input(image), as_list(phrases)
-        answers = self.answer(ground_questions(image, phrases), boxes_only=True)
+        answers = self.answer(self.ground_questions(image, phrases), boxes_only=True)
         found = [answer for answer in answers if answer.failure is None]
         num_boxes = torch.tensor([0 if a.failure else len(a.boxes) for a in answers]).long()
         query_index = torch.arange(len(answers)).repeat_interleave(num_boxes)
@@ -187,17 +196,65 @@ class GroundingPredictor:
 
     def caption(self, image: ImageInput) -> Answer:
         """Describes the whole image."""
-        return self.ask(image, PROMPTS["caption"])
+        return self.ask(image, self.processor.asked_in.first("caption"))
+
+    def point(self, image: ImageInput, phrase: str) -> tuple[float, float] | None:
+        """Points at a phrase.
+
+        Returns:
+            x and y, normalised to the upright picture; None if the answer is no point.
+
+        Raises:
+            ValueError: the model was not taught to point, or the phrase cannot be looked for.
+        """
+        if "point" not in self.processor.taught:
+            raise ValueError(
+                "this model was not taught to point; train one with conversations.point, or take "
+                "the middle of what `ground` returns"
+            )
+        (answer,) = self.answer(self._questions("point", open_input(image), [phrase]))
+        return self.processor.coordinates.parse_point(answer.text)
 
     def ask(self, image: ImageInput, question: str, regions: Regions = None) -> Answer:
         """Answers any question about an image, and about regions of it; see `Question`."""
         return self.answer([Question(image, question, regions)])[0]
 
-    def refer_questions(self, image: ImageInput, regions: RegionsInput) -> list[Question]:
-        """Makes the questions what is in each region; see `refer`."""
+    def ground_questions(
+        self, image: ImageInput, phrases: Sequence[str], wordings: Sequence[str] = ()
+    ) -> list[Question]:
+        """Makes the questions where each phrase is.
+
+        Args:
+            wordings: one per phrase, with `{phrase}` where it goes; by default the one that the
+                model was taught first.
+
+        Raises:
+            ValueError: a phrase cannot be looked for (see `check_phrases`).
+        """
+        return self._questions("ground", open_input(image), phrases, wordings)
+
+    def _questions(
+        self, task: Task, image: ImageInput, phrases: Sequence[str], wordings: Sequence[str] = ()
+    ) -> list[Question]:
+        check_phrases(phrases)
+        wordings = wordings or [self.processor.asked_in.first(task)] * len(phrases)
+        return [
+            Question(image, asked(wording, phrase=phrase.strip()))
+            for wording, phrase in zip(wordings, phrases, strict=True)
+        ]
+
+    def refer_questions(
+        self, image: ImageInput, regions: RegionsInput, wording: str = ""
+    ) -> list[Question]:
+        """Makes the questions what is in each region; see `refer`.
+
+        Args:
+            wording: with `{box} <region>` where the region goes; by default the one that the model
+                was taught first.
+        """
         image = open_input(image)
         checked = check_regions(regions, upright_picture(image).size)
-        return self._refer_questions(image, *checked)
+        return self._refer_questions(image, *checked, wording)
 
     def answer(
         self,
@@ -211,7 +268,7 @@ class GroundingPredictor:
 
         Args:
             batch_size: questions at a time.
-            boxes_only: each answer is one box (see `ground`), and as long as a box.
+            boxes_only: each answer is boxes alone, or that there are none (see `ground`).
         """
         answers: list[Answer] = []
         for start in range(0, len(questions), batch_size):
@@ -313,14 +370,15 @@ class GroundingPredictor:
         )
 
     def _refer_questions(
-        self, image: ImageInput, boxes: Boxes, masks: Sequence[Tensor | None]
+        self, image: ImageInput, boxes: Boxes, masks: Sequence[Tensor | None], wording: str = ""
     ) -> list[Question]:
         """Makes one question per box; a mask goes in with the box around it written out."""
         write_box = self.processor.coordinates.encode
+        wording = wording or self.processor.asked_in.first("refer")
         return [
             Question(
                 image,
-                PROMPTS["refer"].format(box=write_box(box)),
+                asked(wording, box=write_box(box)),
                 [box if mask is None else mask],
             )
             for box, mask in zip(boxes.xyxy.tolist(), masks, strict=True)
@@ -350,17 +408,6 @@ class GroundingPredictor:
         wrote_box = tokens.to(hidden.device) == self.model.config.box_token_id
         boxes, logits = self.model.box_head(hidden[: len(tokens)][wrote_box])
         return boxes.tolist(), logits.detach().sigmoid().tolist()
-
-
-def ground_questions(image: ImageInput, phrases: Sequence[str]) -> list[Question]:
-    """Makes the questions where each phrase is.
-
-    Raises:
-        ValueError: a phrase cannot be looked for (see `check_phrases`).
-    """
-    check_phrases(phrases)
-    image = open_input(image)
-    return [Question(image, PROMPTS["ground"].format(phrase=phrase.strip())) for phrase in phrases]
 
 
 def _open_images(questions: Sequence[Question]) -> list[Question]:

@@ -1,9 +1,11 @@
 """Says which token may come next, so that decoding writes no malformed box.
 
-An answer is one box or one given text; or it is free, and only its location tokens are held to
-whole boxes (integers are plain text there, a `<box>` token is a box by itself). Integers follow
-their grammar character by character, however the tokenizer splits them; location tokens come in
-fours. In both, x2 > x1 and y2 > y1, so the result always parses to a box with an area.
+An answer is boxes, one or more by what the model was taught, or one given text instead; or it is
+free, and its location tokens come in whole boxes (integers are plain text there, a `<box>` token is
+a box by itself). Integers are held to their grammar character by character, whatever the tokenizer
+makes of them; location tokens come four to a box. In both the right and lower ends lie beyond the
+left and upper ones, so what comes out always parses to boxes with an area; and each box comes
+behind the one before it in the order of `BoxFormat.in_order`, so none comes twice.
 """
 
 from __future__ import annotations
@@ -19,24 +21,35 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, BoxFormat
 
 _SEPARATORS = (", ", ", ", ", ", "]")
+_BETWEEN = " "  # boxes of integers
 _LONGEST_INTEGERS = len(" [998, 998, 999, 999]")
 
 
 class BoxGrammar:
-    """Knows the tokens that an answer of exactly one box may go on with.
+    """What an answer of boxes may go on with.
 
     Args:
-        tokenizer: the language model's tokenizer, with the tokens that the format needs.
-        instead: a text that may stand in the place of a box ("" is none).
+        tokenizer: the language model's, with the tokens that the format needs.
+        instead: a text that may be written in the place of boxes ("" is none).
+        max_boxes: the largest number of boxes of an answer.
+        points: a free answer may also write a point, which is two location tokens.
 
     Raises:
         ValueError: the tokenizer cannot write a box.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat, instead: str = ""
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        box_format: BoxFormat,
+        instead: str = "",
+        *,
+        max_boxes: int = 1,
+        points: bool = False,
     ) -> None:
         self.last_bin = box_format.num_bins - 1
+        self.max_boxes = max_boxes
+        self.points = points
         self.end: int = tokenizer.eos_token_id
         self.box_token: int | None = None
         self.location_start: int | None = None
@@ -66,12 +79,16 @@ class BoxGrammar:
     def max_tokens(self) -> int:
         """The length of the longest answer, with its end of sequence."""
         box = 1 if self.box_token is not None else 4 if self.location_start is not None else None
-        return max(box or _LONGEST_INTEGERS, len(self.instead)) + 1
+        return max((box or _LONGEST_INTEGERS) * self.max_boxes, len(self.instead)) + 1
 
     def allowed(self, answer: Sequence[int]) -> list[int]:
-        """Lists the ids that may follow an answer begun under this grammar; after the box that is
-        the end of sequence alone, again and again."""
-        ids = self._box_goes_on(answer)
+        """Ids that may follow the ids of an answer begun under this grammar.
+
+        The end of sequence is among them where boxes are complete; after it comes nothing else.
+        """
+        if self.end in answer:
+            return [self.end]
+        ids = self._boxes_go_on(answer)
         if self.instead[: len(answer)] == list(answer) and len(answer) < len(self.instead):
             ids = [*ids, self.instead[len(answer)]]
         return ids or [self.end]
@@ -84,64 +101,115 @@ class BoxGrammar:
         while begun < len(answer) and first <= answer[-1 - begun] < past:
             begun += 1
         open_box = answer[len(answer) - begun % 4 :]
-        low, high = self._range([token - first for token in open_box])
+        bins = [token - first for token in open_box]
+        low, high = self._range(bins)
+        if self.points and begun < 2:
+            high = self.last_bin  # of a point
+        elif self.points and begun == 2 and self.last_bin in bins:
+            low = high + 1  # no box starts there
         banned = [slice(first, first + low), slice(first + high + 1, past)]
-        return [*banned, slice(first), slice(past, None)] if open_box else banned
+        if not open_box or (self.points and begun == 2):
+            return banned
+        return [*banned, slice(first), slice(past, None)]
 
-    def _box_goes_on(self, answer: Sequence[int]) -> list[int]:
-        """Lists the ids that continue a box; [] if none has begun, or it is complete."""
+    def _boxes_go_on(self, answer: Sequence[int]) -> list[int]:
+        """[] where no box has begun, or none may follow the last one."""
         if self.box_token is not None:
-            return [] if answer else [self.box_token]
+            if any(token != self.box_token for token in answer):
+                return []
+            more = [self.box_token] * (len(answer) < self.max_boxes)
+            return more + [self.end] * bool(answer)
         if self.location_start is None:
             if not all(token in self.pieces for token in answer):
                 return []
-            return list(self._after_text("".join(self.pieces[token] for token in answer)))
+            return self._text_goes_on("".join(self.pieces[token] for token in answer))
         bins = [token - self.location_start for token in answer]
-        if len(bins) >= 4 or not all(0 <= place <= self.last_bin for place in bins):
+        if not all(0 <= place <= self.last_bin for place in bins):
             return []
-        low, high = self._range(bins)
-        return list(range(self.location_start + low, self.location_start + high + 1))
+        whole = len(bins) // 4 * 4
+        low, high = self._range(bins[whole:], bins[whole - 4 : whole])
+        may_end = [self.end] * (len(bins) == whole > 0)
+        if whole == 4 * self.max_boxes:
+            return may_end
+        return list(range(self.location_start + low, self.location_start + high + 1)) + may_end
 
-    def _range(self, numbers: Sequence[int]) -> tuple[int, int]:
-        """The smallest and largest value of the next number."""
-        if len(numbers) < 2:
-            return 0, self.last_bin - 1
-        return numbers[len(numbers) - 2] + 1, self.last_bin
+    def _range(self, numbers: Sequence[int], before: Sequence[int] = ()) -> tuple[int, int]:
+        """Smallest and largest value of the next number of a box; none fits if they are inverted.
+
+        Args:
+            numbers: those of the box so far.
+            before: the box that it must come behind, by its first number that differs.
+        """
+        place = len(numbers)
+        high = self.last_bin - (place < 2)
+        low = 0 if place < 2 else numbers[place - 2] + 1
+        if before and list(before[:place]) == list(numbers):
+            # equal so far: go on equal only if a later number can still be larger
+            last = (self.last_bin - 1, self.last_bin - 1, self.last_bin, self.last_bin)
+            later = any(before[i] < last[i] for i in range(place + 1, 4))
+            low = max(low, before[place] + (not later))
+        return low, high
+
+    def _text_goes_on(self, text: str) -> list[int]:
+        start = max(text.rfind("["), 0)  # of the last box
+        numbers = re.findall("[0-9]+", text[:start])
+        before = tuple(map(int, numbers[-4:]))
+        return list(self._after_text(text[start:], before, self.max_boxes - len(numbers) // 4))
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  one grammar lives as long as its model
-    def _after_text(self, text: str) -> tuple[int, ...]:
-        if text.endswith("]"):
-            return ()
-        pieces = self.pieces.items()
-        return tuple(token for token, piece in pieces if self._can_become_box(text + piece))
+    def _after_text(self, text: str, before: tuple[int, ...], max_boxes: int) -> tuple[int, ...]:
+        ids = tuple(
+            token
+            for token, piece in self.pieces.items()
+            if self._can_become_boxes(text + piece, before, max_boxes)
+        )
+        return (*ids, self.end) if text.endswith("]") else ids
 
-    def _can_become_box(self, text: str) -> bool:
-        text = text.removeprefix(" ")  # which many tokenizers put before the first word
+    def _can_become_boxes(self, text: str, before: Sequence[int], max_boxes: int) -> bool:
+        """Whether a text is the beginning of at most so many boxes behind the box `before`."""
+        if not before:
+            text = text.removeprefix(" ")  # which many tokenizers put before the first word
+        for more in reversed(range(max_boxes)):
+            numbers, rest = self._leading_box(text, before)
+            if not rest:
+                return rest is not None
+            if not (more and rest.startswith(_BETWEEN)):
+                return False
+            text, before = rest[len(_BETWEEN) :], numbers
+        return False
+
+    def _leading_box(self, text: str, before: Sequence[int]) -> tuple[list[int], str | None]:
+        """The numbers of the box that a text starts with, and what follows a complete one.
+
+        An unfinished one comes with "" if it may become a box, with None if it cannot.
+        """
         if not text.startswith("["):
-            return not text
+            low, high = self._range([], before)
+            return [], "" if not text and low <= high else None
         numbers: list[int] = []
         rest = text[1:]
         for separator in _SEPARATORS:
             digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
             rest = rest[len(digits) :]
-            low, high = self._range(numbers)
+            low, high = self._range(numbers, before)
             if not rest:
-                return not digits or _can_grow_into(digits, low, high)
+                fits = low <= high if not digits else _can_grow_into(digits, low, high)
+                return numbers, "" if fits else None
             if not (_is_number(digits) and low <= int(digits) <= high):
-                return False
+                return numbers, None
             if not rest.startswith(separator):
-                return separator.startswith(rest)
+                return numbers, "" if separator.startswith(rest) else None
             numbers.append(int(digits))
             rest = rest[len(separator) :]
-        return not rest
+        return numbers, rest
 
 
 class BoxLogitsProcessor(LogitsProcessor):
     """Makes `generate` follow the grammar: `generate(logits_processor=[...])`.
 
     Args:
-        prompt_length: number of tokens of the (padded) prompt, in front of the answers.
-        boxes_only: whether an answer must be one box; otherwise it is free.
+        prompt_length: tokens of the (padded) prompt, in front of the answers.
+        boxes_only: an answer is boxes, or is free.
     """
 
     def __init__(self, grammar: BoxGrammar, prompt_length: int, *, boxes_only: bool) -> None:

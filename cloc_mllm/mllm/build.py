@@ -17,7 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cloc_mllm.config import LoraConfig, MllmConfig, ModelConfig
+from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig, ModelConfig
+from cloc_mllm.data.conversations import tasks_beyond_first
+from cloc_mllm.data.wordings import load_wordings
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.language_model import (
@@ -32,12 +34,18 @@ from cloc_mllm.models.build import check_fingerprint, load_cloc
 from cloc_mllm.models.position import sinusoidal_code
 
 
-def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+def build_mllm(
+    config: MllmConfig, asks: ConversationConfig | None = None
+) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     """Stage 1's encoder, fresh projectors and a language model, or a whole MLLM (`config.init`),
     with LoRA, ready to train.
 
     Trainable are the projectors, LoRA and the location tokens' embeddings (or the whole language
     model at `lora.rank` 0), and the vision encoder where it is not frozen.
+
+    Args:
+        asks: the questions that it is to be taught, which model and processor take down; by default
+            those of a `ConversationConfig`.
 
     Raises:
         ValueError: settings that exclude each other; a tokenizer without an end of sequence.
@@ -55,6 +63,10 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
             "model.lora.variant to lora or rslora"
         )
     model, processor = _continue(config) if config.init else _assemble(config)
+    asks = asks or ConversationConfig()
+    processor.teach(load_wordings(asks.wordings), tasks_beyond_first(asks))
+    model.config.fingerprint = processor.fingerprint
+    model.config.says_not_there = asks.absent > 0
     model.vision.requires_grad_(not config.freeze_vision_encoder)
     if config.lora.rank:
         names = processor.coordinates.tokens() + [BOX_TOKEN] * processor.box_head

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cloc_mllm.config import ConversationConfig
-from cloc_mllm.data.conversations import QuestionAnswer, build_questions
+from cloc_mllm.data.conversations import Negative, QuestionAnswer, build_questions
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
@@ -66,7 +66,7 @@ class ConversationCollator:
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
-        phrases: phrases of the whole data set, for questions about what an image does not show.
+        negatives: things of the whole data set, to ask for what an image does not show.
         features: cached features of all pictures, which are used instead of the pictures.
     """
 
@@ -76,13 +76,13 @@ class ConversationCollator:
         config: ConversationConfig,
         *,
         pictures: bool = True,
-        phrases: Sequence[str] = (),
+        negatives: Sequence[Negative] = (),
         features: FeatureCache | None = None,
     ) -> None:
         self.processor = processor
         self.config = config
         self.pictures = pictures
-        self.phrases = phrases
+        self.negatives = negatives
         self.features = features
 
     def __call__(self, items: Items) -> MllmBatch:
@@ -100,8 +100,7 @@ class ConversationCollator:
         regions = [one.regions for one in packed]
         scene = None
         if self.processor.box_head:
-            pairs = (pair for one in packed for pair in one.questions)
-            answers = [pair.answer_box for pair in pairs if pair.answer_box is not None]
+            answers = [box for one in packed for pair in one.questions for box in pair.answer_boxes]
             inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
             boxes = [[region.box for region in row_regions] for row_regions in regions]
@@ -126,8 +125,8 @@ class ConversationCollator:
         return PackedRecord(record, row, kept, len(questions) - len(kept))
 
     def _questions(self, record: Record, rng: np.random.Generator) -> list[QuestionAnswer]:
-        coordinates = self.processor.coordinates
-        questions = build_questions(record, self.config, coordinates, rng, self.phrases)
+        coordinates, wordings = self.processor.coordinates, self.processor.asked_in
+        questions = build_questions(record, self.config, coordinates, rng, self.negatives, wordings)
         if not questions:
             raise ValueError(
                 f"record {record.id} gives nothing to learn: none of its {len(record.regions)} "

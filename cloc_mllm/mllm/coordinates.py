@@ -8,11 +8,11 @@ coordinate in 0..1 becomes the nearest of `num_bins` bins; bin 0 is 0.0 and the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from cloc_mllm.data.conversations import NOT_THERE
+from cloc_mllm.data.wordings import NOT_THERE
 
 IMAGE_TOKEN = "<image>"
 REGION_TOKEN = "<region>"
@@ -28,6 +28,10 @@ _LOCATION = rf"<loc_{_NUMBER}>"
 _PATTERNS = {
     "integers": (re.compile(_INTEGERS_BOX), re.compile(rf"{_INTEGERS_BOX}(?: {_INTEGERS_BOX})*")),
     "location_tokens": (re.compile(_LOCATION * 4), re.compile(rf"(?:{_LOCATION})+")),
+}
+_POINTS = {
+    "integers": re.compile(rf"\[{_NUMBER}, {_NUMBER}\]"),
+    "location_tokens": re.compile(_LOCATION * 2),
 }
 
 _HEAD_BOX = re.compile(re.escape(BOX_TOKEN))
@@ -113,6 +117,49 @@ class BoxFormat:
         """Writes the answer whose only box is this normalised one. Raises what `bins` raises."""
         text = self.encode(box)
         return BOX_TOKEN if self.head else text
+
+    @property
+    def separator(self) -> str:
+        """What stands between the boxes of one answer."""
+        return " " if self.kind == "integers" and not self.head else ""
+
+    def answers(self, boxes: Sequence[Sequence[float]]) -> str:
+        """Writes the answer that these normalised boxes are. Raises what `bins` raises."""
+        return self.separator.join(map(self.answer, boxes))
+
+    def link(self, phrase: str, boxes: Sequence[Sequence[float]]) -> str:
+        """Writes a phrase of a caption with its boxes: `<p>two crabs</p>BOXES`."""
+        return f"<p>{phrase}</p>{self.answers(boxes)}"
+
+    def in_order(self, boxes: Iterable[XYXY]) -> list[XYXY]:
+        """Sorts boxes as answers list them: from left to right, then from top to bottom.
+
+        Boxes that are written alike come once. Raises what `bins` raises.
+        """
+        by_bins: dict[tuple[int, ...], XYXY] = {}
+        for box in boxes:
+            by_bins.setdefault(self.bins(box), box)
+        return [by_bins[bins] for bins in sorted(by_bins)]
+
+    def encode_point(self, point: tuple[float, float]) -> str:
+        """Writes a normalised xy point as two numbers; also a model with a box head writes them.
+
+        Raises:
+            ValueError: the point is not finite or outside 0..1.
+        """
+        if not all(0 <= value <= 1 for value in point):
+            raise ValueError(f"expected a point x, y in 0..1, got {tuple(point)}")
+        x, y = (round(value * (self.num_bins - 1)) for value in point)
+        return f"[{x}, {y}]" if self.kind == "integers" else f"<loc_{x}><loc_{y}>"
+
+    def parse_point(self, text: str) -> tuple[float, float] | None:
+        """Reads an answer that is one point, normalised; None if it is anything else."""
+        match = _POINTS[self.kind].fullmatch(text.strip())
+        numbers = [int(number) for number in match.groups()] if match else []
+        if not numbers or max(numbers) >= self.num_bins:
+            return None
+        x, y = numbers
+        return x / (self.num_bins - 1), y / (self.num_bins - 1)
 
     def parse(self, text: str, regressed: Sequence[Sequence[float]] = ()) -> ParsedBoxes:
         """Reads the boxes of an answer, which must be boxes and nothing else. Never raises.

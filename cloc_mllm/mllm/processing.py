@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from cloc_mllm.data.conversations import FIRST_WORDINGS, wordings_hash
 from cloc_mllm.data.images import ImageSource
+from cloc_mllm.data.wordings import FIRST_WORDINGS, SINGLE, Task, Wordings
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.mllm.chat_images import open_rows
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
@@ -61,6 +61,10 @@ class ClocMllmProcessor(ProcessorMixin):
         box_format, num_bins, box_head: how boxes are written, see `mllm/coordinates.py`.
         max_tiles: the largest number of tiles that show parts of a larger image beside the whole
             of it, N tokens per tile (`mllm/views.py`); 0 shows the whole alone.
+        wordings: `Wordings.to_dict` of the words that the model was taught to be asked in; None is
+            one wording per task, the package's first ones.
+        taught: the tasks of several boxes, links and so on that the model was taught beyond the
+            first ones (`teach`).
         fingerprint: what training used; any difference to this processor is a `ValueError`.
         chat_template: by default the tokenizer's, made to understand image items, or a plain one
             where the tokenizer has none.
@@ -76,6 +80,8 @@ class ClocMllmProcessor(ProcessorMixin):
         num_bins: int = 100,
         box_head: bool = False,
         max_tiles: int = 0,
+        wordings: dict[str, Any] | None = None,
+        taught: Sequence[Task] = (),
         fingerprint: dict[str, Any] | None = None,
         chat_template: str | None = None,
     ) -> None:
@@ -98,10 +104,21 @@ class ClocMllmProcessor(ProcessorMixin):
         self.max_tiles = max_tiles
         self.image_token = IMAGE_TOKEN
         self.image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        actual = self._fingerprint()
+        self.teach(Wordings.from_dict(wordings) if wordings else SINGLE, taught)
         if fingerprint is not None:
-            check_fingerprint(fingerprint, actual, "the saved processor")
-        self.fingerprint = actual
+            check_fingerprint(fingerprint, self.fingerprint, "the saved processor")
+
+    def teach(self, asked_in: Wordings, taught: Sequence[Task]) -> None:
+        """Takes down what a model is taught; the fingerprint follows.
+
+        Args:
+            asked_in: the words of its questions.
+            taught: its tasks that are none of `wordings.FIRST_TASKS`.
+        """
+        self.asked_in = asked_in
+        self.wordings = None if asked_in == SINGLE else asked_in.to_dict()
+        self.taught: list[Task] = sorted(taught)
+        self.fingerprint = self._fingerprint()
 
     @classmethod
     def _get_arguments_from_pretrained(
@@ -362,7 +379,9 @@ class ClocMllmProcessor(ProcessorMixin):
         later = {
             "box_head": (self.box_head, False),
             "max_tiles": (self.max_tiles, 0),
-            "prompts": (wordings_hash(), FIRST_WORDINGS),
+            "prompts": (self.asked_in.digest(), FIRST_WORDINGS),
+            "taught": (self.taught, []),
+            "links": ("<p>phrase</p>BOXES" if "grounded_caption" in self.taught else "", ""),
         }
         return {
             **{name: value for name, (value, first) in later.items() if value != first},

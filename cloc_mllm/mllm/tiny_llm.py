@@ -14,9 +14,11 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cloc_mllm.config import TinyLlmConfig
-from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.conversations import NO, YES
+from cloc_mllm.data.english import plural
 from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS, sample_layout, scene_rng
 from cloc_mllm.data.tokenizer import train_byte_level_bpe
+from cloc_mllm.data.wordings import FIRST_TASKS, NOT_THERE, SINGLE, Wordings, asked
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.processing import add_special_tokens
 from cloc_mllm.mllm.scene_tokens import NOTHING
@@ -32,17 +34,21 @@ _CHAT_TEMPLATE = (
 )
 _TOKENIZER_SCENES = 300
 _VOCABULARY = 1024
+_VOCABULARY_OF_POOLS = 2048
+_REPEATS_OF_POOLS = 20  # so that a word of one wording weighs as much as one of the scenes
 _EMBEDDING_STD = 0.06  # with 0.02 the tied output layer stays flat for a thousand steps
 _ROPE_THETA = 1e6  # most dimensions hardly turn, so that equal words match at any distance
 _VALUE_GAIN = 0.7
 
 
-def build_tokenizer(box_format: BoxFormat) -> PreTrainedTokenizerBase:
-    """Builds a byte-level BPE of the built-in text, with one token for most words; always the same.
+def build_tokenizer(box_format: BoxFormat, wordings: Wordings = SINGLE) -> PreTrainedTokenizerBase:
+    """Byte-level BPE of the built-in text and of the words that questions are asked in, one token
+    for most words, always the same.
 
     Any string comes back from encoding and decoding (except for a space at its start).
     """
-    tokenizer = train_byte_level_bpe(_texts(), _VOCABULARY, (_USER, _ASSISTANT))
+    size = _VOCABULARY if wordings == SINGLE else _VOCABULARY_OF_POOLS
+    tokenizer = train_byte_level_bpe(_texts(wordings), size, (_USER, _ASSISTANT))
     add_special_tokens(tokenizer, box_format)
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
@@ -94,9 +100,17 @@ def _start_as_matching(attention: nn.Module) -> None:
     projections.o_proj.weight.copy_(copy.T * _VALUE_GAIN)
 
 
-def _texts() -> Iterator[str]:
-    yield from (*CONCEPTS, *ZERO_SHOT_CONCEPTS, *PROMPTS.values(), NOTHING)
+def _texts(wordings: Wordings) -> Iterator[str]:
+    yield from (*CONCEPTS, *ZERO_SHOT_CONCEPTS)
+    yield from (SINGLE.first(task) for task in FIRST_TASKS)
+    yield NOTHING
+    if wordings != SINGLE:
+        words = [word for pool in wordings.trained.values() for word in pool]
+        yield from words * _REPEATS_OF_POOLS
+        yield from (plural(concept) for concept in CONCEPTS)
+        yield from (NOT_THERE, YES, NO)
     for index in range(_TOKENIZER_SCENES):
         layout = sample_layout(scene_rng(0, "train", index))
         yield from layout.captions
-        yield from (PROMPTS["ground"].format(phrase=e) for of in layout.expressions for e in of)
+        where = SINGLE.first("ground")
+        yield from (asked(where, phrase=e) for of in layout.expressions for e in of)

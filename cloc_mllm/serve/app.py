@@ -50,7 +50,7 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastA
     # without FastAPI's pages of documentation, which load scripts from other servers
     app = FastAPI(title="cloc-mllm", openapi_url=None, lifespan=closing_worker)
     _answer_errors(app)
-    models = [model_object(name, started, predictor.processor.coordinates)]
+    models = [model_object(name, started, predictor.processor)]
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -102,7 +102,7 @@ async def _read(
     def parse() -> tuple[CompletionRequest, CheckedRequest]:
         request = parse_body(body)
         _check_model(request.model or name, name)
-        return request, check_request(request, limits, predictor.processor.coordinates)
+        return request, check_request(request, limits, predictor.processor)
 
     return await run_in_threadpool(parse)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat, Sampling
 from cloc_mllm.inference.inputs import check_box
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.schema import CompletionRequest, ImageUrl, Part, Regions
@@ -53,7 +53,7 @@ class CheckedRequest:
 
 
 def check_request(
-    request: CompletionRequest, limits: Limits, box_format: BoxFormat
+    request: CompletionRequest, limits: Limits, processor: ClocMllmProcessor
 ) -> CheckedRequest:
     """Checks what the types of the schema cannot, and makes the chat.
 
@@ -80,7 +80,7 @@ def check_request(
         }
         for row, message in enumerate(request.messages)
     ]
-    _write_boxes(messages, reader.regions, box_format)
+    _write_boxes(messages, reader.regions, processor.coordinates)
     last = "".join(item.get("text", "") for item in messages[-1]["content"])
     return CheckedRequest(
         messages,
@@ -88,7 +88,7 @@ def check_request(
         reader.names,
         reader.regions,
         _sampling(request, limits),
-        _phrase(last),
+        processor.asked_in.phrase_in(last),
     )
 
 
@@ -245,12 +245,3 @@ def _sampling(request: CompletionRequest, limits: Limits) -> Sampling:
         seed=request.seed,
         stop=tuple(request.stop or ()),
     )
-
-
-def _phrase(question: str) -> str | None:
-    """Returns the phrase that a question looks for in the words of training; None for others."""
-    before, after = PROMPTS["ground"].split("{phrase}")
-    question = question.strip()
-    if question.startswith(before) and question.endswith(after):
-        return question[len(before) : -len(after)].strip() or None
-    return None

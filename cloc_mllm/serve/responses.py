@@ -7,9 +7,9 @@ import time
 import uuid
 from typing import Any
 
-from cloc_mllm.data.conversations import PROMPTS
+from cloc_mllm.data.wordings import FIRST_TASKS
 from cloc_mllm.inference.results import Answer
-from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.serve.checks import CheckedRequest
 
 DONE = "data: [DONE]\n\n"
@@ -87,8 +87,10 @@ def event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def model_object(name: str, created: int, box_format: BoxFormat) -> dict[str, Any]:
+def model_object(name: str, created: int, processor: ClocMllmProcessor) -> dict[str, Any]:
     """Describes a model; also how it writes boxes, and which questions it was taught."""
+    box_format, wordings = processor.coordinates, processor.asked_in
     written = {"box_format": box_format.kind, "num_bins": box_format.num_bins}
+    prompts = {task: wordings.first(task) for task in (*FIRST_TASKS, *processor.taught)}
     head = {"id": name, "object": "model", "created": created, "owned_by": "cloc-mllm"}
-    return head | written | {"prompts": PROMPTS}
+    return head | written | {"prompts": prompts}

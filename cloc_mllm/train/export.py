@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cloc_mllm.command_line import ArgumentParser
-from cloc_mllm.config import LoraConfig, MllmConfig
+from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
     ClocMllmProcessor,
@@ -86,9 +86,9 @@ def load_trained(
         )
     checkpoint = load_checkpoint(found)
     config = checkpoint.state["config"]
-    model, processor = build_mllm(_mllm_config(config["model"], language_model))
+    asks = ConversationConfig(**config["conversations"])
+    model, processor = build_mllm(_mllm_config(config["model"], language_model), asks)
     check_fingerprint(checkpoint.state["fingerprint"], processor.fingerprint, str(found))
-    model.config.says_not_there = config["conversations"]["absent"] > 0
     load_weights(model, checkpoint.weights)
     return model.eval(), processor
 

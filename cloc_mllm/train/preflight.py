@@ -10,20 +10,18 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from tqdm import tqdm
 
 from cloc_mllm.data.conversations import (
+    SEVERAL_BOXES,
+    Negative,
     QuestionAnswer,
-    absent_question,
     build_questions,
-    ground_question,
-    locate_question,
     possible_questions,
-    refer_question,
 )
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.collate import ConversationCollator, as_messages
@@ -46,6 +44,17 @@ _REASONS = {
     "box_tokens": f"has a text that holds {BOX_TOKEN}, which stands for a box; take it out",
     "nothing_learnt": "has an answer without a token to learn (an empty or blank text)",
 }
+_BOX = (0.111, 0.222, 0.888, 0.999)
+# what any task can ask about, in texts of a letter
+_ONE_OF_ALL = Record(
+    "one",
+    b"",
+    1,
+    1,
+    ["x"],
+    [Region(_BOX, "x", category="x")],
+    "preflight",
+)
 
 
 @dataclass
@@ -126,22 +135,33 @@ class _Check:
 
     def __init__(self, collator: ConversationCollator) -> None:
         self.config = collator.config
-        self.phrases = collator.phrases
+        self.negatives = collator.negatives
+        self.wordings = collator.processor.asked_in
         self.processor = collator.processor
         self.coordinates = collator.processor.coordinates
         special = [*self.processor.tokenizer.all_special_tokens, IMAGE_TOKEN, REGION_TOKEN]
         special += [BOX_TOKEN] * self.processor.box_head
         self.special = re.compile("|".join(map(re.escape, special)))
+        box = self.processor.tokenize(self.coordinates.link("", [_BOX]))
+        self.box_tokens = len(box)
+        several = (*SEVERAL_BOXES, "grounded_caption")
+        self.answers_several = any(getattr(self.config, task) for task in several)
         self.most_tokens = self.config.max_length - self._most_around() - _MARGIN
-        self.odd_phrases = list(filter(self.is_odd, self.phrases))
+        self.odd_negatives = [n for n in self.negatives if any(map(self.is_odd, n.texts))]
+        self.odd_texts = [text for n in self.odd_negatives for text in filter(self.is_odd, n.texts)]
 
-    def is_odd(self, text: str) -> bool:
-        """Whether a text is blank, holds a special token, or may make its question too long."""
+    def is_odd(self, text: str, num_more_boxes: int = 0) -> bool:
+        """Whether a text is blank, holds a special token, or may make its question too long.
+
+        Args:
+            num_more_boxes: how many boxes its answer may have beside the first.
+        """
         if not text.strip() or self.special.search(text):
             return True
-        if text.isascii() and len(text) <= self.most_tokens:  # at most one token per character
+        room = self.most_tokens - num_more_boxes * self.box_tokens
+        if text.isascii() and len(text) <= room:  # at most one token per character
             return False
-        return len(self.processor.tokenize(text)) > self.most_tokens
+        return len(self.processor.tokenize(text)) > room
 
     def fault_of(self, record: Record, seeds: Iterable[int]) -> tuple[str, str] | None:
         """Finds a key of `_REASONS` and details; None if the record can be trained on.
@@ -149,32 +169,40 @@ class _Check:
         Args:
             seeds: the record's seed in each epoch of the run.
         """
-        config, coordinates = self.config, self.coordinates
-        if not any(possible_questions(record, config, coordinates, self.phrases)):
+        if not any(self.possible_questions(record, self.negatives)):
             return "no_question", ""
-        too_long: dict[tuple[str, str], int] = {}
+        may_be_too_long = False
         for pair in self.odd_questions(record):
-            reason, num_tokens = self.question_fault(pair, record)
-            if reason == "too_long":
-                too_long[pair.question, pair.answer] = num_tokens
-            elif reason:
+            reason, _ = self.question_fault(pair, record)
+            may_be_too_long |= reason == "too_long"
+            if reason not in ("", "too_long"):
                 return reason, f", {pair.question!r}"
-        for seed in seeds if too_long else ():
+        for seed in seeds if may_be_too_long else ():
             rng = np.random.default_rng(seed)
-            drawn = build_questions(record, config, coordinates, rng, self.phrases)
-            lengths = [too_long.get((pair.question, pair.answer), 0) for pair in drawn]
-            if min(lengths):
-                return "too_long", f", {min(lengths)} tokens of {config.max_length}"
+            drawn = build_questions(
+                record, self.config, self.coordinates, rng, self.negatives, self.wordings
+            )
+            lengths = [self.question_fault(pair, record)[1] for pair in drawn]
+            if min(lengths) > self.config.max_length:
+                return "too_long", f", {min(lengths)} tokens of {self.config.max_length}"
         return None
+
+    def possible_questions(
+        self, record: Record, negatives: Sequence[Negative]
+    ) -> Iterator[QuestionAnswer]:
+        """The questions that may be asked about a record, each in its longest wording."""
+        return possible_questions(record, self.config, self.coordinates, negatives, self.wordings)
 
     def odd_questions(self, record: Record) -> Iterator[QuestionAnswer]:
         """Yields the possible questions that hold an odd text."""
-        texts = [*filter(self.is_odd, _texts_of(record)), *self.odd_phrases]
-        if self.most_tokens < 0:
-            texts.append("")  # then questions without a text must be checked, too
+        num_more_boxes = max(len(record.regions) - 1, 0) * self.answers_several
+        texts = [text for text in _texts_of(record) if self.is_odd(text, num_more_boxes)]
+        if self.most_tokens < num_more_boxes * self.box_tokens or (texts and self.answers_several):
+            texts.append("")  # then all questions must be checked
+        texts += self.odd_texts
         if not texts:
             return
-        for pair in possible_questions(record, self.config, self.coordinates, self.odd_phrases):
+        for pair in self.possible_questions(record, self.odd_negatives):
             if any(text in pair.question or text in pair.answer for text in texts):
                 yield pair
 
@@ -190,7 +218,7 @@ class _Check:
             "region_tokens": (REGION_TOKEN, int(pair.region is not None)),
         }
         if processor.box_head:
-            special["box_tokens"] = (BOX_TOKEN, int(pair.answer_box is not None))
+            special["box_tokens"] = (BOX_TOKEN, len(pair.answer_boxes))
         for reason, (token, expected) in special.items():
             if ids.count(tokenizer.convert_tokens_to_ids(token)) != expected:
                 return reason, len(ids)
@@ -199,14 +227,8 @@ class _Check:
         return "too_long" if len(ids) > self.config.max_length else "", len(ids)
 
     def _most_around(self) -> int:
-        """Counts the tokens of the longest question, with its image but without its text."""
-        box = (0.111, 0.222, 0.888, 0.999)
-        questions = [
-            ground_question("", box, self.coordinates),
-            refer_question(Region(box, ""), self.coordinates),
-            locate_question(Region(box, ""), self.coordinates),
-            absent_question(""),
-        ]
+        """Counts the tokens of the longest question, with its image but without its texts."""
+        questions = self.possible_questions(_ONE_OF_ALL, [Negative(frozenset(["zebra"]), ("x",))])
         chats = (self.processor.encode_conversation(as_messages(t), [(1, 1)])[0] for t in questions)
         tiles = self.processor.max_tiles * self.processor.num_image_tokens
         return max(map(len, chats)) + tiles

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage2Config
-from cloc_mllm.data.conversations import phrases_of
+from cloc_mllm.data.conversations import needs_negatives, negatives_of
 from cloc_mllm.data.mixture import Mixture, load_training_data, parts_of
 from cloc_mllm.data.parquet import RecordDataset, load_records
 from cloc_mllm.data.records import Record
@@ -59,10 +59,10 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
-    model, processor = build_mllm(config.model)
-    model.config.says_not_there = config.conversations.absent > 0
-    phrases = phrases_of(dataset) if model.config.says_not_there else []
-    collator = ConversationCollator(processor, config.conversations, phrases=phrases)
+    asks = config.conversations
+    model, processor = build_mllm(config.model, asks)
+    negatives = negatives_of(dataset) if needs_negatives(asks) else []
+    collator = ConversationCollator(processor, asks, negatives=negatives)
     freeze_by_lr(model, config.optim)
     check_alignment(model, config.alignment)
     evaluate = _evaluation(config, processor)

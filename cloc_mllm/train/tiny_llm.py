@@ -19,10 +19,11 @@ from transformers import LlamaForCausalLM
 
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import TinyLlmConfig
-from cloc_mllm.data.conversations import phrases_of
+from cloc_mllm.data.conversations import needs_negatives, negatives_of, tasks_beyond_first
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.data.sequences import LazyRecords
+from cloc_mllm.data.wordings import load_wordings
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import REGION_TOKEN, BoxFormat
@@ -55,7 +56,9 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
     """Trains the model and writes it to `config.run.output_dir/model`, a Hugging Face directory."""
     config = with_precision(config)
     box_format = BoxFormat("location_tokens", config.num_bins)  # scene tokens need them
-    tokenizer = build_tokenizer(box_format)
+    asks = config.conversations
+    wordings = load_wordings(asks.wordings)
+    tokenizer = build_tokenizer(box_format, wordings)
     torch.manual_seed(config.run.seed)
     model = build_language_model(config, tokenizer, box_format)
     model.set_attn_implementation(attention_for_training())
@@ -66,12 +69,13 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
     )
+    processor.teach(wordings, tasks_beyond_first(asks))
     dataset = Layouts(config.num_scenes, config.run.seed)
     if dry_run:
         order = DataOrder(len(dataset), config.run.global_batch_size, config.run.seed)
         print(dry_run_report(config, model, order))
         return TrainResult(step=0)
-    phrases = phrases_of(dataset) if config.conversations.absent else ()
+    negatives = negatives_of(dataset) if needs_negatives(asks) else ()
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, LlamaForCausalLM)
@@ -82,7 +86,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
         model,
         reading_step(processor, config),
         dataset,
-        ConversationCollator(processor, config.conversations, pictures=False, phrases=phrases),
+        ConversationCollator(processor, asks, pictures=False, negatives=negatives),
         save_model,
         resolved_config=dataclasses.asdict(config),
         default_config=dataclasses.asdict(TinyLlmConfig()),
@@ -111,8 +115,8 @@ class Layouts(LazyRecords):
             height=round(_LONG_SIDE_PX / max(1.0, layout.aspect)),
             captions=list(layout.captions),
             regions=[
-                Region(thing.box, thing.name, expressions=list(expressions))
-                for thing, expressions in zip(layout.things, layout.expressions, strict=True)
+                Region(thing.box, thing.name, expressions=list(e), category=thing.name)
+                for thing, e in zip(layout.things, layout.expressions, strict=True)
             ],
             source="layouts",
         )

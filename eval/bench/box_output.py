@@ -17,7 +17,7 @@ from PIL import Image
 
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor, ground_questions
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 from generation import LOCATION_TOKENS, random_predictor
@@ -47,7 +47,7 @@ def predictors(num_layers: int) -> dict[str, GroundingPredictor]:
 
 def ground(predictor: GroundingPredictor, num_questions: int) -> Side:
     """`num_questions` about one picture in one call, each answered by one box."""
-    questions = ground_questions(_PICTURE, _phrases(num_questions))
+    questions = predictor.ground_questions(_PICTURE, _phrases(num_questions))
     return lambda: predictor.answer(questions, boxes_only=True)
 
 
@@ -57,7 +57,7 @@ def _phrases(number: int) -> Sequence[str]:
 
 def write(predictor: GroundingPredictor, num_questions: int) -> Side:
     """The same boxes after the picture has been read: what the way of answering alone costs."""
-    reading = predictor.read(ground_questions(_PICTURE, _phrases(num_questions)))
+    reading = predictor.read(predictor.ground_questions(_PICTURE, _phrases(num_questions)))
 
     def again() -> list[Answer]:
         cache = copy.deepcopy(reading.inputs["past_key_values"])

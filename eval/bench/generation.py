@@ -17,9 +17,9 @@ from transformers import LlamaConfig
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.data.wordings import SINGLE, asked
 from cloc_mllm.evaluation.record_index import RecordIndex
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.results import Answer
@@ -93,9 +93,10 @@ def random_predictor(
 def scene_questions(records: Sequence[Record]) -> list[Question]:
     """The `rec` questions about the records; those about one image share the object."""
     images = {record.id: record.load_image() for record in records}
+    wording = SINGLE.first("ground")
     return [
-        Question(images[asked.image_id], PROMPTS["ground"].format(phrase=asked.text))
-        for asked in RecordIndex(records).expressions
+        Question(images[expression.image_id], asked(wording, phrase=expression.text))
+        for expression in RecordIndex(records).expressions
     ]
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from cloc_mllm.demo.answers import found_html, found_outlines, named_html
-from cloc_mllm.demo.engine import Found, FoundBox, Named
+from cloc_mllm.demo.engine import Found, FoundBoxes, Named
 
 EVIL = "<img src=x onerror=alert(1)>"
 BOX = (0.1, 0.2, 0.3, 0.4)
 
 
-def answer(box: tuple | None = BOX, text: str = "", failure: str | None = None) -> FoundBox:
-    return FoundBox(box, text, 0.5, failure, 12.3)
+def answer(*boxes: tuple, text: str = "", failure: str | None = None) -> FoundBoxes:
+    return FoundBoxes(boxes if failure else boxes or (BOX,), text, 0.5, failure, 12.3)
 
 
 def test_texts_are_escaped() -> None:
-    found = Found(answer(), answer(None, EVIL, failure=EVIL), 3.0)
+    found = Found(answer(), answer(text=EVIL, failure=EVIL), 3.0)
     named = Named(EVIL, ((EVIL, 0.9),), 1.0, 1.0, 0.0)
     for html in (found_html(found), named_html(named)):
         assert "<img" not in html
@@ -33,10 +33,21 @@ def test_confidences_are_named_for_what_they_are() -> None:
 
 
 def test_an_answer_without_a_box_is_said_not_drawn() -> None:
-    found = Found(answer(), answer(None, "a crab", failure="no box in the answer"), 3.0)
+    found = Found(answer(), answer(text="a crab", failure="no box in the answer"), 3.0)
     assert [outline.tag for outline in found_outlines(found)] == ["CLOC head"]
     assert "no box in the answer" in found_html(found)
     assert "a crab" in found_html(found)
+
+
+def test_all_boxes_of_an_answer_are_drawn_and_listed() -> None:
+    found = Found(answer(), answer(BOX, (0.5, 0.5, 0.9, 0.9)), 3.0)
+    assert [outline.tag for outline in found_outlines(found)][1:] == ["Language model"] * 2
+    assert "[0.10, 0.20, 0.30, 0.40] [0.50, 0.50, 0.90, 0.90]" in found_html(found)
+
+
+def test_what_is_not_there_is_an_answer_and_no_failure() -> None:
+    html = found_html(Found(answer(), answer(failure="not_there"), 3.0))
+    assert "not in the image" in html and "failed" not in html
 
 
 def test_without_a_language_model_only_cloc_answers() -> None:

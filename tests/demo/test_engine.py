@@ -31,9 +31,9 @@ def pictures() -> list[Picture]:
 
 def test_both_models_say_where(full_engine: DemoEngine, pictures: list[Picture]) -> None:
     found = full_engine.find(pictures[0], " the crab ")
-    assert found.cloc_head.box is not None and found.cloc_head.failure is None
+    assert found.cloc_head.boxes and found.cloc_head.failure is None
     assert found.language_model is not None
-    assert (found.language_model.box is None) == (found.language_model.failure is not None)
+    assert (not found.language_model.boxes) == (found.language_model.failure is not None)
 
 
 def test_both_models_say_what(full_engine: DemoEngine, pictures: list[Picture]) -> None:
@@ -93,12 +93,12 @@ def test_visitors_with_different_pictures_do_not_meet(
     cloc_engine: DemoEngine, pictures: list[Picture]
 ) -> None:
     expected = [
-        DemoEngine(cloc_engine.cloc).find(picture, "crab").cloc_head.box for picture in pictures
+        DemoEngine(cloc_engine.cloc).find(picture, "crab").cloc_head.boxes for picture in pictures
     ]
     assert expected[0] != expected[1]
     with ThreadPoolExecutor(8) as pool:
         actual = list(
-            pool.map(lambda i: cloc_engine.find(pictures[i % 2], "crab").cloc_head.box, range(16))
+            pool.map(lambda i: cloc_engine.find(pictures[i % 2], "crab").cloc_head.boxes, range(16))
         )
     assert actual == expected * 8
 
@@ -155,4 +155,4 @@ def test_names_that_are_refused(text: str, message: str) -> None:
 
 def test_odd_phrases_are_answered(full_engine: DemoEngine, pictures: list[Picture]) -> None:
     for phrase in ("<script>", "\x00", "🦀" * 50, "\u202eabc", "</s> <loc_3>"):
-        assert full_engine.find(pictures[0], phrase).cloc_head.box is not None, ascii(phrase)
+        assert full_engine.find(pictures[0], phrase).cloc_head.boxes, ascii(phrase)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.data.conversations import NOT_THERE
+from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.images import ImageError
+from cloc_mllm.data.wordings import NOT_THERE
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.grounding_predictor import (
     GroundingPredictor,
     Question,
-    ground_questions,
 )
 from cloc_mllm.mllm import build_mllm
 from tests.photos import encoded
@@ -58,6 +58,48 @@ def test_a_phrase_that_is_not_there_has_no_box(mllm_config):
     lost, found = result
     assert len(lost.boxes) == 0 and lost.failures == ["not_there"]
     assert torch.equal(found.boxes.xyxy, result.boxes.xyxy) and found.labels == ["the crab"]
+
+
+def test_a_model_that_was_taught_several_boxes_answers_all_of_them(mllm_config):
+    torch.manual_seed(0)
+    model, processor = build_mllm(
+        mllm_config, ConversationConfig(several=1, point=1, absent=1, wordings="pools")
+    )
+    predictor = GroundingPredictor(model, processor)
+    first, second = "<loc_1><loc_5><loc_9><loc_10>", "<loc_2><loc_2><loc_9><loc_10>"
+    texts = [first + second, first]
+    rows = [[*processor.tokenize(t), processor.tokenizer.eos_token_id] for t in texts]
+    steps = itertools.count()
+
+    def write(module, inputs, logits):
+        step = next(steps)
+        for row, ids in zip(logits, rows, strict=True):
+            row[-1, ids[min(step, len(ids) - 1)]] += 1e4
+
+    hook = model.get_output_embeddings().register_forward_hook(write)
+    result = predictor.ground(PICTURE, ["the two crabs", "the clock"])
+    hook.remove()
+
+    assert result.failures == [None, None] and result.text == texts
+    assert result.query_index.tolist() == [0, 0, 1]
+    assert result.labels == ["the two crabs", "the two crabs", "the clock"]
+    assert len(result[0].boxes) == len(result[0].scores) == 2
+    assert (result.scores > 0.9).all()
+    assert predictor.ground_questions(PICTURE, ["it"])[0].text == "Find it."
+    assert predictor.ground_questions(PICTURE, ["it"], ["Box {phrase}!"])[0].text == "Box it!"
+
+
+def test_pointing_is_for_models_that_were_taught_to(predictor, always):
+    with pytest.raises(ValueError, match="not taught to point"):
+        predictor.point(PICTURE, "the crab")
+    predictor.processor.taught, predictor.grammar.points = ["point"], True
+    try:
+        always("<loc_19><loc_0>")
+        assert predictor.point(PICTURE, "the crab") == (1.0, 0.0)
+        always("a crab")
+        assert predictor.point(PICTURE, "the crab") is None
+    finally:
+        predictor.processor.taught, predictor.grammar.points = [], False
 
 
 def test_no_phrase_and_no_region_have_no_boxes(predictor):
@@ -165,7 +207,9 @@ def test_an_answer_to_where_is_no_longer_than_a_box(predictor, monkeypatch):
 def test_many_questions_equal_one_at_a_time(predictor):
     phrases = ["the crab", "the second boat from the left", "a clock"]
     boxes = Boxes.pixels([[4, 4, 40, 30], [50, 10, 90, 44]], 96, 48)
-    questions = ground_questions(PICTURE, phrases) + predictor.refer_questions(PICTURE, boxes)
+    questions = predictor.ground_questions(PICTURE, phrases) + predictor.refer_questions(
+        PICTURE, boxes
+    )
 
     together = predictor.answer(questions)
     apart = predictor.answer(questions, batch_size=1)
@@ -176,7 +220,7 @@ def test_many_questions_equal_one_at_a_time(predictor):
         assert one.num_prompt_tokens == other.num_prompt_tokens
     assert predictor.refer(PICTURE, boxes).labels == [answer.text for answer in together[3:]]
     found = predictor.ground(PICTURE, phrases)
-    answers = predictor.answer(ground_questions(PICTURE, phrases), boxes_only=True)
+    answers = predictor.answer(predictor.ground_questions(PICTURE, phrases), boxes_only=True)
     assert torch.equal(found.boxes.xyxy, torch.cat([answer.boxes.xyxy for answer in answers]))
     assert found.labels == phrases
 

@@ -1,8 +1,9 @@
-"""Constrained decoding: whatever the model wants, what comes out is one box."""
+"""Constrained decoding: whatever the model wants, what comes out is boxes, or one alone."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -46,6 +47,79 @@ def test_random_answers_are_boxes(
         parsed = box_format.parse(tokenizer.decode(answer[:-1]))
         assert parsed.failure is None and len(parsed.boxes) == 1, tokenizer.decode(answer)
         assert grammar.allowed(answer) == [grammar.end]
+
+
+@pytest.mark.parametrize("box_format", [LOCATIONS, INTEGERS, HEAD], ids=["tokens", "text", "head"])
+def test_random_answers_of_several_boxes_are_boxes_in_order(box_format: BoxFormat) -> None:
+    tokenizer = tokenizer_for(box_format)
+    grammar = BoxGrammar(tokenizer, box_format, "not here", max_boxes=3)
+    rng = random.Random(0)
+    counts: Counter[int] = Counter()
+    for _ in range(300 if box_format is not INTEGERS else 100):
+        answer: list[int] = []
+        while not answer or answer[-1] != grammar.end:
+            allowed = grammar.allowed(answer)
+            going_on = [token for token in allowed if token != grammar.end]
+            answer.append(rng.choice(going_on if going_on and rng.random() < 0.7 else allowed))
+            assert len(answer) <= grammar.max_tokens
+        text = tokenizer.decode(answer[:-1])
+        if text.strip() == "not here":
+            counts[0] += 1
+            continue
+        regressed = [(0.1, 0.1, 0.2, 0.2)] * text.count("<box>")
+        parsed = box_format.parse(text, regressed)
+        assert parsed.failure is None, text
+        counts[len(parsed.boxes)] += 1
+        if not box_format.head:
+            assert parsed.boxes == box_format.in_order(parsed.boxes)
+            assert len(set(parsed.boxes)) == len(parsed.boxes)
+    assert set(counts) == {0, 1, 2, 3}
+
+
+def test_boxes_in_order_may_be_written_as_the_tokenizer_writes_them(
+    case: tuple[BoxFormat, PreTrainedTokenizerBase, BoxGrammar],
+) -> None:
+    box_format, tokenizer, _ = case
+    grammar = BoxGrammar(tokenizer, box_format, max_boxes=5)
+    rng = random.Random(1)
+    for _ in range(30):
+        corners = [sorted(rng.sample(range(20), 2)) for _ in range(10)]
+        pairs = zip(corners[::2], corners[1::2], strict=True)
+        boxes = [(x[0] / 19, y[0] / 19, x[1] / 19, y[1] / 19) for x, y in pairs]
+        ordered = box_format.in_order(boxes)
+        ids = tokenizer(box_format.answers(ordered), add_special_tokens=False)["input_ids"]
+        for length, token in enumerate([*ids, grammar.end]):
+            assert token in grammar.allowed(ids[:length])
+
+
+def test_no_box_follows_the_last_of_all() -> None:
+    tokenizer = tokenizer_for(LOCATIONS)
+    grammar = BoxGrammar(tokenizer, LOCATIONS, max_boxes=3)
+    start = grammar.location_start
+    assert start is not None
+
+    def after(*bins: int) -> list[int]:
+        return [token - start for token in grammar.allowed([start + place for place in bins])]
+
+    end = grammar.end - start
+    assert after(18, 18, 19, 19) == [end]
+    assert after(18, 17, 19, 19) == [18, end]  # only the box in the corner is left
+    assert after(18, 17, 19, 19, 18) == [18]
+    assert after(3, 5, 8, 19) == [*range(3, 19), end]
+    assert after(3, 5, 8, 19, 3, 5) == [*range(9, 20)]  # another box of this corner is wider
+    assert after(3, 5, 8, 18, 3, 5, 8) == [19]
+
+
+def test_a_point_may_stand_in_a_free_answer_of_a_model_that_points() -> None:
+    tokenizer = tokenizer_for(LOCATIONS)
+    start = tokenizer.convert_tokens_to_ids("<loc_0>")
+    banned = {
+        points: BoxGrammar(tokenizer, LOCATIONS, points=points).banned_in_text([start + 3] * 2)
+        for points in (False, True)
+    }
+    assert slice(start) in banned[False] and slice(start) not in banned[True]
+    corner = BoxGrammar(tokenizer, LOCATIONS, points=True).banned_in_text([start + 3, start + 19])
+    assert corner == [slice(start, start + 20), slice(start + 20, start + 20)]
 
 
 @pytest.mark.parametrize("box_format", [LOCATIONS, INTEGERS, HEAD], ids=["tokens", "text", "head"])
@@ -108,7 +182,7 @@ def test_every_box_may_be_written_as_the_tokenizer_writes_it(
 )
 def test_text_that_can_become_a_box(text: str, expected: bool) -> None:
     grammar = BoxGrammar(tokenizer_for(INTEGERS), INTEGERS)
-    assert grammar._can_become_box(text) == expected
+    assert grammar._can_become_boxes(text, (), 1) == expected
 
 
 def test_masked_logits_keep_what_may_come() -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.data import conversations
+from cloc_mllm.data import wordings
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmProcessor
@@ -285,9 +285,10 @@ def test_a_model_is_asked_only_as_it_was_taught(
         GroundingPredictor.from_pretrained(saved)
 
     if changed == "not there":
-        monkeypatch.setattr(conversations, "NOT_THERE", "nowhere")
+        monkeypatch.setattr(wordings, "NOT_THERE", "nowhere")
     else:
-        monkeypatch.setitem(conversations.PROMPTS, changed, "Point at {phrase} {box} <region>")
+        other = ("Point at {phrase} {box} <region>",)
+        monkeypatch.setitem(wordings.SINGLE.trained, changed, other)
 
     refused = r"prompts: the saved processor has None, now '[0-9a-f]{16}'"
     for saved in (mllm_dir, shipped):
@@ -302,4 +303,28 @@ def test_a_model_is_asked_only_as_it_was_taught(
 
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"prompts: the saved processor has '[0-9a-f]{16}'"):
+        ClocMllmProcessor.from_pretrained(tmp_path)
+
+
+def test_a_processor_keeps_the_wordings_and_tasks_that_its_model_was_taught(
+    processor, mllm_dir, tmp_path
+) -> None:
+    pools = wordings.load_wordings("pools")
+    taught = ClocMllmProcessor.from_pretrained(mllm_dir)
+    taught.teach(pools, ["several", "grounded_caption", "all"])
+    taught.save_pretrained(tmp_path)
+
+    again = ClocMllmProcessor.from_pretrained(tmp_path)
+
+    assert again.asked_in == pools
+    assert again.taught == ["all", "grounded_caption", "several"]
+    assert again.fingerprint == taught.fingerprint
+    assert again.fingerprint["prompts"] == pools.digest()
+    assert again.fingerprint["links"] == "<p>phrase</p>BOXES"
+    new = {"prompts", "taught", "links"}
+    assert again.fingerprint.keys() - processor.fingerprint.keys() == new
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    saved["wordings"]["ground"]["trained"][0] = "Point at {phrase}"
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="prompts: the saved processor has"):
         ClocMllmProcessor.from_pretrained(tmp_path)

@@ -10,9 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from cloc_mllm.config import ConversationConfig, MllmConfig
-from cloc_mllm.data.conversations import possible_questions
+from cloc_mllm.data.conversations import Negative, negatives_of
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.wordings import TASKS, load_wordings
 from cloc_mllm.mllm import ClocMllmProcessor, build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.train.data_order import SeededDataset
@@ -23,6 +24,7 @@ __all__ = ["cloc_dir", "llm_dir", "mllm_config"]
 
 GROUND = ConversationConfig(questions_per_image=2, refer=0, caption=0)
 BOX = (0.1, 0.1, 0.5, 0.5)
+EVERYTHING = dict.fromkeys(TASKS, 1.0) | {"wordings": "pools"}
 
 
 @pytest.fixture(params=[False, True], ids=["tokens", "head"])
@@ -33,9 +35,13 @@ def processor(mllm_config: MllmConfig, request) -> ClocMllmProcessor:
 def report(
     records: list[Record], processor: ClocMllmProcessor, config: ConversationConfig, **settings
 ) -> str:
-    collator = ConversationCollator(processor, config, phrases=settings.pop("phrases", ()))
+    collator = ConversationCollator(processor, config, negatives=settings.pop("negatives", ()))
     settings = {"seed": 0, "num_epochs": itertools.repeat(3), **settings}
     return check_records(records, len(records), collator, **settings).report()
+
+
+def absent(*things: str) -> list[Negative]:
+    return negatives_of([Record("a", b"", 9, 9, [], [Region(BOX, t) for t in things], "test")])
 
 
 def with_texts(record: Record, *phrases: str) -> Record:
@@ -50,7 +56,7 @@ def test_good_records_are_counted_and_no_image_is_read(processor, tiny_scenes, t
     textual = list(records.without_images())
     assert [dataclasses.replace(r, image=b"") for r in records] == textual
     config = ConversationConfig(locate=1, absent=1)
-    line = report(textual, processor, config, phrases=["a zebra", "the crab"])
+    line = report(textual, processor, config, negatives=absent("a zebra", "the crab"))
     assert line == "preflight: 16 of 16 records checked, all can be trained on"
 
 
@@ -131,24 +137,27 @@ def test_it_says_what_the_collator_would_meet_in_this_run(processor, tiny_scenes
     assert report([record], processor, GROUND).endswith("all can be trained on")
 
 
-def test_a_question_that_is_not_rendered_has_no_fault(processor, tiny_scenes) -> None:
+@pytest.mark.parametrize("asks", [{"locate": 1, "absent": 1}, EVERYTHING], ids=["first", "all"])
+def test_a_question_that_is_not_rendered_has_no_fault(processor, tiny_scenes, asks) -> None:
     texts = ["ﷺ ﷺ", "é🦀\u0300", "\t\n  a", "ﬃ" * 9, "crab " * 20, "the <image>", "</s>", " "]
     records = [*tiny_scenes[:4], *(with_texts(tiny_scenes[0], text) for text in texts)]
+    processor.teach(load_wordings(asks.get("wordings", "single")), ())
     for max_length in (10, 40, 60, 70, 80, 90, 120, 512):
-        config = ConversationConfig(locate=1, absent=1, max_length=max_length)
-        check = _Check(ConversationCollator(processor, config, phrases=["a zebra", "xyz " * 50]))
+        config = ConversationConfig(**asks, max_length=max_length)
+        check = _Check(
+            ConversationCollator(processor, config, negatives=absent("a zebra", "xyz " * 50))
+        )
         for record in records:
             rendered = list(check.odd_questions(record))
-            for pair in possible_questions(record, config, check.coordinates, check.phrases):
+            for pair in check.possible_questions(record, check.negatives):
                 if pair not in rendered:
                     assert check.question_fault(pair, record)[0] == "", pair
 
 
 def test_a_long_phrase_of_what_is_absent_counts(processor, tiny_scenes) -> None:
     config = ConversationConfig(questions_per_image=1, ground=0, refer=0, caption=0, absent=1)
-    phrases = ["zebra " * 200]
-    assert report(tiny_scenes, processor, config, phrases=["zebra"]).endswith("trained on")
+    assert report(tiny_scenes, processor, config, negatives=absent("zebra")).endswith("trained on")
     with pytest.raises(ValueError, match="16 x too_long"):
-        report(tiny_scenes, processor, config, phrases=phrases)
+        report(tiny_scenes, processor, config, negatives=absent("zebra " * 200))
     with pytest.raises(ValueError, match="16 x no_question"):
-        report(tiny_scenes, processor, config, phrases=[])
+        report(tiny_scenes, processor, config, negatives=[])

@@ -1,8 +1,11 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as published (Kazemzadeh 2014, Yu 2016, Mao 2016).
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO as published (Kazemzadeh 2014, Yu 2016, Mao 2016, Liu
+2023).
 
 `refs(unc).p` is a pickle of refs `{"ref_id", "ann_id", "image_id", "file_name", "category_id",
 "split", "sentences": [{"sent", "raw", "sent_id", "tokens"}]}`; the box of a ref stands in
-`instances.json` (COCO's layout) under its `ann_id`.
+`instances.json` (COCO's layout) under its `ann_id`. gRefCOCO's `grefs(unc).json` has the same rows
+as JSON, each `ann_id` a list: several boxes that the sentences name together, or `[-1]` for nothing
+that is there.
 
 Frame: `bbox` is xywh in pixels of the original COCO photo, whose size `images[]` states.
 """
@@ -44,12 +47,14 @@ def read_refer(
     options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
-    """Yields one record per photo, with one region per ref.
+    """Yields one record per photo, with one region per ref, or a group of them.
 
-    The phrase of a region is its first sentence; `expressions` holds them all.
+    The phrase of a region is its first sentence; `expressions` holds them all. Refs without a box
+    are set aside (`no_target`).
 
     Args:
-        refs: `refs(unc).p`, `refs(umd).p`, ...; read as plain containers only.
+        refs: `refs(unc).p`, `refs(umd).p`, ..., read as plain containers only; or
+            `grefs(unc).json`.
         instances: `instances.json` beside it.
         images: folder, tar or zip of the photos.
         split: `train`, `val`, `testA`, ...; by default all. Refs of other splits are set aside.
@@ -59,9 +64,7 @@ def read_refer(
     Raises:
         ValueError: the file holds no list of refs or would run code, or there is no such split.
     """
-    table = read_plain_pickle(refs)
-    if not isinstance(table, list):
-        raise ValueError(f"{refs}: expected a list of refs, got {type(table).__name__}")
+    table = read_refs(refs, options.encoding)
     listing = as_dict(read_json(instances, options.encoding))
     pictures = by_id(_objects(listing, "images"), "file_name", f"{instances}, images")
     annotations = by_id(_objects(listing, "annotations"), "image_id", f"{instances}, annotations")
@@ -82,6 +85,24 @@ def read_refer(
             yield from deliver(key, photo, SOURCE, [], regions, drop_log)
 
 
+def read_refs(path: str | Path, encoding: str = "") -> list[Any]:
+    """Reads the list of refs of a pickle or a JSON file.
+
+    Raises:
+        ValueError: the file holds no list, or would run code.
+    """
+    is_json = Path(path).suffix == ".json"
+    table = read_json(path, encoding) if is_json else read_plain_pickle(path)
+    if not isinstance(table, list):
+        raise ValueError(f"{path}: expected a list of refs, got {type(table).__name__}")
+    return table
+
+
+def has_no_target(row: Row) -> bool:
+    """Whether a ref of gRefCOCO names nothing that is in its photo."""
+    return as_list(row.get("ann_id")) == [-1]
+
+
 def _objects(listing: Row, key: str) -> list[Row]:
     return [row for row in as_list(listing.get(key)) if isinstance(row, dict)]
 
@@ -95,7 +116,10 @@ def _chosen(table: list[Any], split: str, refs: str | Path, drop_log: DropLog) -
             drop_log.add("region", f"ref {index}", "bad_row", row)
         elif split and row.get("split") != split:
             drop_log.put_aside("region", "other_split")
-            drop_log.put_aside("expression", "other_split", len(_texts(row)))
+            drop_log.put_aside("expression", "other_split", len(sentences(row)))
+        elif has_no_target(row):
+            drop_log.put_aside("region", "no_target")
+            drop_log.put_aside("expression", "no_target", len(sentences(row)))
         else:
             yield row
 
@@ -106,31 +130,36 @@ def _to_regions(
     annotations, categories = tables
     usable = []
     for row in rows:
-        annotation = annotations.get(id_key(row.get("ann_id")) or "")
-        if annotation is None:
-            _drop(row, "unknown_annotation", f"ann_id {row.get('ann_id')!r}", drop_log)
+        ids = row["ann_id"] if isinstance(row.get("ann_id"), list) else [row.get("ann_id")]
+        known = [annotations[key] for i in ids if (key := id_key(i) or "") in annotations]
+        if known and len(known) == len(ids):
+            usable += [(row, annotation) for annotation in known]
         else:
-            usable.append((row, annotation))
+            _drop(row, "unknown_annotation", f"ann_id {row.get('ann_id')!r}", drop_log)
     frame = photo.frame(picture.get("width"), picture.get("height"))
     boxes = frame.from_xywh([xywh_of_annotation(annotation) for _, annotation in usable])
     regions = []
     for (row, annotation), box in zip(usable, boxes, strict=True):
-        texts = _texts(row)
-        category = categories.get(id_key(row.get("category_id")) or "", {}).get("name", "")
+        texts = sentences(row)
+        together = isinstance(row.get("ann_id"), list)
+        kind = (annotation if together else row).get("category_id")
+        category = categories.get(id_key(kind) or "", {}).get("name", "")
+        group = f"ref {row.get('ref_id')}" if together and len(row["ann_id"]) > 1 else ""
         phrase = next((text for text in texts if clean_text(text)[0]), "")
         found = {"ref_id": row.get("ref_id"), "bbox": annotation.get("bbox")}
-        regions.append(Region(box, phrase, 1.0, texts, category, found=found))
+        regions.append(Region(box, phrase, 1.0, texts, category, group, found=found))
     return regions
 
 
-def _texts(row: Row) -> list[Any]:
+def sentences(row: Row) -> list[Any]:
+    """Lists the sentences of a ref."""
     return [as_dict(sentence).get("sent") for sentence in as_list(row.get("sentences"))]
 
 
 def _drop(row: Row, reason: str, found: str, drop_log: DropLog) -> None:
     item = f"ref {row.get('ref_id')}"
     drop_log.add("region", item, reason, found)
-    drop_log.add("expression", item, reason, found, count=len(_texts(row)))
+    drop_log.add("expression", item, reason, found, count=len(sentences(row)))
 
 
 def looks_like_refer(place: Place) -> Iterator[Reading]:

@@ -14,12 +14,12 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.images import open_image
+from cloc_mllm.data.wordings import asked
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.results import Answer
 
-# how the `*_bbox_rec_*` tasks ask; our model was trained on one wording only and is asked with it
+# how the `*_bbox_rec_*` tasks ask; our model is asked in a wording that it was trained on
 REC_QUESTION = "the bounding box coordinate of the region this sentence describes: "
 _MAX_NEW_TOKENS = 48
 
@@ -57,11 +57,14 @@ class ClocMllm(lmms):
             ValueError: a document without exactly one image; names the task and the document.
         """
         texts: list[str] = []
+        wording = self.predictor.processor.asked_in.first("ground")
         for start in tqdm(range(0, len(requests), self.batch_size), "cloc_mllm", unit="batch"):
             batch = [request.args for request in requests[start : start + self.batch_size]]
             limit = max(int(args[1].get("max_new_tokens", _MAX_NEW_TOKENS)) for args in batch)
             seen: dict[tuple[Any, bytes], Image.Image] = {}
-            asked = [Question(self._image(args, seen), our_question(args[0])) for args in batch]
+            asked = [
+                Question(self._image(args, seen), our_question(args[0], wording)) for args in batch
+            ]
             answers = self.predictor.answer(asked, max_new_tokens=limit)
             for args, answer in zip(batch, answers, strict=True):
                 text = until(answer_text(answer), args[1].get("until", []))
@@ -90,10 +93,10 @@ class ClocMllm(lmms):
         raise NotImplementedError("cloc_mllm answers generate_until tasks only")
 
 
-def our_question(context: str) -> str:
-    """The harness's REC question in our wording; any other question as it is."""
+def our_question(context: str, wording: str) -> str:
+    """The harness's REC question in the words of training; any other question as it is."""
     _, marker, phrase = context.partition(REC_QUESTION)
-    return PROMPTS["ground"].format(phrase=phrase.strip()) if marker else context
+    return asked(wording, phrase=phrase.strip()) if marker else context
 
 
 def answer_text(answer: Answer) -> str:

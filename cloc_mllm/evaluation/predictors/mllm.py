@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from cloc_mllm.data.conversations import PROMPTS
-from cloc_mllm.evaluation.queries import REGION, Query, QuerySet
+from cloc_mllm.data.wordings import Task, Wordings
+from cloc_mllm.evaluation.queries import REGION, AskedIn, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
 from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.geometry import Boxes
@@ -28,12 +29,14 @@ class MllmRows:
     directory: str
     device: torch.device
     batch_size: int = 64
+    wordings: AskedIn = "first"
 
     def identity(self) -> dict[str, Any]:
-        return {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
+        identity = {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
+        return identity if self.wordings == "first" else {**identity, "wordings": self.wordings}
 
     def can_answer(self, asked: QuerySet) -> bool:
-        return asked.answer in ("box", "box_or_refusal", "text")
+        return asked.answer in ("box", "box_or_refusal", "boxes", "text")
 
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
@@ -41,6 +44,7 @@ class MllmRows:
         predictor = GroundingPredictor.from_pretrained(self.directory or None, device=self.device)
         name = self.directory or "shipped mllm"
         for asked in query_sets:
+            asked = replace(asked, asked_in=self.wordings)
             yield from predict_mllm(predictor, asked, name, self.batch_size, finished)
 
 
@@ -68,6 +72,8 @@ def predict_mllm(
     box_tokens = len(predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1))))
     # one token more than a box needs, so that an answer that does not stop there fails to parse
     limit = asked.max_new_tokens if asked.answer == "text" else box_tokens + 1
+    if asked.answer == "boxes":
+        limit = predictor.grammar.max_tokens
     settings = {
         "box_format": coordinates.kind,
         "num_bins": coordinates.num_bins,
@@ -88,7 +94,7 @@ def predict_mllm(
             answers = predictor.answer(
                 questions,
                 max_new_tokens=limit,
-                boxes_only=asked.answer == "box",
+                boxes_only=asked.answer in ("box", "boxes"),
                 batch_size=batch_size,
             )
             for query, question, answer in zip(batch, questions, answers, strict=True):
@@ -99,13 +105,22 @@ def predict_mllm(
 def _question(
     predictor: GroundingPredictor, asked: QuerySet, query: Query, image: Image.Image
 ) -> Question:
-    if asked.answer != "text":
-        return Question(image, PROMPTS["ground"].format(phrase=query.text))
+    task: Task = "ground" if asked.answer != "text" else "refer"
+    wording = _wording(predictor.processor.asked_in, task, query.id, asked.asked_in)
+    if task == "ground":
+        return predictor.ground_questions(image, [query.text], [wording])[0]
     if not query.text:
-        return predictor.refer_questions(image, [query.boxes[0]])[0]
+        return predictor.refer_questions(image, [query.boxes[0]], wording)[0]
     question = with_box_texts(query, predictor.processor.coordinates)
     regions = Boxes.normalized([list(box) for box in query.boxes]) if query.boxes else None
     return Question(image, question, regions)
+
+
+def _wording(known: Wordings, task: Task, query_id: str, wordings: AskedIn) -> str:
+    if wordings == "first":
+        return known.first(task)
+    pool = known.of(task) if wordings == "trained" else known.held_out_of(task)
+    return pool[zlib.crc32(query_id.encode()) % len(pool)]
 
 
 def with_box_texts(query: Query, coordinates: BoxFormat) -> str:
@@ -128,13 +143,15 @@ def _row(
     wants_box = asked.answer != "text"
     if query.region_prompt:
         settings = {**settings, "region_prompt": query.region_prompt}
+    has_boxes = wants_box and answer.failure is None
     return PredictionRow(
         query.id,
         query.image_id,
         query.task,
         question,
         answer.text,
-        boxes=answer.boxes.xyxy.tolist() if wants_box and answer.failure is None else [],
+        boxes=answer.boxes.xyxy.tolist() if has_boxes else [],
+        box_scores=answer.scores.tolist() if has_boxes else [],
         confidence=answer.confidence,
         failure=answer.failure if wants_box else None,
         model=name,

@@ -112,7 +112,7 @@ class TransformersRows:
     def can_answer(self, asked: QuerySet) -> bool:
         if asked.answer == "text":
             return not any(query.boxes for query in asked.queries)
-        return asked.answer == "box"
+        return asked.answer in ("box", "boxes")
 
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]

@@ -20,6 +20,12 @@ _METRIC_TITLES = {
     "mean_iou": "mean IoU",
     "exact_match": "exact match",
     "word_f1": "word F1",
+    "pr_at_f1_1": "Pr@(F1=1)",
+    "pr_at_f1_1_giou": "Pr@(F1=1) by GIoU",
+    "f1_at_0_5": "F1@0.5",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
+    "false_refusals": "false refusals",
 }
 ROUNDING = "Rounded to one decimal of a percent."
 

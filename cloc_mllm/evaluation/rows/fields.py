@@ -129,5 +129,6 @@ _FIELDS: dict[str, tuple[str, _Convert]] = {
     "boxes": ("JSON in the column {}: four numbers 0..1 of the original image per box", _boxes),
     "confidence": ("a number in the column {}", _number),
     "scores": ("JSON in the column {}: a list of numbers", _numbers),
+    "box_scores": ("JSON in the column {}: a list of numbers", _numbers),
     "settings": ("JSON in the column {}: an object", _object),
 }

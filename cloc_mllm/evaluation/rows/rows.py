@@ -27,6 +27,7 @@ class PredictionRow:
         boxes: xyxy, normalised to the original image. The first one is the answer.
         labels: names, texts or ids, best first, at most ten. The first one is the answer.
         scores: one per label, in the same order.
+        box_scores: the confidence of each box, in the same order, where the model gives it.
         failure: why the raw text could not be read; such a row is wrong and is counted.
     """
 
@@ -43,6 +44,7 @@ class PredictionRow:
     settings: dict[str, Any] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    box_scores: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.box_frame != BOX_FRAME:
@@ -54,6 +56,11 @@ class PredictionRow:
             raise ValueError(
                 f"prediction {self.id!r} has {len(self.labels)} labels but {len(self.scores)} "
                 "scores; write one score per label"
+            )
+        if self.box_scores and len(self.box_scores) != len(self.boxes):
+            raise ValueError(
+                f"prediction {self.id!r} has {len(self.boxes)} boxes but {len(self.box_scores)} "
+                "box_scores; write one score per box"
             )
         name = f"prediction {self.id!r}"
         advice = "; declare what other numbers mean (--columns raw_text=boxes --format FORMAT)"

@@ -20,3 +20,14 @@ def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """float[Q]; 0 between corners that are swapped in x or y."""
     return np.clip(high - low, 0, None).prod(1)
+
+
+def paired_giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Generalised IoU (Rezatofighi et al. 2019) of `a[q]` with `b[q]`, in -1..1: the IoU minus the
+    share of the box around both that neither covers. Arguments are those of `paired_iou`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        inner = _area(np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:]))
+        union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - inner
+        around = _area(np.minimum(a[:, :2], b[:, :2]), np.maximum(a[:, 2:], b[:, 2:]))
+        gap = np.divide(around - union, around, out=np.zeros_like(inner), where=around > 0)
+    return paired_iou(a, b) - gap

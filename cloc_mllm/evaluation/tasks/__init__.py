@@ -45,6 +45,8 @@ class Scorer:
         is_failure: whether an answer could not be read; such answers are wrong and counted.
         one_box: an answer is one box, the first, scored by IoU: it gets average precision,
             breakdowns and calibration, and its texts may be read in a declared format.
+        any_boxes: an answer is any number of boxes, or that there are none; its texts may be read
+            in a declared format, too.
         example_metric: by which the report calls examples best and worst; "" shows none.
         drawn: what the report draws on an example: the true boxes beside the `answer`, the boxes
             that were `asked` about, or `nothing`.
@@ -58,8 +60,14 @@ class Scorer:
     whole_image: Floors | None = None
     is_failure: Callable[[ScoredPair], bool] | None = None
     one_box: bool = False
+    any_boxes: bool = False
     example_metric: str = ""
     drawn: Literal["answer", "asked", "nothing"] = "answer"
+
+    @property
+    def reads_boxes(self) -> bool:
+        """Whether answers are boxes, so that their texts may be read in a declared format."""
+        return self.one_box or self.any_boxes
 
 
 class EvalData:
