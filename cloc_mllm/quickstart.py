@@ -98,9 +98,9 @@ def _telling_example() -> tuple[Record, str]:
     """A test scene with an expression that the name alone does not settle."""
     for record in generate_scenes(200, split="test", long_side=512):
         texts = [text for region in record.regions for text in region.expressions]
-        of_size = [text for text in texts if expression_kind(text) == "size"]
-        if of_size:
-            return record, of_size[0]
+        size_texts = [text for text in texts if expression_kind(text) == "size"]
+        if size_texts:
+            return record, size_texts[0]
     raise AssertionError("200 scenes without two things of one kind")
 
 

@@ -29,6 +29,7 @@ SCRIPTS = sorted(p for top in ("training", "eval", "demo") for p in (ROOT / top)
 LAYERS = [
     {
         "__init__",
+        "box",
         "command_line",
         "config",
         "devices",

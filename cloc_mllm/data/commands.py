@@ -1,4 +1,4 @@
-"""`cloc-mllm data`: its commands, of which stats and inspect stand here."""
+"""Runs `cloc-mllm data`; its commands stats and inspect are here, the others are imported."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from cloc_mllm.data.statistics import describe_build, describe_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one `data` command and return its exit status.
+    """Runs one `data` command and returns its exit status.
 
-    Wrong input raises ValueError or OSError for the caller to print.
+    Wrong input raises ValueError or OSError, which the caller prints.
     """
     args = build_parser().parse_args(argv)
     return args.run(args) or 0

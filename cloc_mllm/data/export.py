@@ -1,4 +1,4 @@
-"""`cloc-mllm data export`: records into other tools' formats."""
+"""Exports records into other tools' formats: `cloc-mllm data export`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def add_export(commands: Any) -> None:
         help="0..1 of the image padded to a square (LLaVA-1.5's own), or of the image itself",
     )
     llava.add_argument(
-        "--decimals", metavar="N", type=int, default=3, help="of a number (default: %(default)s)"
+        "--decimals",
+        metavar="N",
+        type=int,
+        default=3,
+        help="decimals per number (default: %(default)s)",
     )
     _add(formats, "ms-swift", "rows.jsonl with <bbox> and objects, images/", _ms_swift)
     tars = _add(formats, "webdataset", "tars of jpg, txt and json in GRIT's layout", _webdataset)

@@ -1,11 +1,11 @@
-"""Why items are dropped or set aside: what would have been right, and what mends it."""
+"""The reasons for which items are dropped or set aside: what was expected, and what to do."""
 
 from __future__ import annotations
 
 _FOLDER = "name the folder or archive that holds the photos with --images"
 _FRAME = "see which frame the boxes are in with `cloc-mllm data doctor`"
 
-# each follows the word "expected"
+# each text follows the word "expected"
 REASONS: dict[str, str] = {
     # records
     "missing_id": "an id of each image, a text or a number; write one into the annotations",
@@ -54,7 +54,7 @@ REASONS: dict[str, str] = {
     "layout",
 }
 
-# what a declared rule leaves out, and what keeps it
+# by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {
     "crowd": "boxes around a crowd (`iscrowd`, which CVAT also writes for masks; Open Images' "
     "`IsGroupOf`); --keep_crowd keeps them",

@@ -1,4 +1,4 @@
-"""The file formats that `cloc-mllm data build` reads: the options of each, and its reader."""
+"""The file formats that `cloc-mllm data build` reads, each with its options and its reader."""
 
 from __future__ import annotations
 

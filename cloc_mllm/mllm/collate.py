@@ -1,4 +1,4 @@
-"""Records to what the MLLM trains on: questions about pictures, or about scenes in words.
+"""Makes training batches of the MLLM from records: questions about pictures or scenes in words.
 
 Letters: B sequences, S canvas side, N image tokens, T text tokens, R regions.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cloc_mllm.config import ConversationConfig
-from cloc_mllm.data.conversations import Turn, build_turns
+from cloc_mllm.data.conversations import QuestionAnswer, build_questions
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
@@ -32,9 +32,9 @@ class MllmBatch:
         inputs: the model's keyword arguments: input_ids, labels, position_ids int64[B, T],
             attention_mask float[B, 1, T, T]; for pictures also `vision_inputs` of the processor;
             with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
-        scene: for scenes in words, what stands in the place of the pictures.
-        num_dropped: questions that did not fit into `max_length`.
-        ids: the records' ids, in the order of the pictures: sequence by sequence.
+        scene: the targets that stand in the place of the pictures, for scenes in words.
+        num_dropped: number of questions that did not fit into `max_length`.
+        ids: the records' ids in the order of the pictures, sequence by sequence.
     """
 
     inputs: dict[str, Tensor]
@@ -48,26 +48,26 @@ class MllmBatch:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A record as one row; `turns` are those that are in it."""
+class PackedRecord:
+    """A record as one row, with the questions that fit into it."""
 
     record: Record
     row: PackedRow
-    turns: list[Turn]
+    questions: list[QuestionAnswer]
     num_dropped: int
 
     @property
     def regions(self) -> list[Region]:
-        return [turn.region for turn in self.turns if turn.region is not None]
+        return [pair.region for pair in self.questions if pair.region is not None]
 
 
 class ConversationCollator:
-    """`(sample_seed, Record)` items -> MllmBatch; the seed alone decides which questions.
+    """Makes an `MllmBatch` of `(sample_seed, Record)` items; the seed alone decides the questions.
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
-        phrases: of the whole data set, for questions about what an image does not show.
-        features: of all pictures, in place of the pictures.
+        phrases: phrases of the whole data set, for questions about what an image does not show.
+        features: cached features of all pictures, which are used instead of the pictures.
     """
 
     def __init__(
@@ -86,58 +86,58 @@ class ConversationCollator:
         self.features = features
 
     def __call__(self, items: Items) -> MllmBatch:
-        asked = [self.ask(record, seed) for seed, record in items]
-        sequences = [[index] for index in range(len(asked))]
+        packed = [self.pack(record, seed) for seed, record in items]
+        sequences = [[index] for index in range(len(packed))]
         if self.config.pack:
-            lengths = [len(one.row.input_ids) for one in asked]
+            lengths = [len(one.row.input_ids) for one in packed]
             sequences = balanced_sequences(lengths, self.config.max_length)
         inputs = pad_sequences(
-            [[asked[index].row for index in sequence] for sequence in sequences],
+            [[packed[index].row for index in sequence] for sequence in sequences],
             self.processor.tokenizer.pad_token_id,
         )
-        asked = [asked[index] for sequence in sequences for index in sequence]
-        records = [one.record for one in asked]
-        regions = [one.regions for one in asked]
+        packed = [packed[index] for sequence in sequences for index in sequence]
+        records = [one.record for one in packed]
+        regions = [one.regions for one in packed]
         scene = None
         if self.processor.box_head:
-            answers = [t.answer_box for one in asked for t in one.turns if t.answer_box is not None]
+            pairs = (pair for one in packed for pair in one.questions)
+            answers = [pair.answer_box for pair in pairs if pair.answer_box is not None]
             inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
-            boxes = [[region.box for region in of_record] for of_record in regions]
+            boxes = [[region.box for region in row_regions] for row_regions in regions]
             inputs |= record_inputs(self.processor, records, boxes, self.features)
         else:
             scene = scene_targets(self.processor, records, regions)
-        num_dropped = sum(one.num_dropped for one in asked)
+        num_dropped = sum(one.num_dropped for one in packed)
         return MllmBatch(inputs, scene, num_dropped, [record.id for record in records])
 
-    def ask(self, record: Record, seed: int) -> Asked:
-        """One record's questions; its picture is not looked at."""
-        turns = self._turns(record, np.random.default_rng(seed))
+    def pack(self, record: Record, seed: int) -> PackedRecord:
+        """Packs the questions of one record into a row; its picture is not read."""
+        questions = self._questions(record, np.random.default_rng(seed))
         sizes = [(record.width, record.height)]
         try:
-            row = pack_questions(
-                [self.processor.encode_conversation(as_messages(turn), sizes) for turn in turns],
-                self.processor.image_token_id,
-                self.config.max_length,
-            )
+            chats = [
+                self.processor.encode_conversation(as_messages(pair), sizes) for pair in questions
+            ]
+            row = pack_questions(chats, self.processor.image_token_id, self.config.max_length)
         except ValueError as error:
             raise ValueError(f"record {record.id}: {error}") from error
-        kept = [turns[index] for index in row.kept]
-        return Asked(record, row, kept, len(turns) - len(kept))
+        kept = [questions[index] for index in row.kept]
+        return PackedRecord(record, row, kept, len(questions) - len(kept))
 
-    def _turns(self, record: Record, rng: np.random.Generator) -> list[Turn]:
+    def _questions(self, record: Record, rng: np.random.Generator) -> list[QuestionAnswer]:
         coordinates = self.processor.coordinates
-        turns = build_turns(record, self.config, coordinates, rng, self.phrases)
-        if not turns:
+        questions = build_questions(record, self.config, coordinates, rng, self.phrases)
+        if not questions:
             raise ValueError(
                 f"record {record.id} gives nothing to learn: none of its {len(record.regions)} "
                 f"regions and {len(record.captions)} captions serves a task whose weight in "
                 "`conversations` is above 0; leave such records out of data.train"
             )
-        return turns
+        return questions
 
 
-def as_messages(turn: Turn) -> list[dict[str, Any]]:
-    """The chat of one question about an image, with its answer."""
-    question = [{"type": "image"}, {"type": "text", "text": turn.question}]
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]
+def as_messages(pair: QuestionAnswer) -> list[dict[str, Any]]:
+    """Writes one question about an image and its answer as a chat."""
+    question = [{"type": "image"}, {"type": "text", "text": pair.question}]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": pair.answer}]

@@ -1,9 +1,10 @@
-"""What a frozen vision encoder makes of pictures, kept on disk between steps, epochs and runs.
+"""Keeps the tokens of a frozen vision encoder on disk between steps, epochs and runs.
 
     DIR/<encoder>/<2 digits>/<sha256 of the picture file>.safetensors
 
-A picture is known by its bytes and an encoder by its weights and all that leads to its tokens, so
-data sets may share a directory, another encoder finds nothing there, and nothing is ever stale.
+A picture is identified by its bytes, an encoder by its weights and everything else that decides its
+tokens. So data sets may share a directory, another encoder finds nothing there, and no file is ever
+out of date.
 Letters: I images, N tokens, D encoder width.
 """
 
@@ -21,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.regions import place_regions
@@ -30,10 +32,10 @@ _PREPARATION = ("image_size", "resize", "padding_rgb", "pixel_mean", "pixel_std"
 
 
 class FeatureCache:
-    """Tokens float[N, D] by picture, in the dtype they were computed in.
+    """Stores the tokens float[N, D] of each picture, in the dtype they were computed in.
 
-    A file appears under its name only when it is whole, and two that write it write the same: safe
-    for several ranks and workers, and for one that is killed.
+    A file gets its name only once it is whole, and all who write it write the same. So several
+    ranks and workers may write at a time, and any of them may be killed.
     """
 
     def __init__(self, directory: str | Path, encoder: str) -> None:
@@ -43,7 +45,8 @@ class FeatureCache:
         return self._file(record).is_file()
 
     def load(self, record: Record) -> Tensor:
-        """
+        """Loads the tokens of a record's picture.
+
         Raises:
             ValueError: there is no such file, or it is damaged.
         """
@@ -80,8 +83,8 @@ class FeatureCache:
 def encoder_identity(
     model: ClocMllmForConditionalGeneration, processor: ClocMllmProcessor, *, bf16: bool
 ) -> str:
-    """Of all that decides the tokens of a picture: weights, architecture, preparation, precision
-    and the kind of device."""
+    """Hashes all that decides the tokens of a picture: weights, architecture, preparation,
+    precision and the kind of device."""
     encoder = model.vision.encoder
     settings = {
         "cloc": model.config.cloc_config,
@@ -102,11 +105,11 @@ def record_inputs(
     boxes: Sequence[Sequence[Box]],
     features: FeatureCache | None,
 ) -> dict[str, Tensor]:
-    """`VisionInputs` of one picture a row and `boxes` of each; out of the cache, if there is one,
-    and then no picture is decoded."""
+    """Makes the `VisionInputs` of one picture per row with its `boxes`. With a cache, `features`,
+    no picture is decoded."""
     if features is None:
         return processor.vision_inputs([record.load_image() for record in records], boxes)
     views = [processor.views((record.width, record.height)) for record in records]
-    rows, regions = [[index] for index in range(len(records))], [[of_row] for of_row in boxes]
+    rows, regions = [[index] for index in range(len(records))], [[row_boxes] for row_boxes in boxes]
     tokens = torch.stack([features.load(record) for record in records])
     return {"pixel_values": tokens, **place_regions(views, rows, regions)}

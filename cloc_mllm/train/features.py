@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from cloc_mllm.config import AlignmentConfig, Stage2Config
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
+from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import start_processes
@@ -50,7 +50,7 @@ def fill_features(
         dataset,  # type: ignore[arg-type]
         _BATCH,
         sampler=wanted[rank() :: world_size()],
-        collate_fn=_Missing(cache, processor.image_size),
+        collate_fn=_Missing(cache, processor.image_processor),
         num_workers=config.data.num_workers,
         worker_init_fn=ignore_stop_signals,
     )
@@ -62,8 +62,8 @@ def fill_features(
         # no `no_grad`: torch then chooses the attention kernel that it chooses in training
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             tokens = encoder(pixel_values.to(device)).tokens
-        for record, of_record in zip(records, tokens, strict=True):
-            cache.save(record, of_record)
+        for record, record_tokens in zip(records, tokens, strict=True):
+            cache.save(record, record_tokens)
         num_encoded += len(records)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
@@ -107,13 +107,13 @@ class _Missing:
     Returns the records and their canvases, float[I, 3, S, S].
     """
 
-    def __init__(self, cache: FeatureCache, image_size: int) -> None:
+    def __init__(self, cache: FeatureCache, image_processor: ClocMllmImageProcessor) -> None:
         self.cache = cache
-        self.image_size = image_size
+        self.image_processor = image_processor
 
     def __call__(self, records: list[Record]) -> tuple[list[Record], Tensor]:
         missing = [record for record in records if record not in self.cache]
-        pixels = [preprocess(record.load_image(), self.image_size)[0] for record in missing]
+        pixels = [self.image_processor.prepare(record.load_image()) for record in missing]
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 
 

@@ -165,7 +165,7 @@ def _evaluation(config: Stage2Config, processor: ClocMllmProcessor) -> Evaluate 
 def show_sample(record: Record, collator: ConversationCollator, seed: int) -> str:
     """Writes a record as the model is taught it, with what it must learn to say in [[ ]]."""
     processor = collator.processor
-    row = collator.ask(record, seed).row
+    row = collator.pack(record, seed).row
     ids, labels = row.input_ids, row.labels
     pieces, learning = [f"one sample ({record.id}), learnt parts in [[ ]]:\n"], False
     for token, label in zip([*ids, None], [*labels, IGNORE_INDEX], strict=True):

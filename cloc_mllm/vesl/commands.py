@@ -1,4 +1,4 @@
-"""`cloc-mllm label`."""
+"""The command `cloc-mllm label`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cloc_mllm.vesl.report import time_estimates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Labels images, prints the throughput, says where the report is.
+    """Labels images, then prints the throughput and where the report is.
 
     Returns:
         0, or 1 where no image got a box.
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(note_line(what, count, result.examples.get(what, ())))
     print(
         f"this run: {result.num_now:,} images in {result.seconds:.1f} s after loading the models, "
-        f"{rate:.2f} images a second"
+        f"{rate:.2f} images per second"
     )
     for amount, duration in time_estimates(rate):
         print(f"  {amount:>6} images at this rate: {duration}")

@@ -33,7 +33,7 @@ from transformers import (
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ConversationConfig, OptimConfig, RunConfig
-from cloc_mllm.data.conversations import build_turns
+from cloc_mllm.data.conversations import build_questions
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.mllm.collate import MllmBatch, as_messages
 from cloc_mllm.mllm.coordinates import BoxFormat
@@ -94,8 +94,8 @@ def draw_batches(
     rows = []
     for record in generate_scenes(num_batches * batch_size, split="train", seed=0):
         ask = ConversationConfig(int(rng.choice(questions)), max_length=2048)
-        turns = build_turns(record, ask, processor.coordinates, rng)
-        chats = [processor.encode_conversation(as_messages(turn)) for turn in turns]
+        pairs = build_questions(record, ask, processor.coordinates, rng)
+        chats = [processor.encode_conversation(as_messages(pair)) for pair in pairs]
         rows.append(pack_questions(chats, processor.image_token_id, ask.max_length))
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
@@ -136,7 +136,7 @@ class TrainerSteps:
         )
         ready: Any = list(batches)
         self.trainer = Trainer(
-            model, arguments, data_collator=lambda of_one: of_one[0], train_dataset=ready
+            model, arguments, data_collator=lambda items: items[0], train_dataset=ready
         )
 
     def __call__(self) -> None:

@@ -115,9 +115,9 @@ def prompter_flops(s: Shapes, regions: int) -> float:
     would add, then for each region two box tokens and one text token, and the BoxHead."""
     n, d, e = s.num_tokens, s.width, s.embed_dim
     shared = n * (4 * d**2 + 2 * d * e)
-    of_token = 24 * d**2 + 4 * n * d  # queries, keys, values, output, MLP; attention to the image
-    box = 2 * of_token + 4 * d**2 + 2 * d * e
-    text = of_token + 2 * e * d + 2 * d * e + 2 * n * e + 2 * (e**2 + 4 * e)
+    token = 24 * d**2 + 4 * n * d  # queries, keys, values, output, MLP; attention to the image
+    box = 2 * token + 4 * d**2 + 2 * d * e
+    text = token + 2 * e * d + 2 * d * e + 2 * n * e + 2 * (e**2 + 4 * e)
     return shared + regions * (box + text)
 
 
@@ -175,10 +175,10 @@ def memory(
     m, e, batch = recipe.regions_per_image, s.embed_dim, recipe.batch_size
     image = (s.num_tokens + 1) * s.width
     text = (recipe.caption_tokens + m * recipe.phrase_tokens) * s.text_width
-    of_all_blocks = s.layers * image + s.text_layers * text
-    kept = of_all_blocks * _KEPT_BY_BLOCK
+    all_blocks = s.layers * image + s.text_layers * text
+    kept = all_blocks * _KEPT_BY_BLOCK
     if checkpointing:
-        kept = of_all_blocks * _KEPT_BY_CHECKPOINT + image * _KEPT_BY_BLOCK
+        kept = all_blocks * _KEPT_BY_CHECKPOINT + image * _KEPT_BY_BLOCK
     return Memory(
         weights=4 * parameters / (gpus if stage == 3 else 1) + 2 * parameters,  # and bf16 copies
         gradients=4 * parameters / (gpus if stage >= 2 else 1),

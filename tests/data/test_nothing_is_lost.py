@@ -91,10 +91,10 @@ ONLY_BOXES = ["refer", "csv", "open_images"]  # an image without a box is not in
 
 def odd_records(drawn: list[tuple[str, Any]], plain: str | None) -> list[Record]:
     records = []
-    for number, (_, of_picture) in enumerate(drawn, 1):
+    for number, (_, picture_boxes) in enumerate(drawn, 1):
         regions = [
             Region(box, plain or text, expressions=[plain or text, "it"], category="cat")
-            for box, text in of_picture
+            for box, text in picture_boxes
         ]
         painted = painted_records()[number - 1]
         size = painted.width, painted.height
@@ -133,7 +133,7 @@ def total(log: DropLog, kind: Any) -> int:
 @settings(deadline=None, max_examples=10)
 @given(drawn=pictures)
 def test_every_item_is_accounted_for(name: str, drawn: list[tuple[str, Any]]) -> None:
-    num_items = sum(len(of_picture) for _, of_picture in drawn)
+    num_items = sum(len(picture_boxes) for _, picture_boxes in drawn)
     log = DropLog()
     with tempfile.TemporaryDirectory() as place:
         write(name, drawn, Path(place))
@@ -179,7 +179,7 @@ def test_a_loss_is_never_success(name: str, drawn: list[tuple[str, Any]]) -> Non
         num_regions = sum(len(record.regions) for record in records)
         assert num_regions > 0
         if name in REGION_FORMATS:
-            assert num_regions >= 0.95 * sum(len(of_picture) for _, of_picture in drawn)
+            assert num_regions >= 0.95 * sum(len(picture_boxes) for _, picture_boxes in drawn)
         assert cli.main(["data", "validate", str(Path(place) / "out")]) == 0
 
 

@@ -97,7 +97,7 @@ NAMES: dict[str, tuple[Callable[[str], str], str]] = {
 @pytest.mark.parametrize("name", NAME_FILES)
 def test_file_names(name: str, oddity: str, tmp_path: Path) -> None:
     form = written(name, tmp_path)
-    change, how = NAMES[oddity]
+    change, remark = NAMES[oddity]
     rewrite(
         form,
         tmp_path,
@@ -106,7 +106,7 @@ def test_file_names(name: str, oddity: str, tmp_path: Path) -> None:
     records, log = read_all(form, tmp_path)
     assert len({record.id for record in records}) == 4
     assert {what: log.notes[what] for what in log.notes if what != "turns without a box"} == (
-        {how: 4} if how else {}
+        {remark: 4} if remark else {}
     )
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.drawing import contact_sheet, draw_regions, region_color
 from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.boxes import TURNED, box_frame
 from cloc_mllm.data.readers.files import Files, open_files, read_image
-from cloc_mllm.data.records import Box
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
 

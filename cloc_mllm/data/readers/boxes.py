@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.images import FILE_FORMATS, SIDEWAYS, Header, read_header
-from cloc_mllm.data.records import Box
 from cloc_mllm.data.values import as_dict, number, numbers, size_of
 from cloc_mllm.geometry import Boxes
 

@@ -112,8 +112,8 @@ class Photos:
         if not match.path:
             return self._photo(name, b"", match.fault, match.found)
         self._used.add(match.path)
-        if match.how:
-            self._drop_log.note_once(match.how, f"{match.name} -> {match.path}")
+        if match.difference:
+            self._drop_log.note_once(match.difference, f"{match.name} -> {match.path}")
         data = self.files.read(match.path)
         if data is None:
             found = f"{match.path} has more than {MAX_FILE_BYTES:,} bytes"
