@@ -1,4 +1,4 @@
-"""Command lines: settings that are the fields of a dataclass, and options of one spelling."""
+"""Reads command lines: settings as the fields of a dataclass, and options in one spelling."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def with_underscores(arguments: Iterable[str]) -> list[str]:
-    """Rewrites the names of options: `--max_drop_share=0.1` -> `--max_drop_share=0.1`.
+    """Rewrites the names of options: `--max-drop-share=0.1` -> `--max_drop_share=0.1`.
 
     Values stay as they are, and so does everything behind a bare `--`.
     """

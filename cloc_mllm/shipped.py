@@ -20,7 +20,7 @@ class UnknownConfigError(ValueError):
 
 
 def shipped_directory(kind: ModelKind) -> Path:
-    """Directory of the shipped `cloc` or `mllm` model.
+    """Finds the directory of the shipped `cloc` or `mllm` model.
 
     Raises:
         FileNotFoundError: this installation carries no such weights; says what to do.

@@ -1,4 +1,4 @@
-"""`cloc-mllm eval`: several tasks on records, one task with its own options, or rows to numbers."""
+"""Runs `cloc-mllm eval`: tasks on records, one task with its own options, or scoring of rows."""
 
 from __future__ import annotations
 

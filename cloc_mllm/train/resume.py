@@ -72,8 +72,8 @@ def save_run(
 
     Args:
         state: the identity of the run and its `step`.
-        keep: how many checkpoints stay on disk.
-        kept_frozen: which frozen parameters to store, see `Job`.
+        keep: number of checkpoints that stay on disk.
+        kept_frozen: frozen parameters to store, see `Job`.
     """
     moments, optimizer_steps = optimizer_state(engine, model)
     weights = _weights(model, kept_frozen)
