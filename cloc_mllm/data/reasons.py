@@ -56,7 +56,7 @@ REASONS: dict[str, str] = {
 
 # by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {
-    "crowd": "boxes around a crowd; --keep_crowd keeps them (CVAT exports masks as crowds, too)",
+    "crowd": "boxes around a crowd; --keep_crowd keeps them",
     "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
     "other_split": "refs of other splits; --split chooses, without it all are read",
     "no_image": "rows of text alone; a record is of an image",
