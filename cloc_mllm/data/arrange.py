@@ -1,10 +1,10 @@
-"""Splits data sets into parts and merges them: `cloc-mllm data split` and `merge`."""
+"""Splits, merges and filters data sets: `cloc-mllm data split`, `merge` and `filter`."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import RecordDataset, load_records, write_records
 from cloc_mllm.data.records import Record, validate_record
+from cloc_mllm.data.texts import lines_of, read_text
 
 
 def add_split(commands: Any) -> None:
@@ -60,6 +61,26 @@ def add_merge(commands: Any) -> None:
         "numbered apart, such as the splits of an annotation tool",
     )
     merge.set_defaults(run=_run_merge)
+
+
+def add_filter(commands: Any) -> None:
+    choose = commands.add_parser(
+        "filter",
+        help="leave records out of a data set",
+        description="Writes a new data set of the records that have all that is asked for. The "
+        "others are counted, and so are their regions and captions.",
+    )
+    choose.add_argument("data", help="a directory that `build` made, or its URL")
+    choose.add_argument("--output_dir", metavar="DIR", type=Path, required=True, help="must be new")
+    for what in ("regions", "captions"):
+        choose.add_argument(
+            f"--min_{what}", metavar="N", type=int, default=0, help=f"{what} of a record, at least"
+        )
+    for option, text in (("ids", "keep only these"), ("without_ids", "leave these out")):
+        choose.add_argument(
+            f"--{option}", metavar="FILE", type=Path, help=f"{text}: a text file of one id per line"
+        )
+    choose.set_defaults(run=_run_filter)
 
 
 def parse_parts(texts: Sequence[str]) -> dict[str, float]:
@@ -116,6 +137,61 @@ def _run_merge(args: argparse.Namespace) -> None:
     )
     print(drop_log.summary())
     print(f"written to {args.output_dir}")
+
+
+def _run_filter(args: argparse.Namespace) -> None:
+    wanted, unwanted = (
+        None if path is None else {line.strip() for line in lines_of(read_text(path))}
+        for path in (args.ids, args.without_ids)
+    )
+
+    def is_wanted(record: Record) -> bool:
+        return (
+            len(record.regions) >= args.min_regions
+            and len(record.captions) >= args.min_captions
+            and (wanted is None or record.id in wanted)
+            and (unwanted is None or record.id not in unwanted)
+        )
+
+    if not (args.min_regions or args.min_captions or args.ids or args.without_ids):
+        raise ValueError(
+            "nothing to filter by; name --min_regions, --min_captions, --ids or --without_ids"
+        )
+    drop_log = DropLog()
+    records = load_records(args.data, verify=True)
+    write_records(
+        tqdm(chosen_records(records, is_wanted, drop_log), desc="filter", unit=" records"),
+        args.output_dir,
+        arguments={
+            "source": "filter",
+            "data": str(args.data),
+            "min_regions": args.min_regions,
+            "min_captions": args.min_captions,
+            **{key: str(path) for key, path in vars(args).items() if "ids" in key and path},
+        },
+        drop_log=drop_log,
+    )
+    num_out = drop_log.num_set_aside("record")
+    print(f"{drop_log.summary()}\n{num_out:,} of {len(records):,} records were left out")
+    print(f"written to {args.output_dir}")
+
+
+def chosen_records(
+    records: Iterable[Record], is_wanted: Callable[[Record], bool], drop_log: DropLog
+) -> Iterator[Record]:
+    """The wanted records, validated; the others are set aside with their parts."""
+    for record in records:
+        if is_wanted(record):
+            valid = validate_record(record, drop_log)
+            if valid is not None:
+                yield valid
+            continue
+        drop_log.put_aside("record", "filtered")
+        drop_log.put_aside("region", "filtered", len(record.regions))
+        drop_log.put_aside(
+            "expression", "filtered", sum(len(region.expressions) for region in record.regions)
+        )
+        drop_log.put_aside("caption", "filtered", len(record.captions))
 
 
 def _prefixes(places: Sequence[str]) -> list[str]:

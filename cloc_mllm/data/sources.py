@@ -3,40 +3,79 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
-from cloc_mllm.data.readers.coco import read_coco
-from cloc_mllm.data.readers.cvat import read_cvat
-from cloc_mllm.data.readers.ferret import read_ferret
-from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
-from cloc_mllm.data.readers.grit import read_grit, read_grit_parquet, read_grit_tars
-from cloc_mllm.data.readers.hf_objects import ObjectColumns, read_hf_objects
-from cloc_mllm.data.readers.image_folder import read_image_folder
-from cloc_mllm.data.readers.label_studio import read_label_studio
-from cloc_mllm.data.readers.llava import read_llava
-from cloc_mllm.data.readers.mdetr import read_mdetr
-from cloc_mllm.data.readers.ms_swift import read_ms_swift
-from cloc_mllm.data.readers.odgt import read_odgt
-from cloc_mllm.data.readers.open_images import read_open_images
-from cloc_mllm.data.readers.pascal_voc import read_pascal_voc
-from cloc_mllm.data.readers.plain_csv import read_csv
-from cloc_mllm.data.readers.qwen_vl import read_qwen_vl
-from cloc_mllm.data.readers.refcoco import read_refcoco
-from cloc_mllm.data.readers.refer import read_refer
-from cloc_mllm.data.readers.shikra import read_shikra
-from cloc_mllm.data.readers.via import read_via
-from cloc_mllm.data.readers.visual_genome import read_visual_genome
-from cloc_mllm.data.readers.yolo import read_yolo
+from cloc_mllm.data.readers.coco import looks_like_coco, read_coco
+from cloc_mllm.data.readers.cvat import looks_like_cvat, read_cvat
+from cloc_mllm.data.readers.ferret import looks_like_ferret, read_ferret
+from cloc_mllm.data.readers.flickr30k_entities import (
+    looks_like_flickr30k_entities,
+    read_flickr30k_entities,
+)
+from cloc_mllm.data.readers.grit import (
+    looks_like_grit,
+    read_grit,
+    read_grit_parquet,
+    read_grit_tars,
+)
+from cloc_mllm.data.readers.hf_objects import (
+    ObjectColumns,
+    looks_like_hf_objects,
+    read_hf_objects,
+)
+from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_image_folder
+from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
+from cloc_mllm.data.readers.llava import LlavaFrame, looks_like_llava, read_llava
+from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
+from cloc_mllm.data.readers.ms_swift import looks_like_ms_swift, read_ms_swift
+from cloc_mllm.data.readers.odgt import looks_like_odgt, read_odgt
+from cloc_mllm.data.readers.open_images import looks_like_open_images, read_open_images
+from cloc_mllm.data.readers.pascal_voc import looks_like_pascal_voc, read_pascal_voc
+from cloc_mllm.data.readers.places import Place, Reading
+from cloc_mllm.data.readers.plain_csv import looks_like_csv, read_csv
+from cloc_mllm.data.readers.qwen_vl import looks_like_qwen_vl, read_qwen_vl
+from cloc_mllm.data.readers.refcoco import looks_like_refcoco, read_refcoco
+from cloc_mllm.data.readers.refer import looks_like_refer, read_refer
+from cloc_mllm.data.readers.shikra import looks_like_shikra, read_shikra
+from cloc_mllm.data.readers.via import looks_like_via, read_via
+from cloc_mllm.data.readers.visual_genome import looks_like_visual_genome, read_visual_genome
+from cloc_mllm.data.readers.yolo import looks_like_yolo, read_yolo
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.texts import read_text
 
 _IMAGES = "folder, tar or zip"
 _ROWS = "JSON list, JSON lines or CSV"
+
+# how each source looks: `data doctor` and `data build auto` ask all of them
+LOOKS: dict[str, Callable[[Place], Iterator[Reading]]] = {
+    "coco": looks_like_coco,
+    "mdetr": looks_like_mdetr,
+    "refer": looks_like_refer,
+    "refcoco": looks_like_refcoco,
+    "shikra": looks_like_shikra,
+    "qwen-vl": looks_like_qwen_vl,
+    "flickr30k-entities": looks_like_flickr30k_entities,
+    "visual-genome": looks_like_visual_genome,
+    "grit": looks_like_grit,
+    "odgt": looks_like_odgt,
+    "llava": looks_like_llava,
+    "ferret": looks_like_ferret,
+    "ms-swift": looks_like_ms_swift,
+    "yolo": looks_like_yolo,
+    "pascal-voc": looks_like_pascal_voc,
+    "cvat": looks_like_cvat,
+    "label-studio": looks_like_label_studio,
+    "via": looks_like_via,
+    "open-images": looks_like_open_images,
+    "hf-objects": looks_like_hf_objects,
+    "csv": looks_like_csv,
+    "image-folder": looks_like_image_folder,
+}
 
 
 def add_formats(sources: Any) -> None:
@@ -78,6 +117,13 @@ def _add(
     )
     for option, text in paths.items():
         parser.add_argument(f"--{option}", metavar="PATH", type=Path, required=True, help=text)
+    add_read_options(parser)
+    parser.set_defaults(read=lambda args, drop_log: read(args, read_options(args), drop_log))
+    return parser
+
+
+def add_read_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every source that reads files can be told."""
     parser.add_argument(
         "--encoding",
         metavar="NAME",
@@ -92,11 +138,9 @@ def _add(
         "goes by the stated image size, which cannot tell for squares, half turns and where none "
         "is stated, and takes the upright picture then; `upright` or `stored` say it",
     )
-    parser.set_defaults(read=lambda args, drop_log: read(args, _options(args), drop_log))
-    return parser
 
 
-def _options(args: argparse.Namespace) -> ReadOptions:
+def read_options(args: argparse.Namespace) -> ReadOptions:
     return ReadOptions(args.encoding, args.boxes_of)
 
 
@@ -308,10 +352,10 @@ def _add_llava(sources: Any) -> None:
     )
     parser.add_argument(
         "--frame",
-        choices=("padded", "original"),
+        choices=get_args(LlavaFrame),
         required=True,
-        help="0..1 of the image padded to a square (LLaVA-1.5's mix) or of the image itself; "
-        "`cloc-mllm data doctor` shows which",
+        help="0..1 of the image padded to a square (LLaVA-1.5's mix) or of the image itself, its "
+        "pixels, or 0..1000 of it; `cloc-mllm data doctor` shows which",
     )
 
 

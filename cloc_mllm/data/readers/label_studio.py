@@ -33,6 +33,7 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import around_ellipse, around_turned, enclosing_corners
 from cloc_mllm.data.readers.names import is_image_name, name_to_id, plain_path
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import id_key, number, numbers
@@ -255,3 +256,16 @@ def _corners(value: Row, width: float, height: float) -> list[float]:
         return around_ellipse([x, y], radii, degrees)
     w, h = number(value.get("width")) * width / 100, number(value.get("height")) * height / 100
     return around_turned([x, y, x + w, y + h], degrees, about_corner=True)
+
+
+def looks_like_label_studio(place: Place) -> Iterator[Reading]:
+    """Tasks with `data` and `annotations`, or rows with lists of shapes with labels (JSON-MIN)."""
+    name = place.path.name
+    shapes = (shape for row in place.rows for value in row.values() for shape in _shapes_in(value))
+    if place.has_rows_with("data", "annotations") or place.has_rows_with("data", "completions"):
+        why = f"{name} has tasks with data and annotations, Label Studio's JSON"
+    elif any(_labels(shape) for shape in shapes):
+        why = f"{name} has rows with lists of labelled shapes, Label Studio's JSON-MIN"
+    else:
+        return
+    yield Reading(why, {"annotations": place.path}, "0..100")

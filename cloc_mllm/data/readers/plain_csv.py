@@ -25,8 +25,9 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.boxes import BoxOrder, Units
+from cloc_mllm.data.readers.boxes import FRAME_NAMES, BoxOrder, Units
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key, number
@@ -41,6 +42,21 @@ BOX_ROLES: dict[BoxOrder, tuple[str, ...]] = {
 _TEXT_ROLES = ("phrase", "category", "expression")
 _KNOWN_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _MORE_ROLES = ("caption", "score", "image_width", "image_height")
+# how tools call the columns; a role's own name comes first
+_USUAL_IMAGES = ("image", "filename", "file_name", "file", "image_path", "img_path", "path", "img")
+_USUAL_TEXTS = ("phrase", "label", "class", "class_name", "category", "name", "text", "expression")
+_USUAL_BOXES: tuple[tuple[BoxOrder, tuple[str, ...]], ...] = (
+    ("xyxy", ("x1", "y1", "x2", "y2")),
+    ("xyxy", ("xmin", "ymin", "xmax", "ymax")),
+    ("xyxy", ("x_min", "y_min", "x_max", "y_max")),
+    ("xyxy", ("left", "top", "right", "bottom")),
+    ("cxcywh", ("cx", "cy", "w", "h")),
+    ("cxcywh", ("x_center", "y_center", "width", "height")),
+    ("xywh", ("x", "y", "w", "h")),
+    ("xywh", ("x", "y", "width", "height")),
+    ("xywh", ("bbox_x", "bbox_y", "bbox_width", "bbox_height")),
+)
+_USUAL_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
 Row = dict[str, Any]
 Columns = Mapping[str, str]
 
@@ -179,3 +195,39 @@ def _numbers_of(row: Row, box_order: BoxOrder) -> list[Any]:
         except (ValueError, RecursionError):
             stated = [part for part in re.split(r"[\s,;()\[\]]+", stated) if part]
     return stated if isinstance(stated, list) else [stated]
+
+
+def looks_like_csv(place: Place) -> Iterator[Reading]:
+    """Rows with an image, a box and a text under usual names; what the numbers are measured in is
+    not stated, and their order only by four columns."""
+    there = {str(key).lower(): str(key) for key in (place.rows[0] if place.rows else ())}
+    texts = _first(there, _USUAL_TEXTS)
+    image = _first(there, _USUAL_IMAGES)
+    if not (texts and image):
+        return
+    for order, names in _USUAL_BOXES:
+        if set(names) <= there.keys():
+            columns = dict(zip(BOX_ROLES[order], names, strict=True))
+            orders: tuple[BoxOrder, ...] = (order,)
+            break
+    else:
+        box = _first(there, ("bbox", "box"))
+        if not box:
+            return
+        columns, orders = {"box": box}, ("xyxy", "xywh", "cxcywh")
+    columns = {"image": image, **columns, "phrase": texts}
+    for across, down in _USUAL_SIZES:
+        if {across, down} <= there.keys() - set(columns.values()):
+            columns |= {"image_width": across, "image_height": down}
+            break
+    columns = {role: there[name] for role, name in columns.items()}
+    why = f"the rows of {place.path.name} have {', '.join(columns.values())}"
+    renamed = ",".join(f"{role}={name}" for role, name in columns.items() if role != name)
+    for frame, stated in FRAME_NAMES.items():
+        for order in orders:
+            options = {"rows": place.path, "frame": frame, "box_order": order, "columns": renamed}
+            yield Reading(why, options, stated, order, is_general=True, is_declared=False)
+
+
+def _first(there: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in there), "")
