@@ -66,4 +66,5 @@ SET_ASIDE: dict[str, str] = {
     "other_annotation": "further annotations of a task, whose first or ground truth counts; "
     "--all_annotations keeps them",
     "not_asked": "images that --ids does not list; without it all are read",
+    "filtered": "records that the options of `data filter` leave out",
 }
