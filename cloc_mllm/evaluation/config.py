@@ -10,7 +10,7 @@ from cloc_mllm.config import Precision, RegionPrompt, Templates
 
 @dataclass
 class EvalConfig:
-    """Which models answer which tasks, on which records, and how answers are scored.
+    """An evaluation: models, tasks, records and scoring.
 
     Args:
         tasks: names that `cloc-mllm eval --list` shows, or paths of Python files with a task of

@@ -1,4 +1,4 @@
-"""`cloc-mllm eval score`: rows in, numbers out; no model, no GPU, no torch.
+"""Scores rows with `cloc-mllm eval score`, without a model, a GPU or torch.
 
 Answers of any model are read in the format that is declared for them, strictly and leniently, and
 on request as other projects' scorers read them.
@@ -42,7 +42,7 @@ _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How rows are scored.
+    """The options of scoring.
 
     Args:
         resized_size: width and height that resized pixels count in, for rows whose settings do
@@ -239,7 +239,7 @@ def unread_answers(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
+    """Runs `cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
         print(describe_formats())
