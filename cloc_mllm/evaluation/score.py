@@ -158,7 +158,18 @@ def _scored(
 
 
 def merged(rows: Rows, missing: Literal["error", "wrong"]) -> tuple[list[ScoredPair], int]:
-    """The pairs of all references, and how many of their predictions are missing."""
+    """The pairs of all references, and how many of their predictions are missing.
+
+    Raises:
+        ValueError: ids that do not meet, or a reference without what its task is scored by.
+    """
+    for row in rows.references:
+        lacking = [name for name in all_scorers()[row.task].truth if not getattr(row, name)]
+        if lacking:
+            raise ValueError(
+                f"reference {row.id!r}: task {row.task!r} needs {' and '.join(lacking)}, this row "
+                "has none"
+            )
     answered = {row.id for row in rows.predictions}
     wrong = [
         PredictionRow(row.id, row.image_id, row.task, failure=MISSING)

@@ -16,7 +16,8 @@ from cloc_mllm.evaluation.compat import COMPATS
 from cloc_mllm.evaluation.rows.files import write_rows
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 from cloc_mllm.evaluation.rows.sources import RowReading
-from cloc_mllm.evaluation.score import ScoreOptions, main, score
+from cloc_mllm.evaluation.score import ScoreOptions, main, render_score, score
+from cloc_mllm.evaluation.tasks import all_scorers
 
 BOX = (0.2, 0.2, 0.5, 0.75)
 TEXTS = {
@@ -259,3 +260,45 @@ def test_a_table_of_another_tool_scores_as_pycocotools_does(tmp_path, declared):
     assert metrics["mean_iou"].value == pytest.approx(np.mean(expected), abs=1e-9)
     assert metrics["acc_at_0_5"].value == np.mean(np.array(expected) >= 0.5)
     assert scored.tasks["rec"].failures.count == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("rec", {"labels": ["crab"]}, "reference 'q': task 'rec' needs boxes, this row has none"),
+        ("text_to_box", {"labels": ["crab"]}, "task 'text_to_box' needs boxes"),
+        ("pope", {"boxes": [BOX]}, "task 'pope' needs labels"),
+        ("ref_lvis", {"boxes": [BOX]}, "task 'ref_lvis' needs labels and choices"),
+        ("rejection", {"labels": ["present"]}, "expected the label 'absent', or 'present' with"),
+    ],
+)
+def test_a_reference_without_what_its_task_needs_is_named(task, row, message):
+    truth = [ReferenceRow("q", "i", task, **row)]
+    with pytest.raises(ValueError, match=message):
+        score(task, [PredictionRow("q", "i", task, raw_text="no")], truth)
+
+
+ODD = [None, "", [], "crab", ["yes"], ["a", "b"], 5, [""], {"a": 1}, [[0.1, 0.1, 0.5, 0.5]], -1]
+ANSWER = {"raw_text": "yes", "labels": ["yes"], "boxes": [BOX], "confidence": 1, "failure": None}
+TRUTH = {"image_id": "i", "labels": ["yes"], "boxes": [BOX], "choices": ["yes"], "kind": "k"}
+TRUTH |= {"num_candidates": 2, "width": 640}
+
+
+@pytest.mark.parametrize("task", all_scorers())
+def test_no_task_stumbles_over_the_rows_it_takes(task, tmp_path):
+    """Three rows, of which each has one odd field, are scored or refused with the file."""
+    rng = np.random.default_rng(0)
+    declared = "0-1" if all_scorers()[task].one_box else ""
+    paths = tmp_path / "p.json", tmp_path / "r.json"
+    for _ in range(60):
+        for path, good in zip(paths, (ANSWER, TRUTH), strict=True):
+            rows = [
+                {**good, "id": i, str(rng.choice(list(good))): ODD[rng.integers(len(ODD))]}
+                for i in range(3)
+            ]
+            path.write_text(json.dumps(rows))
+        try:
+            scored = score(task, *paths, declared, options=ScoreOptions(bootstrap_samples=2))
+            assert render_score(scored)
+        except ValueError as error:
+            assert "p.json" in str(error) or "r.json" in str(error)

@@ -37,8 +37,11 @@ def _hit(pairs: Sequence[ScoredPair], classes: Sequence[str], k: int) -> np.ndar
 
 
 def chance(references: Sequence[ReferenceRow]) -> dict[str, float]:
-    """Expected score of a uniformly random order of the class names."""
+    """Expected score of a uniformly random order of the class names; {} if their number is
+    not stated."""
     candidates = np.array([row.num_candidates for row in references], dtype=float)
+    if not candidates.all():
+        return {}
     top1 = float(np.mean(1 / candidates))
     top5 = float(np.mean(np.minimum(5 / candidates, 1)))
     return {"macro_acc": top1, "micro_acc": top1, "top5_acc": top5}

@@ -40,6 +40,7 @@ class Scorer:
         protocol: what is asked and what counts as right, for the report.
         main_metric: the one number to quote.
         score: pairs -> metric -> the score of each query; {} if nothing can be scored.
+        truth: fields without which a reference cannot be scored, such as `boxes`.
         chance: references -> metric -> what guessing scores; needs no model.
         whole_image: the same for always answering with the box of the whole image.
         is_failure: whether an answer could not be read; such answers are wrong and counted.
@@ -56,6 +57,7 @@ class Scorer:
     protocol: str
     main_metric: str
     score: Callable[[Sequence[ScoredPair]], dict[str, QueryScores]]
+    truth: tuple[str, ...] = ()
     chance: Floors | None = None
     whole_image: Floors | None = None
     is_failure: Callable[[ScoredPair], bool] | None = None

@@ -23,12 +23,18 @@ SCORERS = {
         __doc__,
         "r_at_1",
         retrieval.score,
+        truth=("labels",),
         chance=retrieval.chance,
         example_metric="r_at_1",
         drawn="nothing",
     ),
     TO_IMAGE: Scorer(
-        "Text → image retrieval", __doc__, "r_at_1", retrieval.score, chance=retrieval.chance
+        "Text → image retrieval",
+        __doc__,
+        "r_at_1",
+        retrieval.score,
+        truth=("labels",),
+        chance=retrieval.chance,
     ),
 }
 

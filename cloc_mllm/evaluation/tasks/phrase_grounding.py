@@ -74,6 +74,7 @@ SCORERS = {
         __doc__,
         "r_at_1",
         score,
+        truth=("boxes",),
         chance=chance,
         whole_image=whole_image,
         is_failure=boxes.is_failure,

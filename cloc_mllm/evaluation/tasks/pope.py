@@ -64,7 +64,11 @@ def _scores(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     }
 
 
-SCORERS = {TASK: Scorer("POPE (MLLM)", __doc__, "accuracy", score, is_failure=is_failure)}
+SCORERS = {
+    TASK: Scorer(
+        "POPE (MLLM)", __doc__, "accuracy", score, truth=("labels",), is_failure=is_failure
+    )
+}
 
 
 @dataclass

@@ -49,6 +49,7 @@ SCORERS = {
         __doc__,
         "acc_at_0_5",
         score,
+        truth=("boxes",),
         chance=boxes.chance,
         whole_image=boxes.whole_image,
         is_failure=boxes.is_failure,

@@ -110,7 +110,13 @@ def _answer(pair: ScoredPair) -> str | None:
 
 SCORERS = {
     TASK: Scorer(
-        "RefLVIS: a A or a B (MLLM)", __doc__, "acc", score, chance=chance, is_failure=is_failure
+        "RefLVIS: a A or a B (MLLM)",
+        __doc__,
+        "acc",
+        score,
+        truth=("labels", "choices"),
+        chance=chance,
+        is_failure=is_failure,
     )
 }
 

@@ -59,6 +59,7 @@ SCORERS = {
         __doc__,
         "exact_match",
         score,
+        truth=("labels",),
         is_failure=is_failure,
         example_metric="word_f1",
         drawn="asked",

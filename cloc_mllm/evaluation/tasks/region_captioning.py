@@ -72,7 +72,16 @@ def _image_ids(pairs: Sequence[ScoredPair]) -> list[str]:
     return [pair.reference.image_id for pair in pairs]
 
 
-SCORERS = {TASK: Scorer("Region captioning (MLLM)", __doc__, "cider", score, is_failure=is_failure)}
+SCORERS = {
+    TASK: Scorer(
+        "Region captioning (MLLM)",
+        __doc__,
+        "cider",
+        score,
+        truth=("labels",),
+        is_failure=is_failure,
+    )
+}
 
 
 @dataclass

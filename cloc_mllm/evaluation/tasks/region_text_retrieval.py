@@ -23,12 +23,18 @@ SCORERS = {
         __doc__,
         "r_at_10",
         retrieval.score,
+        truth=("labels",),
         chance=retrieval.chance,
         example_metric="r_at_1",
         drawn="asked",
     ),
     TO_REGION: Scorer(
-        "Text → region retrieval", __doc__, "r_at_10", retrieval.score, chance=retrieval.chance
+        "Text → region retrieval",
+        __doc__,
+        "r_at_10",
+        retrieval.score,
+        truth=("labels",),
+        chance=retrieval.chance,
     ),
 }
 

@@ -63,6 +63,14 @@ def _decision(pair: ScoredPair) -> str | None:
 
 
 def _scores(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
+    for row in pairs:
+        reference = row.reference
+        known = (ABSENT, PRESENT) if reference.boxes else (ABSENT,)
+        if reference.labels[0] not in known:
+            raise ValueError(
+                f"reference {reference.id!r}: expected the label {ABSENT!r}, or {PRESENT!r} with "
+                f"boxes, got {reference.labels[0]!r}"
+            )
     image_ids = [pair.reference.image_id for pair in pairs]
     decisions = np.array([_decision(pair) or "" for pair in pairs])
     absent = np.array([pair.reference.labels[0] == ABSENT for pair in pairs])
@@ -83,7 +91,11 @@ def _scores(pairs: Sequence[ScoredPair]) -> dict[str, QueryScores]:
     }
 
 
-SCORERS = {TASK: Scorer("Not in the image", __doc__, "right", score, is_failure=is_failure)}
+SCORERS = {
+    TASK: Scorer(
+        "Not in the image", __doc__, "right", score, truth=("labels",), is_failure=is_failure
+    )
+}
 
 
 @dataclass

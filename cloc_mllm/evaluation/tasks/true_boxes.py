@@ -51,6 +51,7 @@ SCORERS = {
         __doc__,
         "macro_acc",
         classification.score,
+        truth=("labels",),
         chance=classification.chance,
         example_metric="micro_acc",
         drawn="asked",

@@ -22,6 +22,7 @@ SCORERS = {
         __doc__,
         "micro_acc",
         classification.score,
+        truth=("labels",),
         chance=classification.chance,
         example_metric="micro_acc",
         drawn="nothing",
