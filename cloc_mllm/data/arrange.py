@@ -43,8 +43,9 @@ def add_merge(commands: Any) -> None:
     merge = commands.add_parser(
         "merge",
         help="join data sets into one",
-        description="Records come in the order of the sets. A later record of an id that was there "
-        "is dropped and counted (`duplicate_id`), or joined with --join.",
+        description="Records come in the order of the sets. A later record of an id and image that "
+        "was there is dropped and counted (`duplicate_id`), or joined with --join. One id on two "
+        "images is refused: see --prefix_ids.",
     )
     merge.add_argument("data", nargs="+", help="directories that `build` made, or their URLs")
     merge.add_argument("--output_dir", metavar="DIR", type=Path, required=True, help="must be new")
@@ -52,6 +53,12 @@ def add_merge(commands: Any) -> None:
         "--join",
         action="store_true",
         help="records of one id and one image file become one with the captions and regions of all",
+    )
+    merge.add_argument(
+        "--prefix_ids",
+        action="store_true",
+        help="put the name of each set's directory before its ids (`train/17`): for sets that were "
+        "numbered apart, such as the splits of an annotation tool",
     )
     merge.set_defaults(run=_run_merge)
 
@@ -120,7 +127,8 @@ def _run_split(args: argparse.Namespace) -> None:
 def _run_merge(args: argparse.Namespace) -> None:
     datasets = [load_records(place, verify=True) for place in args.data]
     drop_log = DropLog()
-    merged = merge_records(datasets, join=args.join, drop_log=drop_log)
+    prefixes = _prefixes(args.data) if args.prefix_ids else [""] * len(datasets)
+    merged = merge_records(datasets, join=args.join, prefixes=prefixes, drop_log=drop_log)
     write_records(
         tqdm(merged, desc="merging", unit=" records"),
         args.output_dir,
@@ -186,37 +194,62 @@ def chosen_records(
         drop_log.put_aside("caption", "filtered", len(record.captions))
 
 
+def _prefixes(places: Sequence[str]) -> list[str]:
+    names = [place.rstrip("/").rpartition("/")[2] for place in places]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--prefix_ids needs directories of different names, got {', '.join(names)}; rename one"
+        )
+    return [f"{name}/" for name in names]
+
+
 def merge_records(
-    datasets: Sequence[RecordDataset], *, join: bool, drop_log: DropLog
+    datasets: Sequence[RecordDataset],
+    *,
+    join: bool,
+    prefixes: Sequence[str] = (),
+    drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields the records of all sets, validated; see `add_merge`.
 
-    With `join` a record also takes the captions and regions of later records with its id and
-    exactly its image file; what both have is kept once. A later one with another file is dropped.
+    With `join` a record also takes the captions and regions of later records with its id; what both
+    have is kept once.
+
+    Args:
+        prefixes: one per set, to stand before its ids.
+
+    Raises:
+        ValueError: one id stands for different image files.
     """
+    prefixes = prefixes or [""] * len(datasets)
     all_places = [
         (number, index) for number, dataset in enumerate(datasets) for index in range(len(dataset))
     ]
     places_of: dict[str, list[tuple[int, int]]] = {}
     for number, index in all_places if join else ():
-        places_of.setdefault(datasets[number][index].id, []).append((number, index))
+        record_id = prefixes[number] + datasets[number][index].id
+        places_of.setdefault(record_id, []).append((number, index))
+    first_places: dict[str, tuple[int, int]] = {}
     for place in all_places:
         record = datasets[place[0]][place[1]]
-        first, *later = places_of.get(record.id, [place])
-        if place == first:
-            for number, index in later:
-                record = _joined(record, datasets[number][index])
-        elif datasets[first[0]][first[1]].image == record.image:
+        record = replace(record, id=prefixes[place[0]] + record.id)
+        first = first_places.setdefault(record.id, place)
+        if place != first and datasets[first[0]][first[1]].image != record.image:
+            raise ValueError(
+                f"id {record.id!r} stands for different images in set {first[0] + 1} and set "
+                f"{place[0] + 1}; sets that were numbered apart need --prefix_ids"
+            )
+        if join and place != first:
             drop_log.note("records joined to an earlier one")
             continue
+        for number, index in places_of.get(record.id, [])[1:]:
+            record = _joined(record, datasets[number][index])
         valid = validate_record(record, drop_log)
         if valid is not None:
             yield valid
 
 
 def _joined(record: Record, other: Record) -> Record:
-    if other.image != record.image:
-        return record
     captions = [text for text in other.captions if text not in record.captions]
     regions = [region for region in other.regions if region not in record.regions]
     return replace(record, captions=record.captions + captions, regions=record.regions + regions)

@@ -101,14 +101,20 @@ def add_formats(sources: Any) -> None:
     _add_csv(sources)
 
 
-def _add(sources: Any, name: str, summary: str, read: Any, **paths: str) -> argparse.ArgumentParser:
+def _add(
+    sources: Any, name: str, summary: str, read: Any, example: str = "", **paths: str
+) -> argparse.ArgumentParser:
     """Adds a source that reads files.
 
     Args:
         read: `read(args, options, drop_log)`.
+        example: options of a command, for the help.
         paths: required options that name a path, with their help.
     """
-    parser: argparse.ArgumentParser = sources.add_parser(name, help=summary, description=summary)
+    description = f"{summary}\n\nexample:\n  cloc-mllm data build {name} {example} --output_dir OUT"
+    parser: argparse.ArgumentParser = sources.add_parser(
+        name, help=summary, description=description if example else summary
+    )
     for option, text in paths.items():
         parser.add_argument(f"--{option}", metavar="PATH", type=Path, required=True, help=text)
     add_read_options(parser)
@@ -162,7 +168,7 @@ def _add_coco(sources: Any) -> None:
     coco = _add(
         sources,
         "coco",
-        "COCO or LVIS: instances and captions",
+        "COCO or LVIS, and what CVAT, Label Studio, Roboflow and FiftyOne export as COCO",
         lambda args, options, drop_log: read_coco(
             args.instances,
             args.images,
@@ -172,7 +178,8 @@ def _add_coco(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
-        instances="instances_*.json, lvis_v1_*.json",
+        "--instances annotations/instances_default.json --images images",
+        instances="instances_*.json, lvis_v1_*.json, _annotations.coco.json, labels.json",
         images=_IMAGES,
     )
     coco.add_argument("--captions", metavar="FILE", type=Path, help="captions_*.json")
@@ -366,6 +373,7 @@ def _add_yolo(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--names data.yaml",
         names="data.yaml, or a text file of one name per line",
     )
     parser.add_argument(
@@ -424,6 +432,7 @@ def _add_cvat(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--annotations task.zip --expression_attribute words",
         annotations="annotations.xml, or the folder or zip that holds it",
     )
     parser.add_argument(
@@ -450,6 +459,7 @@ def _add_label_studio(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--annotations export.json --images media/upload",
         annotations="the exported JSON",
         images=_IMAGES,
     )
@@ -478,6 +488,7 @@ def _add_via(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--annotations via_project.json --images photos --phrase_attribute label",
         annotations="via_project.json, or the exported JSON or CSV",
         images=_IMAGES,
     )
@@ -503,6 +514,8 @@ def _add_open_images(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--boxes validation-annotations-bbox.csv --classes class-descriptions-boxable.csv "
+        "--images validation",
         boxes="oidv6-train-annotations-bbox.csv and the like",
         classes="class-descriptions-boxable.csv",
         images="folder, tar or zip of ImageID.jpg",
@@ -547,6 +560,7 @@ def _add_hf_objects(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--dataset cppe-5 --split train --frame pixels --box_order xywh",
     )
     parser.add_argument(
         "--dataset",
@@ -591,6 +605,7 @@ def _add_csv(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--rows boxes.csv --images photos --frame pixels --columns image=file,phrase=label",
         rows="CSV, TSV, JSON lines or JSON list",
         images=_IMAGES,
     )
@@ -613,7 +628,8 @@ def _add_csv(sources: Any) -> None:
         "--delimiter",
         default="",
         type=lambda text: text.replace("\\t", "\t"),
-        help="between cells (default: a comma, in .tsv a tab)",
+        help="between cells (default: a comma, or semicolons if the header has no comma; in .tsv a "
+        "tab)",
     )
 
 

@@ -112,7 +112,7 @@ def read_rows(
     has beyond the columns stands under None.
 
     Args:
-        delimiter: of a CSV file; "" is what suffix and header say.
+        delimiter: of a CSV file, whatever its suffix; "" is what suffix and header say.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
@@ -120,7 +120,7 @@ def read_rows(
             and is none.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv") or delimiter:
         delimiter = delimiter or ("\t" if suffix == ".tsv" else "")
         yield from _csv_rows(path, encoding, delimiter, columns)
         return

@@ -20,6 +20,7 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -231,11 +232,13 @@ def _things(
 ) -> list[tuple[Any, Any]]:
     """(box, category) of each object."""
     if isinstance(objects, dict):
-        boxes, categories = (
-            as_list(objects.get(_key(objects, chosen, usual)))
-            for chosen, usual in ((columns.box, _BOX_KEYS), (columns.category, _CATEGORY_KEYS))
-        )
-        return list(itertools.zip_longest(boxes, categories))
+        boxes = objects.get(_key(objects, columns.box, _BOX_KEYS))
+        categories = objects.get(_key(objects, columns.category, _CATEGORY_KEYS))
+        if isinstance(boxes, list):
+            return list(itertools.zip_longest(boxes, as_list(categories)))
+    if objects and not isinstance(objects, list):
+        found = f"{shown(objects)}: no list of boxes; name its key with --box_key"
+        drop_log.add("region", item, "bad_row", found)
     things = []
     for thing in as_list(objects):
         if not isinstance(thing, dict):

@@ -40,6 +40,7 @@ BOX_ROLES: dict[BoxOrder, tuple[str, ...]] = {
     "yxyx": ("y1", "x1", "y2", "x2"),
 }
 _TEXT_ROLES = ("phrase", "category", "expression")
+_KNOWN_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _MORE_ROLES = ("caption", "score", "image_width", "image_height")
 # how tools call the columns; a role's own name comes first
 _USUAL_IMAGES = ("image", "filename", "file_name", "file", "image_path", "img_path", "path", "img")
@@ -78,7 +79,7 @@ def read_csv(  # noqa: PLR0913  what the source can be told
     are one region. A row with an image and nothing else is an image without a region.
 
     Args:
-        rows: the table; `.csv` and `.tsv` are tables of cells, other files JSON.
+        rows: the table; `.json`, `.jsonl` and `.ndjson` hold JSON rows, other files cells.
         images: folder, tar or zip.
         frame: what the numbers are measured in.
         box_order: what the four numbers are.
@@ -92,6 +93,8 @@ def read_csv(  # noqa: PLR0913  what the source can be told
         ValueError: a column is missing, or a role unknown.
     """
     wanted = _columns_by_role(columns or {}, box_order, header)
+    if not delimiter and Path(rows).suffix.lower() not in _KNOWN_SUFFIXES:
+        delimiter = ","
     table = list(read_rows(rows, options.encoding, delimiter, () if header else None))
     there = dict.fromkeys(key for _, row in table for key in as_dict(row) if key is not None)
     column_of = _present(wanted, there, columns or {}, box_order, str(rows)) if there else {}
@@ -107,11 +110,12 @@ def read_csv(  # noqa: PLR0913  what the source can be told
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, group in rows_of.items():
             photo = photos.find(name)
-            captions = [row["caption"] for row in group if row.get("caption")]
+            captions: list[Any] = []
+            for row in group:
+                if row.get("caption") not in (None, "", *captions):
+                    captions.append(row["caption"])
             regions = _to_regions(group, photo, frame, box_order)
-            yield from deliver(
-                ids[name], photo, SOURCE, list(dict.fromkeys(captions)), regions, drop_log
-            )
+            yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log)
 
 
 def _columns_by_role(columns: Columns, box_order: BoxOrder, header: bool) -> dict[str, str]:
