@@ -385,8 +385,17 @@ def describe_all(judgements: Sequence[Judgement]) -> str:
     fitting = [judgement for judgement in judgements if not judgement.faults]
     if not fitting:
         return "\n\n".join(map(describe, judgements))
-    others = [f"not {item.source}: {item.faults[0]}" for item in judgements if item.faults]
+    others = [f"not {_named(item)}: {item.faults[0]}" for item in judgements if item.faults]
     return "\n\n".join([*map(describe, fitting), *(["\n".join(others)] if others else [])])
+
+
+def _named(judgement: Judgement) -> str:
+    reading = judgement.reading
+    return (
+        f"{judgement.source} in {reading.frame}, {reading.order}"
+        if reading.frame
+        else (judgement.source)
+    )
 
 
 def describe(judgement: Judgement) -> str:
@@ -456,7 +465,10 @@ def verdict(judgements: Sequence[Judgement]) -> str:
     """Says how many readings fit, and what to do where it is not one."""
     fitting = [judgement for judgement in judgements if not judgement.faults]
     if not fitting:
-        return "no reading fits: see what speaks against each"
+        return (
+            "no reading fits: see what speaks against each; numbers of another frame than the "
+            "layout's must be converted, or declared in the file where it can (`bbox_type`)"
+        )
     if len(fitting) > 1:
         return f"{len(fitting)} readings fit: look at some pictures of each, and choose its command"
     if fitting[0].reading.lacks:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ def looks_like_grit(place: Place) -> Iterator[Reading]:
 def _is_grit_tar(path: Path, encoding: str) -> bool:
     if path.suffix != ".tar" or not path.is_file():
         return False
-    for key, sample in read_samples(path, DropLog()):
-        row = _row_of(key, sample, ReadOptions(encoding)) if "json" in sample else ""
-        return isinstance(row, dict) and ("caption" in row or "captions" in row)
-    return False
+    with closing(read_samples(path, DropLog())) as samples:
+        key, sample = next(samples, ("", {}))
+    row = _row_of(key, sample, ReadOptions(encoding)) if "json" in sample else ""
+    return isinstance(row, dict) and ("caption" in row or "captions" in row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, require_end_mark
@@ -12,7 +12,7 @@ from cloc_mllm.data.records import DropLog
 Sample = dict[str, bytes]  # suffix without its dot -> content
 
 
-def read_samples(path: str | Path, drop_log: DropLog) -> Iterator[tuple[str, Sample]]:
+def read_samples(path: str | Path, drop_log: DropLog) -> Generator[tuple[str, Sample], None, None]:
     """(key, files of that key) of a tar whose members of one key stand together.
 
     The key is a member's path up to the first dot of its last part. Links, devices and files over

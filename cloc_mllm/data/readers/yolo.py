@@ -296,7 +296,7 @@ def _is_row(line: str) -> bool:
 
 def looks_like_yolo(place: Place) -> Iterator[Reading]:
     """Text files of numbers, with the names of their classes in a YAML or a list."""
-    if is_yaml(place.path):
+    if is_yaml(place.path) or place.path.name in _CLASS_LISTS:
         around = looks_like_yolo(Place(place.path.parent, place.encoding))
         yield from (found for found in around if found.options.get("names") == place.path)
         return
