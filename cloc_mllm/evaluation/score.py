@@ -104,7 +104,7 @@ def score(
         rows = read_sources(task, predictions, references, options.reading)
         where = f"{predictions} and {references}: " if references else f"{predictions}: "
     else:
-        rows = _rows(task, predictions, references, options.reading.encoding)
+        rows = _rows(task, predictions, references, options.reading)
         where = ""
     try:
         return _scored(task, rows, declared, compat, options)
@@ -116,13 +116,17 @@ def _rows(
     task: str,
     predictions: str | Path | Sequence[PredictionRow],
     references: str | Path | Sequence[ReferenceRow],
-    encoding: str,
+    reading: RowReading,
 ) -> Rows:
     """Rows of which one kind is made by a program, the other perhaps read from a file."""
+    if references == "":
+        raise ValueError("the predictions are rows of a program: give their references, too")
     if isinstance(references, (str, Path)):
-        references = references_of(read_table(references, encoding), task)
+        table = read_table(references, reading.encoding)
+        references = references_of(table, task, reading.reference_columns, reading.coordinates)
     if isinstance(predictions, (str, Path)):
-        predictions = predictions_of(read_table(predictions, encoding), task, references)
+        table = read_table(predictions, reading.encoding)
+        predictions = predictions_of(table, task, references, reading.columns)
     return Rows(predictions, references)
 
 

@@ -96,6 +96,7 @@ def align_projectors(
         AlignmentCollator(processor, features),
         lambda trained, directory: None,  # the last checkpoint is all that stage 2 needs
         resolved_config=dataclasses.asdict(config),
+        default_config=dataclasses.asdict(Stage2Config()),
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
         mixture=parts_of(dataset),

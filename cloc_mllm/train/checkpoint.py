@@ -172,9 +172,17 @@ def find_problem(directory: Path) -> str | None:
 
 
 def check_same_run(
-    state: dict[str, Any], config: dict[str, Any], fingerprint: dict[str, Any], num_samples: int
+    state: dict[str, Any],
+    config: dict[str, Any],
+    fingerprint: dict[str, Any],
+    num_samples: int,
+    defaults: dict[str, Any] | None = None,
 ) -> None:
     """Checks that a checkpoint belongs to this run.
+
+    Args:
+        defaults: the settings of the job at their defaults, which keep what was before there was a
+            setting: a checkpoint that lacks one is no different from a run with its default.
 
     Raises:
         ValueError: its preprocessing, configuration or data set differ; names each key that does,
@@ -182,7 +190,10 @@ def check_same_run(
     """
     differences = [
         *_differences("fingerprint", flatten(state["fingerprint"]), flatten(fingerprint)),
-        *_differences("config", *_what_matters(flatten(state["config"]), flatten(config))),
+        *_differences(
+            "config",
+            *_what_matters(flatten(state["config"]), flatten(config), flatten(defaults or {})),
+        ),
     ]
     if state["num_samples"] != num_samples:
         differences.append(f"number of training samples: {state['num_samples']} != {num_samples}")
@@ -214,7 +225,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _what_matters(
-    before: dict[str, Any], now: dict[str, Any]
+    before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of two runs, flattened, without those that do not tell them apart."""
     unused = {
@@ -222,7 +233,12 @@ def _what_matters(
         for key, default in REMOVED_SETTINGS.items()
         if key not in now and before.get(key) == default
     }
-    left_out = FREE_KEYS | unused
+    added = {
+        key
+        for key, default in defaults.items()
+        if key not in before and now.get(key, default) == default
+    }
+    left_out = FREE_KEYS | unused | added
     if before.get("run.precision") == "auto":  # earlier versions stored it unresolved
         left_out |= {"run.precision"}
     return (

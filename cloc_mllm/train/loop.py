@@ -65,6 +65,8 @@ class Job:
         resolved_config: the settings of the run, stored in every checkpoint. A run resumes only
             from its own checkpoints.
         fingerprint: the preparation of the data, stored and compared likewise.
+        default_config: the settings at their defaults, which a checkpoint from before there was one
+            of them is taken to have had.
         evaluate: computes metrics from the model; called on the main rank alone, with the model in
             `eval()` and without gradient.
         eval_every: steps between evaluations; 0 evaluates only at the end.
@@ -81,6 +83,7 @@ class Job:
     save_model: Callable[[nn.Module, Path], None]
     resolved_config: dict[str, Any]
     fingerprint: dict[str, Any]
+    default_config: dict[str, Any] = field(default_factory=dict)
     evaluate: Evaluate | None = None
     eval_every: int = 0
     num_workers: int = 0
@@ -129,7 +132,9 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     }
     freeze_by_lr(model, optim)
 
-    checkpoint = checkpoint_to_resume(checkpoints, identity, enabled=config.resume)
+    checkpoint = checkpoint_to_resume(
+        checkpoints, identity, enabled=config.resume, defaults=job.default_config
+    )
     if checkpoint is not None:
         load_weights(model, checkpoint.weights)
     engine = start_engine(model, job.step_fn, config, optim)

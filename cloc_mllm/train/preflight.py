@@ -78,7 +78,8 @@ class Preflight:
         refused = sum(map(len, self.ids.values()))
         raise ValueError(
             f"{refused:,} records cannot be trained on ({checked}). Repair them, or leave them out "
-            "of the data:\n  " + "\n  ".join(lines)
+            "with `cloc-mllm data filter` (--min_regions 1, or --without_ids FILE):\n  "
+            + "\n  ".join(lines)
         )
 
 
