@@ -1,4 +1,4 @@
-"""Finds what ships in the package: configs, and weights, the default of demo, refer and eval."""
+"""Finds what ships inside the package: weights (defaults of demo, ground, refer, eval), configs."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from cloc_mllm.evaluation.tasks import task_names
 from tests.test_scripts import SCRIPTS, run_script
 
 DATA = ["build scenes", "build coco", "stats", "inspect", "export coco", "validate", "split"]
-DATA += ["merge", "leak-check", "doctor", "fetch-report"]
+DATA += ["merge", "filter", "leak-check", "doctor", "fetch-report"]
 COMMANDS = [
     *(name for name in SUBCOMMANDS if name != "data"),
     *(f"data {name}" for name in DATA),

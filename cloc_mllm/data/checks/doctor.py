@@ -1,7 +1,7 @@
-"""`cloc-mllm data doctor`: what annotations are, and which frame the boxes of rows are in.
+"""Finds the format of annotations and the frame of boxes in rows: `cloc-mllm data doctor`.
 
 Files of a format that `data build` reads are judged by `checks.judge`; other rows with boxes, and
-the raw answers of models, by their numbers alone.
+raw answers of models, by their numbers alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cloc_mllm.data.sources import add_read_options, read_options
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
 
-# the fields in which sources keep these; the first that a row has counts
+# the fields in which sources keep boxes, texts and true boxes; the first that a row has counts
 _BOX_KEYS = ("bbox", "box", "bbox_2d", "boxes", "bboxes", "parsed_boxes")
 _TEXT_KEYS = ("model_output", "raw_text", "answer", "response", "prediction", "text", "value")
 _TRUTH_KEYS = ("ground_truth", "truth", "gt", "solution", "gt_bbox")
@@ -77,7 +77,7 @@ def add_doctor(commands: Any) -> None:
         doctor.add_argument(
             f"--{name}_key",
             default="",
-            help=f"of rows of no known source; default: the first of {', '.join(keys)}",
+            help=f"field in rows of no known source; default: the first of {', '.join(keys)}",
         )
     doctor.set_defaults(run=_run)
 
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _draw_judgements(judgements: Sequence[Judgement], args: argparse.Namespace) -> None:
-    """Draws pictures as each reading that fits has them; all where none does."""
+    """Draws pictures as each fitting reading has them; if none fits, as all have them."""
     fitting = [judgement for judgement in judgements if not judgement.faults] or judgements
     pictures, titles = [], []
     for judgement in fitting[:_MAX_FRAMES_SHOWN]:

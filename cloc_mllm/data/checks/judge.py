@@ -1,8 +1,8 @@
-"""What the annotations at a path are: every source whose layout fits reads the first records.
+"""Finds out the format of annotations: every source whose layout fits reads the first records.
 
-A reading is judged on what its reader delivers, so the command that is recommended is the one that
-was run. Nothing is concluded from the size of numbers alone: where two readings fit, both are
-returned with what speaks for them.
+A reading is judged by what its reader delivers, so the recommended command is the one that was run.
+Nothing is concluded from the size of numbers alone: if two readings fit, both are returned with the
+evidence for them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
-NUM_RECORDS = 200  # of each reading that are judged
+NUM_RECORDS = 200  # records per reading that are judged
 MAX_DROP_SHARE = 0.05  # as in `data build`
-_LOW_REACH = 0.75  # of declared boxes, below which another frame that fits is worth a question
+_LOW_REACH = 0.75  # if declared boxes reach less far, another frame that fits is worth a question
 _WHOLES = ("record", "chat")  # what a reader yields
 _NOT_THERE = ("missing_image", "ambiguous_image")  # says nothing of the layout
 _SLACK = 0.01
@@ -59,12 +59,12 @@ class Judgement:
     Attributes:
         options: of `data build SOURCE`, --images and --boxes_of among them.
         boxes: (xyxy in 0..1 as stated, unclipped; size of the image) of each box.
-        phrases: of each box.
+        phrases: the phrase of each box.
         turned: the boxes in photos with an EXIF turn.
-        records: the first ones delivered.
+        records: the first records that were delivered.
         share_missing: share of the records whose image is not there.
-        faults: why this is not what the files are.
-        doubts: why they may be another thing all the same.
+        faults: reasons why the files have another format.
+        doubts: reasons why they may have another format nevertheless.
     """
 
     source: str
@@ -82,7 +82,7 @@ class Judgement:
 
     @property
     def is_blind(self) -> bool:
-        """No image was at hand, so nothing but the layout is judged."""
+        """Whether no image was found, so that the layout alone is judged."""
         return not self.records and not self.faults
 
     def parsed(self) -> argparse.Namespace:
@@ -117,12 +117,12 @@ def judge(
 
     Args:
         path: a file, a folder, a zip or a tar.
-        images: where the images are; without it they are looked for in and beside `path`.
-        options: what the user says of all files.
+        images: the place of the images; without it they are looked for in and beside `path`.
+        options: the user's options for all files.
 
     Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: a file that cannot be parsed, or is in another encoding.
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: a file cannot be parsed, or has another encoding.
     """
     place = Place(path, options.encoding)
     if not place.names and not Path(path).exists() and place.sibling(place.path.name) is None:
@@ -175,15 +175,15 @@ def _files(judgement: Judgement) -> set[Path]:
 
 
 def _image_places(place: Place, whole: Place) -> list[Path]:
-    """Where the images may be: beside an annotation file, and in the folder that was named."""
+    """Lists places of the images: beside an annotation file, and in the folder that was named."""
     return list(dict.fromkeys([*place.image_places(), *whole.image_places()]))
 
 
 def _judged_together(
     source: str, readings: list[Reading], said: dict[str, Any], places: list[Path]
 ) -> list[Judgement]:
-    """Judges the readings of one source; where several are of the same files, the numbers that the
-    first found tell which of the others are worth reading them again."""
+    """Judges the readings of one source. If several read the same files, the numbers that the first
+    found tell which of the others are worth another reading."""
     judged: list[Judgement] = []
     for reading in readings:
         options = {**reading.options, **said}
@@ -201,7 +201,7 @@ def _judged_together(
 
 
 def _misfit(first: Judgement, reading: Reading) -> str:
-    """How the boxes that were read in another frame do not fit into this one; "" if they do."""
+    """Says why boxes that were read in another frame do not fit into this one; "" if they do."""
     frame, order = first.reading.frame, first.reading.order
     cases = [Case(written(box, frame, order, size), size) for box, size in first.boxes]
     evidence = weigh(cases, reading.frame, reading.order)
@@ -212,8 +212,8 @@ def _misfit(first: Judgement, reading: Reading) -> str:
 def _judged(
     source: str, reading: Reading, options: dict[str, Any], places: list[Path]
 ) -> list[Judgement]:
-    """Judges a reading with the images that leave the fewest of them missing; twice where photos
-    have an EXIF turn of which nothing tells whether boxes are turned, too."""
+    """Judges a reading with the place of images that leaves the fewest missing; twice if photos
+    have an EXIF turn and nothing tells whether the boxes are turned, too."""
     if reading.lacks:
         return [Judgement(source, reading, options)]
     if reading.needs_images and not places:
@@ -295,7 +295,7 @@ def _weigh_losses(judgement: Judgement) -> None:
 
 
 def _weigh_boxes(judgement: Judgement, frame: str, order: BoxOrder) -> None:
-    """Whether the boxes lie in their images as they are read, and what else they may be."""
+    """Checks whether the boxes lie in their images as they are read, and what else they may be."""
     cases = [Case(written(box, frame, order, size), size) for box, size in judgement.boxes]
     evidence = judgement.evidence = weigh(cases, frame, order)
     is_inside = evidence.inside >= MIN_INSIDE
@@ -311,7 +311,7 @@ def _weigh_boxes(judgement: Judgement, frame: str, order: BoxOrder) -> None:
         fitting = [
             item for item in weighed if item.inside >= MIN_INSIDE and item.reach >= MIN_REACH
         ]
-        if len(cases) >= MIN_BOXES and not others:  # another order only where this one fits none
+        if len(cases) >= MIN_BOXES and not others:  # try another order only if this one fits none
             others = [f"as {_said(item, other_order)}" for item in fitting]
     said = f"as {_said(evidence, order)}"
     if not is_inside:
@@ -328,10 +328,10 @@ def _said(evidence: Evidence, order: BoxOrder) -> str:
 
 
 def _part(judgements: list[Judgement]) -> None:
-    """Marks, of readings of one file in several frames, those that another one leaves behind.
+    """Marks the weaker ones among readings of one file in several frames.
 
-    All lie in their images; then boxes that reach the far borders speak for their frame, if there
-    are enough of them. Readings that give the same boxes are one.
+    All boxes lie in their images in each of them; so boxes that reach the far borders speak for
+    their frame, if there are enough of them. Readings that give the same boxes count as one.
     """
     fitting: list[Judgement] = []
     for judgement in judgements:
@@ -359,7 +359,7 @@ def _are_of_one_file(first: Judgement, second: Judgement) -> bool:
 
 
 def _are_alike(first: Judgement, second: Judgement) -> bool:
-    """Whether both give the same phrases in the same places."""
+    """Whether both readings have the same phrases in the same places."""
     boxes = [np.array([box for box, _ in judgement.boxes]) for judgement in (first, second)]
     return (
         _are_of_one_file(first, second)
@@ -370,7 +370,7 @@ def _are_alike(first: Judgement, second: Judgement) -> bool:
 
 
 def _reach(judgement: Judgement) -> float:
-    """How far the boxes reach in images that are no squares, where frames differ."""
+    """The reach of the boxes in images that are not square, in which frames differ."""
     reading = judgement.reading
     oblong = [(box, size) for box, size in judgement.boxes if min(size) <= _OBLONG * max(size)]
     cases = [Case(written(box, reading.frame, reading.order, size), size) for box, size in oblong]
@@ -380,8 +380,8 @@ def _reach(judgement: Judgement) -> float:
 
 
 def describe_all(judgements: Sequence[Judgement]) -> str:
-    """Describes the readings that fit, and says of the others in a line why not; where none fits,
-    describes them all."""
+    """Describes the readings that fit, and says in a line each why the others do not; if none fits,
+    describes all."""
     fitting = [judgement for judgement in judgements if not judgement.faults]
     if not fitting:
         return "\n\n".join(map(describe, judgements))
@@ -399,7 +399,7 @@ def _named(judgement: Judgement) -> str:
 
 
 def describe(judgement: Judgement) -> str:
-    """Says what a reading takes the files for, why, how it went and the command."""
+    """Says which format a reading takes the files for, why, with what result, and the command."""
     lines = [f"{judgement.source}: {judgement.reading.why}"]
     if judgement.evidence is not None:
         lines.append(f"  boxes    {_said(judgement.evidence, judgement.reading.order)}")
@@ -450,7 +450,7 @@ def the_one(judgements: Sequence[Judgement]) -> Judgement | None:
 
 
 def unknown_layout(path: str | Path, encoding: str = "") -> str:
-    """Says what a path holds that no source knows."""
+    """Describes the content of a path that no source knows."""
     place = Place(path, encoding)
     if place.has_rows_with("question_id", "image", "text", "label"):
         return "these are POPE's questions, which `cloc-mllm eval pope` asks; they hold no box"
@@ -462,7 +462,7 @@ def unknown_layout(path: str | Path, encoding: str = "") -> str:
 
 
 def verdict(judgements: Sequence[Judgement]) -> str:
-    """Says how many readings fit, and what to do where it is not one."""
+    """Says how many readings fit, and what to do unless it is one."""
     fitting = [judgement for judgement in judgements if not judgement.faults]
     if not fitting:
         return (

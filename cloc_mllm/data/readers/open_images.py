@@ -24,7 +24,7 @@ _COLUMNS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax")
 
 
 class _Row(NamedTuple):
-    """What is kept of a row; a set has millions."""
+    """The kept fields of a row; a set has millions of rows."""
 
     item: str
     label: str

@@ -1,8 +1,8 @@
-"""What lies at a path, looked at without reading all of it, and how a source may read it.
+"""Looks at the files of a path, without reading all of them, to find how a source may read them.
 
 A reader's module has a `looks_like_...(place)` that yields a `Reading` for each way in which the
 source could read the place; `data.sources.LOOKS` lists them. Keys and file names decide here.
-Whether the numbers fit is judged afterwards, on what the reader delivers (`data.checks.judge`).
+Whether the numbers fit is judged afterwards, by what the reader delivers (`data.checks.judge`).
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".odgt", ".csv", ".tsv")
 _TABLE_SUFFIXES = (*ROW_SUFFIXES, ".xml", ".p", ".zip")
 _IMAGE_FOLDERS = ("images", "JPEGImages", "train2017", "val2017")
 _ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")
-_NUM_ROWS = 200  # that are looked at
-_NUM_LOOKED_AT = 20_000  # files of a folder, for an image
-_MAX_ALIKE = 20  # files of one suffix in a folder: more are one file per image
+_NUM_ROWS = 200  # rows of a file that are looked at
+_NUM_LOOKED_AT = 20_000  # files of a folder that are searched for an image
+_MAX_ALIKE = 20  # if a folder has more files of one suffix, they are one file per image
 
 
 class Reading(NamedTuple):
     """One way to read a place.
 
     Attributes:
-        why: what speaks for it, for people.
-        options: of `cloc-mllm data build SOURCE`, by name; True for a switch.
-        frame: what the numbers of the boxes are of, a name of `checks.frames`; "" where there is
-            no box or the reader alone knows.
-        order: what the four numbers are.
-        needs_images: whether --images is to be found and added.
-        lacks: an option that it needs and that is not there, with what it means; "" for none.
-        doubt: why it may be another thing all the same; "" for no reason.
-        is_general: any other source that reads the file counts more.
-        is_declared: the format has this frame and order; off where they are one guess of several.
+        why: the evidence for it, for people.
+        options: options of `cloc-mllm data build SOURCE`, by name; True for a switch.
+        frame: the frame of the boxes, a name of `checks.frames`; "" if there is no box or the
+            reader alone knows.
+        order: the order of the four numbers.
+        needs_images: whether --images must be found and added.
+        lacks: an option that it needs and that is missing, with its meaning; "" for none.
+        doubt: why the format may be another one nevertheless; "" for no reason.
+        is_general: whether any other source that reads the file counts more.
+        is_declared: whether the format has this frame and order; off if they are guesses.
     """
 
     why: str
@@ -62,7 +62,7 @@ class Place:
     """A file, a folder, an archive, or a file or folder in one.
 
     Args:
-        encoding: of text files without a byte order mark; "" is UTF-8.
+        encoding: encoding of text files without a byte order mark; "" is UTF-8.
     """
 
     def __init__(self, path: str | Path, encoding: str = "") -> None:
@@ -74,7 +74,7 @@ class Place:
 
     @cached_property
     def names(self) -> list[str]:
-        """The files below, sorted; none where this is a file."""
+        """The files below, sorted; none if this is a file."""
         if not self._may_hold_files:
             return []
         try:
@@ -84,7 +84,7 @@ class Place:
             return []
 
     def read(self, names: Sequence[str]) -> Iterator[bytes]:
-        """The content of files below."""
+        """Reads the content of files below."""
         if not names:
             return
         with open_files(self.path) as files:
@@ -102,7 +102,7 @@ class Place:
         return [self.path / name for name in sorted(itertools.chain.from_iterable(few))]
 
     def sibling(self, name: str) -> Path | None:
-        """The file of this name beside this one; None where there is none."""
+        """The file of this name beside this one; None if there is none."""
         other = self.path.with_name(name)
         if self._archive is None:
             return other if other.is_file() else None
@@ -126,7 +126,7 @@ class Place:
 
     @cached_property
     def table(self) -> Row:
-        """The object that a JSON file is; an empty one of another file."""
+        """The object that a JSON file holds; an empty one for another file."""
         if self.names or self.path.suffix.lower() != ".json" or len(self.rows) > 1:
             return {}
         return self.rows[0] if self.rows else as_dict(read_json(self.path, self.encoding))
@@ -141,7 +141,7 @@ class Place:
         return any(text in json.dumps(row, ensure_ascii=False, default=str) for row in self.rows)
 
     def image_places(self) -> list[Path]:
-        """Where the images may lie if nothing says it, the likeliest first."""
+        """Lists places where the images may lie if nothing says it, the likeliest first."""
         inside = [self.path / name for name in _IMAGE_FOLDERS] + [self.path] if self.names else []
         folder = self.path.parent
         beside = [*(folder / name for name in _IMAGE_FOLDERS), folder]

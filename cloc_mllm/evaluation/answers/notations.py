@@ -92,7 +92,7 @@ ANY_KEY = Notation(
 
 
 def label(opening: str, closing: str) -> str:
-    """What may stand before a box in words: anything but tags and brackets, or brackets that hold
+    """The words that may stand before a box: anything but tags and brackets, or brackets that hold
     a letter: `the man (left)`."""
     o, c = re.escape(opening), re.escape(closing)
     return rf"(?:[^<>{o}{c}]|{o}(?=[^{o}{c}]*?[^\W\d_])[^<>{o}{c}]*{c})*"

@@ -50,7 +50,7 @@ class RowReading:
 
     @property
     def coordinates(self) -> Coordinates | None:
-        """What the numbers of the references' boxes mean; None is fractions."""
+        """The coordinates of the references' boxes; None is fractions."""
         return answer_format(self.reference_format).coordinates if self.reference_format else None
 
 
