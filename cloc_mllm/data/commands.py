@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.arguments import positive
-from cloc_mllm.data.arrange import add_merge, add_split
+from cloc_mllm.data.arrange import add_filter, add_merge, add_split
 from cloc_mllm.data.build import add_build
 from cloc_mllm.data.checks.doctor import add_doctor
 from cloc_mllm.data.checks.fetch_report import add_fetch_report
@@ -69,6 +69,7 @@ def build_parser() -> ArgumentParser:
     add_validate(commands)
     add_split(commands)
     add_merge(commands)
+    add_filter(commands)
     add_leak_check(commands)
     add_doctor(commands)
     add_fetch_report(commands)

@@ -1,8 +1,8 @@
-"""Looks at the training records before stage 2 starts, for those that would stop it hours later.
+"""Finds training records that would stop stage 2 hours later, before it starts.
 
-Only texts are read. A question holds one text of the record. If all of them are short and hold
-nothing odd, the record is fine whichever questions are drawn, as most records are. Otherwise each
-question that holds a long or odd text is rendered as the model would see it.
+Only texts are read. A question holds one text of the record. If all texts are short and ordinary,
+as in most records, the record is fine whichever questions are drawn. Otherwise each question with a
+long or odd text is rendered as the model would see it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.data_order import sample_seed
 
-MAX_RECORDS = 200_000  # more are not looked at; a bad one among them stops the run when it comes
+MAX_RECORDS = 200_000  # later records are not checked; a bad one stops the run when it comes
 _NUM_EXAMPLES = 3
 # tokens; a text may split differently inside a question, and some numbers need more tokens
 _MARGIN = 32
@@ -59,11 +59,11 @@ _ONE_OF_ALL = Record(
 
 @dataclass
 class Preflight:
-    """What the check found.
+    """The result of the check.
 
     Attributes:
         num_records: size of the data set.
-        num_checked: how many of them were looked at.
+        num_checked: number of records that were checked.
         ids: by reason, the ids of the refused records, each with what is wrong there.
     """
 
@@ -72,7 +72,7 @@ class Preflight:
     ids: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> str:
-        """One line for the terminal.
+        """Writes one line for the terminal.
 
         Raises:
             ValueError: records were refused; says which ones and what to do.
@@ -87,7 +87,8 @@ class Preflight:
         refused = sum(map(len, self.ids.values()))
         raise ValueError(
             f"{refused:,} records cannot be trained on ({checked}). Repair them, or leave them out "
-            "of the data:\n  " + "\n  ".join(lines)
+            "with `cloc-mllm data filter` (--min_regions 1, or --without_ids FILE):\n  "
+            + "\n  ".join(lines)
         )
 
 
@@ -103,10 +104,10 @@ def check_records(
 
     Args:
         records: in the order of the data set; their images are not looked at.
-        num_records: how many there are in all.
-        collator: the run's, which asks the questions.
-        seed: the run's.
-        num_epochs: for each record, how many epochs of the run see it. A record with questions that
+        num_records: their number.
+        collator: the collator of the run, which asks the questions.
+        seed: the seed of the run.
+        num_epochs: for each record, the number of epochs that see it. A record with questions that
             are too long is refused only if one of these epochs draws no other.
     """
     result = Preflight(num_records)
@@ -163,10 +164,10 @@ class _Check:
         return len(self.processor.tokenize(text)) > room
 
     def fault_of(self, record: Record, seeds: Iterable[int]) -> tuple[str, str] | None:
-        """A key of `_REASONS` and details, or None if the record can be trained on.
+        """Finds a key of `_REASONS` and details; None if the record can be trained on.
 
         Args:
-            seeds: of the record in each epoch of the run.
+            seeds: the record's seed in each epoch of the run.
         """
         if not any(self.possible_questions(record, self.negatives)):
             return "no_question", ""
@@ -206,7 +207,7 @@ class _Check:
                 yield pair
 
     def question_fault(self, pair: QuestionAnswer, record: Record) -> tuple[str, int]:
-        """What is wrong with a question ("" if nothing is), and its number of tokens."""
+        """Finds the fault of a question ("" if it has none), and its number of tokens."""
         tokenizer, processor = self.processor.tokenizer, self.processor
         size = record.width, record.height
         ids, labels = processor.encode_conversation(as_messages(pair), [size])

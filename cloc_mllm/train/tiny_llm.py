@@ -89,6 +89,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
         ConversationCollator(processor, asks, pictures=False, negatives=negatives),
         save_model,
         resolved_config=dataclasses.asdict(config),
+        default_config=dataclasses.asdict(TinyLlmConfig()),
         fingerprint=processor.fingerprint,
         num_workers=1,
     )
