@@ -37,7 +37,9 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
         boxes = found.boxes.to_pixels().xyxy.tolist()
         for box, score in zip(boxes, found.scores.tolist(), strict=True):
             print(f"{phrase}: {_pixels(box)}  confidence {score:.2f}")
-        if found.failures[0]:
+        if found.failures[0] == "not_there":
+            print(f"{phrase}: {found.text[0]}")
+        elif found.failures[0]:
             print(f"{phrase}: no box ({found.failures[0]}), the model wrote {found.text[0]!r}")
     _draw(result, arguments.output)
     return 1 if any(result.failures) else 0

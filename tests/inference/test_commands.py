@@ -23,17 +23,19 @@ def test_ground_prints_pixel_boxes_and_draws_them(picture, mllm_dir, monkeypatch
 
     def ground(_, image, phrases):
         box = Boxes.normalized([[0.25, 0.25, 0.5, 0.75]], image.size)
-        found = torch.tensor([0.875]), phrases[:1], ["...", "a boat"], torch.tensor([0])
-        return GroundingResult(image, box, *found, [None, "not_a_box"])
+        texts = ["...", "a boat", "not in the image"]
+        found = torch.tensor([0.875]), phrases[:1], texts, torch.tensor([0])
+        return GroundingResult(image, box, *found, [None, "not_a_box", "not_there"])
 
     monkeypatch.setattr(GroundingPredictor, "ground", ground)
 
-    status = main(["ground", picture, "the crab", "a boat", "--mllm", str(mllm_dir)])
+    status = main(["ground", picture, "the crab", "a boat", "an owl", "--mllm", str(mllm_dir)])
 
     out = capsys.readouterr().out.splitlines()
     assert out == [
         "the crab: 24 12 48 36  confidence 0.88",
         "a boat: no box (not_a_box), the model wrote 'a boat'",
+        "an owl: not in the image",
         "drawn: ground.png",
     ]
     assert status == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.data.wordings import load_wordings
 from cloc_mllm.evaluation.predictors.mllm import MllmRows, predict_mllm
 from cloc_mllm.evaluation.queries import Answer, Query, QuerySet, pair
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -46,6 +48,28 @@ def test_where_a_thing_is_is_answered_with_a_box(predictor) -> None:
         "precision": "fp32",
         "max_new_tokens": 5,  # a box and one more
     }
+
+
+def test_a_model_is_asked_in_its_own_words_or_in_those_that_no_training_uses(predictor) -> None:
+    pools = load_wordings("pools")
+    asked = make_set("boxes", text="a crab")
+    first, trained, held_out = (
+        {row.prompt for row in predict_mllm(predictor, replace(asked, asked_in=words), "tiny")}
+        for words in ("first", "trained", "held_out")
+    )
+    assert first == trained == {"Where is a crab?"}  # the only wording of this model
+    assert held_out <= {wording.format(phrase="a crab") for wording in pools.held_out["ground"]}
+    row = first_row(predictor, replace(asked, asked_in="held_out"))
+    assert len(row.boxes) == len(row.box_scores) == 1  # it was taught one box
+    again = first_row(predictor, replace(asked, asked_in="held_out"))
+    assert row == again  # by the query's id
+    regions = replace(make_set("text", boxes=(BOX,)), asked_in="held_out")
+    box = "<loc_0><loc_0><loc_10><loc_19>"
+    expected = {wording.format(box=box) for wording in pools.held_out["refer"]}
+    assert first_row(predictor, regions).prompt in expected
+    assert MllmRows("", torch.device("cpu")).identity().keys() == {"mllm"}
+    other = MllmRows("", torch.device("cpu"), wordings="held_out").identity()
+    assert other["wordings"] == "held_out"
 
 
 def test_what_may_be_absent_is_answered_in_any_words(predictor) -> None:
