@@ -260,7 +260,7 @@ def _csv_rows(path: str | Path, encoding: str) -> Iterator[tuple[str, dict[str, 
     for place, cells in read_csv_rows(path, encoding):
         if None in cells or None in cells.values():
             names = ", ".join(name for name in cells if name is not None)
-            raise ValueError(f"{path} {place}: expected one cell for each of {names}")
+            raise ValueError(f"{path} {place}: expected one cell for each of {shown(names)}")
         yield f"{path} {place}", cells
 
 

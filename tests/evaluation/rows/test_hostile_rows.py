@@ -138,6 +138,7 @@ def test_no_rows_make_scoring_raise_but_one_line(
     )
 )
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(content=b';"\x00\n"\x00\r\x00')
 def test_no_bytes_make_scoring_raise_but_one_line(name, content, tmp_path):
     path, references = tmp_path / name, tmp_path / "r.jsonl"
     references.write_text(json.dumps(GOOD))
