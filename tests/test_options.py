@@ -89,5 +89,5 @@ def test_a_folder_however_its_option_is_typed(
 def test_a_file_however_its_option_is_typed(
     command: str, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command.split(), option, "written"]) == 2
+    assert main([*command.split(), option, "written.png"]) == 2
     assert "nowhere" in capsys.readouterr().err
