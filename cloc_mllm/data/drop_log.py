@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from cloc_mllm.data.reasons import REASONS, SET_ASIDE
 
-# a row is one of a conversation file, several of which make a record
-Kind = Literal["record", "row", "region", "expression", "caption"]
+# A row is one of a conversation file, several of which make a record. A place stands for boxes or
+# points that a chat mentions.
+Kind = Literal["record", "chat", "row", "region", "expression", "caption", "turn", "place"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUM_EXAMPLES = 3  # names shown with a note
 _NUM_REASONS = 10  # shown with an example each
@@ -82,12 +83,13 @@ class DropLog:
             self._noted.add((what, name))
             self.note(what, example=name)
 
-    def deliver(self, item_id: str, **parts: int) -> None:
-        """Counts one record that is kept, and so many of the other kinds with it."""
+    def deliver(self, item_id: str, kind: Kind = "record", **parts: int) -> None:
+        """Counts one record or chat that is kept, and so many of the other kinds with it."""
         self.delivered_ids.add(item_id)
-        self.delivered["record"] += 1
-        for kind in KINDS[1:]:
-            self.delivered[kind] += parts.get(kind, 0)
+        self.delivered[kind] += 1
+        for part in KINDS:
+            if part in parts:
+                self.delivered[part] += parts[part]
 
     @property
     def entries(self) -> list[tuple[Kind, str, str]]:
@@ -108,9 +110,10 @@ class DropLog:
     def summary(self) -> str:
         """Writes a line for each kind, then what was set aside, the reasons and the notes."""
         lines = []
+        whole = "chat" if self.delivered["chat"] or self.num_dropped("chat") else "record"
         for kind in KINDS:
             dropped, aside = self.num_dropped(kind), self.num_set_aside(kind)
-            if dropped or aside or self.delivered[kind] or kind == "record":
+            if dropped or aside or self.delivered[kind] or kind == whole:
                 line = f"{kind + 's:':12} {self.delivered[kind]:>9,} kept {dropped:>9,} dropped"
                 lines.append(line + _listed(self.counts.get(kind, {}), self.drop_share(kind)))
         lines += set_aside_lines(self.set_aside)
@@ -128,12 +131,13 @@ class DropLog:
         first: dict[tuple[str, str], Drop] = {}
         for drop in self.drops:
             first.setdefault((drop.kind, drop.reason), drop)
-        of_records = self.counts.get("record", {})
+        of_records = {**self.counts.get("record", {}), **self.counts.get("chat", {})}
         counted = [
             (count, first[kind, reason])
             for kind, reasons in self.counts.items()
             for reason, count in reasons.items()
-            if kind == "record" or reason not in of_records  # parts go with their record
+            # parts go with their record or chat
+            if kind in ("record", "chat") or reason not in of_records
         ]
         counted.sort(key=lambda pair: -pair[0])
         lines = []

@@ -42,6 +42,16 @@ REASONS: dict[str, str] = {
     "belong together",
     "unknown_annotation": "an annotation of this id or number; give the files that belong together",
     "box_without_phrase": "words, or a mark, that say what is in the box; write them into the row",
+    # chats and their turns
+    "role_order": "a question of the user and its answer in turn, behind at most one system turn; "
+    "what comes before is kept",
+    "no_answer": "an answer to the last question",
+    "no_turns": "at least one question with its answer",
+    "unknown_role": "system, user (human) or assistant (gpt); tools and functions are not learnt",
+    "image_count": "as many marks <image> as images, or none",
+    "other_media": "texts and images; videos and sounds are not read",
+    "undeclared_frame": "a declared frame of these boxes; say what their numbers are of with "
+    "--frame",
     # rows
     "bad_row": "the layout that `cloc-mllm data build SOURCE --help` describes; mend the row, or "
     "choose the source of its layout",

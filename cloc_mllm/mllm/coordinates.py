@@ -87,6 +87,11 @@ class BoxFormat:
             return []
         return [f"<loc_{index}>" for index in range(self.num_bins)]
 
+    @property
+    def separator(self) -> str:
+        """What stands between the boxes of one answer."""
+        return " " if self.kind == "integers" and not self.head else ""
+
     def bins(self, box: Sequence[float]) -> tuple[int, int, int, int]:
         """Returns the nearest bins of a normalised xyxy box; a side is at least one bin long.
 
@@ -105,6 +110,19 @@ class BoxFormat:
     def encode(self, box: Sequence[float]) -> str:
         """Writes a normalised xyxy box as text. Raises what `bins` raises."""
         bins = self.bins(box)
+        if self.kind == "integers":
+            return f"[{', '.join(map(str, bins))}]"
+        return "".join(f"<loc_{index}>" for index in bins)
+
+    def encode_point(self, point: Sequence[float]) -> str:
+        """Writes a normalised point x, y as text. `parse` reads boxes alone.
+
+        Raises:
+            ValueError: it is outside 0..1.
+        """
+        if not all(0 <= value <= 1 for value in point):
+            raise ValueError(f"expected a point x, y in 0..1 of the image, got {tuple(point)}")
+        bins = [round(value * (self.num_bins - 1)) for value in point]
         if self.kind == "integers":
             return f"[{', '.join(map(str, bins))}]"
         return "".join(f"<loc_{index}>" for index in bins)

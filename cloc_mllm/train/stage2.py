@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage2Config
 from cloc_mllm.data.conversations import phrases_of
-from cloc_mllm.data.mixture import Mixture, load_training_data, parts_of
+from cloc_mllm.data.mixture import Mixture, load_training_records, parts_of
 from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
@@ -54,7 +54,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     """
     _check(config)
     config = with_precision(config)
-    dataset = load_training_data(config.data)
+    dataset = load_training_records(config.data)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA

@@ -22,7 +22,7 @@ from cloc_mllm.config import TinyLlmConfig
 from cloc_mllm.data.conversations import phrases_of
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
-from cloc_mllm.data.sequences import LazyRecords
+from cloc_mllm.data.sequences import LazySequence
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import REGION_TOKEN, BoxFormat
@@ -92,7 +92,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Layouts(LazyRecords):
+class Layouts(LazySequence[Record]):
     """The scenes of the training split as records without an image."""
 
     num_scenes: int
@@ -101,7 +101,7 @@ class Layouts(LazyRecords):
     def __len__(self) -> int:
         return self.num_scenes
 
-    def _record(self, position: int) -> Record:
+    def _item(self, position: int) -> Record:
         layout = sample_layout(scene_rng(self.seed, "train", position))
         return Record(
             id=f"layout-{self.seed}-{position:06d}",
