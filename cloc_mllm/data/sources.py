@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf
+from cloc_mllm.data.readers.chat_texts import Frame
+from cloc_mllm.data.readers.chats import has_turns, read_chats, style_of
 from cloc_mllm.data.readers.coco import read_coco
 from cloc_mllm.data.readers.ferret import read_ferret
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
@@ -24,7 +27,8 @@ from cloc_mllm.data.readers.qwen_vl import read_qwen_vl
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.readers.refer import read_refer
 from cloc_mllm.data.readers.shikra import read_shikra
-from cloc_mllm.data.readers.texts import read_text
+from cloc_mllm.data.readers.texts import read_rows, read_text
+from cloc_mllm.data.readers.values import as_dict
 from cloc_mllm.data.readers.visual_genome import read_visual_genome
 from cloc_mllm.data.readers.yolo import read_yolo
 from cloc_mllm.data.records import Record
@@ -39,13 +43,12 @@ def add_formats(sources: Any) -> None:
     _add_coco(sources)
     _add_refcoco(sources)
     _add_image_folder(sources)
-    _add_row_formats(sources)
+    _add_conversations(sources)
     _add_odgt(sources)
     _add_refer(sources)
     _add_mdetr(sources)
     _add_visual_genome(sources)
     _add_grit(sources)
-    _add_llava(sources)
     _add_yolo(sources)
     _add_pascal_voc(sources)
 
@@ -129,7 +132,9 @@ def _add_refcoco(sources: Any) -> None:
         sources,
         "refcoco",
         "RefCOCO, RefCOCO+ or RefCOCOg as JSON rows, one per expression",
-        _reads_rows(read_refcoco),
+        lambda args, options, drop_log: read_refcoco(
+            args.rows, args.images, options=options, drop_log=drop_log
+        ),
         rows="JSON file",
         images=_IMAGES,
     )
@@ -154,20 +159,75 @@ def _add_image_folder(sources: Any) -> None:
     )
 
 
-def _add_row_formats(sources: Any) -> None:
-    for name, summary, read in (
-        ("shikra", "Shikra's JSON lines, referring or with marked phrases", read_shikra),
-        ("qwen-vl", "Qwen-VL's referring lines or conversations with <box>", read_qwen_vl),
-        ("ferret", "Ferret's conversations with <bbox_location0>", read_ferret),
-        ("ms-swift", "ms-swift's rows with <bbox> and objects", read_ms_swift),
+def _add_conversations(sources: Any) -> None:
+    """Adds the formats of conversations, read as chats or, where they can be, as regions."""
+    for name, summary, read, frames in (
+        ("llava", "LLaVA's conversations with [x1, y1, x2, y2] in the text", read_llava, True),
+        ("ferret", "Ferret's conversations with <bbox_location0>", read_ferret, False),
+        ("qwen-vl", "Qwen-VL's conversations, or referring lines", read_qwen_vl, True),
+        ("ms-swift", "ms-swift's messages with <bbox> and objects", read_ms_swift, True),
+        ("shikra", "Shikra's questions and answers, or referring lines", read_shikra, False),
+        ("internvl", "InternVL's conversations with <box>[[...]]</box>", None, True),
+        ("llama-factory", "LLaMA-Factory's ShareGPT or OpenAI messages", None, True),
+        ("openai", "OpenAI's chat JSON lines, with image parts or texts alone", None, True),
     ):
-        _add(sources, name, summary, _reads_rows(read), rows=_ROWS, images=_IMAGES)
+        parser = _add(sources, name, summary, _read_conversations(name, read), rows=_ROWS)
+        parser.add_argument(
+            "--images", metavar="PATH", type=Path, help=f"{_IMAGES}; none for texts alone"
+        )
+        if frames:
+            _add_frame(parser, name)
+        kinds = ("chats", "regions") if read is not None else ("chats",)
+        parser.add_argument(
+            "--as",
+            dest="kind",
+            choices=kinds,
+            default="",
+            help="`chats` keeps every turn (default); `regions` makes records of the boxes and "
+            "what is said of them, and counts what is not kept"
+            if read is not None
+            else "every turn is kept",
+        )
 
 
-def _reads_rows(read: Any) -> Any:
-    return lambda args, options, drop_log: read(
-        args.rows, args.images, options=options, drop_log=drop_log
+def _add_frame(parser: argparse.ArgumentParser, name: str) -> None:
+    is_llava = name == "llava"
+    parser.add_argument(
+        "--frame",
+        choices=get_args(Frame),
+        required=is_llava,
+        help="what numbers in brackets and in JSON answers (bbox_2d) are of: 0..1 of the image "
+        "padded to a square (LLaVA-1.5's mix), 0..1 of the original image, pixels, or thousandths "
+        "of width and height; `cloc-mllm data doctor` shows which"
+        + ("" if is_llava else ". Without it brackets are words. Marks need none"),
     )
+
+
+def _read_conversations(name: str, read_regions: Any) -> Any:
+    def read(
+        args: argparse.Namespace, options: ReadOptions, drop_log: DropLog
+    ) -> Iterator[Record] | Iterator[Chat]:
+        args.kind = args.kind or _kind_of(args.rows, args.encoding)
+        frame = vars(args).get("frame")
+        if args.kind == "chats":
+            style = style_of(name, frame)
+            return read_chats(args.rows, args.images, style, options=options, drop_log=drop_log)
+        if args.images is None:
+            raise ValueError("regions need --images, the folder, tar or zip of the photos")
+        if name == "llava" and frame not in ("padded", "original"):
+            raise ValueError(f"--as regions reads --frame padded or original, got {frame}")
+        more = {"frame": frame} if name == "llava" else {}
+        return read_regions(args.rows, args.images, **more, options=options, drop_log=drop_log)
+
+    return read
+
+
+def _kind_of(rows: Path, encoding: str) -> str:
+    """Files whose first row holds no turns (referring lines) have nothing but regions."""
+    _, first = next(read_rows(rows, encoding), ("", None))
+    first = as_dict(first)
+    is_line = bool({"bbox", "sentence"} & first.keys()) and not has_turns(first)
+    return "regions" if is_line else "chats"
 
 
 def _add_odgt(sources: Any) -> None:
@@ -274,26 +334,6 @@ def _read_grit(
     if args.images is None:
         raise ValueError("--rows need --images, the folder, tar or zip of KEY.jpg")
     return read_grit(args.rows, args.images, options=options, drop_log=drop_log)
-
-
-def _add_llava(sources: Any) -> None:
-    parser = _add(
-        sources,
-        "llava",
-        "LLaVA's conversation JSON with [x1, y1, x2, y2] in the text",
-        lambda args, options, drop_log: read_llava(
-            args.rows, args.images, frame=args.frame, options=options, drop_log=drop_log
-        ),
-        rows="JSON list or JSON lines",
-        images=_IMAGES,
-    )
-    parser.add_argument(
-        "--frame",
-        choices=("padded", "original"),
-        required=True,
-        help="0..1 of the image padded to a square (LLaVA-1.5's mix) or of the image itself; "
-        "`cloc-mllm data doctor` shows which",
-    )
 
 
 def _add_yolo(sources: Any) -> None:
