@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from cloc_mllm.data.reasons import REASONS, SET_ASIDE
 
 # A row is one of a conversation file, several of which make a record. A place stands for boxes or
-# points that a chat mentions.
-Kind = Literal["record", "chat", "row", "region", "expression", "caption", "turn", "place"]
+# points that a chat mentions, a pair for a question with its answer.
+Kind = Literal["record", "chat", "row", "region", "expression", "caption", "turn", "place", "pair"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUM_EXAMPLES = 3  # names shown with a note
 _NUM_REASONS = 10  # shown with an example each
@@ -116,7 +116,7 @@ class DropLog:
             if dropped or aside or self.delivered[kind] or kind == whole:
                 line = f"{kind + 's:':12} {self.delivered[kind]:>9,} kept {dropped:>9,} dropped"
                 lines.append(line + _listed(self.counts.get(kind, {}), self.drop_share(kind)))
-        lines += set_aside_lines(self.set_aside)
+        lines += set_aside_lines(self.set_aside, self.delivered)
         lines += [
             note_line(what, count, self.examples.get(what, ()))
             for what, count in self.notes.items()
@@ -162,12 +162,19 @@ def write_drops(drops: Iterable[Drop], path: str | Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def set_aside_lines(set_aside: dict[str, dict[str, int]]) -> list[str]:
+def set_aside_lines(
+    set_aside: Mapping[str, Mapping[str, int]], delivered: Mapping[Any, int]
+) -> list[str]:
     return [
         f"{'set aside:':12} {count:>9,} {kind}s, {reason}: {SET_ASIDE.get(reason, '')}"
+        f"{_beside(sum(reasons.values()), delivered.get(kind, 0))}"
         for kind, reasons in set_aside.items()
         for reason, count in reasons.items()
     ]
+
+
+def _beside(num_aside: int, num_kept: int) -> str:
+    return f" ({num_aside:,} of {num_aside + num_kept:,} not kept)" if num_kept else ""
 
 
 def note_line(what: str, count: int, examples: Iterable[str] = ()) -> str:

@@ -64,6 +64,9 @@ SET_ASIDE: dict[str, str] = {
     "crowd": "boxes around a crowd; --keep_crowd keeps them",
     "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
     "other_split": "refs of other splits; --split chooses, without it all are read",
+    "no_region": "questions with their answers that name no box; chats keep them (without "
+    "--as regions)",
+    "unnamed": "boxes that the conversation says nothing of that is a name; chats keep them",
     "no_image": "rows of text alone; a record is of an image",
     "not_asked": "images that --ids does not list; without it all are read",
 }

@@ -103,7 +103,7 @@ def describe_build(manifest: dict[str, Any]) -> str:
         read = dropped + delivered.get(kind, 0)
         of = f" of {read:,}, {dropped / read:.1%}" if kind in delivered else ""
         lines.append(f"{'dropped:':12} {dropped:>9,} {kind}s{of} ({listed})")
-    lines += set_aside_lines(manifest.get("set_aside", {}))
+    lines += set_aside_lines(manifest.get("set_aside", {}), delivered)
     lines += [note_line(what, count) for what, count in manifest["notes"].items()]
     return "\n".join(lines) if len(lines) > 1 else "nothing was dropped when it was built"
 
