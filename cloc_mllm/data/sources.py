@@ -27,11 +27,11 @@ from cloc_mllm.data.readers.qwen_vl import read_qwen_vl
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.readers.refer import read_refer
 from cloc_mllm.data.readers.shikra import read_shikra
-from cloc_mllm.data.readers.texts import read_rows, read_text
-from cloc_mllm.data.readers.values import as_dict
 from cloc_mllm.data.readers.visual_genome import read_visual_genome
 from cloc_mllm.data.readers.yolo import read_yolo
 from cloc_mllm.data.records import Record
+from cloc_mllm.data.texts import read_rows, read_text
+from cloc_mllm.data.values import as_dict
 
 _IMAGES = "folder, tar or zip"
 _ROWS = "JSON list, JSON lines or CSV"

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SUBCOMMANDS = {"compare": "cloc_mllm.evaluation.compare", "score": "cloc_mllm.evaluation.score"}
 _EPILOG = """\
 cloc-mllm eval TASK --help     one task with its own options, such as refcoco or pope
+cloc-mllm eval TASK TASK ...   several tasks on the same records, with the options below
 cloc-mllm eval score --help    rows of any model to numbers; no model, no GPU
 cloc-mllm eval compare A B     two finished evaluations side by side
 
@@ -36,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--list" in args:
         print("\n".join(task_names()))
         return 0
-    is_one_task = bool(args) and not args[0].startswith("-")
-    return _run(_one_task(args[0], args[1:]) if is_one_task else _several_tasks(args))
+    names = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    if len(names) == 1:
+        return _run(_one_task(names[0], args[1:]))
+    return _run(_several_tasks(["--tasks", *args] if names else args))
 
 
 def _several_tasks(args: list[str]) -> EvalConfig:

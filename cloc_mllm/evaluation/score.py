@@ -11,22 +11,30 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cloc_mllm.evaluation.answers import AnswerFormat, answer_format
+from cloc_mllm.data.drop_log import shown
+from cloc_mllm.evaluation.answers import FORMATS, AnswerFormat, answer_format
 from cloc_mllm.evaluation.answers.formats import describe_formats
 from cloc_mllm.evaluation.answers.rows import ResizedSize, is_unread, read_rows, reading_summary
 from cloc_mllm.evaluation.compat import COMPATS, compat_scores
 from cloc_mllm.evaluation.metrics import Evaluation, compute_metrics
 from cloc_mllm.evaluation.report.table import percent, render_table
-from cloc_mllm.evaluation.rows.files import read_predictions, read_references
+from cloc_mllm.evaluation.rows.files import predictions_of, read_table, references_of
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair, merge_by_id
+from cloc_mllm.evaluation.rows.sources import RowReading, Rows, parse_columns, read_sources
 from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.tasks import all_scorers, row_task
 
 MISSING = "missing"
+FORMAT_HELP = (
+    "how boxes are written in raw_text: "
+    + ", ".join(FORMATS)
+    + "; or a format of your own, as JSON or in a .json or .yaml file: "
+    '{"order": "yxyx", "scale": 1000, "key": "box_2d"}; `help` shows each with an example'
+)
 _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
 
 
@@ -37,12 +45,14 @@ class ScoreOptions:
     Args:
         resized_size: width and height that resized pixels count in, for rows whose settings do
             not say it; `qwen2.5-vl` is that model's rule.
+        reading: how files of rows are read.
         missing: a reference without a prediction is an error, or an answer that is `wrong`.
         bootstrap_samples: resamples of the images behind each interval.
         seed: of the bootstrap.
     """
 
     resized_size: ResizedSize = None
+    reading: RowReading = field(default_factory=RowReading)
     missing: Literal["error", "wrong"] = "error"
     bootstrap_samples: int = 1000
     seed: int = 0
@@ -66,7 +76,7 @@ class Score(Evaluation):
 def score(
     task: str,
     predictions: str | Path | Sequence[PredictionRow],
-    references: str | Path | Sequence[ReferenceRow],
+    references: str | Path | Sequence[ReferenceRow] = "",
     answer_format_name: str = "",
     compat: Sequence[str] = (),
     options: ScoreOptions | None = None,
@@ -75,10 +85,10 @@ def score(
 
     Args:
         task: of the rows, one of `all_scorers`; or a Python file with a task of one's own.
-        predictions: rows, or a JSONL, JSON or CSV file of them.
-        references: likewise.
-        answer_format_name: how boxes are written in `raw_text`, one of `FORMATS`; needed where
-            rows hold no boxes.
+        predictions: rows, or a JSONL, JSON, CSV or TSV file of them.
+        references: likewise; "" if they are in the rows of the predictions' file.
+        answer_format_name: how boxes are written in `raw_text`, one of `FORMATS` or a definition
+            of one's own (`answer_format`); needed where rows hold no boxes.
         compat: names of `COMPATS`.
 
     Raises:
@@ -88,22 +98,51 @@ def score(
     options = options or ScoreOptions()
     task = row_task(task)
     declared = _checked(task, answer_format_name, compat)
+    if isinstance(predictions, (str, Path)) and isinstance(references, (str, Path)):
+        rows = read_sources(task, predictions, references, options.reading)
+        where = f"{predictions} and {references}: " if references else f"{predictions}: "
+    else:
+        rows = _rows(task, predictions, references, options.reading.encoding)
+        where = ""
+    try:
+        return _scored(task, rows, declared, compat, options)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+
+
+def _rows(
+    task: str,
+    predictions: str | Path | Sequence[PredictionRow],
+    references: str | Path | Sequence[ReferenceRow],
+    encoding: str,
+) -> Rows:
+    """Rows of which one kind is made by a program, the other perhaps read from a file."""
     if isinstance(references, (str, Path)):
-        references = read_references(references, task)
+        references = references_of(read_table(references, encoding), task)
     if isinstance(predictions, (str, Path)):
-        predictions = read_predictions(predictions, task, references)
-    if not references:
+        predictions = predictions_of(read_table(predictions, encoding), task, references)
+    return Rows(predictions, references)
+
+
+def _scored(
+    task: str,
+    rows: Rows,
+    declared: AnswerFormat | None,
+    compat: Sequence[str],
+    options: ScoreOptions,
+) -> Score:
+    if not rows.references:
         raise ValueError(f"the references hold no row of task {task!r}; nothing to score")
     missing: list[PredictionRow] = []
     if options.missing == "wrong":
-        answered = {row.id for row in predictions}
+        answered = {row.id for row in rows.predictions}
         missing = [
             PredictionRow(row.id, row.image_id, row.task, failure=MISSING)
-            for row in references
+            for row in rows.references
             if row.id not in answered
         ]
-    pairs = merge_by_id([*predictions, *missing], references)
-    scored = _scored(task, pairs, declared, options)
+    pairs = merge_by_id([*rows.predictions, *missing], rows.references)
+    scored = _read_and_scored(task, pairs, declared, options)
     if compat:
         found = {name: compat_scores(name, pairs) for name in compat}
         scored.compat = {
@@ -112,8 +151,9 @@ def score(
         }
     scored.about = {
         "task": task,
-        "num_references": len(references),
+        "num_references": len(rows.references),
         "num_missing_predictions": len(missing),
+        "unused_columns": rows.unused_columns,
         "options": asdict(options),
     }
     return scored
@@ -135,7 +175,7 @@ def _checked(task: str, format_name: str, compat: Sequence[str]) -> AnswerFormat
     return answer_format(format_name) if format_name else None
 
 
-def _scored(
+def _read_and_scored(
     task: str, pairs: list[ScoredPair], declared: AnswerFormat | None, options: ScoreOptions
 ) -> Score:
     bootstrap = Bootstrap(options.bootstrap_samples, options.seed)
@@ -171,8 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(describe_formats())
         return 0
     values = _parser().parse_args(args)
+    reading = RowReading(
+        values.columns, values.reference_columns, values.reference_format, values.encoding
+    )
     options = ScoreOptions(
-        values.resized_size, values.missing, values.bootstrap_samples, values.seed
+        values.resized_size, reading, values.missing, values.bootstrap_samples, values.seed
     )
     compat = list(COMPATS) if "all" in values.compat else values.compat
     scored = score(
@@ -194,9 +237,23 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     known = ", ".join(all_scorers())
     add("--task", required=True, help=f"one of: {known}; or a Python file with one of your own")
-    add("--predictions", required=True, help="rows in a .jsonl, .json (array) or .csv file")
-    add("--references", required=True, help="likewise")
-    add("--format", default="", help="how boxes are written in raw_text; `help` lists the formats")
+    add("--predictions", required=True, help="rows in a .jsonl, .json, .csv or .tsv file")
+    add("--references", default="", help="likewise; left out if they are in the predictions' rows")
+    add("--format", default="", help=FORMAT_HELP)
+    add(
+        "--columns",
+        type=_columns,
+        default={},
+        help="where fields are called otherwise: id=question_id,raw_text=pred, or JSON",
+    )
+    add("--reference_columns", type=_columns, default={}, help="likewise, of references alone")
+    add(
+        "--reference_format",
+        default="",
+        help="what the numbers of the references' boxes mean: a format, as in --format; by default "
+        "fractions of the original image",
+    )
+    add("--encoding", default="", help="of the files, where it is not UTF-8: cp1252, gbk, ...")
     add(
         "--compat",
         nargs="+",
@@ -219,6 +276,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0)
     add("--out", default="", help="gets all numbers as JSON")
     return parser
+
+
+def _columns(text: str) -> dict[str, str]:
+    try:
+        return parse_columns(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _resized_size(text: str) -> ResizedSize:
@@ -246,6 +310,10 @@ def render_score(scored: Score) -> str:
     parts += [_compat_lines(name, result) for name, result in (scored.compat or {}).items()]
     if missing := scored.about["num_missing_predictions"]:
         parts.append(f"{missing} references have no prediction; they count as wrong.")
+    parts += [
+        f"not read in {path}: the columns {', '.join(map(shown, names))}"
+        for path, names in scored.about["unused_columns"].items()
+    ]
     return "\n\n".join(parts)
 
 

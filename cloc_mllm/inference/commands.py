@@ -27,7 +27,10 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     from cloc_mllm.data.images import open_image
+    from cloc_mllm.inference.inputs import check_phrases
 
+    check_phrases(arguments.phrases)
+    _check_drawing(arguments.out)
     image = open_image(arguments.picture)
     result = _load_predictor(arguments.mllm).ground(image, arguments.phrases)
     for phrase, found in zip(arguments.phrases, result, strict=True):
@@ -63,6 +66,7 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
 
     from cloc_mllm.data.images import open_image
 
+    _check_drawing(arguments.out)
     image = open_image(arguments.picture)
     region = _region(arguments, image)
     result = _load_predictor(arguments.mllm).refer(image, region)
@@ -128,7 +132,18 @@ def _pixels(box: Sequence[float]) -> str:
     return " ".join(f"{value:.0f}" for value in box)
 
 
-def _draw(result: GroundingResult, path: Path) -> None:
+def _check_drawing(path: Path) -> None:
+    """Refuses a file that the answer could not be drawn into, before the model is asked."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise ValueError(f"--out {path}: expected a name that ends in .png, .jpg or .webp")
+    if path.is_dir():
+        raise ValueError(f"--out {path}: expected a file, this is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _draw(result: GroundingResult, path: Path) -> None:
     result.draw().save(path)
     print(f"drawn: {path}")

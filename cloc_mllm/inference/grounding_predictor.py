@@ -25,6 +25,7 @@ from cloc_mllm.inference.inputs import (
     ImageInput,
     RegionsInput,
     as_list,
+    check_phrases,
     check_regions,
     open_input,
     upright_picture,
@@ -140,7 +141,7 @@ class GroundingPredictor:
         taught to say so; that phrase has no box then.
 
         Raises:
-            ValueError: a phrase is blank.
+            ValueError: a phrase cannot be looked for (see `check_phrases`).
         """
         image, phrases = open_input(image), as_list(phrases)
         answers = self.answer(ground_questions(image, phrases), boxes_only=True)
@@ -355,10 +356,9 @@ def ground_questions(image: ImageInput, phrases: Sequence[str]) -> list[Question
     """Makes the questions where each phrase is.
 
     Raises:
-        ValueError: a phrase is blank.
+        ValueError: a phrase cannot be looked for (see `check_phrases`).
     """
-    if blank := [index for index, phrase in enumerate(phrases) if not phrase.strip()]:
-        raise ValueError(f"phrase {blank[0]} is blank; say what to look for")
+    check_phrases(phrases)
     image = open_input(image)
     return [Question(image, PROMPTS["ground"].format(phrase=phrase.strip())) for phrase in phrases]
 

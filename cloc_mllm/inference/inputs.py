@@ -12,6 +12,7 @@ from torch import Tensor
 from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.records import Box
 from cloc_mllm.geometry import Boxes, clean_box
+from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.regions import RegionLike, around, as_mask
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 
@@ -60,6 +61,24 @@ def upright_picture(image: ImageInput) -> Image.Image:
 def as_list(texts: str | Sequence[str]) -> list[str]:
     """Returns a list of texts; one text alone is a list of one, not of its letters."""
     return [texts] if isinstance(texts, str) else list(texts)
+
+
+def check_phrases(phrases: Sequence[str]) -> None:
+    """Refuses phrases that cannot be looked for.
+
+    Raises:
+        ValueError: a phrase is blank, or holds a mark that stands for something else.
+    """
+    for index, phrase in enumerate(phrases):
+        if not phrase.strip():
+            which = "the phrase" if len(phrases) == 1 else f"phrase {index}"
+            raise ValueError(f"{which} is blank; say what to look for")
+        for mark, meaning in ((IMAGE_TOKEN, "the picture"), (REGION_TOKEN, "a region")):
+            if mark in phrase:
+                raise ValueError(
+                    f"the phrase {phrase!r} holds {mark}, which stands for {meaning} in the "
+                    "model's questions; describe the thing in words"
+                )
 
 
 def check_regions(

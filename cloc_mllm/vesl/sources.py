@@ -13,9 +13,9 @@ from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.readers.files import open_files, settle
 from cloc_mllm.data.readers.names import is_image_name, without_suffix
 from cloc_mllm.data.readers.photos import OTHER_FILES
-from cloc_mllm.data.readers.texts import decode, lines_of, read_rows
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.storage import is_url, sha256_of
+from cloc_mllm.data.texts import decode, lines_of, read_rows
 
 _NUM_EXAMPLES = 3  # names shown with a note
 

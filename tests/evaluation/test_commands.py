@@ -107,6 +107,14 @@ def test_tasks_with_options_stand_beside_others(mllm_dir, cloc_dir, pope, tmp_pa
     assert {row.prompt for row in rows if row.task == "pope"} == {"Is there a dog? Yes or no?"}
 
 
+def test_several_names_are_several_tasks(cloc_dir, tmp_path) -> None:
+    common = [f"--cloc={cloc_dir}", "--mllm=none", "--device=cpu", "--num_examples=1"]
+    common += [f"--output_dir={tmp_path}", "--bootstrap_samples=5", "--limit=2"]
+    assert main(["text_to_box", "region_classification", *common]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["tasks"]) == ["text_to_box", "region_classification"]
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [

@@ -75,6 +75,21 @@ def test_a_real_model_answers_both(picture, mllm_dir, capsys):
         (["ground", "missing.png", "crab"], "No such file or directory: missing.png"),
         (["ground", "picture.png", "crab", "--mllm", "nowhere"], "nowhere is no MLLM directory"),
         (["refer", "picture.png", "90", "4", "10", "30", "--mllm", "MLLM"], "inverted"),
+        # all of it said before a model is loaded
+        (["ground", "picture.png", " ", "--mllm", "nowhere"], "the phrase is blank; say what to"),
+        (
+            ["ground", "picture.png", "a crab", "the <region> here", "--mllm", "nowhere"],
+            "the phrase 'the <region> here' holds <region>, which stands for a region",
+        ),
+        (["ground", "picture.png", "<image> crab", "--mllm", "nowhere"], "stands for the picture"),
+        (
+            ["ground", "picture.png", "crab", "--mllm", "nowhere", "--out", "answers/crab"],
+            "--out answers/crab: expected a name that ends in .png, .jpg or .webp",
+        ),
+        (
+            ["refer", "picture.png", "1", "2", "30", "30", "--mllm", "nowhere", "--out", "x.xyz"],
+            "--out x.xyz: expected a name that ends in",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(picture, mllm_dir, capsys, argv, message):

@@ -256,7 +256,7 @@ def test_other_unusable_input_is_refused(predictor, tmp_path):
         predictor.caption(tmp_path / "page.jpg")
     with pytest.raises(ValueError, match="phrase 1 is blank"):
         predictor.ground(PICTURE, ["crab", "  "])
-    with pytest.raises(ValueError, match="2 <image> placeholders"):
+    with pytest.raises(ValueError, match="holds <image>, which stands for the picture"):
         predictor.ground(PICTURE, ["an <image>"])
     with pytest.raises(ValueError, match="1 <region> placeholders but 0 region boxes"):
         predictor.ask(PICTURE, "What is in <region>?")

@@ -19,8 +19,8 @@ from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_hea
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.boxes import TURNED, box_frame
 from cloc_mllm.data.readers.files import Files, open_files, read_image
-from cloc_mllm.data.readers.texts import read_json, read_rows
 from cloc_mllm.data.records import Box
+from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
 
 # the fields in which sources keep these; the first that a row has counts

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cloc_mllm.data.readers import as_dict
-from cloc_mllm.data.readers.texts import read_json
+from cloc_mllm.data.texts import read_json
 
 _SUCCESS = "success"
 _DIGITS = re.compile(r"0x[0-9a-f]+|\d{4,}")

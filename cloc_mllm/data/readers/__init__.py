@@ -4,11 +4,11 @@ What all formats share is decided once, in one module per question:
 
 | question | module |
 |---|---|
-| which ids are one, what is a number | `values` |
+| which ids are one, what is a number | `data.values` |
 | which file a name means | `names`, `files` |
 | what became of each image | `photos` |
 | what the numbers of a box are of | `boxes` |
-| which encoding a text is in, what YAML, JSON, CSV and XML hold | `texts` |
+| which encoding a text is in, what YAML, JSON, CSV and XML hold | `data.texts` |
 | what becomes a record | `data.records.validate_record` |
 | what is lost, and what would have been right | `data.drop_log`, `data.reasons` |
 
@@ -32,8 +32,8 @@ from cloc_mllm.data.readers.photos import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.values import as_dict, as_list
 from cloc_mllm.data.records import Box, Record, Region, clean_text, drop_record, validate_record
+from cloc_mllm.data.values import as_dict, as_list
 
 __all__ = [
     "DEFAULTS",

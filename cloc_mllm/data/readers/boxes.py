@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from cloc_mllm.data.images import FILE_FORMATS, SIDEWAYS, Header, read_header
-from cloc_mllm.data.readers.values import number, numbers, size_of
 from cloc_mllm.data.records import Box
+from cloc_mllm.data.values import number, numbers, size_of
 from cloc_mllm.geometry import Boxes
 
 # The frame of boxes of a photo with an EXIF orientation: `stated` takes the upright picture, or the

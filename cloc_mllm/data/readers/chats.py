@@ -49,8 +49,8 @@ from cloc_mllm.data.readers.photos import (
     names_of,
     open_photos,
 )
-from cloc_mllm.data.readers.texts import read_rows
-from cloc_mllm.data.readers.values import as_dict, as_list, id_key
+from cloc_mllm.data.texts import read_rows
+from cloc_mllm.data.values import as_dict, as_list, id_key
 
 Row = dict[str, Any]
 _ROLES: dict[str, Role] = {

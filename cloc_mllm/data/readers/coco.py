@@ -15,9 +15,9 @@ from typing import Any
 from cloc_mllm.data.drop_log import Kind
 from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos, single
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
-from cloc_mllm.data.readers.texts import read_json
-from cloc_mllm.data.readers.values import by_id, id_key
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_json
+from cloc_mllm.data.values import by_id, id_key
 
 SOURCE = "coco"
 LVIS_SOURCE = "lvis"

@@ -19,8 +19,8 @@ from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos, 
 from cloc_mllm.data.readers.boxes import BoxFrame, box_frame
 from cloc_mllm.data.readers.files import Files, open_files
 from cloc_mllm.data.readers.pascal_voc import CORNERS
-from cloc_mllm.data.readers.texts import decode, lines_of, parse_xml
 from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.texts import decode, lines_of, parse_xml
 from cloc_mllm.geometry import clean_box
 
 SOURCE = "flickr30k-entities"

@@ -35,9 +35,9 @@ from cloc_mllm.data.readers.files import Names
 from cloc_mllm.data.readers.names import IMAGE_SUFFIXES
 from cloc_mllm.data.readers.photos import names_of
 from cloc_mllm.data.readers.tar_stream import Sample, read_samples
-from cloc_mllm.data.readers.texts import decode, read_rows
-from cloc_mllm.data.readers.values import id_key, number
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import decode, read_rows
+from cloc_mllm.data.values import id_key, number
 
 SOURCE = "grit"
 _IMAGE_COLUMNS = (*(suffix[1:] for suffix in IMAGE_SUFFIXES), "image")

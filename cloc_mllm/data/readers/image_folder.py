@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos
 from cloc_mllm.data.readers.names import ids_of_names, is_image_name
-from cloc_mllm.data.readers.texts import lines_of, read_json, read_text
 from cloc_mllm.data.records import DropLog, Record
+from cloc_mllm.data.texts import lines_of, read_json, read_text
 
 SOURCE = "image-folder"
 _WNID = re.compile(r"n\d{8}")

@@ -35,8 +35,8 @@ from cloc_mllm.data.readers.grounded_text import (
     ground_turns,
 )
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.texts import read_rows
 
 SOURCE = "llava"
 Frame = Literal["padded", "original"]

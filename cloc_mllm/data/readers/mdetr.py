@@ -28,9 +28,9 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_json
-from cloc_mllm.data.readers.values import by_id, id_key
 from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.texts import read_json
+from cloc_mllm.data.values import by_id, id_key
 
 SOURCE = "mdetr"
 _REFERRING = "refcoco"  # how the dataset_name of referring expressions starts

@@ -35,8 +35,8 @@ from cloc_mllm.data.readers.grounded_text import (
 )
 from cloc_mllm.data.readers.llava import image_of, regions_said
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_rows
 from cloc_mllm.data.records import Box, DropLog, Record
+from cloc_mllm.data.texts import read_rows
 
 SOURCE = "ms-swift"
 _BOX_MARK, _REF_MARK, _IMAGE_MARK = "<bbox>", "<ref-object>", "<image>"

@@ -29,9 +29,9 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_rows
-from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_rows
+from cloc_mllm.data.values import id_key
 
 SOURCE = "odgt"
 _NAMES = ("filename", "fpath", "ID")

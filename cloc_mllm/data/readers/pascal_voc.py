@@ -14,9 +14,9 @@ from pathlib import Path
 from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos
 from cloc_mllm.data.readers.files import Files, open_files
 from cloc_mllm.data.readers.photos import names_of
-from cloc_mllm.data.readers.texts import parse_xml
-from cloc_mllm.data.readers.values import number
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import parse_xml
+from cloc_mllm.data.values import number
 
 SOURCE = "pascal-voc"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")

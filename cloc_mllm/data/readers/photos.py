@@ -14,7 +14,7 @@ from cloc_mllm.data.images import FILE_FORMATS, Header, read_header
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxFrame, box_frame, share_frame
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Files, Match, Names, open_files, settle
 from cloc_mllm.data.readers.names import is_image_name, plain_path
-from cloc_mllm.data.readers.values import id_key
+from cloc_mllm.data.values import id_key
 
 UNNAMED_IMAGES = "images that no annotation names"
 OTHER_FILES = "files that are no images by their name"

@@ -22,9 +22,9 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.names import name_to_id
-from cloc_mllm.data.readers.texts import read_json
-from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import DropLog, Record
+from cloc_mllm.data.texts import read_json
+from cloc_mllm.data.values import id_key
 
 SOURCE = "refcoco"
 _PHOTO_AND_REFERENT = re.compile(r"(?P<photo>.*_\d{12})_\d+")

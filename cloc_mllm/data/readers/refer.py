@@ -25,9 +25,9 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.readers.plain_pickle import read_plain_pickle
-from cloc_mllm.data.readers.texts import read_json
-from cloc_mllm.data.readers.values import by_id, id_key
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
+from cloc_mllm.data.texts import read_json
+from cloc_mllm.data.values import by_id, id_key
 
 SOURCE = "refer"
 Row = dict[str, Any]

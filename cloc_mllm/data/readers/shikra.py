@@ -29,9 +29,9 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.texts import read_rows
-from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.texts import read_rows
+from cloc_mllm.data.values import id_key
 
 SOURCE = "shikra"
 _PHRASE = re.compile(r"<ph_st>(.*?)<ph_ed>", re.DOTALL)

@@ -24,9 +24,9 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
-from cloc_mllm.data.readers.texts import read_json
-from cloc_mllm.data.readers.values import id_key
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import read_json
+from cloc_mllm.data.values import id_key
 
 SOURCE = "visual-genome"
 Row = dict[str, Any]

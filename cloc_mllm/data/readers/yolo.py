@@ -17,10 +17,10 @@ from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, as_dict, delive
 from cloc_mllm.data.readers.files import Files, Names, open_files, settle
 from cloc_mllm.data.readers.names import ids_of_names, is_image_name, without_suffix
 from cloc_mllm.data.readers.photos import OTHER_FILES
-from cloc_mllm.data.readers.texts import decode, is_yaml, lines_of, read_class_list, read_yaml
-from cloc_mllm.data.readers.values import numbers
 from cloc_mllm.data.readers.yolo_rows import Task, parse_row, tell_task
 from cloc_mllm.data.records import DropLog, Record, Region
+from cloc_mllm.data.texts import decode, is_yaml, lines_of, read_class_list, read_yaml
+from cloc_mllm.data.values import numbers
 
 SOURCE = "yolo"
 _SPLITS = ("train", "val", "test")

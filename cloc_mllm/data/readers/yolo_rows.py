@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from cloc_mllm.data.readers.values import id_key, number
+from cloc_mllm.data.values import id_key, number
 
 Task = Literal["detect", "segment", "pose"]
 _SLACK = 0.02  # of the image: how far points may stick out of the image or their box

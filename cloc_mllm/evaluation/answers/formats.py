@@ -7,205 +7,263 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, get_args
 
-from cloc_mllm.evaluation.answers.frames import Frame
+from cloc_mllm.data.texts import is_yaml, read_json, read_yaml
+from cloc_mllm.data.values import number
+from cloc_mllm.evaluation.answers.frames import Frame, Order, Size
+from cloc_mllm.evaluation.answers.notations import (
+    ANY_NUMBER,
+    DECIMAL,
+    INTEGER,
+    QWEN_REF,
+    REF,
+    Notation,
+    boxes_in,
+    bracketed,
+    in_json,
+    label,
+)
 
-_INTEGER = r"(0|[1-9][0-9]{0,9})"
-_DECIMAL = r"([0-9]{1,10}(?:\.[0-9]{1,20})?)"
-SIGNED = r"(-?[0-9]{1,10}(?:\.[0-9]{1,20})?)"
-_BOX_KEY = "bbox_2d"
-
-
-@dataclass(frozen=True)
-class Notation:
-    """Regular expressions: `box` is one box with its numbers as groups, `whole` an entire answer.
-
-    JSON answers have no `whole`: objects with a `bbox_2d`, one or a list of them, bare or in a
-    code fence.
-    """
-
-    box: re.Pattern[str]
-    whole: re.Pattern[str] | None
-
-    def numbers(self, text: str) -> list[list[float]] | None:
-        """The numbers of each box of an answer that is nothing but the notation; else None."""
-        if self.whole is None:
-            return _json_numbers(text)
-        if self.whole.fullmatch(text) is None:
-            return None
-        return self.found(text)
-
-    def found(self, text: str) -> list[list[float]]:
-        """The numbers of each box anywhere in a text."""
-        return [[float(number) for number in match.groups()] for match in self.box.finditer(text)]
+_EXAMPLE_BOX, _EXAMPLE_SIZE = (0.2, 0.2, 0.5, 0.75), (640.0, 480.0)
 
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """A declared format: `name`, what the numbers mean in words and as a `Frame`, an example."""
+    """A declared format.
+
+    Args:
+        meaning: what the numbers mean, in words.
+        template: an answer, with a `%` conversion for each number; "" if it cannot be written.
+    """
 
     name: str
     meaning: str
-    example: str
+    template: str
     frame: Frame
     notation: Notation
 
+    def write(self, box: Sequence[float], size: Size | None = None) -> str:
+        """An answer that names this box: xyxy, 0..1 of the original image.
 
-def _json_numbers(text: str) -> list[list[float]] | None:
-    if text.startswith("```") and text.endswith("```"):
-        text = text.strip("`").removeprefix("json")
-    try:
-        data = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return None
-    items = data if isinstance(data, list) else [data]
-    boxes = [item.get(_BOX_KEY) if isinstance(item, dict) else None for item in items]
-    written = [list(map(_as_float, box)) for box in boxes if _is_box(box)]
-    return written if len(written) == len(items) else None
+        Args:
+            size: width and height that pixels count in, for frames of pixels.
+        """
+        return self.template % tuple(self.frame.numbers(box, size)) if self.template else ""
 
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    @property
+    def example(self) -> str:
+        return self.write(_EXAMPLE_BOX, _EXAMPLE_SIZE)
 
 
-def _is_box(value: object) -> TypeGuard[list[float]]:
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)
-    )
-
-
-def _as_float(value: float) -> float:
-    """A whole number too large for a float is infinite: out of every frame."""
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
-
-
-def _notation(box: str, whole: str) -> Notation:
-    """`BOX` in `whole` stands for one box."""
-    return Notation(re.compile(box), re.compile(whole.replace("BOX", box)))
-
-
-def _brackets(number: str) -> Notation:
-    return _notation(rf"\[{number}, ?{number}, ?{number}, ?{number}\]", r"BOX(?:[,;]?\s*BOX)*")
-
-
-_BRACKETS = rf"\[{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}, ?{_INTEGER}\]"
-_CORNERS = rf"\({_INTEGER}, ?{_INTEGER}\), ?\({_INTEGER}, ?{_INTEGER}\)"
+_CORNERS = rf"\({INTEGER}, ?{INTEGER}\), ?\({INTEGER}, ?{INTEGER}\)"
+_BRACKETS = ", ?".join([INTEGER] * 4).join((r"\[", r"\]"))
 _LOC_PADDED = r"<loc([0-9]{4})>" * 4
-_LOC = rf"<loc_{_INTEGER}>" * 4
+_LOC = rf"<loc_{INTEGER}>" * 4
 _PATCHES = r"<patch_index_([0-9]{4})>" * 2
-_JSON = Notation(
-    re.compile(rf'"{_BOX_KEY}":\s*\[\s*' + r"\s*,\s*".join([SIGNED] * 4) + r"\s*\]"), None
-)
+_JSON = in_json("bbox_2d")
+_INTEGERS, _DECIMALS = bracketed(INTEGER), bracketed(DECIMAL)
 
+_FOUR = "[%s, %s, %s, %s]"
+_JSON_TEMPLATE = '[{"bbox_2d": [%s, %s, %s, %s], "label": "the crab"}]'
+_LOC_TEMPLATE = "<loc_%s><loc_%s><loc_%s><loc_%s>"
 _OF_1000 = Frame("bins", divisor=1000, largest=1000)
 _IN_1000 = "n / 1000 of the original image"
 _AS_SEEN = "pixels of the image as the model saw it (--resized_size, or in each row's settings)"
 _LOCATION_TOKENS = "location-tokens"
-_INTEGERS, _DECIMALS = _brackets(_INTEGER), _brackets(_DECIMAL)
 
 
 def _location_tokens(num_bins: int) -> AnswerFormat:
     last = num_bins - 1
-    example = "".join(f"<loc_{round(value * last)}>" for value in (0.2, 0.2, 0.5, 0.75))
     return AnswerFormat(
         f"{_LOCATION_TOKENS}-{num_bins}",
         f"{num_bins} bins a side, x first: n / {last} (-N for any number of bins N)",
-        example,
+        _LOC_TEMPLATE,
         Frame("bins", divisor=last, largest=last),
-        _notation(_LOC, "(?:BOX)+"),
+        boxes_in(_LOC, "(?:BOX)+"),
     )
 
 
 # fmt: off
 _ALL = [
     AnswerFormat(
-        "0-1", "fractions of the original image (LLaVA, Shikra)",
-        "[0.2, 0.2, 0.5, 0.75]", Frame("bins"), _DECIMALS),
+        "0-1", "fractions of the original image (LLaVA, Shikra)", _FOUR, Frame("bins"), _DECIMALS),
     AnswerFormat(
-        "0-999", "n / 999 of the original image (ours, written as integers)",
-        "[200, 200, 500, 749]", Frame("bins", divisor=999, largest=999), _INTEGERS),
-    AnswerFormat("0-1000", _IN_1000, "[200, 200, 500, 750]", _OF_1000, _INTEGERS),
+        "0-999", "n / 999 of the original image (ours, written as integers)", _FOUR,
+        Frame("bins", divisor=999, largest=999), _INTEGERS),
+    AnswerFormat("0-1000", _IN_1000, _FOUR, _OF_1000, _INTEGERS),
     AnswerFormat(
-        "pixels", "pixels of the original image (width and height in the references)",
-        "[128, 96, 320, 360]", Frame("pixels"), _DECIMALS),
+        "pixels", "pixels of the original image (width and height in the references)", _FOUR,
+        Frame("pixels"), _DECIMALS),
+    AnswerFormat("resized-pixels", _AS_SEEN, _FOUR, Frame("resized"), _DECIMALS),
     AnswerFormat(
-        "resized-pixels", _AS_SEEN, "[128, 96, 320, 360]", Frame("resized"), _DECIMALS),
-    AnswerFormat(
-        "cloc", "our shipped model: 100 location tokens, x first: n / 99",
-        "<loc_20><loc_20><loc_50><loc_74>", Frame("bins", divisor=99, largest=99),
-        _notation(_LOC, "(?:BOX)+")),
+        "cloc", "our shipped model: 100 location tokens, x first: n / 99", _LOC_TEMPLATE,
+        Frame("bins", divisor=99, largest=99), boxes_in(_LOC, "(?:BOX)+")),
     _location_tokens(1000),
     AnswerFormat(
-        "qwen-vl", _IN_1000, "<ref>the crab</ref><box>(200,200),(500,750)</box>", _OF_1000,
-        _notation(_CORNERS, r"(?:(?:<ref>)?[^<>()]*(?:</ref>)?(?:<box>)?BOX(?:</box>)?)+")),
+        "gemini", f"{_IN_1000}, y first: [y1, x1, y2, x2]",
+        '[{"box_2d": [%s, %s, %s, %s], "label": "the crab"}]',
+        Frame("bins", divisor=1000, largest=1000, order="yxyx"), in_json("box_2d")),
+    AnswerFormat(
+        "qwen-vl", _IN_1000, "<ref>the crab</ref><box>(%s,%s),(%s,%s)</box>", _OF_1000,
+        boxes_in(_CORNERS, rf"(?:(?:{REF}|{label('(', ')')})(?:<box>)?BOX(?:</box>)?)+")),
     AnswerFormat(
         "qwen2-vl", _IN_1000,
-        "<|object_ref_start|>the crab<|object_ref_end|><|box_start|>(200,200),(500,750)<|box_end|>",
+        "<|object_ref_start|>the crab<|object_ref_end|><|box_start|>(%s,%s),(%s,%s)<|box_end|>",
         _OF_1000,
-        _notation(
+        boxes_in(
             _CORNERS,
-            r"(?:(?:<\|object_ref_start\|>)?[^<>()]*(?:<\|object_ref_end\|>)?"
+            rf"(?:(?:{QWEN_REF}|{label('(', ')')})"
             r"(?:<\|box_start\|>)?BOX(?:<\|box_end\|>)?)+")),
+    AnswerFormat("qwen2.5-vl", _AS_SEEN, _JSON_TEMPLATE, Frame("resized"), _JSON),
     AnswerFormat(
-        "qwen2.5-vl", _AS_SEEN, '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]',
-        Frame("resized"), _JSON),
+        "json-pixels", "as qwen2.5-vl, but pixels of the original image", _JSON_TEMPLATE,
+        Frame("pixels"), _JSON),
+    AnswerFormat("qwen3-vl", _IN_1000, _JSON_TEMPLATE, _OF_1000, _JSON),
     AnswerFormat(
-        "json-pixels", "as qwen2.5-vl, but pixels of the original image",
-        '[{"bbox_2d": [128, 96, 320, 360], "label": "the crab"}]', Frame("pixels"), _JSON),
-    AnswerFormat(
-        "qwen3-vl", _IN_1000, '[{"bbox_2d": [200, 200, 500, 750], "label": "the crab"}]',
-        _OF_1000, _JSON),
-    AnswerFormat(
-        "internvl", _IN_1000, "<ref>the crab</ref><box>[[200, 200, 500, 750]]</box>", _OF_1000,
-        _notation(
+        "internvl", _IN_1000, "<ref>the crab</ref><box>[[%s, %s, %s, %s]]</box>", _OF_1000,
+        boxes_in(
             _BRACKETS,
-            r"(?:(?:<ref>)?[^<>\[\]]*(?:</ref>)?(?:<box>)?\[BOX(?:, ?BOX)*\](?:</box>)?)+")),
+            rf"(?:(?:{REF}|{label('[', ']')})(?:<box>)?\[BOX(?:, ?BOX)*\](?:</box>)?)+")),
     AnswerFormat(
         "paligemma", "1024 bins a side, y first: n / 1024",
-        "<loc0205><loc0205><loc0768><loc0512> the crab",
-        Frame("bins", divisor=1024, largest=1023, y_first=True),
-        _notation(_LOC_PADDED, r"BOX[^<>;]*(?:;\s*BOX[^<>;]*)*")),
+        "<loc%04d><loc%04d><loc%04d><loc%04d> the crab",
+        Frame("bins", divisor=1024, largest=1023, order="yxyx"),
+        boxes_in(_LOC_PADDED, r"BOX[^<>;]*(?:;\s*BOX[^<>;]*)*")),
     AnswerFormat(
         "florence-2", "1000 bins a side, x first, middle of the bin: (n + 0.5) / 1000",
-        "the crab<loc_200><loc_200><loc_500><loc_750>",
+        f"the crab{_LOC_TEMPLATE}",
         Frame("bins", divisor=1000, largest=999, shift=0.5),
-        _notation(_LOC, r"[^<>]*(?:BOX)+(?:[^<>]+(?:BOX)+)*")),
+        boxes_in(_LOC, r"[^<>]*(?:BOX)+(?:[^<>]+(?:BOX)+)*")),
     AnswerFormat(
         "kosmos-2", "first and last patch of a grid of 32 x 32, middle of the patch",
-        "<phrase>the crab</phrase><object><patch_index_0198><patch_index_0752></object>",
+        "<phrase>the crab</phrase><object><patch_index_%04d><patch_index_%04d></object>",
         Frame("patches", largest=1023),
-        _notation(
+        boxes_in(
             _PATCHES,
             r"(?:<grounding>)?(?:[^<>]*(?:<phrase>[^<>]*</phrase>)?<object>BOX"
             r"(?:</delimiter_of_multi_objects/>BOX)*</object>)+[^<>]*")),
     AnswerFormat(
-        "ferret", _IN_1000, "the crab [200, 200, 500, 750].",
-        Frame("bins", divisor=1000, largest=999), _notation(_BRACKETS, r"(?:[^\[\]]*BOX)+\.?")),
+        "ferret", _IN_1000, f"the crab {_FOUR}.", Frame("bins", divisor=1000, largest=999),
+        boxes_in(_BRACKETS, rf"(?:{label('[', ']')}BOX)+\.?")),
 ]
 # fmt: on
 FORMATS: dict[str, AnswerFormat] = {item.name: item for item in _ALL}
 
 
 def answer_format(name: str) -> AnswerFormat:
-    """The format of a name; `location-tokens-N` exists for every number of bins N.
+    """Returns a built-in format by its name, or the one that a user defines.
+
+    Args:
+        name: one of `FORMATS`; `location-tokens-N` for any number of bins N; a definition as JSON,
+            such as `{"order": "yxyx", "scale": 1000, "key": "box_2d"}`, or the path of a `.json` or
+            `.yaml` file that holds one; see `own_format`.
 
     Raises:
-        ValueError: an unknown name; the message lists all.
+        ValueError: an unknown name, which lists all, or a wrong definition.
     """
     tokens = re.fullmatch(rf"{_LOCATION_TOKENS}-([1-9][0-9]{{0,5}})", name)
     if tokens and int(tokens[1]) > 1:
         return _location_tokens(int(tokens[1]))
+    if name.lstrip().startswith("{"):
+        try:
+            return own_format(json.loads(name), name)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"format {name}: no valid JSON ({error})") from error
+    if is_yaml(name) or name.lower().endswith(".json"):
+        return own_format(read_yaml(name) if is_yaml(name) else read_json(name), name)
     if name not in FORMATS:
         close = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"unknown format {name!r}{hint}; expected one of: {', '.join(FORMATS)}")
+        raise ValueError(
+            f"unknown format {name!r}{hint}; expected one of: {', '.join(FORMATS)}; or one of your "
+            'own, as JSON or a file: {"order": "yxyx", "scale": 1000, "key": "box_2d"}'
+        )
     return FORMATS[name]
+
+
+def own_format(definition: Any, name: str) -> AnswerFormat:
+    """Makes a format of a definition.
+
+    Args:
+        definition: `scale` (a number s: n / s of the original image, so 1 for fractions; `pixels`
+            of the original image; `resized-pixels` of the image as the model saw it), `order`
+            (`xyxy`, the default, `yxyx`, `xywh` or `cxcywh`), and one of `key` (JSON objects with
+            the box under this key), `brackets` (two alike in length, such as `()` or `[[]]`, or a
+            list of the texts before and after; the default is `[]`) and `pattern` (a regular
+            expression of one box, with four groups).
+        name: for messages and reports.
+
+    Raises:
+        ValueError: says which value is wrong and what is expected.
+    """
+    where = f"format {name}"
+    known = ("order", "scale", "key", "brackets", "pattern")
+    if not isinstance(definition, dict) or not definition.keys() <= set(known):
+        raise ValueError(f"{where}: expected an object with scale and some of {', '.join(known)}")
+    order = definition.get("order", "xyxy")
+    if order not in get_args(Order):
+        raise ValueError(f"{where}: order must be {', '.join(get_args(Order))}, got {order!r}")
+    frame, meaning = _own_frame(definition.get("scale"), order, where)
+    notation, template = _own_notation(definition, where)
+    return AnswerFormat(name, meaning, template, frame, notation)
+
+
+def _own_frame(scale: Any, order: Order, where: str) -> tuple[Frame, str]:
+    if scale == "pixels":
+        return Frame("pixels", order=order), f"{order}, pixels of the original image"
+    if scale == "resized-pixels":
+        return Frame("resized", order=order), f"{order}, {_AS_SEEN}"
+    if not (value := number(scale)) > 0:
+        raise ValueError(
+            f"{where}: scale must be a positive number (1 for fractions, 1000 for thousandths), "
+            f"pixels or resized-pixels, got {scale!r}"
+        )
+    frame = Frame("bins", divisor=value, largest=value, order=order)
+    return frame, f"{order}, n / {value:g} of the original image"
+
+
+def _own_notation(definition: dict[str, Any], where: str) -> tuple[Notation, str]:
+    """The notation and its template."""
+    given = [name for name in ("key", "brackets", "pattern") if name in definition]
+    if len(given) > 1:
+        raise ValueError(f"{where}: expected one of key, brackets and pattern, got {given}")
+    if "pattern" in definition:
+        return Notation(_own_pattern(definition["pattern"], where)), ""
+    if "key" in definition:
+        key = definition["key"]
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"{where}: key must be a text, got {key!r}")
+        return in_json(key), f"[{{{_escaped(json.dumps(key))}: {_FOUR}}}]"
+    brackets = definition.get("brackets", "[]")
+    if isinstance(brackets, str) and len(brackets) % 2 == 0:
+        brackets = [brackets[: len(brackets) // 2], brackets[len(brackets) // 2 :]]
+    texts = isinstance(brackets, list) and all(isinstance(b, str) and b for b in brackets)
+    if not texts or len(brackets) != 2:
+        raise ValueError(
+            f"{where}: brackets must be two alike in length, such as () or [[]], or a list of the "
+            f"texts before and after the numbers, got {definition['brackets']!r}"
+        )
+    opening, closing = brackets
+    template = f"{_escaped(opening)}%s, %s, %s, %s{_escaped(closing)}"
+    return bracketed(ANY_NUMBER, opening, closing), template
+
+
+def _own_pattern(pattern: Any, where: str) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"{where}: pattern is no regular expression ({error})") from error
+    if compiled.groups != 4:
+        raise ValueError(
+            f"{where}: pattern must have four groups, the numbers in their order, got "
+            f"{compiled.groups}"
+        )
+    return compiled
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
 
 
 def describe_formats(formats: Sequence[AnswerFormat] = tuple(_ALL)) -> str:

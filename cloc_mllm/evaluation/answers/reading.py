@@ -8,27 +8,45 @@ swapped, or partly beyond the edge, where it is cut. Neither tries another frame
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from cloc_mllm.evaluation.answers.formats import SIGNED, AnswerFormat, Notation
-from cloc_mllm.evaluation.answers.frames import Box, Size
+from cloc_mllm.data.values import number
+from cloc_mllm.evaluation.answers.formats import AnswerFormat
+from cloc_mllm.evaluation.answers.frames import Box, Frame, Size
+from cloc_mllm.evaluation.answers.notations import (
+    ANY_KEY,
+    ANY_NUMBER,
+    FOUR,
+    GAP,
+    Notation,
+    without_labels,
+)
 
 # Qwen2.5-VL says 644 on a picture 640 wide. A box with less of it inside was written in another
 # frame than the declared one; uncut, it could not overlap a true box by IoU 0.5 either.
 MIN_SHARE_INSIDE = 0.5
 
-_GAP = r"(?:\s{0,8}[,;]\s{0,8}|\s{1,8})"  # bounded: no text takes long to search
-_FOUR = _GAP.join([SIGNED] * 4)
-_TWO = _GAP.join([SIGNED] * 2)
-_PAIR = rf"[\[(]\s{{0,8}}{_TWO}\s{{0,8}}[\])]"
-_UNBOUND = r"(?<![\w.-])", r"(?![\w.])"  # not a part of a longer number or name
+_THOUGHT = "(?:think|thinking|thought|reasoning)"
+_THOUGHT_START = re.compile(rf"<{_THOUGHT}>|◁think▷", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"</{_THOUGHT}>|◁/think▷", re.IGNORECASE)
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # digits, brackets, commas
+
+_PAIR = rf"[\[(]\s{{0,8}}{ANY_NUMBER}{GAP}{ANY_NUMBER}\s{{0,8}}[\])]"
 # other ways to write a box, most certain first
-_OTHER_NOTATIONS = [
-    Notation(re.compile(rf"[\[({{]\s*{_FOUR}\s*[\])}}]"), None),
-    Notation(re.compile(rf"{_PAIR}\s{{0,8}}(?:,|to|-)?\s{{0,8}}{_PAIR}"), None),
-    Notation(re.compile(_UNBOUND[0] + _FOUR + _UNBOUND[1]), None),
-]
+_BRACKETS = Notation(re.compile(rf"[\[({{]\s*{FOUR}\s*[\])}}]"))
+_PAIRS = Notation(re.compile(rf"{_PAIR}\s{{0,8}}(?:,|to|-)?\s{{0,8}}{_PAIR}"))
+_BARE = re.compile(rf"(?<![\w.-]){FOUR}(?!\w|[.-][\w.])")  # no part of a longer number or name
+_SIDES = {
+    **dict.fromkeys(("x1", "x_1", "xmin", "x_min", "left"), "x1"),
+    **dict.fromkeys(("y1", "y_1", "ymin", "y_min", "top"), "y1"),
+    **dict.fromkeys(("x2", "x_2", "xmax", "x_max", "right"), "x2"),
+    **dict.fromkeys(("y2", "y_2", "ymax", "y_max", "bottom"), "y2"),
+}
+_NAMED = re.compile(
+    rf"(?<!\w)({'|'.join(_SIDES)})[\"']?\s{{0,8}}[:=]\s{{0,8}}{ANY_NUMBER}(?!\w|[.-][\w.]|\s?%)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +75,10 @@ def read_strict(declared: AnswerFormat, text: str, size: Size | None = None) -> 
         return Reading([], "not_a_box" if written is None else "no_box")
     boxes = []
     for numbers in written:
-        box = declared.frame.fractions(numbers, size)
-        failure = "out_of_range" if declared.frame.overshoot(numbers, size) > 0 else _problem(box)
+        if not declared.frame.is_inside(numbers, size):
+            return Reading([], "out_of_range")
+        box = _cut(declared.frame.fractions(numbers, size))
+        failure = _problem(box)
         if failure is not None:
             return Reading([], failure)
         boxes.append(box)
@@ -66,37 +86,88 @@ def read_strict(declared: AnswerFormat, text: str, size: Size | None = None) -> 
 
 
 def read_lenient(declared: AnswerFormat, text: str, size: Size | None = None) -> Reading:
-    """Reads the boxes that can be found in an answer; a reasoning part is skipped, then the first
-    usable box (inside the answer tags if there are any) is the answer. Never raises on a text.
+    """Reads the boxes that can be found in an answer. Never raises on a text.
+
+    A reasoning part is skipped, also one without end. The first usable box, inside the answer tags
+    if there are any, is the answer; a box in the declared notation or under a key such as `bbox`
+    goes before other brackets, and those of a label are none. A number that the end of the text
+    cuts off is none.
 
     Args:
         size: width and height that pixels count in, for frames of pixels.
     """
-    text = text.rpartition("</think>")[2]
+    text = _THOUGHT_START.split(_THOUGHT_END.split(text)[-1])[0]
     text = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     if not text:
         return Reading([], "empty")
-    others = [] if declared.frame.kind == "patches" else _OTHER_NOTATIONS
-    found = (notation.found(text) for notation in [declared.notation, *others])
-    written = next((numbers for numbers in found if numbers), [])
-    readings = [_lenient_box(declared, numbers, size) for numbers in written]
-    boxes = [box for box, _ in readings if box is not None]
-    if boxes:
-        return Reading(boxes)
-    return Reading([], readings[0][1] if readings else "not_a_box")
+    for frame, found in _found(declared, text.translate(_FULL_WIDTH)):
+        if found:
+            readings = [_lenient_box(frame, numbers, size) for numbers in found]
+            boxes = [box for box, _ in readings if box is not None]
+            return Reading(boxes) if boxes else Reading([], readings[0][1])
+    return Reading([], "not_a_box")
+
+
+def _found(declared: AnswerFormat, text: str) -> Iterable[tuple[Frame, list[list[float]]]]:
+    """The numbers of each box by each notation, the surest first, and their frame."""
+    frame, notation = declared.frame, declared.notation
+    if frame.kind == "patches":
+        yield frame, notation.found(text)
+        return
+    if notation.key:
+        yield frame, notation.found(text)
+    yield frame, ANY_KEY.found(text)
+    text = without_labels(text)
+    yield frame, notation.found(text)
+    yield replace(frame, order="xyxy"), _named(text)
+    yield frame, _BRACKETS.found(text)
+    yield frame, _PAIRS.found(text)
+    bare = (match for match in _BARE.finditer(text) if not _is_cut_off(match))
+    yield frame, [[number(group) for group in match.groups()] for match in bare]
+
+
+def _named(text: str) -> list[list[float]]:
+    """Boxes whose corners have names: `x1: 200, y1: 200, x2: 500, y2: 750`, in any order."""
+    boxes, corners = [], dict[str, float]()
+    for match in _NAMED.finditer(text):
+        side = _SIDES[match[1].lower()]
+        if side in corners:
+            corners = {}
+        if not _is_cut_off(match):
+            corners[side] = number(match[2])
+        if len(corners) == 4:
+            boxes.append([corners[name] for name in ("x1", "y1", "x2", "y2")])
+            corners = {}
+    return boxes
+
+
+def _is_cut_off(match: re.Match[str]) -> bool:
+    """Whether the last number may go on where the text ends: within brackets, or at its point."""
+    text = match.string
+    if match.end() < len(text):
+        return False
+    *others, last = match.groups()
+    is_open = sum(map(text.count, "[({")) > sum(map(text.count, "])}"))
+    return is_open or (last.endswith(".") and any("." in other[:-1] for other in others))
 
 
 def _lenient_box(
-    declared: AnswerFormat, numbers: Sequence[float], size: Size | None
+    frame: Frame, numbers: Sequence[float], size: Size | None
 ) -> tuple[Box | None, str | None]:
-    x1, y1, x2, y2 = declared.frame.fractions(numbers, size)
+    x1, y1, x2, y2 = frame.fractions(numbers, size)
     written = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
     if _problem(written):
         return None, "zero_area"
-    x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in written)
-    if _area((x1, y1, x2, y2)) < MIN_SHARE_INSIDE * _area(written):
-        return None, "out_of_range"
-    return (x1, y1, x2, y2), None
+    box = _cut(written)
+    return (
+        (box, None) if _area(box) >= MIN_SHARE_INSIDE * _area(written) else (None, "out_of_range")
+    )
+
+
+def _cut(box: Box) -> Box:
+    """Cut at the image's edge; -0.0 becomes 0.0."""
+    x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) + 0.0 for value in box)
+    return x1, y1, x2, y2
 
 
 def _area(box: Box) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from cloc_mllm.data.values import size_of
 from cloc_mllm.evaluation.answers.formats import AnswerFormat
 from cloc_mllm.evaluation.answers.frames import Size, smart_resize
 from cloc_mllm.evaluation.answers.reading import Reading, read_lenient, read_strict
@@ -104,12 +105,13 @@ def _resized(pair: ScoredPair, resized_size: ResizedSize) -> Size | None:
     settings = pair.prediction.settings
     if "resized_width" in settings and "resized_height" in settings:
         width, height = settings["resized_width"], settings["resized_height"]
-        if not all(isinstance(side, (int, float)) and side > 0 for side in (width, height)):
+        size = size_of(width, height)
+        if size is None:
             raise ValueError(
                 f"prediction {pair.prediction.id!r}: expected resized_width and resized_height in "
                 f"settings to be positive numbers, got {width!r} and {height!r}"
             )
-        return float(width), float(height)
+        return size
     if resized_size != "qwen2.5-vl":
         return resized_size
     size = original_size(pair.reference)

@@ -144,7 +144,7 @@ class Judge:
 def read_rules(path: str | Path) -> dict[str, dict[str, str]]:
     """Prompts by category: a JSON object `{category: {"role": ..., "prompt": ...}}` (Ferret's
     `rule.json`), in place of `INSTRUCTION`."""
-    from cloc_mllm.data.readers.texts import read_json
+    from cloc_mllm.data.texts import read_json
 
     rules = read_json(path)
     if not isinstance(rules, dict) or not all(

@@ -1,27 +1,31 @@
-"""Rows in files: JSON lines, a JSON array or CSV in, JSON lines out.
+"""Rows in files: JSON lines, a JSON array, CSV or TSV in, JSON lines out.
 
-A wrong file is refused with the row that is wrong, before any number is computed. Where rows of one
-task are read, what a row leaves out is filled in if only one value is possible: the `task`, and a
-prediction's `image_id`, which is that of the reference with its id.
+A wrong file is refused with the row that is wrong, before any number is computed. Rows that other
+tools wrote name their columns as they like (`columns`). Where rows of one task are read, what a row
+leaves out is filled in if only one value is possible: the `task`, and a prediction's `image_id`,
+which is that of the reference with its id.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cloc_mllm.data.drop_log import shown
+from cloc_mllm.data.texts import lines_of, read_text
+from cloc_mllm.data.texts import read_rows as read_csv_rows
+from cloc_mllm.evaluation.answers.frames import Frame
+from cloc_mllm.evaluation.rows.fields import column, field_value
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 
-# cells of a CSV file that are texts; all others hold JSON: [[0.1, 0.2, 0.3, 0.4]]
-_TEXT_CELLS = {
-    "id", "image_id", "task", "prompt", "raw_text", "box_frame", "failure", "model", "kind",
-}  # fmt: skip
-
 Row = TypeVar("Row", PredictionRow, ReferenceRow)
+Table = list[tuple[str, dict[str, Any]]]  # where each row stands, for messages, and its values
+
+_EDGE = 0.01  # of a side: by so much, by rounding, boxes of data sets pass the edge of their image
+_ANSWERS = ["boxes", "failure", "labels", "raw_text"]
 
 
 def write_rows(
@@ -46,105 +50,210 @@ def write_rows(
 
 
 def read_references(path: str | Path, task: str | None = None) -> list[ReferenceRow]:
-    """All references of a file, or those of one task; `.csv` and `.json` by suffix, else lines.
+    """All references of a file, or those of one task; see `read_table`.
 
     Raises:
         ValueError: a wrong row, named by file and number.
     """
-    return _read(path, ReferenceRow, task, None)
+    return references_of(read_table(path), task)
 
 
 def read_predictions(
     path: str | Path, task: str | None = None, references: Sequence[ReferenceRow] = ()
 ) -> list[PredictionRow]:
-    """The predictions likewise; of one task, the least a row needs is an `id`.
+    """The predictions likewise; of one task, the least a row needs is an `id` and an answer.
 
     Raises:
         ValueError: a wrong row, named by file and number.
     """
-    return _read(path, PredictionRow, task, {row.id: row.image_id for row in references})
+    return predictions_of(read_table(path), task, references)
 
 
-def _read(
-    path: str | Path, row_type: type[Row], task: str | None, image_ids: Mapping[str, str] | None
-) -> list[Row]:
+def references_of(
+    table: Table,
+    task: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    frame: Frame | None = None,
+) -> list[ReferenceRow]:
+    """The references of a table, or those of one task.
+
+    Args:
+        columns: where a field is called otherwise than here: field -> column.
+        frame: what the numbers of the boxes mean; None is fractions of the original image.
+
+    Raises:
+        ValueError: a wrong row, named by file and number.
+    """
+    columns = columns or {}
     rows = []
-    for where, values in _row_values(Path(path)):
-        # numbers are accepted as ids: 7 in one file and "7" in the other are the same
-        for name in {"id", "image_id"} & values.keys():
-            values[name] = str(values[name])
-        if task is not None:
-            values.setdefault("task", task)
-            if image_ids is not None:
-                values.setdefault("image_id", image_ids.get(values.get("id", ""), ""))
-        if task in (None, values.get("task")):
-            rows.append(_row_from(values, where, row_type))
+    for where, row in table:
+        values = _values(row, where, ReferenceRow, columns, is_own=task is None)
+        if frame is not None and "boxes" in values:
+            values["boxes"] = [_fractions(frame, box, values, where) for box in values["boxes"]]
+        rows += _rows_of_task(ReferenceRow, values, where, task)
     return rows
 
 
-def _row_from(values: Mapping[str, Any], where: str, row_type: type[Row]) -> Row:
-    known = {item.name for item in fields(row_type)}
-    if not {"id", "image_id", "task"} <= values.keys() <= known:
-        raise ValueError(
-            f"{where}: expected an object with id, image_id, task and any of {sorted(known)}, "
-            f"got {sorted(values)}"
-        )
+def predictions_of(
+    table: Table,
+    task: str | None = None,
+    references: Sequence[ReferenceRow] = (),
+    columns: Mapping[str, str] | None = None,
+) -> list[PredictionRow]:
+    """The predictions of a table likewise."""
+    image_ids = {row.id: row.image_id for row in references}
+    rows = []
+    for where, row in table:
+        values = _values(row, where, PredictionRow, columns or {}, is_own=task is None)
+        if task is not None:
+            values.setdefault("image_id", image_ids.get(values.get("id", ""), ""))
+            if not values.keys() & set(_ANSWERS):
+                raise ValueError(
+                    f"{where}: expected an object with id and any of {_ANSWERS}, got "
+                    f"{_names(row)}; name the column of the answer: --columns raw_text=COLUMN"
+                )
+        rows += _rows_of_task(PredictionRow, values, where, task)
+    return rows
+
+
+def _values(
+    row: Mapping[str, Any],
+    where: str,
+    row_type: type[Row],
+    columns: Mapping[str, str],
+    *,
+    is_own: bool,
+) -> dict[str, Any]:
+    """The fields that a row states, as `row_type` takes them.
+
+    Args:
+        is_own: written by `write_rows`; other columns are refused, and ids stay as they are.
+    """
+    names = [item.name for item in fields(row_type)]
+    if is_own and not row.keys() <= set(names):
+        raise ValueError(_expected(row, where, row_type))
+    values = {}
+    for name in names:
+        try:
+            value = column(row, columns[name]) if name in columns else row.get(name)
+            is_id = is_own and name in ("id", "image_id") and isinstance(value, str)
+            found = value if is_id else field_value(name, value)
+        except KeyError:
+            raise ValueError(
+                f"{where}: no column {columns[name]!r} for {name}; there are {_names(row)}"
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if found is not None:
+            values[name] = found
+        elif name == "raw_text" and (name in columns or name in row):
+            values[name] = ""  # null is an empty answer
+    return values
+
+
+def _rows_of_task(
+    row_type: type[Row], values: dict[str, Any], where: str, task: str | None
+) -> list[Row]:
+    """The row, or none where it is of another task."""
+    if task is not None:
+        values.setdefault("task", task)
+    if not {"id", "image_id", "task"} <= values.keys():
+        raise ValueError(_expected(values, where, row_type))
+    if task not in (None, values["task"]):
+        return []
     try:
-        return row_type(**values)
-    except (TypeError, ValueError) as error:
+        return [row_type(**values)]
+    except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _row_values(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix == ".csv":
-        yield from _csv_rows(path)
-    elif path.suffix == ".json":
-        yield from _json_array(path)
-    else:
-        yield from json_lines(path)
+def _expected(row: Mapping[str, Any], where: str, row_type: type) -> str:
+    missing = [name for name in ("id", "image_id", "task") if name not in row]
+    advice = f"; name the columns: --columns {missing[0]}=COLUMN" if missing else ""
+    return (
+        f"{where}: expected an object with id, image_id, task and any of "
+        f"{sorted(item.name for item in fields(row_type))}, got {_names(row)}{advice}"
+    )
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return shown(sorted(map(str, row)))
+
+
+def _fractions(
+    frame: Frame, box: Sequence[float], values: Mapping[str, Any], where: str
+) -> list[float]:
+    """A reference's box in fractions, cut where it passes the edge by rounding."""
+    size = (float(values.get("width", 0)), float(values.get("height", 0)))
+    if frame.needs_size and not min(size) > 0:
+        raise ValueError(f"{where}: boxes in {frame.kind} need a width and a height")
+    found = frame.fractions(box, size)
+    if not all(-_EDGE <= value <= 1 + _EDGE for value in found):
+        raise ValueError(f"{where}: expected a box within its image, got {list(box)}")
+    return [min(max(value, 0.0), 1.0) for value in found]
+
+
+def read_table(path: str | Path, encoding: str = "") -> Table:
+    """The rows of a file: `.csv` and `.tsv` with a header, a JSON array, or JSON lines.
+
+    Args:
+        encoding: of a file without a byte order mark; "" is UTF-8.
+
+    Raises:
+        ValueError: no such rows, or another encoding; names file and line.
+    """
+    if Path(path).suffix.lower() in (".csv", ".tsv"):
+        return list(_csv_rows(path, encoding))
+    text = read_text(path, encoding)
+    array = _json_array(path, text)
+    return list(_json_lines(path, text)) if array is None else array
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each line stands, for messages, and its object; empty lines are skipped."""
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                where = f"{path} line {number}"
-                yield where, _object(_json(line, where, "one JSON object per line"), where)
+    yield from _json_lines(path, read_text(path))
 
 
-def _json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    expected = "a JSON array of rows (for one object per line, name the file .jsonl)"
-    rows = _json(path.read_text(encoding="utf-8"), str(path), expected)
+def _json_lines(path: str | Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines_of(text), start=1):
+        if line.strip():
+            where = f"{path} line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{where}: expected one JSON object per line, got {line[:60]!r}"
+                ) from error
+            yield where, _object(value, where)
+
+
+def _json_array(path: str | Path, text: str) -> Table | None:
+    """The rows of a JSON array; None for JSON lines, whatever the file is called."""
+    is_json = Path(path).suffix.lower() == ".json"
+    if not is_json and not text.lstrip().startswith("[{"):
+        return None
+    expected = "a JSON array of rows (or one object per line)"
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if not is_json or "Extra data" in str(error):
+            return None
+        raise ValueError(f"{path}: expected {expected}: {error}") from error
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected {expected}, got {type(rows).__name__}")
-    for number, values in enumerate(rows, start=1):
-        yield f"{path} row {number}", _object(values, f"{path} row {number}")
+    places = (f"{path} row {number}" for number in range(1, len(rows) + 1))
+    return [(where, _object(row, where)) for where, row in zip(places, rows, strict=True)]
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for cells in reader:
-            where = f"{path} line {reader.line_num}"
-            if None in cells or None in cells.values():
-                names = ", ".join(reader.fieldnames or [])
-                raise ValueError(f"{where}: expected one cell for each of {names}")
-            yield where, {name: _cell(name, text, where) for name, text in cells.items() if text}
-
-
-def _cell(name: str, text: str, where: str) -> Any:
-    return text if name in _TEXT_CELLS else _json(text, where, f"JSON in the column {name}")
-
-
-def _json(text: str, where: str, expected: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: expected {expected}, got {text[:60]!r}") from error
+def _csv_rows(path: str | Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for place, cells in read_csv_rows(path, encoding):
+        if None in cells or None in cells.values():
+            names = ", ".join(name for name in cells if name is not None)
+            raise ValueError(f"{path} {place}: expected one cell for each of {names}")
+        yield f"{path} {place}", cells
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object, got {str(value)[:60]!r}")
+        raise ValueError(f"{where}: expected an object, got {shown(value)!r}")
     return value

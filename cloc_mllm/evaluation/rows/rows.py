@@ -54,7 +54,8 @@ class PredictionRow:
                 f"prediction {self.id!r} has {len(self.labels)} labels but {len(self.scores)} "
                 "scores; write one score per label"
             )
-        object.__setattr__(self, "boxes", _checked_boxes(self.boxes, f"prediction {self.id!r}"))
+        name = f"prediction {self.id!r}"
+        object.__setattr__(self, "boxes", [_checked_box(box, name) for box in self.boxes])
 
 
 @dataclass(frozen=True)
@@ -87,14 +88,19 @@ class ReferenceRow:
     def __post_init__(self) -> None:
         if not self.boxes and not self.labels:
             raise ValueError(f"reference {self.id!r} has neither a box nor a label: drop the query")
-        object.__setattr__(self, "boxes", _checked_boxes(self.boxes, f"reference {self.id!r}"))
+        name = f"reference {self.id!r}"
+        advice = "; declare what other numbers mean (--reference_format)"
+        boxes = [_checked_box(box, name, advice) for box in self.boxes]
+        object.__setattr__(self, "boxes", boxes)
+        for x1, y1, x2, y2 in self.boxes:
+            if not (x1 < x2 and y1 < y2):
+                raise ValueError(
+                    f"{name}: expected a box with x1 < x2 and y1 < y2, got {[x1, y1, x2, y2]}, "
+                    f"which is inverted or empty{advice}, or drop the query"
+                )
 
 
-def _checked_boxes(boxes: Sequence[Sequence[float]], name: str) -> list[Box]:
-    return [_checked_box(box, name) for box in boxes]
-
-
-def _checked_box(box: Sequence[float], name: str) -> Box:
+def _checked_box(box: Sequence[float], name: str, advice: str = "") -> Box:
     tolerance = 1e-6
     inside = len(box) == 4 and all(
         math.isfinite(value) and -tolerance <= value <= 1 + tolerance for value in box
@@ -102,8 +108,10 @@ def _checked_box(box: Sequence[float], name: str) -> Box:
     if not inside:
         raise ValueError(
             f"{name}: expected a box of four numbers 0..1 of the original image, got {list(box)}"
+            f"{advice}"
         )
-    return (float(box[0]), float(box[1]), float(box[2]), float(box[3]))
+    x1, y1, x2, y2 = (min(max(float(value), 0.0), 1.0) + 0.0 for value in box)  # -0.0 is 0.0
+    return x1, y1, x2, y2
 
 
 @dataclass(frozen=True)
@@ -128,8 +136,13 @@ def merge_by_id(
         _refuse(twice, f"are there more than once in the {name}; keep one row per id")
     by_id = {row.id: row for row in predictions}
     expected = {row.id for row in references}
-    _refuse([i for i in expected if i not in by_id], "have a reference but no prediction")
-    _refuse([i for i in by_id if i not in expected], "have a prediction but no reference")
+    without = [row_id for row_id in expected if row_id not in by_id]
+    unknown = [row_id for row_id in by_id if row_id not in expected]
+    advice = "; add them, or count them as wrong answers (--missing wrong)"
+    if unknown:
+        advice = f"; among those of the predictions is {min(unknown)!r}"
+    _refuse(without, "have a reference but no prediction", advice)
+    _refuse(unknown, "have a prediction but no reference")
     pairs = [ScoredPair(by_id[reference.id], reference) for reference in references]
     _refuse(
         [p.reference.id for p in pairs if _query(p.prediction) != _query(p.reference)],
@@ -142,8 +155,8 @@ def _query(row: PredictionRow | ReferenceRow) -> tuple[str, str]:
     return row.task, row.image_id
 
 
-def _refuse(ids: Sequence[str], problem: str) -> None:
+def _refuse(ids: Sequence[str], problem: str, advice: str = "") -> None:
     if ids:
         shown = ", ".join(repr(item) for item in sorted(ids)[:5])
         more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-        raise ValueError(f"{len(ids)} ids {problem}: {shown}{more}")
+        raise ValueError(f"{len(ids)} ids {problem}: {shown}{more}{advice}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cloc_mllm.data.readers.values import id_key
+from cloc_mllm.data.values import id_key
 from cloc_mllm.evaluation.benchmark_files import photo_questions, usable_box
 from cloc_mllm.evaluation.queries import REGION, Query, QueryPair, QuerySet, pair
 from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair

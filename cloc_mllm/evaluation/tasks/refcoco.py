@@ -69,7 +69,7 @@ class RefCoco(Task):
         return [replace(asked, pairs=pairs)]
 
     def _checked_rows(self) -> list[Any]:
-        from cloc_mllm.data.readers.texts import read_json
+        from cloc_mllm.data.texts import read_json
 
         if self.split not in NUM_EXPRESSIONS:
             raise ValueError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloc_mllm.data.readers.values import id_key
+from cloc_mllm.data.values import id_key
 from cloc_mllm.evaluation.benchmark_files import usable_box
 from cloc_mllm.evaluation.queries import (
     Candidates,

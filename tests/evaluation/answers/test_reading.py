@@ -96,6 +96,20 @@ def test_the_example_of_each_format_is_the_same_box(name):
         ),
         ("kosmos-2", "<object><patch_index_0033><patch_index_0000></object>", "inverted"),
         ("ferret", "the crab [200, 200, 500, 750].", [BOX]),
+        # words may hold brackets
+        ("ferret", "the [old] crab [200, 200, 500, 750].", [BOX]),
+        ("ferret", "the crab [12] [200, 200, 500, 750].", "not_a_box"),
+        ("ferret", "[200, 200, 500, 750] is the crab", "not_a_box"),
+        ("qwen-vl", "<ref>gate (no. 3, left)</ref><box>(200,200),(500,750)</box>", [BOX]),
+        ("qwen2-vl", "the gate (left)(200,200),(500,750)", [BOX]),
+        ("qwen2-vl",
+         "<|object_ref_start|>(1,2),(3,4)<|object_ref_end|><|box_start|>(200,200),(500,750)"
+         "<|box_end|>", [BOX]),
+        ("internvl", "<ref>plate [B-12]</ref><box>[[200, 200, 500, 750]]</box>", [BOX]),
+        ("internvl", "plate [B-12][[200, 200, 500, 750]]", [BOX]),
+        ("gemini", '```json\n[{"box_2d": [200, 200, 750, 500], "label": "x"}]\n```', [BOX]),
+        ("gemini", '[{"box_2d": [200, 200, 1001, 500]}]', "out_of_range"),
+        ("gemini", '[{"bbox_2d": [200, 200, 750, 500]}]', "not_a_box"),
     ],
 )  # fmt: skip
 def test_strict_reading(name, text, expected):
@@ -129,6 +143,41 @@ def test_strict_reading(name, text, expected):
         ("kosmos-2", "a <patch_index_0000><patch_index_1023>",
          [(0.5 / 32, 0.5 / 32, 31.5 / 32, 31.5 / 32)]),
         ("kosmos-2", "[0.2, 0.2, 0.5, 0.75]", "not_a_box"),
+        # numbers as people and models write them
+        ("0-1000", '["200", "200", "500", "750"]', [BOX]),
+        ("qwen3-vl", '{"bbox_2d": ["200", "200", "500", "750"]}', [BOX]),
+        ("0-1000", "[2e2, 2.00E+2, +500, 750.]", [BOX]),
+        ("0-1", "(.2, .2, .5, .75)", [BOX]),
+        ("0-1000", "［２００，２００、５００，７５０］", [BOX]),
+        ("qwen3-vl", "｛＂bbox_2d＂：［200，200，500，750］｝", [BOX]),
+        ("0-1000", "The box is 200, 200, 500, 750.", [BOX]),
+        ("0-1000", "[20 %, 20 %, 50 %, 75 %]", "not_a_box"),
+        ("pixels", "[1_28, 96, 320, 360]", "not_a_box"),
+        # corners by name, whose order is theirs
+        ("0-1000", '{"x1": 200, "y1": "200", "x2": 500, "y2": 750}', [BOX]),
+        ("0-1000", "xmin=200 ymin=200 xmax=500 ymax=750", [BOX]),
+        ("paligemma", "Y1: 256, X1: 512, Y2: 1024, X2: 768", [(0.5, 0.25, 0.75, 1)]),
+        ("0-1000", "left: 200, top: 200, right: 500", "not_a_box"),
+        ("0-1000", "x1: 200, y1: 200, x2: 50%, y2: 750", "not_a_box"),
+        # the end of the text cuts a number off
+        ("0-1000", "[200, 200, 500, 75", "not_a_box"),
+        ("0-1", "[0.2, 0.2, 0.5, 0.7", "not_a_box"),
+        ("0-1", "0.2, 0.2, 0.5, 0.", "not_a_box"),
+        ("qwen3-vl", '[{"bbox_2d": ["200", "200", "500", "75', "not_a_box"),
+        ("0-1000", '{"x1": 200, "y1": 200, "x2": 500, "y2": 75', "not_a_box"),
+        ("0-1000", "[200, 200, 500, 750], [1, 2, 3, 4", [BOX]),
+        # a thought without end holds no answer
+        ("0-1000", "<think>perhaps [200, 200, 500, 750], or", "empty"),
+        ("0-1000", "<THINKING>so <answer>[200, 200, 500, 750]</answer>", "empty"),
+        ("0-1000", "[200, 200, 500, 750] <think>or [0, 0, 9, 9]", [BOX]),
+        ("0-1000", "<think>[0, 0, 9, 9]</think>[200, 200, 500, 750]", [BOX]),
+        # brackets of a label are no box
+        ("qwen3-vl", '{"label": "sign [12, 3, 50, 60]", "bbox": [[200, 200, 500, 750]]}', [BOX]),
+        ("0-1000", '{"label": "sign [12, 3, 50, 60]", "bbox_2d": [200, 200, 500, 750]}', [BOX]),
+        ("0-1000", "{'name': 'sign [12, 3, 50, 60]', 'found': [200, 200, 500, 750]}", [BOX]),
+        ("0-1000", '{"label": "sign [12, 3, 50, 60]"}', "not_a_box"),
+        ("internvl", "<ref>sign [12, 3, 50, 60]</ref> [200, 200, 500, 750]", [BOX]),
+        ("gemini", 'Here:\n```json\n{"box_2d": [200, 200, 750, 500]}', [BOX]),
     ],
 )  # fmt: skip
 def test_lenient_reading(name, text, expected):
@@ -155,6 +204,13 @@ PIECES = [
     "```",
     "<loc_",
     "<box>",
+    "<ref>",
+    "</ref>",
+    '"label": "',
+    "x1: ",
+    "y2=",
+    "<think>",
+    "９",
 ]
 PIECES += ["<loc0123>", "<loc_12>", "<patch_index_0044>", "</think>", "<answer>", "NaN", "1" * 400]
 texts = st.one_of(
@@ -177,7 +233,29 @@ def test_no_text_makes_a_reading_raise(name, text):
             assert 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1
 
 
-@pytest.mark.parametrize("piece", ["[", " ", "1 ", "1,", "(", "<loc_1>", "a<", "`", "[1, 2, 3, "])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "[",
+        " ",
+        "1 ",
+        "1,",
+        "(",
+        "<loc_1>",
+        "a<",
+        "`",
+        "[1, 2, 3, ",
+        "(a",
+        "(a)",
+        "[1a",
+        "<ref>",
+        '"label": "a',
+        "x1: 1 ",
+        "<think>",
+        ".1e1 ",
+        '"1", ',
+    ],
+)
 def test_long_texts_are_read_in_a_moment(piece):
     start = time.process_time()
     for declared in FORMATS.values():

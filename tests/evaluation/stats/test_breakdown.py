@@ -24,7 +24,7 @@ def row(box=LARGE, text="the crab", **values):
         ("box size", row(boxes=[(0, 0, 0.01, 0.01), (0, 0, 0.2, 0.2)]), "large"),
         ("position", row((0.0, 0.0, 0.2, 0.2)), "top left"),
         ("position", row((0.4, 0.9, 0.6, 1.0)), "bottom centre"),
-        ("position", row((1.0, 0.4, 1.0, 0.6)), "middle right"),
+        ("position", row((0.9, 0.4, 1.0, 0.6)), "middle right"),
         ("expression length", row(text="crab"), "1-2 words"),
         ("expression length", row(text="the smaller crab"), "3-4 words"),
         ("expression length", row(text="a b c d e"), "5-7 words"),

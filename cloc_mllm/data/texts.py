@@ -13,13 +13,14 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cloc_mllm.data.readers.values import as_dict, as_list
+from cloc_mllm.data.values import as_dict, as_list
 
 _BOMS = (  # UTF-32's little-endian mark starts with UTF-16's
     (codecs.BOM_UTF8, "utf-8"),
@@ -96,15 +97,17 @@ def read_json(path: str | Path, encoding: str = "") -> Any:
 def read_rows(path: str | Path, encoding: str = "") -> Iterator[tuple[str, Any]]:
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
-    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case; a JSON list shows
-    by its first character.
+    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case, and a `.csv` whose
+    header has semicolons and no comma is one of those (Excel's in many countries); a JSON list
+    shows by its first character.
 
     Raises:
-        ValueError: another encoding, or a file that starts as a JSON list and is none.
+        ValueError: another encoding, two columns of one name, or a file that starts as a JSON list
+            and is none.
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        yield from _csv_rows(path, encoding, "\t" if suffix == ".tsv" else ",")
+        yield from _csv_rows(path, encoding, is_tsv=suffix == ".tsv")
         return
     with open(path, "rb") as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -139,10 +142,16 @@ def _json_or_none(line: str) -> Any:
         return None
 
 
-def _csv_rows(path: str | Path, encoding: str, delimiter: str) -> Iterator[tuple[str, Any]]:
+def _csv_rows(path: str | Path, encoding: str, *, is_tsv: bool) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
-    table = csv.DictReader(io.StringIO(read_text(path, encoding)), delimiter=delimiter)
+    text = read_text(path, encoding)
+    header = text.partition("\n")[0]
+    delimiter = "\t" if is_tsv else ";" if ";" in header and "," not in header else ","
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
+        names = Counter(filter(None, table.fieldnames or []))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
         for row in table:
             yield f"line {table.line_num}", row
     except csv.Error as error:

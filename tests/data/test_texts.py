@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cloc_mllm.data.readers.texts import (
+from cloc_mllm.data.texts import (
     decode,
     lines_of,
     parse_xml,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloc_mllm.data.readers.values import by_id, id_key, number, numbers, size_of
+from cloc_mllm.data.values import by_id, id_key, number, numbers, size_of
 
 
 @pytest.mark.parametrize(
