@@ -372,7 +372,7 @@ class MllmConfig:
 
 @dataclass
 class ConversationConfig:
-    """Which questions a record becomes, and how they are laid into sequences.
+    """Which questions a record becomes, and how they and chats are laid into sequences.
 
     Args:
         questions_per_image: how many questions are drawn each time an image is seen.
@@ -383,8 +383,9 @@ class ConversationConfig:
             grounding several times faster with it (docs/results.md).
         absent: weight of the task that asks for what is not there, to be answered "not in the
             image".
+        region_tokens: writes a region token behind each box that a question of a chat mentions.
         max_length: longest sequence in tokens; questions that do not fit behind their image are
-            left out and counted.
+            left out and counted, and so is what does not fit behind the start of a chat.
         pack: lets several images share a sequence where that saves padding, each seeing itself
             alone. Loss and gradient stay the same, up to rounding.
     """
@@ -395,6 +396,7 @@ class ConversationConfig:
     caption: float = 0.2
     locate: float = 0.0
     absent: float = 0.0
+    region_tokens: bool = True
     max_length: int = 512
     pack: bool = True
 

@@ -119,6 +119,9 @@ class PlaceText(Protocol):
     @property
     def separator(self) -> str: ...
 
+    @property
+    def answer_separator(self) -> str: ...
+
     def encode(self, box: Box) -> str: ...
 
     def answer(self, box: Box) -> str: ...
@@ -150,13 +153,15 @@ def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False
             return piece.text
         if piece.kind == "image":
             return IMAGE_MARK
+        separator = box_format.separator
         if is_answer:
             places = [box_format.answer(box) for box in piece.boxes]
+            separator = box_format.answer_separator
         else:
             mark = f" {REGION_MARK} " if region_tokens else ""
             places = [box_format.encode(box) + mark for box in piece.boxes]
         places += [box_format.encode_point(point) for point in piece.points]
-        return " ".join(filter(None, (piece.phrase, box_format.separator.join(places).rstrip())))
+        return " ".join(filter(None, (piece.phrase, separator.join(places).rstrip())))
 
     return "".join(map(written, turn.pieces))
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from cloc_mllm.config import ConversationConfig
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.records import Box, Record, Region
 
 Task = Literal["caption", "ground", "refer", "locate", "absent"]
@@ -165,11 +166,12 @@ def unambiguous_texts(record: Record) -> list[list[str]]:
     ]
 
 
-def phrases_of(records: Sequence[Record], limit: int = 500) -> list[str]:
-    """Distinct phrases of at most `limit` records, evenly spread."""
-    step = max(1, len(records) // limit)
-    chosen = (records[index] for index in range(0, len(records), step))
-    return sorted({region.phrase for record in chosen for region in record.regions})
+def phrases_of(items: Sequence[Record | Chat], limit: int = 500) -> list[str]:
+    """Distinct phrases of at most `limit` records and chats, evenly spread; chats give none."""
+    step = max(1, len(items) // limit)
+    chosen = (items[index] for index in range(0, len(items), step))
+    records = (item for item in chosen if isinstance(item, Record))
+    return sorted({region.phrase for record in records for region in record.regions})
 
 
 def _absent(record: Record, phrases: Sequence[str]) -> list[int]:

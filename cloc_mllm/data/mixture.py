@@ -89,8 +89,8 @@ def load_training_records(config: DataConfig) -> RecordDataset | Mixture:
     if any(of.kind == "chats" for of in sets):
         names = ", ".join(config.mixture) or config.train
         raise ValueError(
-            f"data ({names}) holds chats, and regions are learnt here: build the conversations "
-            "with --as regions"
+            f"data ({names}) holds chats, but stage 1 and the alignment of stage 2 learn regions: "
+            "build the conversations with --as regions (or set alignment.steps to 0)"
         )
     return cast(RecordDataset | Mixture, dataset)
 

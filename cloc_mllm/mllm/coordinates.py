@@ -89,8 +89,13 @@ class BoxFormat:
 
     @property
     def separator(self) -> str:
-        """What stands between the boxes of one answer."""
-        return " " if self.kind == "integers" and not self.head else ""
+        """What stands between boxes that `encode` writes."""
+        return " " if self.kind == "integers" else ""
+
+    @property
+    def answer_separator(self) -> str:
+        """What stands between boxes that `answer` writes."""
+        return "" if self.head else self.separator
 
     def bins(self, box: Sequence[float]) -> tuple[int, int, int, int]:
         """Returns the nearest bins of a normalised xyxy box; a side is at least one bin long.

@@ -292,5 +292,5 @@ def test_chats_and_records_are_not_taken_for_each_other(
     mixed = load_training_data(DataConfig(mixture=mixture))
     assert [type(mixed[i]) for i in (0, 21, 22, 24)] == [Chat, Chat, Record, Record]
     assert len(list(mixed.without_images())) == 25
-    with pytest.raises(ValueError, match="holds chats, and regions are learnt here"):
+    with pytest.raises(ValueError, match="holds chats, but stage 1 and the alignment"):
         load_training_records(DataConfig(mixture=mixture))
