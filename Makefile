@@ -32,7 +32,7 @@ test: lint ## set up, then lint, types and tests
 lint: $(STAMP) ## ruff (lint and format) and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy cloc_mllm
+	$(BIN)/mypy
 
 clean: ## remove the set-up and the caches; runs/ stays
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info

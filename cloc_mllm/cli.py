@@ -88,12 +88,7 @@ USER_ERRORS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand.
-
-    Returns:
-        the subcommand's exit status; 2 for wrong input, which prints one line and no traceback
-        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
-    """
+    """Runs one subcommand and returns its exit status, see `run`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -104,14 +99,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in SUBCOMMANDS:
         print(_unknown(args[0]), file=sys.stderr)
         return 2
-    return _run(SUBCOMMANDS[args[0]], args[1:])
+    subcommand = SUBCOMMANDS[args[0]]
 
-
-def _run(subcommand: Subcommand, argv: list[str]) -> int:
-    try:
+    def load_and_call(arguments: list[str]) -> int | None:
         module = importlib.import_module(subcommand.module)
-        function: Callable[[list[str]], int | None] = getattr(module, subcommand.function)
-        return function(argv) or 0
+        status: int | None = getattr(module, subcommand.function)(arguments)
+        return status
+
+    return run(load_and_call, args[1:])
+
+
+def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
+    """Runs a command or a script, and tells users' errors in one line.
+
+    Args:
+        command: takes the arguments; returns the exit status, None is 0.
+        argv: the arguments; None takes those of the process.
+
+    Returns:
+        the exit status of the command; 2 for wrong input, which prints one line and no traceback
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
+    """
+    try:
+        return command(list(sys.argv[1:] if argv is None else argv)) or 0
     except KeyboardInterrupt:
         print("cloc-mllm: interrupted", file=sys.stderr)
         return 130

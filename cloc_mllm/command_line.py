@@ -44,7 +44,7 @@ def parse_job(
         ValueError: an argument or a line of the file is wrong; one line that says what was
             expected, and for an unknown setting names the closest one that exists.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     name, help_text = flag
     parser = ArgumentParser(
@@ -54,14 +54,32 @@ def parse_job(
     parser.add_argument(f"--{name}", action="store_true", help=help_text)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_class_arguments(config_class)
-    try:
-        parsed = parser.parse_args(argv)
-    except ArgumentError as error:
-        known = parser.get_defaults().keys()
-        raise ValueError(f"{prog}: {_one_line(str(error), known)}") from error
+    parsed = parse_settings(parser, argv)
     values = parser.instantiate(parsed).as_dict()
     fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
     return config_class(**{field: values[field] for field in fields}), bool(values[name])
+
+
+def parse_settings(parser: Any, argv: Sequence[str] | None) -> Any:
+    """Parses with a parser of jsonargparse that has `exit_on_error=False`.
+
+    Options may be typed with hyphens.
+
+    Raises:
+        ValueError: what is wrong, in one line.
+    """
+    from jsonargparse import ArgumentError
+
+    known = list(parser.get_defaults().keys())
+    typed = list(sys.argv[1:] if argv is None else argv)
+    arguments = [  # `--data.mixture.my-set 1` names a key of the user's, which stays as it is
+        new if new.partition("=")[0].removeprefix("--") in known else old
+        for old, new in zip(typed, with_underscores(typed), strict=True)
+    ]
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise ValueError(f"{parser.prog}: {_one_line(str(error), known)}") from error
 
 
 def _one_line(message: str, known: Iterable[str]) -> str:

@@ -270,6 +270,18 @@ class Stage1RunConfig(TowerRunConfig):
 
 
 @dataclass
+class Stage2RunConfig(TowerRunConfig):
+    """The training run: its length, where it computes, and what it writes.
+
+    Args:
+        eval_questions: how many questions of each kind (where is a phrase, what is in a box) an
+            evaluation asks. They are drawn once, by `seed`.
+    """
+
+    eval_questions: int = 300
+
+
+@dataclass
 class LossConfig:
     """The loss of stage 1, equation 4.
 
@@ -433,7 +445,7 @@ class Stage2Config:
     conversations: ConversationConfig = field(default_factory=ConversationConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     optim: TowerOptimConfig = field(default_factory=TowerOptimConfig)
-    run: TowerRunConfig = field(default_factory=TowerRunConfig)
+    run: Stage2RunConfig = field(default_factory=Stage2RunConfig)
 
 
 @dataclass

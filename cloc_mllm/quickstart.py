@@ -6,7 +6,6 @@ data and CLOC; plain CLIP at CLOC's budget; the MLLM. Evaluates, and writes one 
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import subprocess
@@ -20,6 +19,7 @@ from subprocess import STDOUT
 
 import yaml
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
@@ -44,9 +44,9 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="cloc-mllm quickstart", description=__doc__)
+    parser = ArgumentParser(prog="cloc-mllm quickstart", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/quickstart"), help="directory to write"
+        "--output_dir", type=Path, default=Path("runs/quickstart"), help="directory to write"
     )
     parser.add_argument(
         "--budget",
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="share of the scenes and training steps; 0.02 is a rehearsal (default: 1.0)",
     )
     arguments = parser.parse_args(argv)
-    out, budget = arguments.out, arguments.budget
+    out, budget = arguments.output_dir, arguments.budget
     if not 0 < budget <= 1:
         raise ValueError(f"--budget must lie in 0..1, got {budget}")
     if not (_CONFIGS / "stage1_openmoji.yaml").is_file():
@@ -82,24 +82,24 @@ def _show_shipped_model(out: Path) -> None:
     picture = out / "example.jpg"
     picture.write_bytes(record.image)
     print(f'The model that ships, before any training: cloc-mllm ground {picture} "{expression}"')
-    main_ground([str(picture), expression, "--out", str(out / "example_answer.png")])
+    main_ground([str(picture), expression, "--output", str(out / "example_answer.png")])
 
 
 def _telling_example() -> tuple[Record, str]:
     """A test scene with an expression that the name alone does not settle."""
     for record in generate_scenes(200, split="test", long_side=512):
         texts = [text for region in record.regions for text in region.expressions]
-        of_size = [text for text in texts if expression_kind(text) == "size"]
-        if of_size:
-            return record, of_size[0]
+        size_texts = [text for text in texts if expression_kind(text) == "size"]
+        if size_texts:
+            return record, size_texts[0]
     raise AssertionError("200 scenes without two things of one kind")
 
 
 def _train(out: Path, budget: float) -> None:
     data = str(out / "data")
     scenes = ("--data.train", f"{data}/train")
-    stage1 = (*_config("stage1_openmoji", budget), *scenes)
-    stage1 += ("--data.validation", f"{data}/validation")
+    validation = ("--data.validation", f"{data}/validation")
+    stage1 = (*_config("stage1_openmoji", budget), *scenes, *validation)
     cloc = Command("CLOC", ("stage1", *stage1, "--run.output_dir", str(out / "cloc")))
     clip = Command(
         "plain CLIP",
@@ -112,7 +112,8 @@ def _train(out: Path, budget: float) -> None:
     mllm = Command(
         "MLLM",
         (
-            "stage2", *_config("stage2_openmoji", budget), *scenes,
+            "stage2", *_config("stage2_openmoji", budget), *scenes, *validation,
+            "--run.eval_every", "40",
             "--run.output_dir", str(out / "mllm"),
             "--model.cloc", str(out / "cloc/model"),
             "--model.language_model", str(out / "llm/model"),
@@ -148,7 +149,7 @@ def _data_commands(data: str, budget: float) -> list[Command]:
             (
                 "data", "build", "scenes", "--split", split, "--num",
                 str(math.ceil(number * budget)), "--workers", str(_half_the_cores()),
-                "--out", f"{data}/{split}",
+                "--output_dir", f"{data}/{split}",
             ),
         )
         for split, number in sizes.items()

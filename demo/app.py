@@ -1,6 +1,8 @@
 """Serves the demo: `python demo/app.py [--cloc DIR] [--mllm DIR] [--port 7860]`."""
 
-from cloc_mllm.demo import main
+import sys
+
+from cloc_mllm.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from cloc_mllm.evaluation.commands import main
+from cloc_mllm.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["eval", *sys.argv[1:]]))

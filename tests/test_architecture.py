@@ -22,12 +22,14 @@ from cloc_mllm.evaluation.config import EvalConfig
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "cloc_mllm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+BENCH = ROOT / "eval" / "bench"  # not thin: what is measured stands beside how
 SCRIPTS = sorted(p for top in ("training", "eval", "demo") for p in (ROOT / top).rglob("*.py"))
 
 # A part may import its own layer and the layers before it.
 LAYERS = [
     {
         "__init__",
+        "box",
         "command_line",
         "config",
         "devices",
@@ -43,7 +45,7 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"train"},
-    {"ablation", "bench", "demo", "quickstart", "serve"},
+    {"ablation", "demo", "quickstart", "serve"},
     {"cli"},
     {"face"},
 ]
@@ -313,7 +315,7 @@ def test_imports_go_one_way() -> None:
 
 
 # the second measures bare decoding, beside which the loaders stand
-MAY_OPEN_IMAGES = ("cloc_mllm/data/images.py", "cloc_mllm/bench/loader.py")
+MAY_OPEN_IMAGES = ("cloc_mllm/data/images.py", "eval/bench/loader.py")
 
 
 def test_images_come_in_one_way() -> None:
@@ -348,7 +350,8 @@ def test_only_one_module_talks_to_torch_distributed() -> None:
 def test_modules_stay_short() -> None:
     found = [
         *long_modules(MODULES, MAX_MODULE_LINES),
-        *long_modules(SCRIPTS, MAX_SCRIPT_LINES),
+        *long_modules([path for path in SCRIPTS if path.parent != BENCH], MAX_SCRIPT_LINES),
+        *long_modules(BENCH.glob("*.py"), MAX_MODULE_LINES),
     ]
     assert not found, report(found)
 

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.ops import box_iou, generalized_box_iou
 
-from cloc_mllm.geometry import (
-    CANVAS,
-    Boxes,
-    Frame,
-    Letterbox,
-    clean_box,
-    elementwise_giou,
-    elementwise_iou,
-)
+from cloc_mllm.box import clip_box
+from cloc_mllm.geometry import CANVAS, Boxes, Frame, Letterbox, elementwise_giou, elementwise_iou
 
 SIZES = [(640, 480), (480, 640), (100, 100), (333, 77), (61, 199), (7, 500)]
 
@@ -123,8 +116,8 @@ def test_a_box_is_turned_with_its_picture(turn: Image.Transpose) -> None:
         ((99.5, 10, 150, 30), "too_small"),
     ],
 )
-def test_clean_box(box: tuple[float, ...], expected: object) -> None:
-    cleaned, reason = clean_box(box, 100, 100)
+def test_clip_box(box: tuple[float, ...], expected: object) -> None:
+    cleaned, reason = clip_box(box, 100, 100)
     assert (cleaned or reason) == expected
 
 

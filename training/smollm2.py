@@ -6,7 +6,8 @@ python training/smollm2.py --output_dir runs/smollm2
 
 import sys
 
+from cloc_mllm.cli import run
 from cloc_mllm.mllm.smollm2 import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

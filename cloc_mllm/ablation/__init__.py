@@ -16,7 +16,7 @@ from cloc_mllm.evaluation.record_index import records_to_score
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and score every cell that is not done yet, then write the table and the plot."""
+    """Trains and scores every cell that is not done yet, then writes the table and the plot."""
     config, list_only = parse_job(
         AblationConfig,
         argv,
@@ -29,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
-    """Writes into `config.output_dir`, see `AblationConfig`.
+    """Runs the cells and writes into `config.output_dir`, see `AblationConfig`.
 
     Raises:
         ValueError: an arm is named twice or compared with one that does not exist, the base
-            configuration lacks a setting, or a cell's training failed.
+            configuration lacks a setting, or the training of a cell failed.
     """
     train = config.train or str(Path(config.output_dir) / "train")
     cells = build_cells(config, train)

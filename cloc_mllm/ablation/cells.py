@@ -1,7 +1,7 @@
-"""One cell: an arm trained with one seed in a process of its own, then scored.
+"""Runs one cell: an arm is trained with one seed in a process of its own, then scored.
 
-`cells/ARM-seedN/` holds `arguments.json`, `model/`, `train.log`, `scores.npz` (every query's score)
-and, once the cell is done, `result.json`.
+`cells/ARM-seedN/` holds `arguments.json`, `model/`, `train.log`, `scores.npz` (the score of every
+query) and, once the cell is done, `result.json`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cloc_mllm.evaluation.quick import cloc_scores
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.models.build import load_cloc
 
-# row task -> the metric that stands for it
+# the metric that the table shows of each task
 METRICS = {
     "image_to_text": "r_at_1",
     "text_to_image": "r_at_1",
@@ -41,7 +41,7 @@ _TRAIN_SCENES = 10_000
 
 @dataclass(frozen=True)
 class Cell:
-    """`arguments` are those of `cloc-mllm stage1`, all but the output directory."""
+    """An arm with a seed; `arguments` are those of `cloc-mllm stage1` but the output directory."""
 
     arm: str
     seed: int
@@ -53,20 +53,20 @@ class Cell:
         return f"{self.arm}, seed {self.seed}"
 
     def is_done(self) -> bool:
-        """Whether it was trained and scored with these very arguments."""
+        """Whether it was trained and scored with exactly these arguments."""
         return (self.directory / "result.json").is_file() and self.is_same()
 
     def is_same(self) -> bool:
-        """Whether what lies in the directory was made with these very arguments."""
+        """Whether the content of the directory was made with exactly these arguments."""
         path = self.directory / "arguments.json"
         return path.is_file() and json.loads(path.read_text()) == list(self.arguments)
 
 
 def build_cells(config: AblationConfig, train: str) -> list[Cell]:
-    """Seed by seed, so that a table of one seed is there early.
+    """Lists the cells seed by seed, so that a table of one seed is there early.
 
     Raises:
-        ValueError: no arm, one name twice, or an arm that is compared with an unknown one.
+        ValueError: there is no arm, a name comes twice, or an arm is compared with an unknown one.
     """
     names = [arm.name for arm in config.arms]
     wrong = {arm.against for arm in config.arms} - {*names, ""} | set(config.only) - {*names}
@@ -88,20 +88,23 @@ def build_cells(config: AblationConfig, train: str) -> list[Cell]:
 
 
 def _as_argument(value: Any, seed: int) -> str:
-    """`{seed}` in a text stands for the cell's seed."""
+    """Writes a setting as an argument; `{seed}` in a text becomes the cell's seed."""
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
 
 
 def prepare_training_data(directory: Path) -> None:
-    """10,000 built-in scenes, unless they are there."""
+    """Builds 10,000 built-in scenes, unless they are there."""
     if not directory.exists():
         arguments = ("--num", str(_TRAIN_SCENES), "--workers", str(os.cpu_count() or 1))
-        _cloc_mllm(("data", "build", "scenes", *arguments, "--out", str(directory)))
+        _cloc_mllm(("data", "build", "scenes", *arguments, "--output_dir", str(directory)))
 
 
 def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[str, Any]:
-    """Trains (from the cell's last checkpoint, if it has one) and scores; returns what
-    `result.json` holds: `seconds` of this call and the `means` by task."""
+    """Trains (from the cell's last checkpoint, if it has one) and scores a cell.
+
+    Returns:
+        the content of `result.json`: `seconds` of this call and the `means` by task.
+    """
     started = time.monotonic()
     _clear_if_other(cell)
     output = ("--run.output_dir", str(cell.directory))
@@ -121,7 +124,7 @@ def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[
 
 
 def read_scores(cell: Cell) -> dict[str, QueryScores]:
-    """What `run_cell` measured, by task."""
+    """Reads what `run_cell` measured, by task."""
     with np.load(cell.directory / "scores.npz", allow_pickle=False) as arrays:
         return {
             task: QueryScores(
@@ -135,10 +138,10 @@ def read_scores(cell: Cell) -> dict[str, QueryScores]:
 
 
 def _clear_if_other(cell: Cell) -> None:
-    """Removes what other settings left in the cell's directory."""
+    """Empties the cell's directory if other settings made its content."""
     path = cell.directory / "arguments.json"
     if path.is_file() and not cell.is_same():
-        print(f"{cell.name}: its settings changed, it is trained anew", flush=True)
+        print(f"{cell.name}: its settings changed, so it is trained anew", flush=True)
         shutil.rmtree(cell.directory)
     cell.directory.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(cell.arguments))
@@ -161,10 +164,10 @@ def _save_scores(scores: dict[str, QueryScores], path: Path) -> None:
 
 
 def _cloc_mllm(arguments: Sequence[str], *, log: Path | None = None, share: float = 1.0) -> None:
-    """Runs a command in a process of its own, on its share of the cores.
+    """Runs a command in a process of its own, on `share` of the cores.
 
     Raises:
-        ValueError: it failed; says where its output lies.
+        ValueError: the command failed; says where its output lies.
     """
     threads = str(max(1, int((os.cpu_count() or 1) * share)))
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", **os.environ}

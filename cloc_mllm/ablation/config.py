@@ -1,4 +1,4 @@
-"""Configuration of `cloc-mllm ablate`."""
+"""The settings of `cloc-mllm ablate`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class AblationArm:
     """One row of an ablation table.
 
     Args:
-        name: of the row.
-        settings: what it changes of stage 1, by dotted key: `{"data.regions_per_image": 2}`;
-            `{seed}` in a text is the cell's seed.
-        against: the row it is compared with; "" for the one that all others are compared with.
+        name: name of the row.
+        settings: settings of stage 1 that it changes, by dotted key:
+            `{"data.regions_per_image": 2}`; `{seed}` in a text is the cell's seed.
+        against: name of the row that it is compared with; "" for the reference row itself.
         paper_row: the row of the paper's table 2 that does the same; "" if there is none.
-        paper: that row's difference to the paper's own reference row, in points, by task.
+        paper: difference between that row and the paper's reference row, in points, by task.
     """
 
     name: str
@@ -28,15 +28,15 @@ class AblationArm:
 
 @dataclass
 class AblationConfig:
-    """Train and evaluate each arm with each seed: `cloc-mllm ablate --config eval/configs/...`.
+    """Trains and evaluates each arm with each seed: `cloc-mllm ablate --config eval/configs/...`.
 
     Args:
         base: stage-1 YAML that every arm starts from.
-        settings: what all arms change of it, by dotted key.
+        settings: settings that all arms change, by dotted key.
         train: training records; "" makes 10,000 built-in scenes in `output_dir`.
         test: records to score on; "" makes 500 built-in test scenes.
         output_dir: gets `cells/ARM-seedN/`, `ablation.md`, `ablation.json` and `ablation.png`.
-        only: names of the arms to run; empty is all of them. The table shows whatever is there.
+        only: names of the arms to run; empty is all. The table shows every cell that is done.
         jobs: cells trained at a time, each on its share of the cores.
     """
 

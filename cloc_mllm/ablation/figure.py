@@ -1,4 +1,4 @@
-"""The ablation as one picture: a panel a metric, a line an arm."""
+"""Draws the ablation as one picture: one panel per metric, one line per arm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloc_mllm.ablation.summary import Row, title
 
 
 def draw_figure(rows: Sequence[Row], path: Path) -> None:
-    """PNG with each arm's mean and 95 % interval; the dotted line is the reference arm."""
+    """Writes a PNG with each arm's mean and 95 % interval; the dotted line is the reference arm."""
     from matplotlib.figure import Figure
 
     tasks = [task for task in METRICS if any(task in row.scores for row in rows)]

@@ -1,4 +1,4 @@
-"""Cells to a table: means over seeds, intervals, differences, and the paper's sign beside each."""
+"""Sums up cells in tables: means over seeds, intervals, differences, and the paper's signs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its 95 % interval, in shares."""
+    """A mean over seeds with its 95 % interval, as shares in 0..1."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """-1, 0 (the interval holds 0) or 1."""
+        """The sign of the mean, -1 or 1; 0 if the interval holds 0."""
         return (self.low > 0) - (self.high < 0)
 
 
@@ -57,7 +57,7 @@ def title(task: str) -> str:
 
 
 def summarize(config: AblationConfig, cells: Sequence[Cell]) -> list[Row]:
-    """A row for each arm that has at least one finished cell."""
+    """Makes a row for each arm that has at least one finished cell."""
     done = {(cell.arm, cell.seed): cell for cell in cells if cell.is_done()}
     scores = {key: read_scores(cell) for key, cell in done.items()}
     rows = []
@@ -78,8 +78,9 @@ def summarize(config: AblationConfig, cells: Sequence[Cell]) -> list[Row]:
 
 
 def estimate(by_seed: Sequence[QueryScores]) -> Estimate:
-    """Mean over seeds; the interval joins two independent sources in quadrature: which images are
-    asked (bootstrap over images of the seeds' mean) and which seed trained (Student's t)."""
+    """Estimates the mean over seeds. Its interval joins two independent sources in quadrature: the
+    images that are asked (bootstrap over images of the seeds' mean) and the seed of the training
+    (Student's t)."""
     first = by_seed[0]
     mean = np.mean([scores.values for scores in by_seed], 0)
     images = bootstrap_interval(QueryScores(mean, first.image_ids, first.groups))
@@ -105,7 +106,7 @@ def _seconds(cell: Cell) -> float:
 
 
 def write_summary(rows: Sequence[Row], config: AblationConfig, directory: Path) -> None:
-    """`ablation.md` (tables) and `ablation.json` (the same numbers)."""
+    """Writes `ablation.md` (tables) and `ablation.json` (the same numbers)."""
     tasks = [task for task in METRICS if any(task in row.scores for row in rows)]
     parts = [
         f"Means over seeds {', '.join(map(str, config.seeds))}, in percent, with 95 % intervals "
@@ -147,7 +148,7 @@ def _difference(row: Row, task: str) -> str:
 
 
 def verdict(row: Row, task: str) -> str:
-    """`=`, `≠` or `?`: our sign against the paper's."""
+    """Compares our sign with the paper's: `=`, `≠`, or `?` if ours is undecided."""
     ours, theirs = row.differences[task].sign, row.arm.paper[task]
     if ours == 0:
         return "?"

@@ -1,4 +1,4 @@
-"""Which builds and training sets are refused: losing what people care about is never success."""
+"""Refuses builds that lost too much, and training sets with nothing to learn."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from cloc_mllm.data.records import Record
 
 
 class RefusedBuildError(ValueError):
-    """A build whose source gave nothing to learn, or lost more than it may; nothing is kept."""
+    """A build is refused: its source has nothing to learn, or it lost too much; nothing is kept."""
 
 
 def refuse_lossy_build(num_records: int, drop_log: DropLog, max_drop_share: float) -> None:
     """Refuses a build that dropped more of any kind than allowed, or has no record.
 
-    What was set aside is no loss.
+    Items that were set aside do not count as a loss.
     """
     lost = [
         f"{drop_log.num_dropped(kind):,} {kind}s ({share:.1%})"
@@ -32,7 +32,7 @@ def refuse_lossy_build(num_records: int, drop_log: DropLog, max_drop_share: floa
 
 
 def refuse_no_regions(drop_log: DropLog) -> None:
-    """Refuses a set without a region, unless it is one of captions: then no region was read."""
+    """Refuses a set without a region, unless it has captions and its source has no regions."""
     num_read = drop_log.num_dropped("region") + drop_log.num_set_aside("region")
     num_captions = drop_log.delivered["caption"]
     if drop_log.delivered["region"] or (num_captions and not num_read):
@@ -47,12 +47,12 @@ def refuse_no_regions(drop_log: DropLog) -> None:
 def refuse_nothing_to_learn(
     records: Iterable[Record], *, learns_regions: bool, allow_no_regions: bool
 ) -> None:
-    """Refuses a training set of stage 1 in which no record has what would be learned.
+    """Refuses a training set of stage 1 in which no record has anything to learn.
 
     Args:
-        records: read up to the first that has it; their images are not looked at.
+        records: read up to the first record with something to learn; images are not read.
         learns_regions: off for plain CLIP, which learns captions alone.
-        allow_no_regions: learn captions alone where no record has a region.
+        allow_no_regions: whether captions alone are enough if no record has a region.
 
     Raises:
         ValueError: says how many records there are, and what they lack.

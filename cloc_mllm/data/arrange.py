@@ -1,4 +1,4 @@
-"""`cloc-mllm data split` and `merge`: data sets into parts, and parts into one."""
+"""Splits data sets into parts and merges them: `cloc-mllm data split` and `merge`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def add_merge(commands: Any) -> None:
 
 
 def parse_parts(texts: Sequence[str]) -> dict[str, float]:
-    """`["train=0.9", "test=0.1"]` -> shares by name; ValueError unless they add up to 1."""
+    """Reads `["train=0.9", "test=0.1"]` as shares by name; ValueError unless they add up to 1."""
     parts: dict[str, float] = {}
     for text in texts:
         name, _, share = text.partition("=")
@@ -113,10 +113,10 @@ def _run_merge(args: argparse.Namespace) -> None:
 def merge_records(
     datasets: Sequence[RecordDataset], *, join: bool, drop_log: DropLog
 ) -> Iterator[Record]:
-    """Records of all sets, validated; see `add_merge`.
+    """Yields the records of all sets, validated; see `add_merge`.
 
-    With `join` a record also takes the captions and regions of the later ones that have its id and
-    the very same image file; what both have is kept once. A later one with another file is dropped.
+    With `join` a record also takes the captions and regions of later records with its id and
+    exactly its image file; what both have is kept once. A later one with another file is dropped.
     """
     all_places = [
         (number, index) for number, dataset in enumerate(datasets) for index in range(len(dataset))

@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple, Protocol, get_args
 
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.drop_log import DropLog, shown
 from cloc_mllm.data.images import ImageError, open_image, storable
-from cloc_mllm.data.records import Box, check_box
+from cloc_mllm.data.records import check_box
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)

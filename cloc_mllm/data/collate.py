@@ -1,4 +1,4 @@
-"""Records to the packed batch of stage 1.
+"""Makes packed batches of stage 1 from records.
 
 Letters: B images, S canvas side, R regions of the batch, P distinct phrases, T tokens.
 """
@@ -25,8 +25,8 @@ class ClocBatch:
     """One rank's batch; regions are packed, never padded (contract C4).
 
     Attributes:
-        pixel_values: uint8[B, 3, S, S] from the collator, a quarter of the bytes to hand from
-            process to process; `to` makes them the model's normalised float32.
+        pixel_values: uint8[B, 3, S, S] from the collator, a quarter of the bytes to pass between
+            processes; `to` turns them into the model's normalised float32.
         caption_input_ids: int64[C, T], one for each image that has any caption.
         caption_image_index: int64[C].
         phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
@@ -55,7 +55,7 @@ class ClocBatch:
         return batch
 
     def pin_memory(self) -> ClocBatch:
-        """For `DataLoader(pin_memory=True)`, which looks for this method."""
+        """Pins the tensors, for `DataLoader(pin_memory=True)`, which looks for this method."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ClocBatch:
@@ -65,11 +65,11 @@ class ClocBatch:
 
 
 class ClocCollator:
-    """`(sample_seed, Record)` items -> ClocBatch; random choices come from the sample's seed.
+    """Makes a `ClocBatch` of `(sample_seed, Record)` items; the seed alone decides random choices.
 
     Args:
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
-        flip: mirror half of the images.
+        flip: whether half of the images are mirrored.
         free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
     """
 
@@ -133,7 +133,7 @@ class ClocCollator:
 
 
 def _mask(region: Region, record: Record, letterbox: Letterbox, rng: np.random.Generator) -> Tensor:
-    """A shape drawn in the region's box, or all boxes that its phrase names together."""
+    """Draws a shape in the region's box, or all boxes that its phrase names together."""
     group = [r.box for r in record.regions if region.group and r.group == region.group]
     canvas = letterbox.to_canvas(Boxes.normalized(group or [region.box])).xyxy.tolist()
     if len(canvas) > 1:
@@ -142,7 +142,7 @@ def _mask(region: Region, record: Record, letterbox: Letterbox, rng: np.random.G
 
 
 def _packed_masks(masks: dict[int, Tensor]) -> dict[str, Tensor]:
-    """Masks by the region they stand for, as the batch's two tensors."""
+    """Packs masks, by the region they stand for, into the batch's two tensors."""
     if not masks:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""`cloc-mllm data`: its commands, of which stats and inspect stand here."""
+"""Runs `cloc-mllm data`; its commands stats and inspect are here, the others are imported."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from cloc_mllm.data.statistics import describe_build, describe_chats, describe_r
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one `data` command and return its exit status.
+    """Runs one `data` command and returns its exit status.
 
-    Wrong input raises ValueError or OSError for the caller to print.
+    Wrong input raises ValueError or OSError, which the caller prints.
     """
     args = build_parser().parse_args(argv)
     return args.run(args) or 0
@@ -51,7 +51,11 @@ def build_parser() -> ArgumentParser:
     )
     inspect.add_argument("data", help="a directory that `build` made, or its URL")
     inspect.add_argument(
-        "--out", metavar="PNG", type=Path, default=Path("sheet.png"), help="default: %(default)s"
+        "--output",
+        metavar="PNG",
+        type=Path,
+        default=Path("sheet.png"),
+        help="default: %(default)s",
     )
     inspect.add_argument(
         "--num", metavar="N", type=positive, default=16, help="images (default: %(default)s)"
@@ -96,6 +100,6 @@ def _run_inspect(args: argparse.Namespace) -> None:
         else:
             pictures.append(draw_record(item))
             titles.append(f"{item.id}: {item.captions[0] if item.captions else 'no caption'}")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, titles).save(args.out)
-    print(f"{num} of {len(items):,} {items.kind} drawn on {args.out}")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{num} of {len(items):,} {items.kind} drawn on {args.output}")

@@ -1,7 +1,7 @@
-"""Built-in scenes that test understanding: the noun alone does not tell which thing is meant.
+"""Generates scenes that test understanding: the noun alone does not tell which thing is meant.
 
-Test data only, from random streams that no split of `scenes.py` uses. Colours and crowds never
-occur in the training scenes, unseen concepts neither; what a model makes of them is the question.
+Test data only, from random streams that no split of `scenes.py` uses. Colours, crowds and unseen
+concepts never occur in the training scenes; they test whether a model generalises.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ COLOURS = ("red", "green", "blue", "yellow", "purple")
 _SOURCE = "openmoji-compositional/"
 _STREAM = 100  # the first of the random streams; the splits' are 0, 1, 2, ...
 _MAX_TRIES = 1000
-_MAX_ASKED = 2  # things a scene, so that no kind has many more questions than another
+_MAX_ASKED = 2  # things asked for per scene, so that no kind has many more questions than another
 _CROWD = (5, 8)
 _CROWD_SIDES = (0.1, 0.12, 0.24)
 
 
 def compositional_kind(source: str) -> str:
-    """Kind of the scenes of a record's source; "" for every other source."""
+    """Reads the kind of scene from a record's source; "" for every other source."""
     return source.removeprefix(_SOURCE) if source.startswith(_SOURCE) else ""
 
 
 def generate_compositional(
     num_scenes: int, *, seed: int = 0, long_side: int = 128, start: int = 0
 ) -> Iterator[Record]:
-    """Scenes `start` .. `start + num_scenes`; the kinds take turns.
+    """Generates scenes `start` to before `start + num_scenes`; the kinds take turns.
 
     Every thing is a region; the one or two that are asked for have one expression. In all kinds
-    but `unseen concept` another thing of the same kind stands beside it:
+    except `unseen concept` the scene has another thing of the same concept:
 
     | kind | asks for | scene |
     |---|---|---|
@@ -83,7 +83,7 @@ def generate_compositional(
 
 
 def _scene(rng: np.random.Generator, kind: Kind) -> tuple[float, list[Thing], list[str]]:
-    """Aspect, things and what each is asked by ("" if it is not), drawn until one is asked for."""
+    """Draws aspect, things and the text that asks for each ("" for none) until one has a text."""
     for _ in range(_MAX_TRIES):
         aspect = sample_aspect(rng)
         things = _PLACERS.get(kind, _few_alike)(rng, aspect)
@@ -96,14 +96,14 @@ def _scene(rng: np.random.Generator, kind: Kind) -> tuple[float, list[Thing], li
 
 
 def _chosen(rng: np.random.Generator, texts: list[str], kind: Kind) -> str:
-    """One of the expressions that need the skill; a crowd is told apart by size or order."""
+    """Draws one of the expressions that need the skill; in a crowd it names size or order."""
     wanted = {"unseen concept": ("unique",), "crowd": ("size", "ordinal")}.get(kind, (kind,))
     fitting = [text for text in texts if kind == "colour" or expression_kind(text) in wanted]
     return str(rng.choice(fitting)) if fitting else ""
 
 
 def _expressions(things: list[Thing], kind: Kind) -> list[list[str]]:
-    """All expressions of each thing; but for unseen concepts only of things with a double."""
+    """All expressions of each thing; except for unseen concepts, only of things with a double."""
     names = [thing.name for thing in things]
     if kind == "colour":
         return [[f"the {thing.tint} {thing.name}"] * bool(thing.tint) for thing in things]
@@ -116,17 +116,17 @@ def _expressions(things: list[Thing], kind: Kind) -> list[list[str]]:
 
 
 def _few_alike(rng: np.random.Generator, aspect: float) -> list[Thing]:
-    """Two or three things of one kind and two others."""
+    """Places two or three things of one concept and two others."""
     return _placed(rng, aspect, _names(rng, copies=int(rng.integers(2, 4)), others=2))
 
 
 def _coloured(rng: np.random.Generator, aspect: float) -> list[Thing]:
-    """Two or three things of one kind in different colours and two others in their own."""
+    """Places two or three things of one concept in different colours, and two uncoloured ones."""
     copies = int(rng.integers(2, 4))
     colours = [*rng.choice(COLOURS, size=copies, replace=False).tolist(), "", ""]
     things = _placed(rng, aspect, _names(rng, copies, others=2))
     if len(things) < len(colours):
-        return []  # which one found no place, and its colour, is not known: draw again
+        return []  # one found no place, and nothing tells whose colour is missing: draw again
     return [replace(thing, tint=tint) for thing, tint in zip(things, colours, strict=True)]
 
 
@@ -149,7 +149,7 @@ _PLACERS: dict[str, Callable[[np.random.Generator, float], list[Thing]]] = {
 
 
 def _names(rng: np.random.Generator, copies: int, others: int) -> list[str]:
-    """`copies` times one concept, then `others` different ones."""
+    """Draws `copies` times one concept, then `others` different ones."""
     first, *rest = rng.choice(CONCEPTS, size=1 + others, replace=False).tolist()
     return [first] * copies + rest
 
@@ -160,7 +160,7 @@ def _placed(
     names: list[str],
     sides: tuple[float, float, float] = (0.18, 0.2, 0.46),
 ) -> list[Thing]:
-    """Those of the things for which there is a place, in the given order."""
+    """Places the things; those without a free place are left out."""
     things: list[Thing] = []
     for name in names:
         thing = place_thing(rng, name, aspect, things, sides)

@@ -1,4 +1,4 @@
-"""Records to questions and answers. Box text is made by `mllm/coordinates.py` alone, passed in."""
+"""Makes questions and answers of records; the caller passes in what writes boxes as text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.chats import Chat
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.data.records import Record, Region
 
 Task = Literal["caption", "ground", "refer", "locate", "absent"]
 TASKS: tuple[Task, ...] = ("ground", "refer", "caption", "locate", "absent")
@@ -27,19 +28,19 @@ PROMPTS: dict[Task, str] = {
     "locate": "Where is <region>?",
     "absent": "Where is {phrase}?",
 }
-NOT_THERE = "not in the image"  # the answer where nothing is what was asked for
-# the hash of the wordings that all models were taught whose fingerprint names none
+NOT_THERE = "not in the image"  # the answer if the image shows nothing of the kind
+# the hash of the wordings of all models whose fingerprint names none
 FIRST_WORDINGS = "62ed81b7a46d5d95"
 
 
 def wordings_hash() -> str:
-    """A hash of all the words that questions are asked in, and of the answer that is none."""
+    """Hashes the wordings of all questions, and the answer for what is not there."""
     wordings = json.dumps([PROMPTS, NOT_THERE], sort_keys=True)
     return hashlib.sha256(wordings.encode()).hexdigest()[:16]
 
 
 class BoxText(Protocol):
-    """`mllm.coordinates.BoxFormat`, as far as conversations need it."""
+    """What conversations need of `mllm.coordinates.BoxFormat`."""
 
     def encode(self, box: Box) -> str: ...
 
@@ -47,12 +48,12 @@ class BoxText(Protocol):
 
 
 @dataclass(frozen=True)
-class Turn:
+class QuestionAnswer:
     """One question with its answer.
 
     Attributes:
-        region: what the question's `<region>` stands for (`refer` and `locate`).
-        answer_box: the box that the answer is (`ground` and `locate`).
+        region: the region that `<region>` in the question stands for (`refer` and `locate`).
+        answer_box: the box that is the answer (`ground` and `locate`).
     """
 
     question: str
@@ -62,26 +63,26 @@ class Turn:
     answer_box: Box | None = None
 
 
-def build_turns(
+def build_questions(
     record: Record,
     config: ConversationConfig,
     box_format: BoxText,
     rng: np.random.Generator,
     phrases: Sequence[str] = (),
-) -> list[Turn]:
-    """`config.questions_per_image` questions about an image, their tasks drawn by weight.
+) -> list[QuestionAnswer]:
+    """Draws `config.questions_per_image` questions about an image, their tasks by weight.
 
     A task takes part if the record has what it needs: an unambiguous text for `ground`, a region
-    for `refer` and `locate`, a caption for `caption`, one of `phrases` (of the whole data set) that
-    its texts have no word of for `absent`. Regions come in turn, so a task asks about
-    none twice before it asked about all. The same `rng` state gives the same questions.
+    for `refer` and `locate`, a caption for `caption`, and for `absent` one of `phrases` (of the
+    whole data set) that shares no word with its texts. A task asks about no region twice before it
+    has asked about all. The same `rng` state gives the same questions.
 
     Returns:
-        [] if the record can serve none of the tasks that have a weight.
+        the questions; [] if the record serves none of the tasks that have a weight.
     """
     texts = unambiguous_texts(record)
     pools: dict[Task, list[int]] = {
-        "ground": [index for index, of_region in enumerate(texts) if of_region],
+        "ground": [index for index, region_texts in enumerate(texts) if region_texts],
         "refer": list(range(len(record.regions))),
         "caption": list(range(len(record.captions))),
         "locate": list(range(len(record.regions))),
@@ -91,66 +92,68 @@ def build_turns(
     if weights.sum() == 0:
         return []
     orders = {task: _in_turn(pool, rng) for task, pool in pools.items()}
-    turns: list[Turn] = []
+    questions: list[QuestionAnswer] = []
     for choice in rng.choice(len(TASKS), config.questions_per_image, p=weights / weights.sum()):
         task = TASKS[choice]
         order = orders[task]
-        index = order[sum(turn.task == task for turn in turns) % len(order)]
+        index = order[sum(pair.task == task for pair in questions) % len(order)]
         if task == "ground":
             text = texts[index][rng.integers(len(texts[index]))]
-            turns.append(ground_turn(text, record.regions[index].box, box_format))
+            questions.append(ground_question(text, record.regions[index].box, box_format))
         elif task == "refer":
-            turns.append(refer_turn(record.regions[index], box_format))
+            questions.append(refer_question(record.regions[index], box_format))
         elif task == "locate":
-            turns.append(locate_turn(record.regions[index], box_format))
+            questions.append(locate_question(record.regions[index], box_format))
         elif task == "absent":
-            turns.append(absent_turn(phrases[index]))
+            questions.append(absent_question(phrases[index]))
         else:
-            turns.append(Turn(PROMPTS["caption"], record.captions[index], "caption"))
-    return turns
+            questions.append(QuestionAnswer(PROMPTS["caption"], record.captions[index], "caption"))
+    return questions
 
 
-def possible_turns(
+def possible_questions(
     record: Record, config: ConversationConfig, box_format: BoxText, phrases: Sequence[str] = ()
-) -> Iterator[Turn]:
-    """Every question that `build_turns` may ask about a record."""
+) -> Iterator[QuestionAnswer]:
+    """Yields every question that `build_questions` may ask about a record."""
     if config.ground:
         for region, texts in zip(record.regions, unambiguous_texts(record), strict=True):
-            yield from (ground_turn(text, region.box, box_format) for text in texts)
+            yield from (ground_question(text, region.box, box_format) for text in texts)
     if config.refer:
-        yield from (refer_turn(region, box_format) for region in record.regions)
+        yield from (refer_question(region, box_format) for region in record.regions)
     if config.locate:
-        yield from (locate_turn(region, box_format) for region in record.regions)
+        yield from (locate_question(region, box_format) for region in record.regions)
     if config.caption:
-        yield from (Turn(PROMPTS["caption"], text, "caption") for text in record.captions)
+        yield from (QuestionAnswer(PROMPTS["caption"], text, "caption") for text in record.captions)
     if config.absent:
-        yield from (absent_turn(phrases[index]) for index in _absent(record, phrases))
+        yield from (absent_question(phrases[index]) for index in _absent(record, phrases))
 
 
-def absent_turn(phrase: str) -> Turn:
-    return Turn(PROMPTS["absent"].format(phrase=phrase), NOT_THERE, "absent")
+def absent_question(phrase: str) -> QuestionAnswer:
+    return QuestionAnswer(PROMPTS["absent"].format(phrase=phrase), NOT_THERE, "absent")
 
 
-def ground_turn(text: str, box: Box, box_format: BoxText) -> Turn:
+def ground_question(text: str, box: Box, box_format: BoxText) -> QuestionAnswer:
     question = PROMPTS["ground"].format(phrase=text)
-    return Turn(question, box_format.answer(box), "ground", answer_box=box)
+    return QuestionAnswer(question, box_format.answer(box), "ground", answer_box=box)
 
 
-def refer_turn(region: Region, box_format: BoxText) -> Turn:
+def refer_question(region: Region, box_format: BoxText) -> QuestionAnswer:
     question = PROMPTS["refer"].format(box=box_format.encode(region.box))
-    return Turn(question, region.phrase, "refer", region)
+    return QuestionAnswer(question, region.phrase, "refer", region)
 
 
-def locate_turn(region: Region, box_format: BoxText) -> Turn:
-    """Reads the box out of a region token: the easy half of `ground`, which it teaches first."""
-    return Turn(PROMPTS["locate"], box_format.answer(region.box), "locate", region, region.box)
+def locate_question(region: Region, box_format: BoxText) -> QuestionAnswer:
+    """Asks for the box of a region token: the easy half of `ground`, so it is learnt first."""
+    return QuestionAnswer(
+        PROMPTS["locate"], box_format.answer(region.box), "locate", region, region.box
+    )
 
 
 def unambiguous_texts(record: Record) -> list[list[str]]:
-    """For each region the phrase and expressions that name no other box of the image.
+    """Lists for each region its phrase and expressions that name no other box of the image.
 
-    A phrase that several boxes share (two crabs, or the boxes of a group: "two men") is no
-    question with one answer, so it is left out; expressions that single one box out remain.
+    A phrase that several boxes share (two crabs, or the boxes of a group: "two men") does not ask
+    for one box, so it is left out; expressions that single out one box remain.
     """
     boxes_of: dict[str, set[Box]] = {}
     for region in record.regions:
@@ -167,7 +170,7 @@ def unambiguous_texts(record: Record) -> list[list[str]]:
 
 
 def phrases_of(items: Sequence[Record | Chat], limit: int = 500) -> list[str]:
-    """Distinct phrases of at most `limit` records and chats, evenly spread; chats give none."""
+    """Lists the distinct phrases of at most `limit` items, evenly spread; chats give none."""
     step = max(1, len(items) // limit)
     chosen = (items[index] for index in range(0, len(items), step))
     records = (item for item in chosen if isinstance(item, Record))
@@ -175,7 +178,7 @@ def phrases_of(items: Sequence[Record | Chat], limit: int = 500) -> list[str]:
 
 
 def _absent(record: Record, phrases: Sequence[str]) -> list[int]:
-    """Phrases that share no word of three letters or more with anything said of the image."""
+    """Finds the phrases that share no word of three letters or more with the record's texts."""
     texts = [*record.captions]
     for region in record.regions:
         texts += [region.phrase, region.category, *region.expressions]
@@ -184,7 +187,7 @@ def _absent(record: Record, phrases: Sequence[str]) -> list[int]:
 
 
 def _words(text: str) -> set[str]:
-    """Without a plural s, so that crabs are crab."""
+    """The words of a text without a plural s, so that "crabs" equals "crab"."""
     return {word.rstrip("s") for word in re.findall(r"\w{3,}", text.casefold())} - {"the"}
 
 

@@ -1,4 +1,4 @@
-"""The account of a build: what was delivered, dropped and set aside, and why. Nothing is lost."""
+"""Keeps the account of a build: what was delivered, dropped and set aside, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cloc_mllm.data.reasons import REASONS, SET_ASIDE
 Kind = Literal["record", "chat", "row", "region", "expression", "caption", "turn", "place", "pair"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUM_EXAMPLES = 3  # names shown with a note
-_NUM_REASONS = 10  # shown with an example each
+_NUM_REASONS = 10  # reasons shown, each with an example
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = _repr.maxlong = 100
@@ -29,7 +29,7 @@ class Drop(NamedTuple):
     Attributes:
         item: its id, or where it stands in its file.
         reason: a key of `REASONS`, or a reader's own.
-        found: what stood there, "" where the reason says it all.
+        found: what stood there; "" if the reason says it all.
     """
 
     kind: Kind
@@ -46,8 +46,8 @@ class DropLog:
 
     Attributes:
         set_aside: kind -> reason -> number of items that a declared rule leaves out (crowds, other
-            splits). They are no loss: shares are those of the others.
-        notes: what else is worth saying, with its number; `examples` holds some names for each.
+            splits). They are no loss, and shares do not count them.
+        notes: number of other remarks by text; `examples` holds some names for each.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class DropLog:
         _count(self.set_aside, kind, reason, count)
 
     def note(self, what: str, count: int = 1, example: str = "") -> None:
-        """Notes something that is no loss, with a name to show for it."""
+        """Notes something that is no loss, with the name of an example."""
         if count:
             self.notes[what] += count
             examples = self.examples.setdefault(what, [])
@@ -78,13 +78,13 @@ class DropLog:
                 examples.append(shown(example))
 
     def note_once(self, what: str, name: str) -> None:
-        """Notes something of an image, however often the image comes by."""
+        """Notes something about an image, once however often the image comes."""
         if (what, name) not in self._noted:
             self._noted.add((what, name))
             self.note(what, example=name)
 
     def deliver(self, item_id: str, kind: Kind = "record", **parts: int) -> None:
-        """Counts one record or chat that is kept, and so many of the other kinds with it."""
+        """Counts one record or chat that is kept, and the numbers of its parts by kind."""
         self.delivered_ids.add(item_id)
         self.delivered[kind] += 1
         for part in KINDS:
@@ -93,7 +93,7 @@ class DropLog:
 
     @property
     def entries(self) -> list[tuple[Kind, str, str]]:
-        """Kind, item and reason of each drop."""
+        """Lists kind, item and reason of each drop."""
         return [(drop.kind, drop.item, drop.reason) for drop in self.drops]
 
     def num_dropped(self, kind: Kind) -> int:
@@ -103,7 +103,7 @@ class DropLog:
         return sum(self.set_aside.get(kind, {}).values())
 
     def drop_share(self, kind: Kind = "record") -> float:
-        """Dropped over dropped and delivered, 0 when nothing was read."""
+        """The dropped items as a share of dropped and delivered ones; 0 if nothing was read."""
         dropped = self.num_dropped(kind)
         return dropped / max(1, dropped + self.delivered[kind])
 
@@ -131,13 +131,13 @@ class DropLog:
         first: dict[tuple[str, str], Drop] = {}
         for drop in self.drops:
             first.setdefault((drop.kind, drop.reason), drop)
-        of_records = {**self.counts.get("record", {}), **self.counts.get("chat", {})}
+        whole_reasons = {**self.counts.get("record", {}), **self.counts.get("chat", {})}
         counted = [
             (count, first[kind, reason])
             for kind, reasons in self.counts.items()
             for reason, count in reasons.items()
             # parts go with their record or chat
-            if kind in ("record", "chat") or reason not in of_records
+            if kind in ("record", "chat") or reason not in whole_reasons
         ]
         counted.sort(key=lambda pair: -pair[0])
         lines = []
@@ -184,7 +184,7 @@ def note_line(what: str, count: int, examples: Iterable[str] = ()) -> str:
 
 
 def shown(value: Any) -> str:
-    """Writes a value of a file for people: short, on one line, with characters any screen has."""
+    """Writes a value of a file for people: short, on one line, in printable characters."""
     text = value if isinstance(value, str) else _repr.repr(value)
     if len(text) > 300:
         text = f"{text[:200]}...{text[-80:]}"
@@ -199,5 +199,5 @@ def _listed(reasons: dict[str, int], share: float) -> str:
 
 def _count(counts: dict[str, dict[str, int]], kind: str, reason: str, count: int) -> None:
     if count:
-        of_kind = counts.setdefault(kind, {})
-        of_kind[reason] = of_kind.get(reason, 0) + count
+        reasons = counts.setdefault(kind, {})
+        reasons[reason] = reasons.get(reason, 0) + count

@@ -1,4 +1,4 @@
-"""`cloc-mllm data export`: records and chats into other tools' formats."""
+"""Exports records and chats into other tools' formats: `cloc-mllm data export`."""
 
 from __future__ import annotations
 

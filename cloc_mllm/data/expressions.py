@@ -1,7 +1,7 @@
-"""Captions and referring expressions for scenes whose things and boxes are known.
+"""Writes captions and referring expressions for scenes whose things and boxes are known.
 
-Boxes are xyxy, normalised to the picture. An expression is given only where it singles out one
-thing with a clear margin, so its answer is never a matter of taste.
+Boxes are xyxy, normalised to the picture. An expression is given only if it singles out one thing
+with a clear margin, so its answer is never a matter of taste.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-Box = tuple[float, float, float, float]
+from cloc_mllm.box import Box
+
 NamedBox = tuple[str, Box]
 ExpressionKind = Literal["unique", "size", "ordinal", "relation"]
 
 _SIZE_RATIO = 1.4  # "smaller" needs this ratio of areas
-_GAP = 0.08  # "left of" and its like need centres this far apart
+_GAP = 0.08  # "left of" and similar words need centres this far apart
 _ORDINALS = ("first", "second", "third")
 _NUMBERS = {2: "two", 3: "three"}
 _RELATIONS = {
@@ -28,7 +29,7 @@ _RELATIONS = {
 
 
 def refer_to_things(things: list[NamedBox]) -> tuple[tuple[str, ...], ...]:
-    """Expressions for each thing, e.g. `the smaller crab`, `the second boat from the left`."""
+    """Lists expressions for each thing: `the smaller crab`, `the second boat from the left`."""
     expressions: list[list[str]] = [[] for _ in things]
     for name in dict.fromkeys(name for name, _ in things):
         same = [i for i, (other, _) in enumerate(things) if other == name]
@@ -42,7 +43,7 @@ def refer_to_things(things: list[NamedBox]) -> tuple[tuple[str, ...], ...]:
 
 
 def expression_kind(expression: str) -> ExpressionKind:
-    """Which skill an expression of `refer_to_things` needs."""
+    """The skill that an expression of `refer_to_things` needs."""
     if any(f" {relation} the " in expression for relation in _RELATIONS):
         return "relation"
     if expression.endswith((" from the left", " from the right")):
@@ -54,7 +55,7 @@ def expression_kind(expression: str) -> ExpressionKind:
 
 
 def describe_scene(rng: np.random.Generator, things: list[NamedBox]) -> tuple[str, ...]:
-    """Two captions: everything that is there, and the same with one relation spelled out."""
+    """Writes two captions: all things that are there, and the same with one relation."""
     counts: dict[str, int] = {}
     for name, _ in things:
         counts[name] = counts.get(name, 0) + 1
@@ -91,7 +92,7 @@ def _refer_by_order(things: list[NamedBox], same: list[int], out: list[list[str]
 
 
 def _refer_by_relation(things: list[NamedBox], same: list[int], out: list[list[str]]) -> None:
-    """`the apple left of the clock`: one apple is clearly left of the only clock, no other is."""
+    """Adds `the apple left of the clock` if just one apple is clearly left of the only clock."""
     names = [name for name, _ in things]
     anchors = [i for i in range(len(things)) if names.count(names[i]) == 1 and i not in same]
     for anchor in anchors:

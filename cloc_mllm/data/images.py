@@ -1,4 +1,4 @@
-"""The one way in for images: a file, a PIL image or an array becomes an upright RGB picture.
+"""Opens images: a file, a PIL image or an array becomes an upright RGB picture.
 
 Nothing else in the package calls `PIL.Image.open` or Transformers' `load_image`, so a picture has
 the same pixels, and a box of it the same frame, wherever it is used.
@@ -17,13 +17,14 @@ from PIL import Image, UnidentifiedImageError
 
 ImageSource = Image.Image | str | Path | bytes | np.ndarray
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # what records hold, and what a user may send
-# what `storable` reads beside them, of files on disk; more would be more decoders to attack
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # formats that records hold, and that a user may send
+# `storable` also reads these, from files on disk; each further format is a decoder to attack
 CONVERTED_FORMATS = ("BMP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
 FILE_FORMATS = IMAGE_FORMATS + CONVERTED_FORMATS
 MAX_IMAGE_PIXELS = 64_000_000  # checked in the header, before any pixel is decoded
-# At this ratio a resized draft differs from a resized full decode by as much (1.3 grey levels) as
-# a bilinear from a bicubic resize; at 1.1 by 1.7, at 2 by 0.6 (640 px photos, mean over pixels).
+# A draft is this much larger than the wanted side, at least. It then differs from a resized full
+# decode by 1.3 grey levels, as a bilinear from a bicubic resize; at a ratio of 1.1 by 1.7, at 2 by
+# 0.6 (640 px photos, mean over pixels).
 DRAFT_MARGIN = 1.25
 GREY_BITS = (8, 10, 12, 14, 16)  # the depths that cameras and scanners write
 
@@ -43,16 +44,16 @@ SIDEWAYS = tuple(_UNDO_ORIENTATION[orientation] for orientation in (5, 6, 7, 8))
 _PNG_ORIENTATION_KEYS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 # what Pillow's decoders raise on damaged files
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
-# how a HEIC photo starts, behind the length of its first box
+# the start of a HEIC photo, after the length of its first box
 _HEIC_BRANDS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"hevc", b"mif1"))
 _LOSSY_FORMATS = ("AVIF", "HEIF")  # saved as JPEG: a PNG would be ten times as large for nothing
 _BOMB_ERRORS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 class ImageError(ValueError):
-    """An image that cannot be used. `reason` is the key it is counted under.
+    """An image cannot be used. `reason` is the key under which it is counted.
 
-    With one argument it takes a ready message: so a `DataLoader` raises a worker's error again.
+    With one argument, that is the whole message: a `DataLoader` raises a worker's error so.
     """
 
     def __init__(self, name: str, reason: str = "", detail: str = "") -> None:
@@ -67,8 +68,8 @@ def open_image(
 ) -> Image.Image:
     """Opens an image as an upright RGB picture.
 
-    The same picture gives the same pixels, whichever way it comes, and what comes out goes in
-    again unchanged, as the same object. Boxes of a photo are in the frame of the returned picture.
+    The same picture gives the same pixels, whichever way it comes. A picture that this returned is
+    returned again as the same object. Boxes of a photo are in the frame of the returned picture.
 
     - An EXIF (or XMP) orientation is turned once, and the result carries no tag. A PIL image keeps
       its tag through resizing and cropping, so it is turned by it, too.
@@ -113,11 +114,11 @@ def open_image(
 
 
 class Header(NamedTuple):
-    """What the header of an image file states.
+    """The size and orientation that an image file states.
 
     Attributes:
         stored_wh: width and height in pixels of the picture as it is stored.
-        turn: what brings it upright, None for nothing.
+        turn: the turn that brings it upright; None if it is upright.
     """
 
     stored_wh: tuple[int, int]
@@ -152,21 +153,21 @@ def read_header(
 
 
 def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int] | None:
-    """(width, height) as `open_image` gives them, by `read_header`; None for no image."""
+    """Reads the (width, height) of the picture that `open_image` gives; None for no image."""
     header = read_header(data, max_pixels)
     return None if header is None else header.upright_wh
 
 
 def storable(data: bytes, *, name: str = "") -> tuple[bytes, str]:
-    """Converts an image file of a build to one that records hold.
+    """Converts an image file of a build to a format that records hold.
 
-    JPEG, PNG and WebP files stay as they are, byte for byte. Of the formats of
-    `CONVERTED_FORMATS` it is what `open_image` would show: the first frame, upright, transparency
-    on white, grey scaled to 8 bits. The new file is a PNG, and of AVIF and HEIC photos, which are
-    lossy themselves, a JPEG of quality 95.
+    JPEG, PNG and WebP files stay as they are, byte for byte. Files of `CONVERTED_FORMATS` become
+    what `open_image` would show: the first frame, upright, transparency on white, grey scaled to 8
+    bits. The new file is a PNG; for AVIF and HEIC photos, which are lossy themselves, a JPEG of
+    quality 95.
 
     Returns:
-        the file, and the name of its old format, "" for what stays.
+        the file, and the name of its old format; "" if it stays as it is.
 
     Raises:
         ImageError: as `open_image` does.
@@ -201,7 +202,7 @@ def storable(data: bytes, *, name: str = "") -> tuple[bytes, str]:
 
 
 def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """Opens a file of one of the formats; HEIC with `pillow-heif`, where that is installed."""
+    """Opens a file of one of the formats; HEIC needs `pillow-heif`."""
     if formats != IMAGE_FORMATS:
         if is_heic(data) and find_spec("pillow_heif") is not None:
             from pillow_heif import register_heif_opener
@@ -305,7 +306,7 @@ def _draft(image: Image.Image, wanted_side: int) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings the picture upright, None for nothing."""
+    """Finds the turn that brings the picture upright; None if it is upright."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DECODE_ERRORS:  # an unreadable EXIF block states no orientation; the pixels are whole
@@ -325,7 +326,7 @@ def _is_rgb(image: Image.Image) -> bool:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB picture of a decoded one."""
+    """Turns a decoded picture into a new RGB one."""
     if image.mode.startswith("I"):  # Pillow would clip at 255
         return _grey_in_8_bits(image).convert("RGB")
     if image.mode == "La":  # Pillow converts it to LA alone

@@ -1,4 +1,4 @@
-"""Labels as a detector would have made them: boxes that miss and phrases that are wrong."""
+"""Spoils labels as a detector might: boxes that miss and phrases that are wrong."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.sequences import LazySequence
 
-_SMALLEST_SIDE = 0.01  # of a jittered box, as a share of the image
+_SMALLEST_SIDE = 0.01  # smallest side of a jittered box, as a share of the image
 
 
 class NoisyLabels(LazySequence[Record]):
     """Records whose region labels are wrong to a chosen degree; images and captions stay.
 
     Each corner coordinate moves by a normal draw with a standard deviation of `noise` times the
-    box's side, and each phrase is, with chance `noise`, that of a region of some other record. As
-    with pseudo-labels, a record is wrong in the same way each time it is seen.
+    box's side, and with probability `noise` a phrase is replaced by that of a region of another
+    record. As with pseudo-labels, a record is wrong in the same way each time it is seen.
     """
 
     def __init__(self, records: Sequence[Record], noise: float, seed: int) -> None:

@@ -1,8 +1,8 @@
-"""Records and chats on disk: Parquet shards with `datasets` features and a manifest.
+"""Stores records and chats on disk: Parquet shards with `datasets` features and a manifest.
 
-A data set is a directory of `shard-00000.parquet ...` and `manifest.json`. It appears under its
-name only when it is whole: it is built beside it and renamed. Any Parquet reader opens the
-shards; `datasets.load_dataset("parquet", data_files=...)` decodes the images as well.
+A data set is a directory of `shard-00000.parquet ...` and `manifest.json`. It gets its name only
+once it is whole: it is built under another name and renamed. Any Parquet reader opens the shards;
+`datasets.load_dataset("parquet", data_files=...)` decodes the images as well.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from cloc_mllm.data.storage import Place, cached, is_url, join, open_binary, sha
 
 MANIFEST_NAME = "manifest.json"
 DROPS_NAME = "drops.jsonl"
-# What one random access reads. Of half the rows the footers, which each open shard keeps in
-# memory, take twice the room.
+# The rows that one random access reads. With half as many, the footers, which stay in memory for
+# each open shard, would be twice as large.
 ROW_GROUP_ROWS = 8
-CACHE_BYTES = 256 << 20  # row groups that one process keeps, so a small set is read once
-MAX_OPEN_SHARDS = 256  # for one process; each is an open file and its footer
+CACHE_BYTES = 256 << 20  # size of the row groups that a process keeps; a small set is read once
+MAX_OPEN_SHARDS = 256  # per process; each is an open file and its footer
 _REBUILD = "the data set is damaged: build it again with `cloc-mllm data build`"
 _VERSION_KEY, _KIND_KEY = b"cloc_mllm.schema_version", b"cloc_mllm.kind"
 Item = TypeVar("Item", Record, Chat)
@@ -59,22 +59,22 @@ def write_records(  # noqa: PLR0913  what a build can be told
     max_drop_share: float = 1.0,
     allow_no_regions: bool = True,
 ) -> int:
-    """Write records (already through `validate_record`) as a new data set.
+    """Writes records that passed `validate_record` as a new data set.
 
     Args:
         directory: must not exist, or be an empty folder.
-        arguments: how the records were made (source, seed, ...), for the manifest.
-        drop_log: the account that the records' reader keeps; read when `records` is exhausted.
+        arguments: what the records were made from (source, seed, ...), for the manifest.
+        drop_log: the account that the records' reader keeps; read once `records` is exhausted.
         max_drop_share: largest share of records, regions, expressions or captions that may be
             dropped.
-        allow_no_regions: off refuses a set without a region, unless it has captions and no region
-            was read (pictures with captions are a set of their own).
+        allow_no_regions: off refuses a set without a region, unless it has captions and the source
+            has no regions either.
 
     Returns:
         the number of records written.
 
     Raises:
-        RefusedBuildError: no usable record, no region, or more was dropped than allowed.
+        RefusedBuildError: there is no usable record or no region, or too much was dropped.
         ValueError: the directory is taken.
     """
     return _write_set(
@@ -148,7 +148,7 @@ def _write_set(
 
 
 def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> None:
-    """Write the manifest of a directory of shards, make all of it durable and give it its name.
+    """Writes the manifest of a directory of shards, flushes all to disk and gives it its name.
 
     Args:
         contents: `files` as `write_shard` describes them, `kind` (by default records),
@@ -185,13 +185,13 @@ def _write_shards(
 def write_shard(
     items: Iterable[Record] | Iterable[Chat], path: Path, kind: SetKind = "records"
 ) -> dict[str, Any]:
-    """One file of at least one row; returns its entry of the manifest."""
+    """Writes one file of at least one row; returns its entry of the manifest."""
     schema = features_of(kind).arrow_schema
     metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _KIND_KEY: kind.encode()}
     schema = schema.with_metadata({**schema.metadata, **metadata})
     rows = 0
     stream: Iterator[Any] = iter(items)
-    # image files are compressed already, and a checksum a page catches bit rot when it is read
+    # image files are compressed already; a checksum per page finds bit rot at reading
     compression = dict.fromkeys(columns_without_images(kind), "zstd")
     compression[image_bytes_column(kind)] = "none"
     with pq.ParquetWriter(
@@ -199,7 +199,7 @@ def write_shard(
         schema,
         compression=compression,
         use_dictionary=False,
-        write_statistics=False,  # a third of the footer, and nobody filters by them
+        write_statistics=False,  # they take a third of the footer, and nobody filters by them
         write_page_checksum=True,
     ) as writer:
         while group := list(itertools.islice(stream, ROW_GROUP_ROWS)):
@@ -215,11 +215,11 @@ def write_shard(
 
 
 class ItemDataset(LazySequence[Item]):
-    """Records or chats of Parquet shards by index.
+    """Reads records or chats of Parquet shards by index.
 
-    Shards on a disk are memory-mapped, shards behind a URL are read by range requests, both a row
-    group at a time, so a set may be larger than the memory. Images stay encoded. It pickles as its
-    list of files, and after a fork starts afresh: a loader's workers open their own.
+    Shards on a disk are memory-mapped, shards behind a URL are read by range requests, both one row
+    group at a time, so a set may be larger than the memory. Images stay encoded. Pickled, it is its
+    list of files; after a fork it opens them anew, so each worker of a loader has its own.
     """
 
     def __init__(self, shards: Sequence[_Shard], kind: SetKind) -> None:
@@ -244,7 +244,7 @@ class ItemDataset(LazySequence[Item]):
         return self._from_row(table.slice(row_in_group, 1).to_pylist()[0])
 
     def without_images(self) -> Iterator[Item]:
-        """All items in order with empty image bytes, which are not read from the files either."""
+        """Yields all items in order with empty image bytes, which are not read from the files."""
         columns = columns_without_images(self.kind)
         for shard in self.shards:
             with shard.open() as file:
@@ -320,19 +320,19 @@ class _Shard:
 def load_records(
     path: str | Path, *, verify: bool = False, cache_dir: str | Path = ""
 ) -> RecordDataset:
-    """Open a directory that `write_records` made, or one of its Parquet files.
+    """Opens a directory that `write_records` made, or one of its Parquet files.
 
     Args:
-        path: a path, or a URL as text (`s3://bucket/set`) of which nothing but the manifest is
-            read until a record is asked for.
-        verify: also compare every file's sha256 with the manifest (reads everything once).
+        path: a path, or a URL as text (`s3://bucket/set`); only its manifest is read until a record
+            is needed.
+        verify: whether to compare every file's sha256 with the manifest (reads everything once).
         cache_dir: keeps whole shards of a URL here, each fetched and verified when first needed.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
         OSError: the URL does not answer.
-        ValueError: no manifest, a missing, cut or changed file, another schema version, a set of
-            chats, or a kind of URL that needs another package.
+        ValueError: the manifest or a file is missing, a file is cut or changed, the schema version
+            is another, these are chats, or this kind of URL needs another package.
     """
     dataset = load_set(path, verify=verify, cache_dir=cache_dir)
     if dataset.kind != "records":
@@ -378,7 +378,7 @@ def _dataset(shards: list[_Shard], kind: str) -> RecordDataset | ChatDataset:
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a data set, its schema version checked."""
+    """Reads the manifest of a data set and checks its schema version."""
     if not is_url(directory) and not Path(directory).is_dir():
         raise FileNotFoundError(f"no records at {directory}; make some with `cloc-mllm data build`")
     place = join(directory, MANIFEST_NAME)
@@ -397,7 +397,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def _shard_fault(place: Place, expected: dict[str, Any], verify: bool) -> str | None:
-    if isinstance(place, Path):  # asking a store about each of many shards would take minutes
+    if isinstance(place, Path):  # asking a store about many shards, one by one, takes minutes
         if not place.is_file():
             return "is missing"
         size = place.stat().st_size

@@ -1,11 +1,11 @@
-"""Why items are dropped or set aside: what would have been right, and what mends it."""
+"""The reasons for which items are dropped or set aside: what was expected, and what to do."""
 
 from __future__ import annotations
 
 _FOLDER = "name the folder or archive that holds the photos with --images"
 _FRAME = "see which frame the boxes are in with `cloc-mllm data doctor`"
 
-# each follows the word "expected"
+# each text follows the word "expected"
 REASONS: dict[str, str] = {
     # records
     "missing_id": "an id of each image, a text or a number; write one into the annotations",
@@ -31,6 +31,11 @@ REASONS: dict[str, str] = {
     "too_small": "a box of at least one pixel; remove it or draw it again",
     "bad_score": "a finite number as the score",
     "point": "a box of four numbers; points are no regions",
+    "no_box": "a box, polygon, ellipse or mask; points, lines and cuboids have no box",
+    "brush_mask": "a rectangle, polygon or ellipse; Label Studio's brush masks are not read, so "
+    "draw one around each, or convert the masks to COCO",
+    "turned_view": "a shape drawn while the view was not turned (`image_rotation` 0): versions of "
+    "Label Studio differ in what it is then measured in; draw it again",
     # texts
     "empty_text": "a text with at least one visible character: a class name, phrase or caption",
     "bad_text": "a text that UTF-8 can write; name the file's encoding with --encoding",
@@ -59,14 +64,18 @@ REASONS: dict[str, str] = {
     "layout",
 }
 
-# what a declared rule leaves out, and what keeps it
+# by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {
-    "crowd": "boxes around a crowd; --keep_crowd keeps them",
+    "crowd": "boxes around a crowd (`iscrowd`, which CVAT also writes for masks; Open Images' "
+    "`IsGroupOf`); --keep_crowd keeps them",
     "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
     "other_split": "refs of other splits; --split chooses, without it all are read",
     "no_region": "questions with their answers that name no box; chats keep them (without "
     "--as regions)",
     "unnamed": "boxes that the conversation says nothing of that is a name; chats keep them",
     "no_image": "rows of text alone; a record is of an image",
+    "skipped": "annotations that their annotator skipped (`was_cancelled`)",
+    "other_annotation": "further annotations of a task, whose first or ground truth counts; "
+    "--all_annotations keeps them",
     "not_asked": "images that --ids does not list; without it all are read",
 }

@@ -1,4 +1,4 @@
-"""The record (one image with texts and regions) and the rules that decide what may become one."""
+"""The record, one image with texts and regions, and the rules that decide what may become one."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from typing import Any
 
 from PIL import Image
 
+from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.drop_log import DropLog, Kind, shown
 from cloc_mllm.data.images import ImageError, open_image, storable
-from cloc_mllm.geometry import clean_box
 
-__all__ = ["SCHEMA_VERSION", "Box", "DropLog", "Record", "Region", "check_box", "validate_record"]
+__all__ = ["SCHEMA_VERSION", "DropLog", "Record", "Region", "check_box", "validate_record"]
 
 SCHEMA_VERSION = 1
 MAX_TEXT_CHARACTERS = 2_000
 MIN_BOX_SIDE_PX = 1.0
 MIN_INSIDE_SHARE = 0.5
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass
@@ -31,11 +29,11 @@ class Region:
     Attributes:
         box: xyxy, normalised to the original image.
         phrase: what is in the box.
-        score: the confidence of what made the region; 1 for people's annotations.
+        score: the confidence of the model that made the region; 1 for people's annotations.
         expressions: referring expressions whose answer is this box.
-        category: the class of the region, "" where the source has none.
-        group: the same for regions that one phrase names together, "" for a region on its own.
-        found: the box as its source states it, for messages; no part of a record on disk.
+        category: the class of the region; "" if the source has none.
+        group: equal for regions that one phrase names together; "" for a region on its own.
+        found: the box as its source states it, for messages; not stored on disk.
     """
 
     box: Box
@@ -64,7 +62,7 @@ class Record:
     source: str
 
     def load_image(self, wanted_side: int | None = None) -> Image.Image:
-        """The image as `open_image` gives it; an `ImageError` names this record's id.
+        """Opens the image with `open_image`; an `ImageError` names this record's id.
 
         With `wanted_side` it may be smaller than `width` x `height`.
         """
@@ -74,8 +72,8 @@ class Record:
 def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     """Takes everything unusable out of a record and counts each drop by its reason.
 
-    No other place decides. Width and height become those of the upright image, and an image file
-    that records do not hold is converted (`images.storable`), which is noted.
+    Nothing else decides this. Width and height become those of the upright image; an image file of
+    another format than records hold is converted (`images.storable`) and noted.
 
     | kind | reason | rule |
     |---|---|---|
@@ -87,16 +85,16 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     | record | `image_too_large` | more than `images.MAX_IMAGE_PIXELS` pixels |
     | region | `not_finite` | a coordinate is NaN, infinite or no number |
     | region | `inverted`, `zero_area` | x2 < x1 or y2 < y1; a side of length 0 |
-    | region | `outside`, `mostly_outside` | none, or less than half, of it is on the image |
+    | region | `outside`, `mostly_outside` | none, or less than half, of it is in the image |
     | region | `too_small` | a side is under one pixel after clipping |
     | region | `bad_score` | the score is NaN, infinite or no number |
     | any text | `empty_text` | nothing but white space and control characters |
     | any text | `bad_text` | no text, or not encodable as UTF-8 (a lone surrogate) |
     | any text | `text_too_long` | more than `MAX_TEXT_CHARACTERS` |
 
-    A box that sticks out otherwise is clipped to the image. White space in texts is collapsed.
-    A region whose phrase is refused is dropped; an unusable category or group becomes "". The
-    parts of what is dropped are dropped and counted with it.
+    Other boxes that stick out are clipped to the image. White space in texts is collapsed. A region
+    whose phrase is refused is dropped; an unusable category or group becomes "". The parts of a
+    dropped record or region are dropped and counted with it.
 
     Returns:
         the record, or None if it cannot be used.
@@ -185,7 +183,7 @@ def check_box(box: Box, image_wh: tuple[int, int]) -> tuple[Box | None, str | No
     """Clips a normalised box: (box, None), or (None, a reason of `validate_record`)."""
     if len(box) != 4 or not all(_is_finite(value) for value in box):
         return None, "not_finite"
-    clipped, fault = clean_box(box, 1.0, 1.0, min_size_px=0.0)
+    clipped, fault = clip_box(box, 1.0, 1.0, min_size_px=0.0)
     if clipped is None:
         return None, fault
     width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]

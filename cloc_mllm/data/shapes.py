@@ -1,4 +1,4 @@
-"""Prompts other than a box: points, scribbles, free-form masks and sets of boxes, as small masks.
+"""Draws prompts other than boxes as small masks: points, scribbles, masks and sets of boxes.
 
 A mask is float32[MASK_SIZE, MASK_SIZE], 0 or 1, over the model's canvas.
 """
@@ -21,12 +21,12 @@ Point = tuple[float, float]
 # lengths in shares of the box's sides
 _POINT_SPREAD = 0.15  # standard deviation of a point around the centre
 _INNER = (0.1, 0.9)  # a scribble's three control points lie between these
-_CORNERS = 12  # of a scribble and of a mask's outline
+_CORNERS = 12  # corners of a scribble, and of a mask's outline
 _RADII = (0.6, 1.0)  # a mask's outline lies between these, in half sides
 
 
 def sample_shape(kind: ShapeKind, box: Sequence[float], rng: np.random.Generator) -> Tensor:
-    """Draws what a person might draw to mean the thing in a box.
+    """Draws a shape as a person might, to mean the thing in a box.
 
     Args:
         kind: a `point` near the centre, a curved `scribble`, or a `mask` that roughly fills it.

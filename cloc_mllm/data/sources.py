@@ -1,4 +1,4 @@
-"""The file formats that `cloc-mllm data build` reads: the options of each, and its reader."""
+"""The file formats that `cloc-mllm data build` reads, each with its options and its reader."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from cloc_mllm.data.chats import Chat
+from cloc_mllm.data.conversation_sources import add_conversations
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
-from cloc_mllm.data.readers.boxes import BoxesOf
-from cloc_mllm.data.readers.chat_texts import Frame
-from cloc_mllm.data.readers.chats import has_turns, read_chats, style_of
+from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
 from cloc_mllm.data.readers.coco import read_coco
-from cloc_mllm.data.readers.ferret import read_ferret
+from cloc_mllm.data.readers.cvat import read_cvat
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
 from cloc_mllm.data.readers.grit import read_grit, read_grit_parquet, read_grit_tars
+from cloc_mllm.data.readers.hf_objects import ObjectColumns, read_hf_objects
 from cloc_mllm.data.readers.image_folder import read_image_folder
-from cloc_mllm.data.readers.llava import read_llava
+from cloc_mllm.data.readers.label_studio import read_label_studio
 from cloc_mllm.data.readers.mdetr import read_mdetr
-from cloc_mllm.data.readers.ms_swift import read_ms_swift
 from cloc_mllm.data.readers.odgt import read_odgt
+from cloc_mllm.data.readers.open_images import read_open_images
 from cloc_mllm.data.readers.pascal_voc import read_pascal_voc
-from cloc_mllm.data.readers.qwen_vl import read_qwen_vl
+from cloc_mllm.data.readers.plain_csv import read_csv
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.readers.refer import read_refer
-from cloc_mllm.data.readers.shikra import read_shikra
+from cloc_mllm.data.readers.via import read_via
 from cloc_mllm.data.readers.visual_genome import read_visual_genome
 from cloc_mllm.data.readers.yolo import read_yolo
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.texts import read_rows, read_text
-from cloc_mllm.data.values import as_dict
+from cloc_mllm.data.texts import read_text
 
 _IMAGES = "folder, tar or zip"
 _ROWS = "JSON list, JSON lines or CSV"
@@ -43,7 +41,7 @@ def add_formats(sources: Any) -> None:
     _add_coco(sources)
     _add_refcoco(sources)
     _add_image_folder(sources)
-    _add_conversations(sources)
+    add_conversations(sources, _add)
     _add_odgt(sources)
     _add_refer(sources)
     _add_mdetr(sources)
@@ -51,6 +49,12 @@ def add_formats(sources: Any) -> None:
     _add_grit(sources)
     _add_yolo(sources)
     _add_pascal_voc(sources)
+    _add_cvat(sources)
+    _add_label_studio(sources)
+    _add_via(sources)
+    _add_open_images(sources)
+    _add_hf_objects(sources)
+    _add_csv(sources)
 
 
 def _add(sources: Any, name: str, summary: str, read: Any, **paths: str) -> argparse.ArgumentParser:
@@ -157,77 +161,6 @@ def _add_image_folder(sources: Any) -> None:
         help="JSON folder -> name, or lines `folder name` (default: the folders' names; "
         "ImageNet's for its 1,000 folders)",
     )
-
-
-def _add_conversations(sources: Any) -> None:
-    """Adds the formats of conversations, read as chats or, where they can be, as regions."""
-    for name, summary, read, frames in (
-        ("llava", "LLaVA's conversations with [x1, y1, x2, y2] in the text", read_llava, True),
-        ("ferret", "Ferret's conversations with <bbox_location0>", read_ferret, False),
-        ("qwen-vl", "Qwen-VL's conversations, or referring lines", read_qwen_vl, True),
-        ("ms-swift", "ms-swift's messages with <bbox> and objects", read_ms_swift, True),
-        ("shikra", "Shikra's questions and answers, or referring lines", read_shikra, False),
-        ("internvl", "InternVL's conversations with <box>[[...]]</box>", None, True),
-        ("llama-factory", "LLaMA-Factory's ShareGPT or OpenAI messages", None, True),
-        ("openai", "OpenAI's chat JSON lines, with image parts or texts alone", None, True),
-    ):
-        parser = _add(sources, name, summary, _read_conversations(name, read), rows=_ROWS)
-        parser.add_argument(
-            "--images", metavar="PATH", type=Path, help=f"{_IMAGES}; none for texts alone"
-        )
-        if frames:
-            _add_frame(parser, name)
-        kinds = ("chats", "regions") if read is not None else ("chats",)
-        parser.add_argument(
-            "--as",
-            dest="kind",
-            choices=kinds,
-            default="",
-            help="`chats` keeps every turn (default); `regions` makes records of the boxes and "
-            "what is said of them, and counts what is not kept"
-            if read is not None
-            else "every turn is kept",
-        )
-
-
-def _add_frame(parser: argparse.ArgumentParser, name: str) -> None:
-    is_llava = name == "llava"
-    parser.add_argument(
-        "--frame",
-        choices=get_args(Frame),
-        required=is_llava,
-        help="what numbers in brackets and in JSON answers (bbox_2d) are of: 0..1 of the image "
-        "padded to a square (LLaVA-1.5's mix), 0..1 of the original image, pixels, or thousandths "
-        "of width and height; `cloc-mllm data doctor` shows which"
-        + ("" if is_llava else ". Without it brackets are words. Marks need none"),
-    )
-
-
-def _read_conversations(name: str, read_regions: Any) -> Any:
-    def read(
-        args: argparse.Namespace, options: ReadOptions, drop_log: DropLog
-    ) -> Iterator[Record] | Iterator[Chat]:
-        args.kind = args.kind or _kind_of(args.rows, args.encoding)
-        frame = vars(args).get("frame")
-        if args.kind == "chats":
-            style = style_of(name, frame)
-            return read_chats(args.rows, args.images, style, options=options, drop_log=drop_log)
-        if args.images is None:
-            raise ValueError("regions need --images, the folder, tar or zip of the photos")
-        if name == "llava" and frame not in ("padded", "original"):
-            raise ValueError(f"--as regions reads --frame padded or original, got {frame}")
-        more = {"frame": frame} if name == "llava" else {}
-        return read_regions(args.rows, args.images, **more, options=options, drop_log=drop_log)
-
-    return read
-
-
-def _kind_of(rows: Path, encoding: str) -> str:
-    """Files whose first row holds no turns (referring lines) have nothing but regions."""
-    _, first = next(read_rows(rows, encoding), ("", None))
-    first = as_dict(first)
-    is_line = bool({"bbox", "sentence"} & first.keys()) and not has_turns(first)
-    return "regions" if is_line else "chats"
 
 
 def _add_odgt(sources: Any) -> None:
@@ -356,7 +289,8 @@ def _add_yolo(sources: Any) -> None:
         "--images",
         metavar="PATH",
         type=Path,
-        help="folder, tar or zip (default: the folders that data.yaml names)",
+        help="folder, tar or zip (default: what data.yaml names, folders or text files of image "
+        "paths)",
     )
     parser.add_argument(
         "--labels",
@@ -393,3 +327,215 @@ def _add_pascal_voc(sources: Any) -> None:
     parser.add_argument(
         "--zero_based", action="store_true", help="pixels count from 0 (default: from 1)"
     )
+
+
+def _add_cvat(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "cvat",
+        "CVAT for images 1.1: annotations.xml",
+        lambda args, options, drop_log: read_cvat(
+            args.annotations,
+            args.images,
+            expression_attribute=args.expression_attribute,
+            options=options,
+            drop_log=drop_log,
+        ),
+        annotations="annotations.xml, or the folder or zip that holds it",
+    )
+    parser.add_argument(
+        "--images", metavar="PATH", type=Path, help=f"{_IMAGES} (default: where the XML lies)"
+    )
+    parser.add_argument(
+        "--expression_attribute",
+        metavar="NAME",
+        default="",
+        help="attribute of a shape that holds a referring expression",
+    )
+
+
+def _add_label_studio(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "label-studio",
+        "Label Studio's JSON or JSON-MIN export",
+        lambda args, options, drop_log: read_label_studio(
+            args.annotations,
+            args.images,
+            image_key=args.image_key,
+            all_annotations=args.all_annotations,
+            options=options,
+            drop_log=drop_log,
+        ),
+        annotations="the exported JSON",
+        images=_IMAGES,
+    )
+    parser.add_argument(
+        "--image_key",
+        metavar="KEY",
+        default="",
+        help="of a task's data (default: `image`, or the only text that names an image)",
+    )
+    parser.add_argument(
+        "--all_annotations",
+        action="store_true",
+        help="keep the shapes of every annotator (default: the ground truth, else the first)",
+    )
+
+
+def _add_via(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "via",
+        "VGG Image Annotator 2 (or 1): project, or annotations as JSON or CSV",
+        lambda args, options, drop_log: read_via(
+            args.annotations,
+            args.images,
+            phrase_attribute=args.phrase_attribute,
+            options=options,
+            drop_log=drop_log,
+        ),
+        annotations="via_project.json, or the exported JSON or CSV",
+        images=_IMAGES,
+    )
+    parser.add_argument(
+        "--phrase_attribute",
+        metavar="NAME",
+        default="",
+        help="attribute of a region that says what is in it (default: the only one)",
+    )
+
+
+def _add_open_images(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "open-images",
+        "Open Images: CSV of boxes and of class names",
+        lambda args, options, drop_log: read_open_images(
+            args.boxes,
+            args.classes,
+            args.images,
+            keep_crowd=args.keep_crowd,
+            ids=_ids(args),
+            options=options,
+            drop_log=drop_log,
+        ),
+        boxes="oidv6-train-annotations-bbox.csv and the like",
+        classes="class-descriptions-boxable.csv",
+        images="folder, tar or zip of ImageID.jpg",
+    )
+    parser.add_argument("--keep_crowd", action="store_true", help="keep boxes around groups")
+    parser.add_argument("--ids", metavar="FILE", type=Path, help="text file of image ids")
+
+
+def _add_frame(parser: argparse.ArgumentParser, box_order: BoxOrder | None) -> None:
+    parser.add_argument(
+        "--frame",
+        choices=get_args(Units),
+        required=True,
+        help="what boxes are measured in: pixels, 0..1 or 0..1000 of the image's sides",
+    )
+    parser.add_argument(
+        "--box_order",
+        choices=get_args(BoxOrder),
+        required=box_order is None,
+        default=box_order,
+        help="what the four numbers are; cx and cy are the centre"
+        + (f" (default: {box_order})" if box_order else ""),
+    )
+
+
+def _add_hf_objects(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "hf-objects",
+        "Hugging Face `datasets` with an image and an objects column",
+        lambda args, options, drop_log: read_hf_objects(
+            args.dataset,
+            args.images,
+            frame=args.frame,
+            box_order=args.box_order,
+            split=args.split,
+            subset=args.subset,
+            columns=ObjectColumns(
+                args.image_column, args.objects_column, args.box_key, args.category_key
+            ),
+            names=args.names,
+            options=options,
+            drop_log=drop_log,
+        ),
+    )
+    parser.add_argument(
+        "--dataset",
+        metavar="PATH_OR_NAME",
+        required=True,
+        help="folder (save_to_disk, Parquet, ImageFolder), Parquet or JSON file, or a name on the "
+        "hub",
+    )
+    _add_frame(parser, None)
+    parser.add_argument(
+        "--images", metavar="PATH", type=Path, help=f"{_IMAGES}, if the rows but name their images"
+    )
+    parser.add_argument("--split", default="", help="train, test, ... (default: all)")
+    parser.add_argument("--subset", default="", help="configuration, if there are several")
+    parser.add_argument("--image_column", default="image", help="(default: %(default)s)")
+    parser.add_argument("--objects_column", default="objects", help="(default: %(default)s)")
+    parser.add_argument("--box_key", default="", help="of objects (default: bbox, boxes, ...)")
+    parser.add_argument(
+        "--category_key", default="", help="of objects (default: category, label, ...)"
+    )
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        type=Path,
+        help="names of classes that are numbers: YAML or JSON, or a text file of one per line",
+    )
+
+
+def _add_csv(sources: Any) -> None:
+    parser = _add(
+        sources,
+        "csv",
+        "a table of any tool, a row per box: image, x1, y1, x2, y2, phrase",
+        lambda args, options, drop_log: read_csv(
+            args.rows,
+            args.images,
+            frame=args.frame,
+            box_order=args.box_order,
+            columns=args.columns,
+            header=not args.no_header,
+            delimiter=args.delimiter,
+            options=options,
+            drop_log=drop_log,
+        ),
+        rows="CSV, TSV, JSON lines or JSON list",
+        images=_IMAGES,
+    )
+    _add_frame(parser, "xyxy")
+    parser.add_argument(
+        "--columns",
+        metavar="ROLE=COLUMN,...",
+        type=_columns,
+        default={},
+        help="such as image=file,x1=xmin,phrase=label; roles: image, those of the box order (x1 y1 "
+        "x2 y2, x y w h, cx cy w h) or box, phrase, category, expression, caption, score, "
+        "image_width, image_height (default: columns have the names of their roles)",
+    )
+    parser.add_argument(
+        "--no_header",
+        action="store_true",
+        help="the first line is a row; columns are numbered from 1",
+    )
+    parser.add_argument(
+        "--delimiter",
+        default="",
+        type=lambda text: text.replace("\\t", "\t"),
+        help="between cells (default: a comma, in .tsv a tab)",
+    )
+
+
+def _columns(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(role.strip() and column.strip() for role, _, column in pairs):
+        raise argparse.ArgumentTypeError(f"expected ROLE=COLUMN,ROLE=COLUMN, got {text!r}")
+    return {role.strip(): column.strip() for role, _, column in pairs}

@@ -1,4 +1,4 @@
-"""Numbers that describe a data set, as plain text."""
+"""Describes a data set with numbers, as plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUM_TOP_PHRASES = 10
 
 
 def describe_records(records: Iterable[Record]) -> str:
-    """A table of counts and distributions over `records`; reads each once, decodes no image."""
+    """Writes a table of counts and distributions; reads each record once, decodes no image."""
     totals: Counter[str] = Counter()
     regions_per_image: list[int] = []
     phrase_words: list[int] = []
@@ -94,7 +94,7 @@ def describe_chats(chats: Iterable[Chat]) -> str:
 
 
 def describe_build(manifest: dict[str, Any]) -> str:
-    """Says what the build of a data set dropped, with shares, set aside and noted."""
+    """Says what the build of a data set dropped (with shares), set aside and noted."""
     lines = ["when it was built"]
     delivered = manifest.get("delivered", {})
     for kind, reasons in manifest["dropped"].items():

@@ -1,4 +1,4 @@
-"""Files on a disk, or behind any URL that fsspec opens: `s3://`, `gs://`, `hf://`, `https://`."""
+"""Opens files on disk, or at any URL that fsspec knows: `s3://`, `gs://`, `hf://`, `https://`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Place = str | Path  # a URL or a local path
 
 
 def is_url(place: Place) -> bool:
-    """URLs are text: a `Path` would have lost one of their slashes."""
+    """Whether a place is a URL. URLs are text: a `Path` would lose one of their slashes."""
     return isinstance(place, str) and "://" in place
 
 
 def join(place: Place, name: str) -> Place:
-    """The file `name` in the directory `place`; of a chain of URLs (`filecache::s3://bucket/set`)
-    the part that names the directory is lengthened."""
+    """Names the file `name` in the directory `place`, which may be a chain of URLs
+    (`filecache::s3://bucket/set`)."""
     if not is_url(place):
         return Path(place) / name
     links = str(place).split("::")
@@ -32,7 +32,7 @@ def join(place: Place, name: str) -> Place:
 
 
 def open_binary(place: Place) -> BinaryIO:
-    """Opens for reading; a URL reads on demand exactly what is asked for.
+    """Opens a file for reading; from a URL only the parts that are read are fetched.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -48,11 +48,11 @@ def open_binary(place: Place) -> BinaryIO:
         cause = error.__cause__
         if cause is None or isinstance(cause, FileNotFoundError):
             raise
-        # fsspec says so of a web server that cannot be reached, too
+        # fsspec also raises this for a web server that cannot be reached
         raise OSError(f"cannot open {place}: {type(cause).__name__}: {cause}") from error
     except (ImportError, ValueError) as error:
         raise ValueError(f"cannot open {place}: {error}") from error
-    except Exception as error:  # each kind of store has its own
+    except Exception as error:  # each kind of store has its own errors
         raise OSError(f"cannot open {place}: {type(error).__name__}: {error}") from error
 
 
@@ -65,13 +65,13 @@ def sha256_of(place: Place) -> str:
 
 
 def cached(place: Place, sha256: str, directory: Place) -> Path:
-    """The local copy of a file, fetched when first asked for.
+    """Returns the local copy of a file, which is fetched the first time.
 
-    Copies go by their sha256, so data sets may share the directory, and so may processes: one
-    fetches, the others wait, and none sees half a file.
+    Copies are named by their sha256, so data sets may share the directory, and so may processes:
+    one fetches, the others wait, and none sees half a file.
 
     Raises:
-        ValueError: what came is not the file of this sha256.
+        ValueError: the fetched file has another sha256.
         FileNotFoundError, OSError: as `open_binary`.
     """
     directory = Path(directory)

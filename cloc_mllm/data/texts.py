@@ -10,11 +10,12 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,22 @@ def read_json(path: str | Path, encoding: str = "") -> Any:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
-def read_rows(path: str | Path, encoding: str = "") -> Iterator[tuple[str, Any]]:
+def read_rows(
+    path: str | Path,
+    encoding: str = "",
+    delimiter: str = "",
+    columns: Sequence[str] | None = (),
+) -> Iterator[tuple[str, Any]]:
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
     A line that is no JSON is None. `.csv` and `.tsv` count in any letter case, and a `.csv` whose
     header has semicolons and no comma is one of those (Excel's in many countries); a JSON list
-    shows by its first character.
+    shows by its first character. A cell that is missing at the end of a line is None; what a line
+    has beyond the columns stands under None.
+
+    Args:
+        delimiter: of a CSV file; "" is what suffix and header say.
+        columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
         ValueError: another encoding, two columns of one name, or a file that starts as a JSON list
@@ -107,7 +118,8 @@ def read_rows(path: str | Path, encoding: str = "") -> Iterator[tuple[str, Any]]
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv"):
-        yield from _csv_rows(path, encoding, is_tsv=suffix == ".tsv")
+        delimiter = delimiter or ("\t" if suffix == ".tsv" else "")
+        yield from _csv_rows(path, encoding, delimiter, columns)
         return
     with open(path, "rb") as file:
         start, name = _encoding_of(file.read(4), encoding)
@@ -142,20 +154,35 @@ def _json_or_none(line: str) -> Any:
         return None
 
 
-def _csv_rows(path: str | Path, encoding: str, *, is_tsv: bool) -> Iterator[tuple[str, Any]]:
+def _csv_rows(
+    path: str | Path, encoding: str, delimiter: str, columns: Sequence[str] | None
+) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(_MAX_CELL)
     text = read_text(path, encoding)
     header = text.partition("\n")[0]
-    delimiter = "\t" if is_tsv else ";" if ";" in header and "," not in header else ","
-    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    delimiter = delimiter or (";" if ";" in header and "," not in header else ",")
+    table = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        names = Counter(filter(None, table.fieldnames or []))
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"{path}: two columns have the name {twice[0]!r}")
-        for row in table:
+        for cells in table:
+            if not cells:
+                continue
+            if columns == ():
+                columns = [cell.strip() for cell in cells]
+                _refuse_same_names(columns, path)
+                continue
+            names = columns or [str(number) for number in range(1, len(cells) + 1)]
+            row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
+            if len(cells) > len(names):
+                row[None] = cells[len(names) :]
             yield f"line {table.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{path}, line {table.line_num}: no valid CSV ({error})") from error
+
+
+def _refuse_same_names(columns: Sequence[str], path: str | Path) -> None:
+    for name, count in Counter(filter(None, columns)).items():
+        if count > 1:
+            raise ValueError(f"{path}: two columns have the name {name!r}")
 
 
 def read_yaml(path: str | Path, encoding: str = "") -> Any:

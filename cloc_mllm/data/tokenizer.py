@@ -1,5 +1,5 @@
-"""Text to token ids for the text tower: open_clip's BPE, any Hugging Face tokenizer, or a small
-byte-level BPE made from the built-in scenes' own text. Texts are lower-cased, as in the paper."""
+"""Turns texts into token ids for the text tower, with open_clip's BPE, any Hugging Face tokenizer,
+or a small byte-level BPE of the built-in scenes' text. Texts are lower-cased, as in the paper."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PAD, EOS = "<pad>", "</s>"
 
 
 class TextTokenizer(Protocol):
-    """`tokenizer(texts) -> int64[P, T]`, padded on the right with `pad_id`; T is the longest real
-    length, or always the context length."""
+    """Maps texts to int64[P, T], padded on the right with `pad_id`; T is the longest real length,
+    or always the context length."""
 
     vocab_size: int
     context_length: int
@@ -27,20 +27,20 @@ class TextTokenizer(Protocol):
     def __call__(self, texts: Sequence[str]) -> Tensor: ...
 
     def save(self, directory: Path) -> str:
-        """Write what is needed to load it again; returns the spec to load it with."""
+        """Writes what is needed to load it again; returns the spec to load it with."""
         ...
 
 
 def load_text_tokenizer(
     spec: str, context_length: int = 77, *, full_length: bool = False
 ) -> TextTokenizer:
-    """Load a tokenizer by its spec.
+    """Loads a tokenizer by its spec.
 
     Args:
         spec: `open_clip:NAME`, `huggingface:NAME_OR_DIRECTORY`, `builtin` (trained on the built-in
             scenes' text, in about a second, always the same), or a directory with
             `tokenizer.json`.
-        full_length: pad every text to the context length.
+        full_length: whether every text is padded to the context length.
     """
     kind, _, name = spec.partition(":")
     if kind == "open_clip" and name:
@@ -64,7 +64,7 @@ def end_token_id(tokenizer: TextTokenizer) -> int:
     """The id that ends every text.
 
     Raises:
-        ValueError: texts end with no token of its own, so there is nothing to pool at.
+        ValueError: no special token ends a text, so there is nothing to pool at.
     """
     probes = [tokenizer([text])[0].tolist() for text in ("a", "two red crabs")]
     end = probes[0][-1]
@@ -136,7 +136,7 @@ def train_byte_level_bpe(
     vocab_size: int = _BUILTIN_VOCABULARY,
     special_tokens: Sequence[str] = (),
 ) -> Any:
-    """A small byte-level BPE `PreTrainedTokenizerFast`: every string encodes, none to "unknown".
+    """Trains a small byte-level BPE (`PreTrainedTokenizerFast`) that encodes every string.
 
     The padding token is id 0 and the end token has the highest id (open_clip's native text tower
     pools at the highest id).

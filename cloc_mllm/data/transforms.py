@@ -1,4 +1,4 @@
-"""From an upright RGB picture to the model's pixels: the one preprocessing of both stages."""
+"""Turns an upright RGB picture into the model's pixels, for both stages alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cloc_mllm.geometry import Letterbox
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # from OpenAI's CLIP
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PADDING_RGB = (124, 116, 104)  # the mean colour, as 8-bit
 

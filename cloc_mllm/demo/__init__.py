@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
 
+from cloc_mllm.command_line import parse_settings
 from cloc_mllm.shipped import shipped_directory
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """`cloc-mllm demo`: loads the models and serves the page until it is interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse_settings(_parser(), argv)
     # set before Gradio is imported, which reads them once; uploads get a folder of their own
     uploads = tempfile.TemporaryDirectory(prefix="cloc-mllm-demo-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
@@ -68,6 +69,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="cloc-mllm demo",
         description="A web page on this machine: phrase to box, and box to phrase.",
+        exit_on_error=False,
     )
     parser.add_argument(
         "--cloc", default="", metavar="DIR", help="stage-1 model; the shipped one by default"

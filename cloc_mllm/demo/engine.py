@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cloc_mllm.data.records import Box
+from cloc_mllm.box import Box
 from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes

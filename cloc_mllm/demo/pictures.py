@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.drawing import Rgb, draw_regions
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.images import open_image
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.geometry import Boxes
 

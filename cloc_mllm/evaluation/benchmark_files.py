@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.evaluation.queries import Coverage, QueryPair, QuerySet
 from cloc_mllm.evaluation.rows.files import json_lines
-from cloc_mllm.evaluation.rows.rows import Box
 
 if TYPE_CHECKING:
     from cloc_mllm.data.records import Record
@@ -83,13 +83,13 @@ def usable_box(
 ) -> tuple[Box | None, str]:
     """An annotation's `bbox` normalised and cut to its image, both in COCO's layout, or None and
     why there is none."""
+    from cloc_mllm.box import clip_box
     from cloc_mllm.data.readers import boxes_from_xywh
-    from cloc_mllm.geometry import clean_box
 
     (box,) = boxes_from_xywh([annotation.get("bbox")], image.get("width"), image.get("height"))
     if not all(map(math.isfinite, box)):
         return None, "not_finite"
     width, height = float(image["width"]), float(image["height"])
     pixels = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
-    cleaned, reason = clean_box(pixels, width, height, min_side_px)
+    cleaned, reason = clip_box(pixels, width, height, min_side_px)
     return cleaned, reason or ""

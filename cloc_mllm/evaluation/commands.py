@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
+from cloc_mllm.command_line import parse_settings, with_underscores
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.tasks import task_class, task_names
 
@@ -31,7 +32,7 @@ tasks:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the part that the arguments name; only that part is loaded."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = with_underscores(sys.argv[1:] if argv is None else argv)
     if args and args[0] in SUBCOMMANDS:
         command: Callable[[list[str]], int] = importlib.import_module(SUBCOMMANDS[args[0]]).main
         return command(args[1:])
@@ -49,7 +50,7 @@ def _several_tasks(args: list[str]) -> EvalConfig:
     parser = _parser("cloc-mllm eval", "Predict, score and write a report.", epilog)
     parser.add_argument("--list", action="store_true", help="print the tasks, one per line")
     parser.add_class_arguments(EvalConfig)
-    return _filled(EvalConfig, parser.parse_args(normalised(args, EvalConfig)))
+    return _filled(EvalConfig, parse_settings(parser, normalised(args, EvalConfig)))
 
 
 def _one_task(name: str, args: list[str]) -> EvalConfig:
@@ -57,7 +58,7 @@ def _one_task(name: str, args: list[str]) -> EvalConfig:
     parser = _parser(f"cloc-mllm eval {name}", (cls.__doc__ or "").partition("\n\n")[0])
     parser.add_class_arguments(cls)
     parser.add_class_arguments(EvalConfig, skip={"tasks"})
-    values = parser.parse_args(normalised(args, EvalConfig, cls))
+    values = parse_settings(parser, normalised(args, EvalConfig, cls))
     options = {item.name: values[item.name] for item in fields(cls)}  # type: ignore[arg-type]
     values.tasks = [{name: options}]
     if values.output_dir == EvalConfig.output_dir:
@@ -74,7 +75,11 @@ def _parser(prog: str, description: str, epilog: str = "") -> ArgumentParser:
         """Keeps the lines of the epilog, and shows types and defaults."""
 
     parser = ArgumentParser(
-        prog=prog, description=description, epilog=epilog, formatter_class=Formatter
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=Formatter,
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     return parser

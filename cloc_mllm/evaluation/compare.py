@@ -1,25 +1,36 @@
 """Two finished evaluations side by side: paired differences, p-values, answers that differ.
 
-Reads the rows that `cloc-mllm eval` wrote; no model is loaded.
+Reads the rows that `cloc-mllm eval` wrote, or predictions of any tool; no model is loaded.
 """
 
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from PIL import Image
 
+from cloc_mllm.evaluation.answers import answer_format
+from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.metrics import Difference, difference, pairs_by_task
 from cloc_mllm.evaluation.record_index import records_to_score
 from cloc_mllm.evaluation.report.comparison import comparison_table, write_comparison_report
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
 from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.sources import read_sources
+from cloc_mllm.evaluation.score import (
+    ScoreOptions,
+    add_row_arguments,
+    columns_argument,
+    merged,
+    options_of,
+    unread_answers,
+)
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.stats.bootstrap import (
     DEFAULT,
@@ -29,7 +40,14 @@ from cloc_mllm.evaluation.stats.bootstrap import (
     bootstrap_interval,
 )
 from cloc_mllm.evaluation.stats.breakdown import group_rank, groups_of
-from cloc_mllm.evaluation.tasks import EvalData, all_scorers, build_task, scorers_of, task_name
+from cloc_mllm.evaluation.tasks import (
+    EvalData,
+    all_scorers,
+    build_task,
+    row_task,
+    scorers_of,
+    task_name,
+)
 
 TaskPairs = dict[str, list[ScoredPair]]
 LoadImage = Callable[[str, str], Image.Image | None]
@@ -63,30 +81,63 @@ class Comparison:
     bootstrap: Bootstrap
 
 
+@dataclass(frozen=True)
+class FilesCompared:
+    """What A and B are where they are files of predictions of any tool.
+
+    Args:
+        task: what was asked.
+        references: file of the truth; "" if it is in the rows of the predictions.
+        options: how the rows are read; `missing` as in `score`.
+        columns_b: those of B; empty are those of A.
+    """
+
+    task: str = ""
+    references: str = ""
+    options: ScoreOptions = field(default_factory=ScoreOptions)
+    columns_b: Mapping[str, str] = field(default_factory=dict)
+
+    def of_b(self) -> FilesCompared:
+        """How B is read."""
+        reading = self.options.reading
+        own = replace(reading, columns=self.columns_b or reading.columns)
+        return replace(self, options=replace(self.options, reading=own))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm eval compare A B`: writes the comparison, prints its table."""
     parser = ArgumentParser(
         prog="cloc-mllm eval compare",
-        description="Set two finished evaluations of the same queries side by side.",
+        description="Set two evaluations of the same queries side by side.",
     )
-    parser.add_argument("a", help="output directory of an evaluation")
-    parser.add_argument("b", help="output directory of another one, on the same queries")
-    parser.add_argument("--out", default="runs/compare", help="gets report, table and metrics")
-    parser.add_argument("--bootstrap_samples", type=int, default=1000)
+    parser.add_argument("a", help="output directory of an evaluation, or a file of predictions")
+    parser.add_argument("b", help="another one, on the same queries")
+    parser.add_argument(
+        "--output_dir", default="runs/compare", help="gets report, table and metrics"
+    )
     parser.add_argument("--num_examples", type=int, default=6, help="of each kind; 0 is none")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", default="", help="what was asked, where A or B is a file")
+    parser.add_argument("--references", default="", help="the truth, where A or B is a file")
+    add_row_arguments(parser)
+    parser.add_argument("--format_b", default="", help="of B, where it is not that of A")
+    parser.add_argument(
+        "--columns_b", type=columns_argument, default={}, help="of B, where not those of A"
+    )
     values = parser.parse_args(argv)
+    options = options_of(values)
     comparison = compare(
         (values.a, values.b),
-        values.out,
+        values.output_dir,
         num_examples=values.num_examples,
-        bootstrap=Bootstrap(values.bootstrap_samples, values.seed),
+        bootstrap=Bootstrap(options.bootstrap_samples, options.seed),
+        formats=(values.format, values.format_b or values.format),
+        files=FilesCompared(values.task, values.references, options, values.columns_b),
     )
     print(comparison_table(comparison), end="")
     for directory, tasks in zip(comparison.models, comparison.only_in, strict=True):
         if tasks:
             print(f"left out, because only {directory} has them: {', '.join(tasks)}")
-    print(f"report: {Path(values.out) / 'report.html'}")
+    print(f"report: {Path(values.output_dir) / 'report.html'}")
     return 0
 
 
@@ -96,17 +147,26 @@ def compare(
     *,
     num_examples: int = 6,
     bootstrap: Bootstrap = DEFAULT,
+    formats: tuple[str, str] = ("", ""),
+    files: FilesCompared | None = None,
 ) -> Comparison:
     """Writes `metrics.json`, `table.md` and `report.html` into `out`; returns what the first holds.
+
+    Args:
+        directories: of `cloc-mllm eval`, or files of predictions.
+        formats: how A and B write boxes in `raw_text`, as in `score`; "" is the format that an
+            evaluation was declared with.
 
     Raises:
         FileNotFoundError: a directory holds no predictions or references.
         ValueError: the two answered different queries, or have no task in common.
     """
+    files = files or FilesCompared()
     configs = [_config(directory) for directory in directories]
     for name in {name for config in configs for name in map(task_name, config.get("tasks", []))}:
         scorers_of(name)  # those in files of their own are known from now on
-    a, b = (_read(directory) for directory in directories)
+    a = _read(directories[0], formats[0] or configs[0].get("format", ""), files)
+    b = _read(directories[1], formats[1] or configs[1].get("format", ""), files.of_b())
     tasks = [task for task in a if task in b]
     if not tasks:
         raise ValueError(
@@ -115,25 +175,14 @@ def compare(
         )
     only_in = [[task for task in x if task not in y] for x, y in ((a, b), (b, a))]
     b = {task: _in_order_of(a[task], b[task], task, directories) for task in tasks}
-    scorers = all_scorers()
-    compared: dict[str, dict[str, Compared]] = {}
-    breakdowns: dict[str, dict[str, dict[str, Compared]]] = {}
-    for task in tasks:
-        ours, theirs = (scorers[task].score(pairs[task]) for pairs in (a, b))
-        compared[task] = {
-            metric: _compared(ours[metric], theirs[metric], bootstrap)
-            for metric in ours
-            if metric in theirs
-        }
-        if scorers[task].one_box and all(pair.reference.boxes for pair in a[task]):
-            breakdowns[task] = _by_group(a[task], b[task], bootstrap)
+    pairs = {task: (a[task], b[task]) for task in tasks}
+    compared, breakdowns = _compared_tasks(pairs, bootstrap)
     names = [sorted({p.prediction.model for t in tasks for p in x[t]}) for x in (a, b)]
     comparison = Comparison(directories, names, only_in, compared, breakdowns, bootstrap)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "metrics.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n")
     (directory / "table.md").write_text(comparison_table(comparison), encoding="utf-8")
-    pairs = {task: (a[task], b[task]) for task in tasks}
     write_comparison_report(
         directory / "report.html",
         comparison,
@@ -144,12 +193,42 @@ def compare(
     return comparison
 
 
-def _read(directory: str) -> TaskPairs:
+def _read(source: str, format_name: str, files: FilesCompared) -> TaskPairs:
+    """The pairs of each task, with boxes; answers are read strictly."""
+    found = _pairs_of_file(source, files) if Path(source).is_file() else _pairs_of_run(source)
+    declared = answer_format(format_name) if format_name else None
+    try:
+        return {
+            task: read_rows(pairs, declared, files.options.resized_size)
+            if unread_answers(task, pairs, declared) and declared
+            else pairs
+            for task, pairs in found.items()
+        }
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _pairs_of_file(path: str, files: FilesCompared) -> TaskPairs:
+    if not files.task:
+        raise ValueError(
+            f"{path} is a file of predictions: say what was asked (--task rec) and where the truth "
+            "is (--references; left out if it is in the same rows)"
+        )
+    task = row_task(files.task)
+    rows = read_sources(task, path, files.references, files.options.reading)
+    try:
+        return {task: merged(rows, files.options.missing)[0]}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _pairs_of_run(directory: str) -> TaskPairs:
     rows = Path(directory)
     for name in ("predictions.jsonl", "references.jsonl"):
         if not (rows / name).is_file():
             raise FileNotFoundError(
-                f"{rows / name} is missing; expected the output directory of `cloc-mllm eval`"
+                f"{rows / name} is missing; expected the output directory of `cloc-mllm eval`, or "
+                "a file of predictions"
             )
     return pairs_by_task(
         read_predictions(rows / "predictions.jsonl"), read_references(rows / "references.jsonl")
@@ -179,6 +258,24 @@ def _in_order_of(
 
 def _truth(row: ReferenceRow) -> tuple[Any, ...]:
     return row.image_id, row.boxes, row.labels
+
+
+def _compared_tasks(
+    pairs: Mapping[str, tuple[Sequence[ScoredPair], Sequence[ScoredPair]]], bootstrap: Bootstrap
+) -> tuple[dict[str, dict[str, Compared]], dict[str, dict[str, dict[str, Compared]]]]:
+    """What `Comparison` holds of each task: its metrics, and its breakdowns if it is of boxes."""
+    compared, breakdowns = {}, {}
+    for task, (a, b) in pairs.items():
+        scorer = all_scorers()[task]
+        ours, theirs = scorer.score(a), scorer.score(b)
+        compared[task] = {
+            metric: _compared(ours[metric], theirs[metric], bootstrap)
+            for metric in ours
+            if metric in theirs
+        }
+        if scorer.one_box and all(pair.reference.boxes for pair in a):
+            breakdowns[task] = _by_group(a, b, bootstrap)
+    return compared, breakdowns
 
 
 def _compared(a: QueryScores, b: QueryScores, bootstrap: Bootstrap) -> Compared:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow
+from cloc_mllm.box import Box
+from cloc_mllm.evaluation.rows.rows import ReferenceRow
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.compositional import compositional_kind, generate_compositional
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.scenes import CONCEPTS, ZERO_SHOT_CONCEPTS, generate_scenes
 from cloc_mllm.evaluation.queries import Answer, Model, Query, QueryPair, QuerySet, RegionItem, pair
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow
+from cloc_mllm.evaluation.rows.rows import ReferenceRow
 from cloc_mllm.evaluation.words import clean_text
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ from cloc_mllm.evaluation.tasks import EvalData, Task, build_task
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
 
 
-class Asked(NamedTuple):
+class TaskQueries(NamedTuple):
     """A set of queries and the task that asks them."""
 
     task: Task
@@ -123,9 +123,9 @@ def _ask(
     tasks: Sequence[Task],
     data: EvalData,
     predictors: Mapping[str, Predictor],
-) -> tuple[list[Asked], list[str]]:
+) -> tuple[list[TaskQueries], list[str]]:
     """What is asked, and the row tasks for which there is nothing to ask or nobody to answer."""
-    asked: dict[str, Asked] = {}
+    asked: dict[str, TaskQueries] = {}
     skipped = []
     for task in tasks:
         for queries in task.query_sets(data):
@@ -139,7 +139,7 @@ def _ask(
                     f"two tasks of this run both give rows of {queries.task!r}; run them one by one"
                 )
             else:
-                asked[queries.task] = Asked(task, queries)
+                asked[queries.task] = TaskQueries(task, queries)
     if not asked:
         raise ValueError(
             f"{config.data or 'the data'} holds nothing to ask for {', '.join(skipped)} that a "
@@ -189,7 +189,7 @@ def _baseline_pairs(
 
 def _score(
     config: EvalConfig,
-    asked: Sequence[Asked],
+    asked: Sequence[TaskQueries],
     pairs: dict[str, list[ScoredPair]],
     baseline: Mapping[str, Sequence[ScoredPair]],
     about: dict[str, Any],

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.drop_log import shown
 from cloc_mllm.evaluation.answers import FORMATS, AnswerFormat, answer_format
 from cloc_mllm.evaluation.answers.formats import describe_formats
@@ -33,7 +34,8 @@ FORMAT_HELP = (
     "how boxes are written in raw_text: "
     + ", ".join(FORMATS)
     + "; or a format of your own, as JSON or in a .json or .yaml file: "
-    '{"order": "yxyx", "scale": 1000, "key": "box_2d"}; `help` shows each with an example'
+    '{"order": "yxyx", "scale": 1000, "key": "box_2d"}; `eval score --format help` shows each with '
+    "an example"
 )
 _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
 
@@ -133,15 +135,7 @@ def _scored(
 ) -> Score:
     if not rows.references:
         raise ValueError(f"the references hold no row of task {task!r}; nothing to score")
-    missing: list[PredictionRow] = []
-    if options.missing == "wrong":
-        answered = {row.id for row in rows.predictions}
-        missing = [
-            PredictionRow(row.id, row.image_id, row.task, failure=MISSING)
-            for row in rows.references
-            if row.id not in answered
-        ]
-    pairs = merge_by_id([*rows.predictions, *missing], rows.references)
+    pairs, num_missing = merged(rows, options.missing)
     scored = _read_and_scored(task, pairs, declared, options)
     if compat:
         found = {name: compat_scores(name, pairs) for name in compat}
@@ -152,11 +146,22 @@ def _scored(
     scored.about = {
         "task": task,
         "num_references": len(rows.references),
-        "num_missing_predictions": len(missing),
+        "num_missing_predictions": num_missing,
         "unused_columns": rows.unused_columns,
         "options": asdict(options),
     }
     return scored
+
+
+def merged(rows: Rows, missing: Literal["error", "wrong"]) -> tuple[list[ScoredPair], int]:
+    """The pairs of all references, and how many of their predictions are missing."""
+    answered = {row.id for row in rows.predictions}
+    wrong = [
+        PredictionRow(row.id, row.image_id, row.task, failure=MISSING)
+        for row in rows.references
+        if missing == "wrong" and row.id not in answered
+    ]
+    return merge_by_id([*rows.predictions, *wrong], rows.references), len(wrong)
 
 
 def _checked(task: str, format_name: str, compat: Sequence[str]) -> AnswerFormat | None:
@@ -179,16 +184,9 @@ def _read_and_scored(
     task: str, pairs: list[ScoredPair], declared: AnswerFormat | None, options: ScoreOptions
 ) -> Score:
     bootstrap = Bootstrap(options.bootstrap_samples, options.seed)
-    rows = (pair.prediction for pair in pairs)
-    # without a format, a row that says why it has no box has been read before
-    unread = [row.id for row in rows if is_unread(row) and (declared or row.failure is None)]
-    if not all_scorers()[task].one_box or not unread:
+    unread = unread_answers(task, pairs, declared)
+    if declared is None or not unread:
         return Score(compute_metrics({task: pairs}, bootstrap=bootstrap).tasks)
-    if declared is None:
-        raise ValueError(
-            f"{len(unread)} predictions have a raw_text and no boxes, the first is "
-            f"{unread[0]!r}: declare how the model writes boxes (--format help lists the formats)"
-        )
     strict = read_rows(pairs, declared, options.resized_size)
     lenient = read_rows(pairs, declared, options.resized_size, lenient=True)
     return Score(
@@ -204,33 +202,51 @@ def _read_and_scored(
     )
 
 
+def unread_answers(
+    task: str, pairs: Sequence[ScoredPair], declared: AnswerFormat | None
+) -> list[str]:
+    """Ids of the answers whose boxes are to be read from their text.
+
+    Raises:
+        ValueError: there are some, and no format is declared.
+    """
+    if not all_scorers()[task].one_box:
+        return []
+    rows = (pair.prediction for pair in pairs)
+    # without a format, a row that says why it has no box has been read before
+    unread = [row.id for row in rows if is_unread(row) and (declared or row.failure is None)]
+    if unread and declared is None:
+        raise ValueError(
+            f"{len(unread)} predictions have a raw_text and no boxes, the first is "
+            f"{unread[0]!r}: declare how the model writes boxes (--format help lists the formats)"
+        )
+    return unread
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--out`."""
+    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
         print(describe_formats())
         return 0
     values = _parser().parse_args(args)
-    reading = RowReading(
-        values.columns, values.reference_columns, values.reference_format, values.encoding
-    )
-    options = ScoreOptions(
-        values.resized_size, reading, values.missing, values.bootstrap_samples, values.seed
-    )
+    options = options_of(values)
     compat = list(COMPATS) if "all" in values.compat else values.compat
     scored = score(
         values.task, values.predictions, values.references, values.format, compat, options
     )
     print(render_score(scored))
-    if values.out:
-        Path(values.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(values.out).write_text(json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8")
-        print(f"written: {values.out}")
+    if values.output:
+        Path(values.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(values.output).write_text(
+            json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8"
+        )
+        print(f"written: {values.output}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="cloc-mllm eval score",
         description="Score predictions against references; needs no model and no GPU.",
     )
@@ -239,21 +255,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", required=True, help=f"one of: {known}; or a Python file with one of your own")
     add("--predictions", required=True, help="rows in a .jsonl, .json, .csv or .tsv file")
     add("--references", default="", help="likewise; left out if they are in the predictions' rows")
-    add("--format", default="", help=FORMAT_HELP)
-    add(
-        "--columns",
-        type=_columns,
-        default={},
-        help="where fields are called otherwise: id=question_id,raw_text=pred, or JSON",
-    )
-    add("--reference_columns", type=_columns, default={}, help="likewise, of references alone")
-    add(
-        "--reference_format",
-        default="",
-        help="what the numbers of the references' boxes mean: a format, as in --format; by default "
-        "fractions of the original image",
-    )
-    add("--encoding", default="", help="of the files, where it is not UTF-8: cp1252, gbk, ...")
     add(
         "--compat",
         nargs="+",
@@ -261,6 +262,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="numbers of other scorers too: " + ", ".join(COMPATS) + "; or all",
     )
+    add_row_arguments(parser)
+    add("--output", default="", help="gets all numbers as JSON")
+    return parser
+
+
+def add_row_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `options_of` reads: how rows are read and numbers made of them."""
+    add = parser.add_argument
+    add("--format", default="", help=FORMAT_HELP)
+    add(
+        "--columns",
+        type=columns_argument,
+        default={},
+        help="where fields are called otherwise: id=question_id,raw_text=pred, or JSON",
+    )
+    add(
+        "--reference_columns",
+        type=columns_argument,
+        default={},
+        help="likewise, of references alone",
+    )
+    add(
+        "--reference_format",
+        default="",
+        help="what the numbers of the references' boxes mean: a format, as in --format; by default "
+        "fractions of the original image",
+    )
+    add("--encoding", default="", help="of the files, where it is not UTF-8: cp1252, gbk, ...")
     add(
         "--resized_size",
         type=_resized_size,
@@ -274,11 +303,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--bootstrap_samples", type=int, default=1000)
     add("--seed", type=int, default=0)
-    add("--out", default="", help="gets all numbers as JSON")
-    return parser
 
 
-def _columns(text: str) -> dict[str, str]:
+def options_of(values: argparse.Namespace) -> ScoreOptions:
+    reading = RowReading(
+        values.columns, values.reference_columns, values.reference_format, values.encoding
+    )
+    return ScoreOptions(
+        values.resized_size, reading, values.missing, values.bootstrap_samples, values.seed
+    )
+
+
+def columns_argument(text: str) -> dict[str, str]:
     try:
         return parse_columns(text)
     except ValueError as error:

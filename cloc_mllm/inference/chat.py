@@ -22,6 +22,7 @@ from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.box_grammar import BoxLogitsProcessor
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 
+MIN_TEMPERATURE = 1e-5  # logits divided by less are no numbers any more; vLLM's bound, too
 _BROKEN_CHARACTER = "\ufffd"  # how the first tokens of a character of several bytes decode
 
 
@@ -50,7 +51,7 @@ class Sampling:
     """How to answer.
 
     Args:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, as is everything below `MIN_TEMPERATURE`.
         seed: None draws another answer each time.
         stop: words that end the answer and are not part of it.
     """
@@ -61,9 +62,13 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < MIN_TEMPERATURE
+
     def generate_options(self) -> dict[str, Any]:
         """Makes the arguments of `generate` that choose the next token."""
-        if self.temperature <= 0:
+        if self.is_greedy:
             return {"do_sample": False}
         options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         return {"do_sample": True, **options}
@@ -91,7 +96,7 @@ def answer_chat(
     scores = _LogProbs()
     held = BoxLogitsProcessor(predictor.grammar, num_prompt_tokens, boxes_only=False)
     written = _Written(predictor.processor, num_prompt_tokens, sampling.stop, scores, on_token)
-    if sampling.temperature > 0 and sampling.seed is not None:
+    if not sampling.is_greedy and sampling.seed is not None:
         torch.manual_seed(sampling.seed)
     with predictor.model.hidden_states_of_answers() as states:
         predictor.model.generate(

@@ -30,7 +30,7 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     from cloc_mllm.inference.inputs import check_phrases
 
     check_phrases(arguments.phrases)
-    _check_drawing(arguments.out)
+    _check_drawing(arguments.output)
     image = open_image(arguments.picture)
     result = _load_predictor(arguments.mllm).ground(image, arguments.phrases)
     for phrase, found in zip(arguments.phrases, result, strict=True):
@@ -39,7 +39,7 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
             print(f"{phrase}: {_pixels(box)}  confidence {score:.2f}")
         if found.failures[0]:
             print(f"{phrase}: no box ({found.failures[0]}), the model wrote {found.text[0]!r}")
-    _draw(result, arguments.out)
+    _draw(result, arguments.output)
     return 1 if any(result.failures) else 0
 
 
@@ -66,12 +66,12 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
 
     from cloc_mllm.data.images import open_image
 
-    _check_drawing(arguments.out)
+    _check_drawing(arguments.output)
     image = open_image(arguments.picture)
     region = _region(arguments, image)
     result = _load_predictor(arguments.mllm).refer(image, region)
     print(f"{_pixels(result.boxes.to_pixels().xyxy[0].tolist())}: {result.labels[0]}")
-    _draw(result, arguments.out)
+    _draw(result, arguments.output)
     return 0
 
 
@@ -107,7 +107,7 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
         "picture", metavar="PICTURE", help="a JPEG, PNG or WebP file, turned by its EXIF tag"
     )
     parser.add_argument(
-        "--out",
+        "--output",
         type=Path,
         default=Path(f"{command}.png"),
         metavar="FILE",
@@ -138,9 +138,9 @@ def _check_drawing(path: Path) -> None:
 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
-        raise ValueError(f"--out {path}: expected a name that ends in .png, .jpg or .webp")
+        raise ValueError(f"--output {path}: expected a name that ends in .png, .jpg or .webp")
     if path.is_dir():
-        raise ValueError(f"--out {path}: expected a file, this is a folder")
+        raise ValueError(f"--output {path}: expected a file, this is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

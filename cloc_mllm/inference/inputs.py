@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.images import ImageSource, open_image
-from cloc_mllm.data.records import Box
-from cloc_mllm.geometry import Boxes, clean_box
+from cloc_mllm.geometry import Boxes
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.regions import RegionLike, around, as_mask
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
@@ -120,7 +120,7 @@ def check_box(box_px: Sequence[float], width: int, height: int) -> Box:
     Raises:
         ValueError: it cannot be used (inverted, outside, under a pixel); says why.
     """
-    cleaned, reason = clean_box(box_px, width, height)
+    cleaned, reason = clip_box(box_px, width, height)
     if cleaned is None:
         shown = ", ".join(f"{value:.1f}" for value in box_px)
         raise ValueError(

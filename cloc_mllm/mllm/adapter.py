@@ -1,9 +1,9 @@
-"""What stage 2 trained, without the language model that it stands on.
+"""Saves what stage 2 trained, without the language model that it builds on.
 
 adapter_config.json         peft's own files: LoRA and the new tokens of the language model,
 adapter_model.safetensors   whose name or path they hold
 parts.safetensors           vision encoder, projectors and box head
-config.json, ...            of model and processor, as in a whole model directory
+config.json, ...            the model's and the processor's, as in a whole model directory
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def save_adapter(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """`dtype` is that of the parts; peft's file has its own.
+    """Saves an adapter. `dtype` is that of the parts; peft's file has its own.
 
     Raises:
-        ValueError: the language model was trained whole, so there is no adapter; or it came out of
-            an MLLM (`model.init`) and lies nowhere alone.
+        ValueError: the language model was trained whole, so there is no adapter; or it came with an
+            MLLM (`model.init`), so no directory holds it alone.
     """
     if not hasattr(model.language_model, "peft_config"):
         raise ValueError(
@@ -49,13 +49,13 @@ def save_adapter(
         )
     if not model.language_model.peft_config["default"].base_model_name_or_path:
         raise ValueError(
-            "the run trained an MLLM further (model.init), so no language model lies anywhere that "
-            "an adapter could stand on; write the whole model with --merge"
+            "the run trained an MLLM further (model.init), so there is no language model alone for "
+            "an adapter to build on; write the whole model with --merge"
         )
     out = Path(directory)
     out.mkdir(parents=True, exist_ok=True)
     language_model: Any = model.language_model
-    # the rows of new tokens are made again as `build_mllm` made them; what was learnt is LoRA's
+    # loading makes the rows of new tokens again as `build_mllm` did; LoRA holds what was learnt
     language_model.save_pretrained(out, save_embedding_layers=False)
     parts = {
         name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
@@ -72,11 +72,13 @@ def save_adapter(
 def load_adapter(
     directory: str | Path, *, language_model: str = "", quantization: Quantization = "none"
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
-    """The model in eval mode and float32, its LoRA a frozen `PeftModel`; `merged_copy` merges it.
+    """Loads an adapter: the model in eval mode and float32, with LoRA as a frozen `PeftModel`.
+
+    `merged_copy` merges LoRA into the weights.
 
     Args:
         language_model: where the language model lies now; "" is where it lay in training.
-        quantization: of the language model, whatever it was in training.
+        quantization: quantisation of the language model, whatever it was in training.
 
     Raises:
         ValueError: model and processor do not belong together, or a part is missing.

@@ -1,7 +1,7 @@
-"""Boxes that an answer names with one token: four numbers and a confidence in one step.
+"""Answers a box with one token, from which a head reads four numbers and a confidence.
 
-The hidden state that writes `<box>` also holds where it is; a small head reads it. Letters: B rows,
-T tokens, K `<box>` tokens in the answers (packed, row by row), H width of the language model.
+The hidden state that writes `<box>` also holds the place of the box. Letters: B rows, T tokens,
+K `<box>` tokens in the answers (packed, row by row), H width of the language model.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _GIOU_WEIGHT = 0.5
 
 
 class AnswerBoxHead(nn.Module):
-    """Box and confidence: float[K, H] -> boxes float[K, 4] xyxy, normalised to the original image,
-    and logits float[K] of the IoU they will have with the truth."""
+    """Reads boxes and confidences: float[K, H] -> boxes float[K, 4] xyxy, normalised to the
+    original image, and logits float[K] of the IoU that they will have with the true boxes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -31,12 +31,12 @@ class AnswerBoxHead(nn.Module):
 
 
 def answer_box_loss(head: AnswerBoxHead, hidden: Tensor, boxes: Tensor) -> Tensor:
-    """Summed over boxes: mean |error| + half of (1 - GIoU), and the cross-entropy of the confidence
-    against the IoU reached.
+    """Sums over boxes: mean |error| + half of (1 - GIoU) + the cross-entropy of the confidence with
+    the IoU reached.
 
     Args:
-        hidden: float[K, H], what wrote the `<box>` tokens.
-        boxes: float[K, 4], the true ones.
+        hidden: float[K, H], the hidden states that wrote the `<box>` tokens.
+        boxes: float[K, 4], the true boxes.
     """
     answered, confidence = head(hidden)
     boxes = boxes.to(answered)
@@ -47,5 +47,5 @@ def answer_box_loss(head: AnswerBoxHead, hidden: Tensor, boxes: Tensor) -> Tenso
 
 
 def writing_states(hidden: Tensor, labels: Tensor, box_token_id: int) -> Tensor:
-    """Hidden states that should write the labels' `<box>` tokens: float[B, T, H] -> float[K, H]."""
+    """Picks the states that should write `<box>` tokens: float[B, T, H] -> float[K, H]."""
     return hidden[:, :-1][labels[:, 1:] == box_token_id]

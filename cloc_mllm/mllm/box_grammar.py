@@ -1,10 +1,9 @@
-"""Decoding that writes no malformed box: which token may come next.
+"""Says which token may come next, so that decoding writes no malformed box.
 
-An answer is one box, or one given text instead; or it is free, and its location tokens come in
-whole boxes (integers are plain text there, a `<box>` token is a box by itself). Integers are held
-to their grammar character by character, whatever the tokenizer makes of them; location tokens come
-four to a box. In both the right and lower ends lie beyond the left and upper ones, so what comes
-out always parses to a box with an area.
+An answer is one box or one given text; or it is free, and only its location tokens are held to
+whole boxes (integers are plain text there, a `<box>` token is a box by itself). Integers follow
+their grammar character by character, however the tokenizer splits them; location tokens come in
+fours. In both, x2 > x1 and y2 > y1, so the result always parses to a box with an area.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ _LONGEST_INTEGERS = len(" [998, 998, 999, 999]")
 
 
 class BoxGrammar:
-    """What an answer of exactly one box may go on with.
+    """Knows the tokens that an answer of exactly one box may go on with.
 
     Args:
-        tokenizer: the language model's, with the tokens that the format needs.
-        instead: a text that may be written in the place of a box ("" is none).
+        tokenizer: the language model's tokenizer, with the tokens that the format needs.
+        instead: a text that may stand in the place of a box ("" is none).
 
     Raises:
         ValueError: the tokenizer cannot write a box.
@@ -59,26 +58,26 @@ class BoxGrammar:
             missing = sorted(set("[0123456789, ]") - set(self.pieces.values()))
             if missing:
                 raise ValueError(
-                    f"the tokenizer has no token of its own for {missing}, so not every box can "
-                    "be spelled; use location tokens"
+                    f"the tokenizer has no single token for {missing}, so not every box can be "
+                    "written; use location tokens"
                 )
 
     @property
     def max_tokens(self) -> int:
-        """Of an answer with its end of sequence."""
+        """The length of the longest answer, with its end of sequence."""
         box = 1 if self.box_token is not None else 4 if self.location_start is not None else None
         return max(box or _LONGEST_INTEGERS, len(self.instead)) + 1
 
     def allowed(self, answer: Sequence[int]) -> list[int]:
-        """Ids that may follow the ids of an answer begun under this grammar; after the box only
-        the end of sequence, and the same again after that."""
+        """Lists the ids that may follow an answer begun under this grammar; after the box that is
+        the end of sequence alone, again and again."""
         ids = self._box_goes_on(answer)
         if self.instead[: len(answer)] == list(answer) and len(answer) < len(self.instead):
             ids = [*ids, self.instead[len(answer)]]
         return ids or [self.end]
 
     def banned_in_text(self, answer: Sequence[int]) -> list[slice]:
-        """Ids that may not follow a free answer; for boxes of location tokens."""
+        """Lists the ids that may not follow a free answer; for boxes of location tokens."""
         assert self.location_start is not None
         first, past = self.location_start, self.location_start + self.last_bin + 1
         begun = 0
@@ -90,7 +89,7 @@ class BoxGrammar:
         return [*banned, slice(first), slice(past, None)] if open_box else banned
 
     def _box_goes_on(self, answer: Sequence[int]) -> list[int]:
-        """[] where no box has begun, or one is complete."""
+        """Lists the ids that continue a box; [] if none has begun, or it is complete."""
         if self.box_token is not None:
             return [] if answer else [self.box_token]
         if self.location_start is None:
@@ -104,7 +103,7 @@ class BoxGrammar:
         return list(range(self.location_start + low, self.location_start + high + 1))
 
     def _range(self, numbers: Sequence[int]) -> tuple[int, int]:
-        """Smallest and largest value of the next number."""
+        """The smallest and largest value of the next number."""
         if len(numbers) < 2:
             return 0, self.last_bin - 1
         return numbers[len(numbers) - 2] + 1, self.last_bin
@@ -138,11 +137,11 @@ class BoxGrammar:
 
 
 class BoxLogitsProcessor(LogitsProcessor):
-    """Keeps `generate` to the grammar: `generate(logits_processor=[...])`.
+    """Makes `generate` follow the grammar: `generate(logits_processor=[...])`.
 
     Args:
-        prompt_length: tokens of the (padded) prompt, in front of the answers.
-        boxes_only: an answer is one box, or is free.
+        prompt_length: number of tokens of the (padded) prompt, in front of the answers.
+        boxes_only: whether an answer must be one box; otherwise it is free.
     """
 
     def __init__(self, grammar: BoxGrammar, prompt_length: int, *, boxes_only: bool) -> None:
@@ -151,7 +150,7 @@ class BoxLogitsProcessor(LogitsProcessor):
         self.boxes_only = boxes_only
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """int64[B, T], float[B, V] -> float[B, V], minus infinity where a token may not come."""
+        """Sets the scores float[B, V] of tokens that may not come to minus infinity."""
         if not self.boxes_only and self.grammar.location_start is None:
             return scores
         answers = input_ids[:, self.prompt_length :].tolist()
@@ -165,7 +164,7 @@ class BoxLogitsProcessor(LogitsProcessor):
 
 
 def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
-    """float[B, V] logits of the next token of each answer -> minus infinity where it may not be."""
+    """Sets to minus infinity the logits float[B, V] of tokens that may not follow each answer."""
     masked = torch.full_like(logits, -torch.inf)
     for row, answer in enumerate(answers):
         allowed = torch.tensor(grammar.allowed(answer), device=logits.device)
@@ -174,12 +173,13 @@ def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: T
 
 
 def _number_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Ids of tokens made of digits, brackets, commas and spaces, with what each adds to a text."""
+    """Maps the ids of tokens made of digits, brackets, commas and spaces to the text of each."""
     opening = tokenizer("[", add_special_tokens=False)["input_ids"]
     before = len(tokenizer.decode(opening))
     special = set(tokenizer.all_special_ids)
     pieces = {
-        token: str(tokenizer.decode([*opening, token]))[before:]  # alone, some lose a leading space
+        # decoded alone, some tokens lose a leading space
+        token: str(tokenizer.decode([*opening, token]))[before:]
         for token in range(len(tokenizer))
         if token not in special
     }
@@ -191,7 +191,7 @@ def _is_number(digits: str) -> bool:
 
 
 def _can_grow_into(digits: str, low: int, high: int) -> bool:
-    """Whether digits are the beginning of a number low..high written without leading zeros."""
+    """Whether digits begin a number in low..high that is written without leading zeros."""
     if not _is_number(digits):
         return False
     if digits == "0":

@@ -1,4 +1,4 @@
-"""The images of chats: whatever Transformers lets a chat carry, opened by `open_image`."""
+"""Opens the images of chats, in every form that Transformers allows, through `open_image`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from cloc_mllm.data.images import ImageError, ImageSource, open_image
 
 _TIMEOUT_S = 60
-_SHOWN_CHARACTERS = 80  # of a text in an error; base64 would fill the screen
+_SHOWN_CHARACTERS = 80  # most characters of a text in an error; base64 would fill the screen
 
 
 def open_rows(images: Any, num_rows: int) -> list[list[Image.Image]]:
@@ -38,11 +38,11 @@ def open_rows(images: Any, num_rows: int) -> list[list[Image.Image]]:
         )
     sources = [_as_list(row, index) for index, row in enumerate(rows)]
     opened: dict[int, Image.Image] = {}
-    for index, of_row in enumerate(sources):
-        for source in of_row:
+    for index, row_sources in enumerate(sources):
+        for source in row_sources:
             if id(source) not in opened:
                 opened[id(source)] = _open(source, index)
-    return [[opened[id(source)] for source in of_row] for of_row in sources]
+    return [[opened[id(source)] for source in row_sources] for row_sources in sources]
 
 
 def open_images(images: Any) -> list[Image.Image]:
@@ -58,8 +58,8 @@ def open_chat_image(text: str) -> Image.Image:
             redirects followed) or `data:`, or an image file in bare base64.
 
     Raises:
-        ImageError: also with reason `missing_image` where there is no such file, or none behind
-            the address.
+        ImageError: the image cannot be used; reason `missing_image` if there is no such file, or
+            nothing at the address.
     """
     name = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
     scheme = text.partition(":")[0].lower()

@@ -1,4 +1,4 @@
-"""Records and chats to what the MLLM trains on: about pictures, or about scenes in words.
+"""Makes training batches of the MLLM from records and chats, about pictures or scenes in words.
 
 Letters: B sequences, S canvas side, N image tokens, T text tokens, R regions.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.chats import (
     Chat,
@@ -22,8 +23,8 @@ from cloc_mllm.data.chats import (
     mentioned_boxes,
     write_turn,
 )
-from cloc_mllm.data.conversations import Turn, build_turns
-from cloc_mllm.data.records import Box, Record, Region
+from cloc_mllm.data.conversations import QuestionAnswer, build_questions
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, picture_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
 from cloc_mllm.mllm.processing import ClocMllmProcessor
@@ -40,9 +41,9 @@ class MllmBatch:
         inputs: the model's keyword arguments: input_ids, labels, position_ids int64[B, T],
             attention_mask float[B, 1, T, T]; for pictures also `vision_inputs` of the processor;
             with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
-        scene: for scenes in words, what stands in the place of the pictures.
-        num_dropped: questions that did not fit into `max_length`.
-        ids: of the records and chats, in the order of the sequences.
+        scene: the targets that stand in the place of the pictures, for scenes in words.
+        num_dropped: number of questions that did not fit into `max_length`.
+        ids: of the records and chats, sequence by sequence.
     """
 
     inputs: dict[str, Tensor]
@@ -56,8 +57,8 @@ class MllmBatch:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A record or chat as one row.
+class PackedItem:
+    """A record or chat as one row, with the questions that fit into it.
 
     Attributes:
         pictures: in the order in which the row shows them.
@@ -77,13 +78,15 @@ class Asked:
 
 
 class ConversationCollator:
-    """`(sample_seed, Record or Chat)` items -> MllmBatch; the seed alone decides which questions of
-    a record. A chat is learnt as it is: its answers, from the first on while they fit.
+    """Makes an `MllmBatch` of `(sample_seed, Record or Chat)` items.
+
+    The seed alone decides the questions about a record. A chat is learnt as it is, from its start
+    on while its questions and answers fit.
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
-        phrases: of the whole data set, for questions about what an image does not show.
-        features: of all pictures, in place of the pictures.
+        phrases: phrases of the whole data set, for questions about what an image does not show.
+        features: cached features of all pictures, which are used instead of the pictures.
     """
 
     def __init__(
@@ -102,61 +105,60 @@ class ConversationCollator:
         self.features = features
 
     def __call__(self, items: Items) -> MllmBatch:
-        asked = [self.ask(record, seed) for seed, record in items]
-        sequences = [[index] for index in range(len(asked))]
+        packed = [self.pack(record, seed) for seed, record in items]
+        sequences = [[index] for index in range(len(packed))]
         if self.config.pack:
-            lengths = [len(one.row.input_ids) for one in asked]
+            lengths = [len(one.row.input_ids) for one in packed]
             sequences = balanced_sequences(lengths, self.config.max_length)
         inputs = pad_sequences(
-            [[asked[index].row for index in sequence] for sequence in sequences],
+            [[packed[index].row for index in sequence] for sequence in sequences],
             self.processor.tokenizer.pad_token_id,
         )
-        asked = [asked[index] for sequence in sequences for index in sequence]
+        packed = [packed[index] for sequence in sequences for index in sequence]
         scene = None
         if self.processor.box_head:
-            answers = [box for one in asked for box in one.answer_boxes]
+            answers = [box for one in packed for box in one.answer_boxes]
             inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
             inputs |= picture_inputs(
                 self.processor,
-                [one.pictures for one in asked],
-                [one.mentioned for one in asked],
+                [one.pictures for one in packed],
+                [one.mentioned for one in packed],
                 self.features,
             )
         else:
-            records = [of for one in asked for of in one.pictures if isinstance(of, Record)]
-            scene = scene_targets(self.processor, records, [one.regions for one in asked])
-        num_dropped = sum(one.num_dropped for one in asked)
-        return MllmBatch(inputs, scene, num_dropped, [one.id for one in asked])
+            records = [of for one in packed for of in one.pictures if isinstance(of, Record)]
+            scene = scene_targets(self.processor, records, [one.regions for one in packed])
+        num_dropped = sum(one.num_dropped for one in packed)
+        return MllmBatch(inputs, scene, num_dropped, [one.id for one in packed])
 
-    def ask(self, item: Record | Chat, seed: int) -> Asked:
-        """The row of one item; its pictures are not looked at."""
+    def pack(self, item: Record | Chat, seed: int) -> PackedItem:
+        """Packs one item into a row; its pictures are not read."""
         return self._of_record(item, seed) if isinstance(item, Record) else self._of_chat(item)
 
-    def _of_record(self, record: Record, seed: int) -> Asked:
-        turns = self._turns(record, np.random.default_rng(seed))
+    def _of_record(self, record: Record, seed: int) -> PackedItem:
+        questions = self._questions(record, np.random.default_rng(seed))
         sizes = [(record.width, record.height)]
         try:
-            row = pack_questions(
-                [self.processor.encode_conversation(as_messages(turn), sizes) for turn in turns],
-                self.processor.image_token_id,
-                self.config.max_length,
-            )
+            chats = [
+                self.processor.encode_conversation(as_messages(pair), sizes) for pair in questions
+            ]
+            row = pack_questions(chats, self.processor.image_token_id, self.config.max_length)
         except ValueError as error:
             raise ValueError(f"record {record.id}: {error}") from error
-        kept = [turns[index] for index in row.kept]
-        regions = [turn.region for turn in kept if turn.region is not None]
-        return Asked(
+        kept = [questions[index] for index in row.kept]
+        regions = [pair.region for pair in kept if pair.region is not None]
+        return PackedItem(
             record.id,
             row,
             [record],
             [MentionedBox(0, region.box) for region in regions],
-            [turn.answer_box for turn in kept if turn.answer_box is not None],
-            len(turns) - len(kept),
+            [pair.answer_box for pair in kept if pair.answer_box is not None],
+            len(questions) - len(kept),
             regions,
         )
 
-    def _of_chat(self, chat: Chat) -> Asked:
+    def _of_chat(self, chat: Chat) -> PackedItem:
         """A chat is cut before the first question that no longer fits with its answer."""
         processor, with_tokens = self.processor, self.config.region_tokens
         exchanges = exchanges_of(chat)
@@ -180,7 +182,7 @@ class ConversationCollator:
         num_shown = sum(piece.kind == "image" for turn in turns for piece in turn.pieces)
         asking = [turn for turn in turns if with_tokens and turn.role != "assistant"]
         answering = [turn for turn in turns if turn.role == "assistant"]
-        return Asked(
+        return PackedItem(
             chat.id,
             PackedRow(ids, labels, list(range(len(ids))), [0] * len(ids), list(range(num_kept))),
             chat.images[:num_shown],
@@ -189,16 +191,16 @@ class ConversationCollator:
             len(exchanges) - num_kept,
         )
 
-    def _turns(self, record: Record, rng: np.random.Generator) -> list[Turn]:
+    def _questions(self, record: Record, rng: np.random.Generator) -> list[QuestionAnswer]:
         coordinates = self.processor.coordinates
-        turns = build_turns(record, self.config, coordinates, rng, self.phrases)
-        if not turns:
+        questions = build_questions(record, self.config, coordinates, rng, self.phrases)
+        if not questions:
             raise ValueError(
                 f"record {record.id} gives nothing to learn: none of its {len(record.regions)} "
                 f"regions and {len(record.captions)} captions serves a task whose weight in "
                 "`conversations` is above 0; leave such records out of data.train"
             )
-        return turns
+        return questions
 
 
 def chat_messages(
@@ -211,7 +213,7 @@ def chat_messages(
     ]
 
 
-def as_messages(turn: Turn) -> list[dict[str, Any]]:
-    """The chat of one question about an image, with its answer."""
-    question = [{"type": "image"}, {"type": "text", "text": turn.question}]
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": turn.answer}]
+def as_messages(pair: QuestionAnswer) -> list[dict[str, Any]]:
+    """Writes one question about an image and its answer as a chat."""
+    question = [{"type": "image"}, {"type": "text", "text": pair.question}]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": pair.answer}]

@@ -1,4 +1,4 @@
-"""ClocMllmConfig: everything needed to rebuild the model without the stage-1 directory."""
+"""The model's config: everything needed to rebuild it without the stage-1 directory."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class ClocMllmConfig(PreTrainedConfig):
         text_config: config (or its dict) of an `AutoModelForCausalLM`.
         cloc_config: `dataclasses.asdict` of the stage-1 `ModelConfig`; the text tower is not kept.
         image_token_id, region_token_id: placeholders that image and region features replace.
-        location_token_start: id of `<loc_0>`, the others follow; None when boxes are integers.
+        location_token_start: id of `<loc_0>`; the others follow. None if boxes are integers.
         vision_features: `encoder`, or `encoder+prompter` to append each token's region embedding.
         region_features, projector, num_queries: see `MllmConfig`.
         projector_width: hidden width of the projectors; 0 takes the language model's.
         box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
         coordinate_smoothing: standard deviation in bins of the target around a location token.
-        box_token_id: id of `<box>` where a head answers boxes; None where they are written.
-        box_loss_weight: of the head's loss for a box beside that of a token.
-        says_not_there: it was taught to answer that a thing is not in the image.
-        fingerprint: the processor's, see `ClocMllmProcessor`; a model and a processor that
-            differ refuse each other.
+        box_token_id: id of `<box>` if a head answers boxes; None if they are written.
+        box_loss_weight: weight of the head's loss per box, against 1 of a token.
+        says_not_there: whether it was taught to answer that a thing is not in the image.
+        fingerprint: the processor's, see `ClocMllmProcessor`; a model does not work with a
+            processor of another fingerprint.
     """
 
     model_type = "cloc_mllm"
@@ -57,7 +57,7 @@ class ClocMllmConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if not isinstance(text_config, PreTrainedConfig):
-            # transformers makes an empty config of every class to compare defaults with
+            # transformers makes an empty config of every class, to compare with its defaults
             values = dict(text_config or {"model_type": "llama"})
             text_config = AutoConfig.for_model(values.pop("model_type"), **values)
         _check_choice("vision_features", vision_features, get_args(VisionFeatures))
@@ -82,7 +82,7 @@ class ClocMllmConfig(PreTrainedConfig):
         self.box_loss_weight = box_loss_weight
         self.says_not_there = says_not_there
         self.fingerprint = fingerprint or {}
-        # Transformers ties weights only where the outermost config says so, too
+        # Transformers ties weights only if the outermost config says so, too
         kwargs["tie_word_embeddings"] = bool(getattr(text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)
 
@@ -94,7 +94,7 @@ class ClocMllmConfig(PreTrainedConfig):
         return BoxFormat(self.box_format, self.num_bins, head)  # type: ignore[arg-type]
 
     def soft_bins(self) -> SoftBins | None:
-        """Of the training loss; None where location tokens are learnt like any other."""
+        """The soft targets of the training loss; None if location tokens are learnt like others."""
         if self.location_token_start is None or self.coordinate_smoothing <= 0:
             return None
         return SoftBins(self.location_token_start, self.num_bins, self.coordinate_smoothing)

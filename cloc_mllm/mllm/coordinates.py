@@ -24,7 +24,7 @@ _INTEGER_BINS = 1000
 _NUMBER = "(0|[1-9][0-9]{0,9})"
 _INTEGERS_BOX = rf"\[{_NUMBER}, {_NUMBER}, {_NUMBER}, {_NUMBER}\]"
 _LOCATION = rf"<loc_{_NUMBER}>"
-# the separator between the boxes of one answer
+# by kind: one box, and a whole answer of boxes
 _PATTERNS = {
     "integers": (re.compile(_INTEGERS_BOX), re.compile(rf"{_INTEGERS_BOX}(?: {_INTEGERS_BOX})*")),
     "location_tokens": (re.compile(_LOCATION * 4), re.compile(rf"(?:{_LOCATION})+")),
@@ -58,7 +58,7 @@ class ParsedBoxes:
 
 @dataclass(frozen=True)
 class BoxFormat:
-    """How a box is written.
+    """The notation of boxes.
 
     Attributes:
         kind: `integers` are `[120, 43, 560, 890]`, several boxes with a space between them;
@@ -107,7 +107,7 @@ class BoxFormat:
         if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
             raise ValueError(
                 f"expected a normalised box with 0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1, got "
-                f"{tuple(box)}; clean it with geometry.clean_box first"
+                f"{tuple(box)}; clean it with box.clip_box first"
             )
         (left, right), (top, bottom) = self._side(x1, x2), self._side(y1, y2)
         return left, top, right, bottom

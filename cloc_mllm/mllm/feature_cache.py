@@ -1,9 +1,10 @@
-"""What a frozen vision encoder makes of pictures, kept on disk between steps, epochs and runs.
+"""Keeps the tokens of a frozen vision encoder on disk between steps, epochs and runs.
 
     DIR/<encoder>/<2 digits>/<sha256 of the picture file>.safetensors
 
-A picture is known by its bytes and an encoder by its weights and all that leads to its tokens, so
-data sets may share a directory, another encoder finds nothing there, and nothing is ever stale.
+A picture is identified by its bytes, an encoder by its weights and everything else that decides its
+tokens. So data sets may share a directory, another encoder finds nothing there, and no file is ever
+out of date.
 Letters: I images, N tokens, D encoder width.
 """
 
@@ -32,10 +33,10 @@ Picture = Record | ChatImage  # a record is one picture
 
 
 class FeatureCache:
-    """Tokens float[N, D] by picture, in the dtype they were computed in.
+    """Stores the tokens float[N, D] of each picture, in the dtype they were computed in.
 
-    A file appears under its name only when it is whole, and two that write it write the same: safe
-    for several ranks and workers, and for one that is killed.
+    A file gets its name only once it is whole, and all who write it write the same. So several
+    ranks and workers may write at a time, and any of them may be killed.
     """
 
     def __init__(self, directory: str | Path, encoder: str) -> None:
@@ -45,7 +46,8 @@ class FeatureCache:
         return self._file(picture).is_file()
 
     def load(self, picture: Picture) -> Tensor:
-        """
+        """Loads the tokens of a picture.
+
         Raises:
             ValueError: there is no such file, or it is damaged.
         """
@@ -82,8 +84,8 @@ class FeatureCache:
 def encoder_identity(
     model: ClocMllmForConditionalGeneration, processor: ClocMllmProcessor, *, bf16: bool
 ) -> str:
-    """Of all that decides the tokens of a picture: weights, architecture, preparation, precision
-    and the kind of device."""
+    """Hashes all that decides the tokens of a picture: weights, architecture, preparation,
+    precision and the kind of device."""
     encoder = model.vision.encoder
     settings = {
         "cloc": model.config.cloc_config,

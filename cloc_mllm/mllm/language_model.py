@@ -1,4 +1,4 @@
-"""The language model behind the projectors: loaded whole or quantised, and back to float32."""
+"""Loads the language model, whole or quantised, and turns it back into float32."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from cloc_mllm.config import Quantization
 
 
 def attention_for_training() -> str:
-    """On a CPU the fused kernel's backward in bf16 costs more than all else of a small model."""
+    """Chooses the attention kernel. On a CPU the fused one is not used: in bf16 its backward pass
+    takes longer than the rest of a small model."""
     return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def load_language_model(name: str, quantization: Quantization = "none") -> PreTrainedModel:
-    """An `AutoModelForCausalLM` in float32, or with its linear layers (not the output layer) in 4
-    bits (nf4) or 8 (LLM.int8) by bitsandbytes."""
+    """Loads an `AutoModelForCausalLM` in float32, or with its linear layers (not the output layer)
+    in 4 bits (nf4) or 8 bits (LLM.int8) by bitsandbytes."""
     options: dict[str, Any] = {"attn_implementation": attention_for_training()}
     if quantization != "none":
         from transformers import BitsAndBytesConfig
@@ -31,13 +32,13 @@ def load_language_model(name: str, quantization: Quantization = "none") -> PreTr
         )
     language_model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
     for module in quantized_layers(language_model).values():
-        # its bf16 repacking in eval() silently ruins every later gradient on such CPUs
+        # on such CPUs eval() repacks the weights for bf16, which silently ruins later gradients
         module.support_avx512bf16_for_cpu = False
     return language_model
 
 
 def quantized_layers(model: nn.Module) -> dict[str, Any]:
-    """The bitsandbytes layers of a model by name (peft's wrappers around them have their names)."""
+    """Finds the bitsandbytes layers of a model, by name (peft's wrappers have the same names)."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -47,8 +48,8 @@ def quantized_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """A state dict on the CPU in which a quantised layer has the float32 weight it computes with,
-    under the name that the layer it was made of has."""
+    """Makes a state dict on the CPU in which a quantised layer has the float32 weight that it
+    computes with, under the name of the original layer's weight."""
     layers = quantized_layers(model)
     state = {
         name: tensor.detach().cpu()
@@ -61,7 +62,7 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_packed(name: str, layers: Collection[str]) -> bool:
-    """Whether a tensor holds the codes of a quantised layer, or what they are read with:
+    """Whether a tensor holds the codes of a quantised layer, or belongs to them:
     `LAYER.weight`, `LAYER.weight.absmax` and others, `LAYER.weight_format`, `LAYER.SCB`."""
     return name.partition(".weight")[0] in layers or name.removesuffix(".SCB") in layers
 
@@ -75,4 +76,4 @@ def _dequantized(module: Any) -> Tensor:
     # a layer's first call moves codes and scales from its weight to its state
     codes = weight.data if module.state.CB is None else module.state.CB
     scales = weight.SCB if module.state.SCB is None else module.state.SCB
-    return codes.float() * scales.view(-1, 1) / 127  # one scale a row
+    return codes.float() * scales.view(-1, 1) / 127  # one scale per row

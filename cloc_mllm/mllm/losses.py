@@ -1,4 +1,4 @@
-"""The language model's loss. K labelled positions, V vocabulary, H width."""
+"""The language model's loss. Letters: K labelled positions, V vocabulary, H width."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ _CHUNK = 512  # labelled positions whose logits exist at a time
 
 
 class SoftBins(NamedTuple):
-    """The target of a location token is a Gaussian of standard deviation `smoothing` (in bins)
-    around the true bin, so that a near miss costs less than a far one.
+    """Soft targets of location tokens: Gaussians around the true bin, so that a near miss costs
+    less than a far one.
 
     Attributes:
-        start, num_bins: ids of the location tokens.
+        start, num_bins: first id and number of the location tokens.
+        smoothing: standard deviation of the Gaussian, in bins.
     """
 
     start: int
@@ -28,7 +29,7 @@ class SoftBins(NamedTuple):
 
 
 def answer_loss(logits: Tensor, labels: Tensor, soft_bins: SoftBins | None = None) -> Tensor:
-    """Summed cross-entropy of the next token over labelled positions, in float32.
+    """Sums the cross-entropy of the next token over labelled positions, in float32.
 
     Args:
         logits: float[B, T, V], position t predicts token t + 1.
@@ -50,12 +51,13 @@ def answer_loss_of_hidden(
     *,
     chunk: int = _CHUNK,
 ) -> Tensor:
-    """`answer_loss(head(hidden), ...)`, but logits are made of labelled positions only, and of
-    `chunk` of them at a time (once more in backward): a long batch times a large vocabulary never
-    exists.
+    """Computes `answer_loss(head(hidden), ...)` in little memory.
+
+    Logits are made for labelled positions only, `chunk` of them at a time, and once more in
+    backward. So the logits of a whole batch never exist.
 
     Args:
-        hidden: float[B, T, H], what the language model's head reads.
+        hidden: float[B, T, H], the input of the language model's head.
         head: float[K, H] -> float[K, V].
     """
     chosen = labels[:, 1:] != IGNORE_INDEX
@@ -71,7 +73,7 @@ def answer_loss_of_hidden(
 
 
 def _summed(logits: Tensor, targets: Tensor, soft_bins: SoftBins | None) -> Tensor:
-    """Of float[K, V] logits and int64[K] targets."""
+    """The summed cross-entropy of float[K, V] logits with int64[K] targets."""
     logits = logits.float()
     if soft_bins is None:
         return F.cross_entropy(logits, targets, reduction="sum")
@@ -86,6 +88,6 @@ def _summed(logits: Tensor, targets: Tensor, soft_bins: SoftBins | None) -> Tens
 
 
 def smoothed_bins(bins: Tensor, num_bins: int, smoothing: float) -> Tensor:
-    """int64[K] true bins -> float32[K, num_bins], rows are normalised Gaussians around them."""
+    """Makes a normalised Gaussian around each true bin: int64[K] -> float32[K, num_bins]."""
     distance = torch.arange(num_bins, device=bins.device) - bins[:, None]
     return (-0.5 * (distance / smoothing) ** 2).softmax(-1)

@@ -1,8 +1,8 @@
 """The MLLM as a Transformers model: CLOC encoder, projectors, any causal language model.
 
-Letters: B rows of the batch, I distinct images, K of them in rows (`vision_inputs`), S canvas side,
-N tokens of an image as the projector makes them, T text tokens, R regions (packed), H width of the
-language model.
+Letters: B rows of the batch, I distinct images, K blocks of `<image>` tokens (`vision_inputs`),
+S canvas side, N tokens that the projector makes of an image, T text tokens, R regions (packed),
+H width of the language model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from cloc_mllm.models.vision_encoder import ImageFeatures
 class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """`vision` -> `projector` (and `region_projector`) -> `language_model`.
 
-    Image features replace the `<image>` tokens (N a row) and region features the `<region>` tokens.
+    Image features replace the `<image>` tokens (N per image), region features the `<region>` ones.
     """
 
     config_class = ClocMllmConfig
@@ -59,8 +59,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> None:
         """`language_model` takes the place of a fresh one made from `config.text_config`."""
         super().__init__(config)
-        # on a real device even where Transformers builds on "meta": what a tower computes in
-        # its constructor and does not save (see `_init_weights`) would be lost
+        # Transformers may build on "meta"; what a tower computes in its constructor and does not
+        # save (see `_init_weights`) would be lost there
         with torch.device("cpu"):
             self.vision = build_cloc_vision(config.cloc_model_config())
         self._unsaved_buffers = {
@@ -83,7 +83,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if config.box_token_id is not None:
             self.box_head = AnswerBoxHead(width)
-        # what some language models do to logits after their head, `answer_loss` alone sees
+        # some language models change logits after their head, which only `answer_loss` would see
         self._head_reads_hidden = not _changes_logits(config.text_config)
         self.post_init()
 
@@ -106,21 +106,21 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, and the loss where `labels` are given.
+        """Computes logits, and the loss if `labels` are given.
 
         Args:
             input_ids, attention_mask: int64[B, T].
             pixel_values, image_frame, image_index, region_boxes, region_image_index, region_masks:
-                see `VisionInputs`; `image_index` defaults to one image a block, `image_frame` to
-                images without padding. None together for text alone.
-            region_features: float[R, H] of `prefill`, when the images are in the cache already;
-                `region_image_index` then holds the row of each.
+                see `VisionInputs`; `image_index` defaults to one image per block, `image_frame` to
+                images without padding. All None for text alone.
+            region_features: float[R, H] of `prefill`, if the images are in the cache already;
+                `region_image_index` then holds the row of each region.
             labels: int64[B, T], `IGNORE_INDEX` where nothing is learnt. In training mode the
                 output then holds the last position's logits only.
             answer_boxes: float[K, 4] of the labels' `<box>` tokens, in their order, normalised to
                 the original image; for a model with a box head.
-            num_items_in_batch: what the summed loss is divided by; by default the number of
-                labelled positions (at least 1) of this call.
+            num_items_in_batch: divisor of the summed loss; by default the number of labelled
+                positions of this call, at least 1.
 
         Raises:
             ValueError: a row's placeholders do not match its features; an unknown kind of region.
@@ -159,7 +159,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         answer_boxes: Tensor | None,
         num_items: Tensor | int | None,
     ) -> CausalLMOutputWithPast:
-        """The language model's output with the loss; without most logits where it is trained."""
+        """Computes the language model's output with the loss; in training without most logits."""
         few_logits = self.training and self._head_reads_hidden
         if few_logits:
             inputs = {**inputs, "logits_to_keep": 1}
@@ -183,14 +183,14 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if len(states) != len(boxes):
             raise ValueError(
                 f"the labels have {len(states)} {BOX_TOKEN} tokens but answer_boxes has "
-                f"{len(boxes)} boxes; pass one a token, in their order"
+                f"{len(boxes)} boxes; pass one per token, in their order"
             )
         return self.config.box_loss_weight * answer_box_loss(self.box_head, states, boxes)
 
     @contextmanager
     def hidden_states_of_answers(self) -> Iterator[list[Tensor]]:
-        """Fills a list with what wrote each token of `generate`, float[B, H], for a model with a
-        box head; for others it stays empty."""
+        """Gives a list that `generate` fills with the hidden states float[B, H] that write each
+        token; without a box head it stays empty."""
         states: list[Tensor] = []
         if self.config.box_token_id is None:
             yield states
@@ -203,7 +203,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             hook.remove()
 
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
-        """Image features float[I, N, H] and region features float[R, H] for the language model."""
+        """Makes image features float[I, N, H] and region features float[R, H] for the language
+        model."""
         image = self.encode_images(inputs.pixel_values)
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [image.tokens], [cells]
@@ -221,7 +222,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return image_features, self.region_projector(features, [boxes])
 
     def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
-        """Encodes float[I, 3, S, S]; takes float[I, N, D] for tokens that are encoded already."""
+        """Encodes images float[I, 3, S, S]; tokens float[I, N, D] are encoded already."""
         if pixel_values.ndim == 3:  # nothing here reads the pooled features
             unread = pixel_values.new_zeros(len(pixel_values), 0)
             return ImageFeatures(unread, pixel_values, self.vision.grid_hw)
@@ -229,13 +230,13 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def prefill(self, prefix_ids: Tensor, inputs: VisionInputs) -> tuple[DynamicCache, Tensor]:
-        """Read images and the tokens that all rows start with once; questions come after.
+        """Reads images and the tokens that all rows start with once; questions come after.
 
         Args:
             prefix_ids: int64[P], with the N tokens of each image and without a `<region>`.
 
         Returns:
-            the cache of P tokens for B rows, which `generate` continues when it is given all of
+            the cache of P tokens for B rows, which `generate` continues if it gets the whole
             `input_ids` and `attention_mask`; region features float[R, H] for `forward`.
         """
         image_features, region_features = self.encode_vision(inputs)
@@ -256,7 +257,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _insert_vision(
         self, input_ids: Tensor, embeds: Tensor, given: Sequence[Tensor | None]
     ) -> Tensor:
-        """`given`: the fields of `VisionInputs`, of which all but the first may be left out."""
+        """Puts image and region features into the embeddings of their tokens.
+
+        Args:
+            given: the fields of `VisionInputs`; all but the first may be None.
+        """
         block_rows = self._block_rows(input_ids)
         inputs = VisionInputs.filled(len(block_rows), *given)  # type: ignore[arg-type]
         image_features, region_features = self.encode_vision(inputs)
@@ -268,7 +273,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return rows_of_blocks(input_ids == self.config.image_token_id, self.num_image_tokens)
 
     def _insert_images(self, input_ids: Tensor, embeds: Tensor, features: Tensor) -> Tensor:
-        """`features`: float[K, N, H], of the blocks in their order."""
+        """Puts the features of the blocks, float[K, N, H], into the embeddings."""
         is_image = input_ids == self.config.image_token_id
         if int(is_image.sum()) != features.shape[0] * features.shape[1]:
             num_blocks = torch.bincount(self._block_rows(input_ids), minlength=len(input_ids))
@@ -281,21 +286,22 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _insert_regions(
         self, input_ids: Tensor, embeds: Tensor, features: Tensor, region_rows: Tensor
     ) -> Tensor:
-        """`features`: float[R, H] of the rows int64[R], in any order of rows."""
+        """Puts features float[R, H], whose rows `region_rows` names in any order, into the
+        embeddings."""
         is_region = input_ids == self.config.region_token_id
         expected = torch.bincount(region_rows, minlength=len(input_ids))
         found = is_region.sum(1)
         if wrong := (found != expected).nonzero().flatten().tolist():
             raise ValueError(
                 f"sample {wrong[0]} has {int(found[wrong[0]])} {REGION_TOKEN} tokens but "
-                f"{int(expected[wrong[0]])} region boxes; write one a box"
+                f"{int(expected[wrong[0]])} region boxes; write one per box"
             )
         order = region_rows.argsort(stable=True)
         return embeds.masked_scatter(is_region[..., None], features[order].to(embeds.dtype))
 
     def _unseen(self) -> Tensor:
-        """Zero, computed from a blank image: where one rank's rows are all text, its trained vision
-        parts must take part in backward, or the other ranks wait for their gradients forever."""
+        """A zero computed from a blank image. If all rows of a rank are text, its trained vision
+        parts must still take part in backward, or the other ranks wait for it for ever."""
         parameters = [*self.projector.parameters(), *self.region_projector.parameters()]
         if not any(parameter.requires_grad for parameter in parameters):
             return parameters[0].new_zeros(())
@@ -307,8 +313,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return sum((feature.sum() * 0.0 for feature in features), pixels.new_zeros(()))
 
     def train(self, mode: bool = True) -> ClocMllmForConditionalGeneration:
-        """A frozen vision encoder stays in eval mode, also where the Prompter learns: its batch
-        norms must not drift either, and its tokens be the same each time."""
+        """Keeps a frozen vision encoder in eval mode, even if the Prompter learns: its batch norms
+        must not drift, and its tokens must stay the same."""
         super().train(mode)
         for part in (self.vision, self.vision.encoder):
             if not any(parameter.requires_grad for parameter in part.parameters()):
@@ -316,7 +322,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Vision inputs go in with the prompt only; later steps find them in the cache."""
+        """Passes vision inputs with the prompt only; later steps find them in the cache."""
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         keep = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
         return {
@@ -327,7 +333,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, *, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat rows for beams or samples; images are not repeated, only pointed to."""
+        """Repeats rows for beams or samples; images are not repeated, only pointed to."""
         vision = {name: kwargs.pop(name, None) for name in VisionInputs._fields}
         if expand_size > 1 and vision["pixel_values"] is not None and input_ids is not None:
             block_rows = self._block_rows(input_ids)
@@ -340,23 +346,23 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, {**kwargs, **vision}
 
     def _supports_logits_to_keep(self) -> bool:
-        """Only the last position's logits of a prompt, where the language model can do that."""
+        """Whether the language model can compute a prompt's logits at its last position only."""
         language_model: Any = self.language_model
         return bool(language_model._supports_logits_to_keep())
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' own, which here also reads directories that earlier versions wrote."""
+        """Loads a model as Transformers does, also from a directory of an earlier version."""
         key_mapping = {f"^{old}": new for old, new in RENAMED_WEIGHTS.items()}
         kwargs["key_mapping"] = key_mapping | (kwargs.get("key_mapping") or {})
         return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Transformers calls this for every module that no file held all tensors of.
+        """Restores buffers. Transformers calls this for each module with tensors in no file.
 
-        Nothing is initialised here: every part does so in its constructor. But `from_pretrained`
-        replaces non-persistent buffers by uninitialised memory; those get their values back.
+        Every part is initialised in its constructor. But `from_pretrained` replaces non-persistent
+        buffers by uninitialised memory; here they get their values back.
         """
         for name, value in self._unsaved_buffers.get(module, {}).items():
             module.get_buffer(name).copy_(value)
@@ -375,7 +381,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def _changes_logits(text_config: PreTrainedConfig) -> bool:
-    """Whether logits are more than the head's output (soft caps of Gemma, scales of Cohere)."""
+    """Whether the head's output is changed into logits (soft caps of Gemma, scales of Cohere)."""
     names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
     return any(getattr(text_config, name, None) for name in names)
 

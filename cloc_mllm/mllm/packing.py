@@ -1,8 +1,8 @@
-"""All questions of an image behind one copy of its tokens, and several such rows in a sequence.
+"""Packs all questions of an image behind one copy of its tokens, and several rows in a sequence.
 
 Each question sees the image and itself, never its neighbours, and counts its positions from the
-end of the image: the model computes exactly what it would for one question at a time, which is how
-it is asked later, at a fraction of the cost. Letters: B sequences, T tokens of the longest one.
+end of the image. So the model computes exactly what it would for one question at a time, as it is
+asked later, at a fraction of the cost. Letters: B sequences, T tokens of the longest one.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 
 _SHARED, _PADDING = 0, -1  # segments; questions are numbered from 1
-# A token's attention costs as much as all else of it in a sequence of so many tokens: measured on a
-# CPU at 576 wide (SmolLM2); narrower models reach it sooner, wider ones later.
+# The length of a sequence at which attention costs as much as everything else: measured on a CPU at
+# width 576 (SmolLM2); narrower models reach it sooner, wider ones later.
 _TOKENS_OF_EVEN_COST = 1000
 
 
 @dataclass
 class PackedRow:
-    """One image's tokens (or a text alone, all of it shared).
+    """An image with its questions in one row (or a text alone, all of it shared).
 
     Attributes:
-        labels: `IGNORE_INDEX` at the first token, which nothing of its own row writes.
+        labels: `IGNORE_INDEX` at the first token, which no token of the row predicts.
         segments: 0 for the shared start, then the number of the question.
-        kept: indices of the conversations that are in it.
+        kept: indices of the conversations that are in the row.
     """
 
     input_ids: list[int]
@@ -42,9 +42,9 @@ class PackedRow:
 def pack_questions(
     conversations: Sequence[tuple[list[int], list[int]]], shared_until: int, max_length: int
 ) -> PackedRow:
-    """Join `(ids, labels)` conversations that start alike up to the last token `shared_until`.
+    """Joins `(ids, labels)` conversations that start alike, up to the last token `shared_until`.
 
-    Conversations that no longer fit into `max_length` tokens are left out whole; `kept` tells.
+    Conversations that do not fit into `max_length` tokens are left out whole, see `kept`.
 
     Raises:
         ValueError: not even the first one fits, or they do not start alike.
@@ -73,14 +73,14 @@ def pack_questions(
 
 
 def balanced_sequences(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Which rows share a sequence: rows by index, each whole and once, in rising order.
+    """Decides which rows share a sequence: lists of row indices, in rising order.
 
-    Longest first, each row goes to the shortest sequence. How many sequences there are is what
-    costs least: few have long ones, whose attention is dear, many have padding. Where nothing is
-    gained each row stays alone, in its place.
+    Longest first, each row goes to the shortest sequence. The number of sequences is the one that
+    costs least: few sequences are long, so attention is expensive; many need padding. If nothing is
+    gained, each row stays alone, in its place.
 
     Args:
-        max_length: no sequence is longer, unless a row is.
+        max_length: most tokens of a sequence, unless one row is longer.
     """
     alone = [[index] for index in range(len(lengths))]
     best, least = alone, _cost(alone, lengths)
@@ -104,15 +104,14 @@ def _longest_first(lengths: Sequence[int], num_sequences: int) -> list[list[int]
 
 
 def _cost(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
-    """Of the padded rectangle, in tokens that attend to nothing."""
+    """The cost of the padded rectangle, in tokens that attend to nothing."""
     longest = max(sum(lengths[index] for index in sequence) for sequence in sequences)
     return len(sequences) * longest * (1 + longest / _TOKENS_OF_EVEN_COST)
 
 
 def pad_sequences(sequences: Sequence[Sequence[PackedRow]], pad_token_id: int) -> dict[str, Tensor]:
-    """input_ids, labels, position_ids int64[B, T] and an additive attention_mask
-    float32[B, 1, T, T]; the rows of a sequence stand one behind the other and see none of each
-    other."""
+    """Makes input_ids, labels, position_ids int64[B, T] and an additive attention_mask
+    float32[B, 1, T, T]. The rows of a sequence follow each other and do not see each other."""
 
     def padded(field: str, fill: int) -> Tensor:
         values = [[v for row in rows for v in getattr(row, field)] for rows in sequences]
@@ -127,10 +126,10 @@ def pad_sequences(sequences: Sequence[Sequence[PackedRow]], pad_token_id: int) -
 
 
 def _block_mask(sequences: Sequence[Sequence[PackedRow]]) -> Tensor:
-    """0 where a token may look (back, at its own question or at its row's shared start), lowest
-    elsewhere.
+    """Makes the mask: 0 where a token may look, the lowest float elsewhere.
 
-    Padding looks at padding, so that its softmax is defined.
+    A token looks back at its own question and at the shared start of its row. Padding looks at
+    padding, so that its softmax is defined.
     """
     own, shared = [], []
     for rows in sequences:

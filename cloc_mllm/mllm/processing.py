@@ -166,8 +166,8 @@ class ClocMllmProcessor(ProcessorMixin):
             return BatchFeature(inputs)
         given = regions or [None] * len(texts)
         vision = self.vision_inputs(pictures, given, image_features)
-        for row, (text, of_row) in enumerate(zip(texts, given, strict=True)):
-            check_placeholders(row, text, regions_by_image(of_row, len(pictures[row])))
+        for row, (text, row_regions) in enumerate(zip(texts, given, strict=True)):
+            check_placeholders(row, text, regions_by_image(row_regions, len(pictures[row])))
         return BatchFeature({**inputs, **vision})
 
     def vision_inputs(
@@ -185,15 +185,15 @@ class ClocMllmProcessor(ProcessorMixin):
         if image_features is None:
             prepared = [
                 self.image_processor.prepare(view.crop(distinct[key]))
-                for key, of_image in views.items()
-                for view in of_image
+                for key, image_views in views.items()
+                for view in image_views
             ]
             image_features = torch.stack(prepared)
         number = {key: index for index, key in enumerate(distinct)}
         placed = place_regions(
             list(views.values()),
             [[number[id(image)] for image in row] for row in rows],
-            [regions_by_image(of_row, len(row)) for row, of_row in zip(rows, regions, strict=True)],
+            [regions_by_image(given, len(row)) for row, given in zip(rows, regions, strict=True)],
         )
         return {"pixel_values": image_features, **placed}
 
@@ -334,13 +334,13 @@ class ClocMllmProcessor(ProcessorMixin):
         return next((place for place, value in enumerate(ids) if value in ends), len(ids))
 
     def _expand(self, texts: list[str], images: Sequence[Sequence[Any]]) -> list[str]:
-        for row, (text, of_row) in enumerate(zip(texts, images, strict=True)):
-            if text.count(IMAGE_TOKEN) != len(of_row):
+        for row, (text, row_images) in enumerate(zip(texts, images, strict=True)):
+            if text.count(IMAGE_TOKEN) != len(row_images):
                 raise ValueError(
                     f"sample {row} has {text.count(IMAGE_TOKEN)} {IMAGE_TOKEN} placeholders but "
-                    f"{len(of_row)} images; write one placeholder per image"
+                    f"{len(row_images)} images; write one placeholder per image"
                 )
-        sizes = (image.size for of_row in images for image in of_row)
+        sizes = (image.size for row_images in images for image in row_images)
         return [self._expand_images(text, sizes) for text in texts]
 
     def _expand_images(self, text: str, sizes: Iterator[tuple[int, int]]) -> str:

@@ -1,4 +1,4 @@
-"""From the vision encoder's width to the language model's.
+"""Projects features of the vision encoder's width to the language model's.
 
 Letters: B images, N image tokens, M tokens that the language model gets for them, D_i widths of the
 features, Q queries, R regions, H width of the language model.
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from cloc_mllm.mllm.configuration import ClocMllmConfig
 
 _CODE_DIM = 128
-# padding of a very long or tall image lies far outside; beyond this it is all just "outside"
+# the padding of a very long or tall image lies far outside; places beyond this are cut
 _CODE_RANGE = (-1.0, 2.0)
 _MERGED_SIDE = 2  # `pixel_shuffle` makes one token of so many by so many
-_HEAD_DIM = 64  # of the resampler's attention, about
+_HEAD_DIM = 64  # approximate width of the resampler's attention heads
 
 
 class Projector(nn.Module):
-    """LayerNorm on each feature, the codes of boxes appended, then a two-layer MLP with GELU.
+    """Applies LayerNorm to each feature, appends codes of boxes, then a two-layer MLP with GELU.
 
-    Serves image tokens (boxes are the token's cell and that of what it belongs to) and regions
-    (the region's), all in the original image's frame: the language model never has to undo the
-    padding.
+    Serves image tokens (with the boxes of their cell and of what they belong to) and regions (with
+    their box). All boxes are in the original image's frame, so that the language model never has to
+    undo the padding.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Projector(nn.Module):
         num_boxes: int = 1,
         hidden_dim: int = 0,
     ) -> None:
-        """`hidden_dim` 0 takes `output_dim`; `feature_dims` may be [], for boxes alone."""
+        """Builds a projector. `hidden_dim` 0 is `output_dim`; `feature_dims` [] is boxes alone."""
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in feature_dims)
         hidden_dim = hidden_dim or output_dim
@@ -51,19 +51,19 @@ class Projector(nn.Module):
         self.reset(output_std)
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """`features`: float[..., D_i]; `boxes`: float[..., 4] normalised each -> float[..., H]."""
+        """Projects `features` float[..., D_i] and `boxes` float[..., 4] (0..1) to float[..., H]."""
         inputs = _coded(self.norms, features, boxes, self.output.weight.dtype)
         return self.output(F.gelu(self.hidden(inputs)))
 
     @torch.no_grad()
     def reset(self, output_std: float) -> None:
-        """Initialise so that outputs have about the scale of the word embeddings they join."""
+        """Initialises so that outputs have about the scale of the word embeddings they join."""
         _reset(self.hidden)
         _reset(self.output, output_std / _GELU_RMS)
 
 
 class LinearProjector(nn.Module):
-    """`Projector` without a hidden layer: LayerNorm, codes, one matrix."""
+    """A `Projector` without a hidden layer: LayerNorm, codes, one matrix."""
 
     def __init__(
         self, feature_dims: Sequence[int], output_dim: int, output_std: float, num_boxes: int
@@ -74,7 +74,7 @@ class LinearProjector(nn.Module):
         self.reset(output_std)
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """As `Projector`'s."""
+        """Projects as `Projector.forward` does."""
         return self.output(_coded(self.norms, features, boxes, self.output.weight.dtype))
 
     @torch.no_grad()
@@ -86,18 +86,18 @@ class PixelShuffleProjector(nn.Module):
     """A `Projector` of what `merge_neighbours` makes of the tokens: M is N / 4."""
 
     def __init__(self, grid_hw: tuple[int, int], merged: Projector) -> None:
-        """`merged`: of four times the features and 4 num_boxes - 3 boxes."""
+        """`merged` projects four times the features and 4 num_boxes - 3 boxes."""
         super().__init__()
         self.grid_hw = grid_hw
         self.merged = merged
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """`features`: float[B, N, D_i]; `boxes`: float[B, N, 4], the cells first
-        -> float[B, N / 4, H]."""
+        """Projects `features` float[B, N, D_i] and `boxes` float[B, N, 4], of which the cells are
+        first, to float[B, N / 4, H]."""
         features = [merge_neighbours(feature, self.grid_hw).flatten(2) for feature in features]
-        cells, *others = (merge_neighbours(of_tokens, self.grid_hw) for of_tokens in boxes)
+        cells, *others = (merge_neighbours(token_boxes, self.grid_hw) for token_boxes in boxes)
         merged_cell = torch.cat([cells[:, :, 0, :2], cells[:, :, -1, 2:]], -1)
-        # what the tokens belong to may be several things; none is left out
+        # four tokens may belong to several things; the box of each is kept
         separate = [box for four in others for box in four.unbind(2)]
         return self.merged(features, [merged_cell, *separate])
 
@@ -108,8 +108,8 @@ class PixelShuffleProjector(nn.Module):
 class Resampler(nn.Module):
     """Q learnt queries attend to all image tokens, once (Qwen-VL, arXiv 2308.12966): M is Q.
 
-    What is attended to is what `Projector` reads, codes of places included, so an answer may
-    say where; then a two-layer MLP.
+    They attend to what `Projector` reads, codes of places included, so an answer may say where.
+    A two-layer MLP follows.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Resampler(nn.Module):
         num_boxes: int,
         hidden_dim: int,
     ) -> None:
-        """`hidden_dim`: of the attention and the MLP; 0 takes `output_dim`."""
+        """`hidden_dim` is the width of the attention and the MLP; 0 is `output_dim`."""
         super().__init__()
         width = hidden_dim or output_dim
         self.num_heads = next(n for n in range(max(1, width // _HEAD_DIM), 0, -1) if width % n == 0)
@@ -129,7 +129,7 @@ class Resampler(nn.Module):
         self.queries = nn.Parameter(torch.randn(num_queries, width))
         self.query = nn.Linear(width, width)
         input_dim = sum(feature_dims) + num_boxes * _CODE_DIM
-        self.key = nn.Linear(input_dim, width, bias=False)  # softmax takes a bias out again
+        self.key = nn.Linear(input_dim, width, bias=False)  # softmax would cancel a bias
         self.value = nn.Linear(input_dim, width)
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, width)
@@ -137,7 +137,7 @@ class Resampler(nn.Module):
         self.reset(output_std)
 
     def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """`features`: float[B, N, D_i]; `boxes`: float[B, N, 4] -> float[B, Q, H]."""
+        """Projects `features` float[B, N, D_i] and `boxes` float[B, N, 4] to float[B, Q, H]."""
         inputs = _coded(self.norms, features, boxes, self.output.weight.dtype)
         queries = self.query(self.queries).expand(len(inputs), -1, -1)
         heads = (
@@ -160,7 +160,7 @@ ImageProjector = Projector | LinearProjector | PixelShuffleProjector | Resampler
 def build_image_projector(
     config: ClocMllmConfig, feature_dims: Sequence[int], grid_hw: tuple[int, int]
 ) -> ImageProjector:
-    """Reads one box with each feature, the first being the token's cell."""
+    """Builds the projector of image tokens. It reads one box per feature, the cell first."""
     width, hidden = config.text_config.hidden_size, config.projector_width
     std, num_boxes = word_std(config), len(feature_dims)
     if config.projector == "linear":
@@ -176,12 +176,12 @@ def build_image_projector(
 
 
 def word_std(config: ClocMllmConfig) -> float:
-    """Of the word embeddings that the language model starts with."""
+    """The standard deviation of the word embeddings that the language model starts with."""
     return getattr(config.text_config, "initializer_range", 0.02)
 
 
 def num_image_tokens(projector: str, grid_hw: tuple[int, int], num_queries: int) -> int:
-    """M: how many tokens of the language model an image takes.
+    """M, the number of tokens of the language model that an image takes.
 
     Raises:
         ValueError: the grid cannot be merged.
@@ -201,8 +201,10 @@ def num_image_tokens(projector: str, grid_hw: tuple[int, int], num_queries: int)
 
 
 def merge_neighbours(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """The four neighbours of each 2 x 2 square of the grid, row-major, as are the squares:
-    float[B, N, D] -> float[B, N / 4, 4, D]."""
+    """Groups each 2 x 2 square of the grid: float[B, N, D] -> float[B, N / 4, 4, D].
+
+    Squares, and the neighbours in each, are in row-major order.
+    """
     height, width = (side // _MERGED_SIDE for side in grid_hw)
     squares = tokens.unflatten(1, (height, _MERGED_SIDE, width, _MERGED_SIDE)).transpose(2, 3)
     return squares.flatten(3, 4).flatten(1, 2)
@@ -211,7 +213,7 @@ def merge_neighbours(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 def _coded(
     norms: nn.ModuleList, features: Sequence[Tensor], boxes: Sequence[Tensor], dtype: torch.dtype
 ) -> Tensor:
-    """Normalised features and the codes of boxes, side by side: float[..., sum D_i + codes]."""
+    """Joins normalised features and the codes of boxes: float[..., sum D_i + codes]."""
     normed = [norm(feature) for norm, feature in zip(norms, features, strict=True)]
     codes = [sinusoidal_code(b.float().clamp(*_CODE_RANGE), _CODE_DIM) for b in boxes]
     return torch.cat([*normed, *(code.to(dtype) for code in codes)], -1)
@@ -227,7 +229,7 @@ _GELU_RMS = 0.65  # root mean square of gelu of a unit normal
 
 
 def to_original_frame(canvas_boxes: Tensor, image_frame: Tensor) -> Tensor:
-    """Boxes of the canvas -> normalised boxes of the original image.
+    """Moves boxes of the canvas to normalised boxes of the original image.
 
     Args:
         canvas_boxes: float[..., 4] xyxy, canvas frame.

@@ -31,11 +31,11 @@ Regions = Boxes | Sequence[RegionLike] | None
 
 
 def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
-    """Returns the mask bool[H, W] of a region: of a point the one pixel it lies in, None for a box.
+    """Returns the mask bool[H, W] of a region: for a point its one pixel, for a box None.
 
     Raises:
-        ValueError: the mask is empty or of another size, the point is outside the image, or it is
-            no region at all.
+        ValueError: the mask is empty or of another size, the point is outside the image, or this
+            is not a region.
     """
     width, height = image_wh
     values = torch.as_tensor(region)
@@ -79,9 +79,9 @@ def regions_on_canvas(
     """Brings the regions of one image to the canvas of one of its views each.
 
     Returns:
-        boxes float[R, 4] in the canvas frame, of a mask or point the box around it; for each region
-        its mask float[S, S] over the canvas, None for a box; and for each region its view, which
-        for a mask is always the first.
+        boxes float[R, 4] in the canvas frame (for a mask or point the box around it); the mask
+        float[S, S] of each region over the canvas, None for a box; and the view of each region,
+        which for a mask is always the first.
 
     Raises:
         ValueError: see `as_mask`.
@@ -159,18 +159,18 @@ def place_regions(
     boxes: list[Tensor] = []
     masks: list[Tensor | None] = []
     region_image_index: list[int] = []
-    for sample, (row, of_row) in enumerate(zip(rows, regions, strict=True)):
-        for image, of_image in zip(row, of_row, strict=True):
+    for sample, (row, row_regions) in enumerate(zip(rows, regions, strict=True)):
+        for image, image_regions in zip(row, row_regions, strict=True):
             try:
-                of_boxes, of_masks, seen_on = regions_on_canvas(of_image, views[image])
+                canvas_boxes, canvas_masks, seen_on = regions_on_canvas(image_regions, views[image])
             except ValueError as error:
                 raise ValueError(f"sample {sample}: {error}") from error
-            boxes.append(of_boxes)
-            masks += of_masks
+            boxes.append(canvas_boxes)
+            masks += canvas_masks
             region_image_index += [len(image_index) + view for view in seen_on]
             image_index += range(first_of[image], first_of[image + 1])
     placed = {
-        "image_frame": torch.cat([view.frame() for of_image in views for view in of_image]),
+        "image_frame": torch.cat([view.frame() for image_views in views for view in image_views]),
         "image_index": torch.tensor(image_index),
         "region_boxes": torch.cat(boxes),
         "region_image_index": torch.tensor(region_image_index, dtype=torch.long),
@@ -220,10 +220,10 @@ def read_regions(
     masked = masks.flatten(1).any(1).nonzero()[:, 0]
     masks, image_index = masks[masked], image_index[masked]
     if kind == "roi":
-        of_masks = pool_under_masks(image.tokens, mask_coverage(masks, image.grid_hw), image_index)
+        pooled = pool_under_masks(image.tokens, mask_coverage(masks, image.grid_hw), image_index)
     else:
-        of_masks = vision.embed_masks(image, masks, image_index)
-    return [features.index_copy(0, masked, of_masks.to(features.dtype))]
+        pooled = vision.embed_masks(image, masks, image_index)
+    return [features.index_copy(0, masked, pooled.to(features.dtype))]
 
 
 def check_takes_masks(kind: str, vision: ClocVision) -> None:

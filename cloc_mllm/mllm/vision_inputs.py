@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 class VisionInputs(NamedTuple):
-    """What the processor makes of images and regions.
+    """The tensors that the processor makes of images and regions.
 
     Attributes:
         pixel_values: float[I, 3, S, S]; or float[I, N, D], the tokens that the encoder made of them
             before (`mllm/feature_cache.py`).
         image_frame: float[I, 4], the canvas as a box in the normalised frame of the original image.
-        image_index: int64[K], the image of each block; blocks row by row, in the order of tokens.
+        image_index: int64[K], the image of each block; blocks are in the order of tokens, by row.
         region_boxes: float[R, 4], canvas frame.
         region_image_index: int64[R], the block whose image each region lies on. The regions of a
             row are in the order of its `<region>` tokens.
@@ -75,19 +75,19 @@ class VisionInputs(NamedTuple):
         blocks, regions, region_blocks = [], [], []
         num_blocks = 0
         for row in range(num_rows):
-            of_row = (block_rows == row).nonzero().flatten()
+            its_blocks = (block_rows == row).nonzero().flatten()
             its_regions = (region_rows == row).nonzero().flatten()
             for _ in range(times):
-                blocks.append(of_row)
+                blocks.append(its_blocks)
                 regions.append(its_regions)
-                place = torch.searchsorted(of_row, self.region_image_index[its_regions])
+                place = torch.searchsorted(its_blocks, self.region_image_index[its_regions])
                 region_blocks.append(num_blocks + place)
-                num_blocks += len(of_row)
-        masks, of_region = self.region_masks, torch.cat(regions)
+                num_blocks += len(its_blocks)
+        masks, region_index = self.region_masks, torch.cat(regions)
         return self._replace(
             image_index=self.image_index[torch.cat(blocks)],
-            region_boxes=self.region_boxes[of_region],
-            region_masks=None if masks is None else masks[of_region],
+            region_boxes=self.region_boxes[region_index],
+            region_masks=None if masks is None else masks[region_index],
             region_image_index=torch.cat(region_blocks),
         )
 

@@ -1,8 +1,7 @@
-"""Writes a CLOC for other code: `cloc-mllm export --cloc DIR --to open_clip --out DIR`."""
+"""Writes a CLOC for other code: `cloc-mllm export --cloc DIR --to open_clip --output_dir DIR`."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
 from cloc_mllm.models.build import load_cloc
@@ -53,22 +53,24 @@ _HF_LAYER = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm export`: writes the towers as a drop-in replacement for CLIP's."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="cloc-mllm export",
         description="Write the towers of a CLOC so that other code loads them as a CLIP.",
-        epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:OUT'). "
-        "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('OUT'); "
+        epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:DIR'). "
+        "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('DIR'); "
         "pad pictures to a square with the mean colour first, as LLaVA does. safetensors: all "
-        "weights in OUT/cloc.safetensors, what each name means and the settings in OUT/cloc.json. "
+        "weights in DIR/cloc.safetensors, what each name means and the settings in DIR/cloc.json. "
         "For an MLLM see `cloc-mllm export --mllm DIR --help`.",
     )
     parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")
     parser.add_argument("--to", choices=EXPORTS, required=True, help="whose layout to write")
-    parser.add_argument("--out", type=Path, required=True, help="directory to make; must be new")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="directory to make; must be new"
+    )
     arguments = parser.parse_args(argv)
     directory = arguments.cloc or shipped_directory("cloc")
-    EXPORTS[arguments.to](directory, arguments.out)
-    print(f"wrote {arguments.out}")
+    EXPORTS[arguments.to](directory, arguments.output_dir)
+    print(f"wrote {arguments.output_dir}")
     return 0
 
 

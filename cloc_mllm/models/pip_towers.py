@@ -9,17 +9,30 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
 
 _EFFICIENTNET_WEIGHTS = "efficientnet-lite0-57934424.pth"
 _EFFICIENTNET_MEAN, _EFFICIENTNET_STD = 127 / 255, 128 / 255  # what it was trained with
 _MINILM_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python training/pip_towers.py --output_dir runs/towers`."""
+    parser = ArgumentParser(prog="pip_towers", description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/towers"))
+    directory = parser.parse_args(argv).output_dir
+    write_efficientnet_lite0(directory / "efficientnet_lite0.safetensors")
+    write_minilm(directory / "minilm")
+    print(f"wrote {directory}/efficientnet_lite0.safetensors and {directory}/minilm")
+    return 0
 
 
 def write_efficientnet_lite0(path: Path) -> None:

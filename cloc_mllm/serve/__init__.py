@@ -12,6 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from cloc_mllm.command_line import parse_settings
 from cloc_mllm.serve.limits import Limits
 
 _SECONDS_TO_FINISH = 5
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ValueError: it cannot listen on the address.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parse_settings(parser, argv)
     limits = parser.instantiate_classes(arguments).limits
 
     # before the weights are loaded, so that a taken port is reported at once
@@ -82,6 +83,7 @@ def _parser() -> ArgumentParser:
         prog="cloc-mllm serve",
         description="An OpenAI-compatible endpoint (/v1/chat/completions) on this machine. It has "
         "no passwords: before others can reach it, put a proxy in front of it that has.",
+        exit_on_error=False,
     )
     parser.add_argument(
         "--mllm", default="", metavar="DIR", help="stage-2 model; the shipped one by default"

@@ -22,7 +22,7 @@ from cloc_mllm.serve.errors import ApiError, error_body
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.responses import DONE, Completion, event, model_object
 from cloc_mllm.serve.schema import CompletionRequest, parse_body
-from cloc_mllm.serve.worker import Job, Worker
+from cloc_mllm.serve.worker import QueuedRequest, Worker
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone, so nobody reads it
 
@@ -75,12 +75,12 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastA
         except BaseException:
             worker.leave_place()
             raise
-        job = worker.start(checked)
+        queued = worker.start(checked)
         completion = Completion(name, checked)
         if not request.stream:
-            return await _answer_whole(http, job, completion, deadline)
+            return await _answer_whole(http, queued, completion, deadline)
         wants_usage = request.stream_options and request.stream_options.include_usage
-        return await _answer_stream(http, job, completion, deadline, bool(wants_usage))
+        return await _answer_stream(http, queued, completion, deadline, bool(wants_usage))
 
     return app
 
@@ -108,10 +108,10 @@ async def _read(
 
 
 async def _answer_whole(
-    http: Request, job: Job, completion: Completion, deadline: float
+    http: Request, queued: QueuedRequest, completion: Completion, deadline: float
 ) -> Response:
     async def last_event() -> Answer:
-        async for piece in job.events(deadline):
+        async for piece in queued.events(deadline):
             if isinstance(piece, Answer):
                 return piece
         raise AssertionError("the events end with the answer")
@@ -121,14 +121,14 @@ async def _answer_whole(
     except ClientGone:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
-        job.cancel()
+        queued.cancel()
 
 
 async def _answer_stream(
-    http: Request, job: Job, completion: Completion, deadline: float, wants_usage: bool
+    http: Request, queued: QueuedRequest, completion: Completion, deadline: float, wants_usage: bool
 ) -> Response:
     """Streams an answer. The headers go out with the first token, so a refusal has its status."""
-    events = job.events(deadline)
+    events = queued.events(deadline)
 
     async def lines(first: str) -> AsyncIterator[str]:
         yield completion.chunk({"role": "assistant", "content": ""})
@@ -145,29 +145,29 @@ async def _answer_stream(
     try:
         first = await _unless_gone(http, anext(events))
     except ClientGone:
-        job.cancel()
+        queued.cancel()
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     except BaseException:
-        job.cancel()
+        queued.cancel()
         raise
     assert isinstance(first, str), "every answer begins with a token"
-    return _CancellingStream(lines(first), job)
+    return _CancellingStream(lines(first), queued)
 
 
 class _CancellingStream(StreamingResponse):
     """A stream that stops the model however it ends: the client leaves, the server closes."""
 
-    def __init__(self, lines: AsyncIterator[str], job: Job) -> None:
+    def __init__(self, lines: AsyncIterator[str], queued: QueuedRequest) -> None:
         super().__init__(
             lines, media_type="text/event-stream", headers={"cache-control": "no-cache"}
         )
-        self._job = job
+        self._queued = queued
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._job.cancel()
+            self._queued.cancel()
 
 
 async def _unless_gone(http: Request, value: Awaitable[Value]) -> Value:

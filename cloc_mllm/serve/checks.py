@@ -6,6 +6,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
@@ -17,6 +18,7 @@ from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.schema import CompletionRequest, ImageUrl, Part, Regions
 
+_URL_SAFE = str.maketrans("-_", "+/")
 BOX_PLACEHOLDER = "{box}"  # in a text, stands for the next region as the model writes boxes
 
 
@@ -172,7 +174,7 @@ def _data_of(url: str, path: str) -> bytes:
     """
     head, comma, payload = url.partition(",")
     kind = head.lower()
-    if not (comma and kind.startswith("data:image/") and kind.endswith(";base64")):
+    if not (comma and kind.startswith(("data:image/", "data:image;")) and kind.endswith(";base64")):
         raise ApiError(
             400,
             f"{path}: expected data:image/png;base64,... (or jpeg, webp), got {url[:32]!r}; "
@@ -180,8 +182,10 @@ def _data_of(url: str, path: str) -> bytes:
             param=path,
             code="invalid_image_url",
         )
+    # as clients write it: in lines, in the alphabet of URLs, quoted, without padding
+    payload = "".join(unquote(payload).split()).translate(_URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(payload, validate=True)
+        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(
             400, f"{path}: no base64: {error}", param=path, code="invalid_base64"
@@ -206,7 +210,7 @@ def _write_boxes(
     messages: list[dict[str, Any]], regions: list[Boxes], box_format: BoxFormat
 ) -> None:
     """Replaces each `{box}` by a box; each `<region>` and each `{box}` is the next region."""
-    boxes = [box for of_image in regions for box in of_image.xyxy.tolist()]
+    boxes = [box for image_regions in regions for box in image_regions.xyxy.tolist()]
     items = [item for message in messages for item in message["content"] if "text" in item]
     num_regions = sum(item["text"].count(REGION_TOKEN) for item in items)
     if num_regions != len(boxes):
@@ -237,7 +241,7 @@ def _sampling(request: CompletionRequest, limits: Limits) -> Sampling:
     return Sampling(
         max_new_tokens=min(asked, limits.answer_tokens),
         temperature=request.temperature or 0.0,
-        top_p=request.top_p or 1.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=tuple(request.stop or ()),
     )

@@ -40,7 +40,7 @@ class Completion:
         return self._chunk([choice])
 
     def chunks(self, piece: str | Answer, with_usage: bool) -> list[str]:
-        """Makes the events of a stream for one event of `worker.Job`."""
+        """Makes the events of a stream for one event of `worker.QueuedRequest`."""
         if isinstance(piece, str):
             return [self.chunk({"content": piece})] if piece else []
         lines = [self.chunk(self._boxes(piece), piece.finish_reason)]

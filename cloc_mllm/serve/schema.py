@@ -6,11 +6,12 @@ implemented are refused, unless their value asks for nothing.
 
 from __future__ import annotations
 
+import codecs
 import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cloc_mllm.serve.errors import ApiError
 
@@ -45,8 +46,28 @@ def _one_as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+def _whole(value: Any) -> Any:
+    """Some clients write 16.0 for 16."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _address_as_object(image_url: Any) -> Any:
+    return {"url": image_url} if isinstance(image_url, str) else image_url
+
+
+# what the Responses API calls the same items
+_PART_TYPES = {"input_text": "text", "output_text": "text", "input_image": "image_url"}
+
+
+def _part_type(name: Any) -> Any:
+    return _PART_TYPES.get(name, name) if isinstance(name, str) else name
+
+
 _StopWords = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+_NumTokens = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+# what a random generator takes
+_Seed = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), le=2**64 - 1)]
 
 
 class ImageUrl(_Fields):
@@ -63,15 +84,26 @@ class Regions(_Fields):
 class Part(_Fields):
     """A piece of a message: a text, or an image with the boxes that `<region>` stand for."""
 
-    type: Literal["text", "image_url"]
+    type: Annotated[Literal["text", "image_url"], BeforeValidator(_part_type)]
     text: str | None = None
-    image_url: ImageUrl | None = None
+    image_url: Annotated[ImageUrl | None, BeforeValidator(_address_as_object)] = None
     regions: Regions | None = None
 
 
 class Message(_Fields):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_text_as_parts), Field(min_length=1)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _silent_assistant(cls, message: Any) -> Any:
+        """An assistant that only called tools said nothing: its content is null, or not there."""
+        is_silent = isinstance(message, dict) and message.get("content") is None
+        return (
+            {**message, "content": ""}
+            if is_silent and message.get("role") == "assistant"
+            else message
+        )
 
 
 class StreamOptions(_Fields):
@@ -83,12 +115,12 @@ class CompletionRequest(_Fields):
     messages: Annotated[list[Message], Field(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: _NumTokens | None = None
+    max_completion_tokens: _NumTokens | None = None
+    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[_Number, Field(ge=0, le=1)] | None = None
     n: Literal[1] | None = None
-    seed: int | None = None
+    seed: _Seed | None = None
     stop: Annotated[_StopWords | None, BeforeValidator(_one_as_list)] = None
 
 
@@ -99,7 +131,7 @@ def parse_body(body: bytes) -> CompletionRequest:
         ApiError: 400 that names the first field that is wrong.
     """
     try:
-        request = CompletionRequest.model_validate_json(body)
+        request = CompletionRequest.model_validate_json(body.removeprefix(codecs.BOM_UTF8))
     except ValidationError as error:
         raise _refusal(error) from error
     for name, neutral in _UNSUPPORTED.items():

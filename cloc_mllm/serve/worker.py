@@ -24,7 +24,7 @@ class _Cancelled(Exception):
     """Raised into the model's loop when nobody waits for the answer any more."""
 
 
-class Job:
+class QueuedRequest:
     """A request in the queue. Its events are pieces of text and then the answer."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Worker:
         self._num_taken = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._jobs: set[Job] = set()
+        self._unfinished: set[QueuedRequest] = set()
 
     @property
     def num_taken(self) -> int:
@@ -107,25 +107,25 @@ class Worker:
         with self._lock:
             self._num_taken -= 1
 
-    def start(self, request: CheckedRequest) -> Job:
+    def start(self, request: CheckedRequest) -> QueuedRequest:
         """Puts a request into the queue; its place is given back when it is done."""
-        job = Job()
-        self._jobs.add(job)
-        job.future = self._pool.submit(self._answer, request, job)
-        job.future.add_done_callback(lambda future: self._done(job, future))
-        return job
+        queued = QueuedRequest()
+        self._unfinished.add(queued)
+        queued.future = self._pool.submit(self._answer, request, queued)
+        queued.future.add_done_callback(lambda future: self._done(queued, future))
+        return queued
 
     def close(self) -> None:
         """Stops what runs and waits for it; nothing else starts."""
-        for job in list(self._jobs):
-            job.cancel()
+        for queued in list(self._unfinished):
+            queued.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _answer(self, request: CheckedRequest, job: Job) -> Answer:
+    def _answer(self, request: CheckedRequest, queued: QueuedRequest) -> Answer:
         def on_token(piece: str) -> None:
-            if job.cancelled.is_set():
+            if queued.cancelled.is_set():
                 raise _Cancelled
-            job.put(piece)
+            queued.put(piece)
 
         try:
             return answer_chat(self.predictor, request.chat(), request.sampling, on_token)
@@ -144,7 +144,7 @@ class Worker:
         except ValueError as error:
             raise ApiError(400, str(error)) from error
 
-    def _done(self, job: Job, future: Future[Answer]) -> None:
-        self._jobs.discard(job)
+    def _done(self, queued: QueuedRequest, future: Future[Answer]) -> None:
+        self._unfinished.discard(queued)
         self.leave_place()
-        job.put(future)
+        queued.put(future)

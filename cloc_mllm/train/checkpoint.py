@@ -44,6 +44,7 @@ FREE_KEYS = frozenset(
         "data.validation",
         "run.compile",
         "run.eval_every",
+        "run.eval_questions",
         "run.gradient_checkpointing",
         "run.keep_checkpoints",
         "run.log_every",

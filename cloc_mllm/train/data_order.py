@@ -73,8 +73,8 @@ class DataOrder:
         cycle = cycle_of(tuple(part.weight for part in self.parts))
         num_cycles, place = divmod(position, len(cycle.part))
         number = int(cycle.part[place])
-        of_part = num_cycles * int(cycle.counts[number]) + int(cycle.before[place])
-        epoch, offset = divmod(of_part, self.parts[number].num_samples)
+        part_position = num_cycles * int(cycle.counts[number]) + int(cycle.before[place])
+        epoch, offset = divmod(part_position, self.parts[number].num_samples)
         start = sum(part.num_samples for part in self.parts[:number])
         permutation = _permutations(self.seed, number, self.parts[number].num_samples)
         return epoch, start + int(permutation(epoch)[offset])
@@ -88,10 +88,10 @@ def _permutations(seed: int, part: int, num_samples: int) -> Callable[[int], np.
     """
 
     @lru_cache(maxsize=2)
-    def of_epoch(epoch: int) -> np.ndarray:
+    def permutation_at(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch, part]).permutation(num_samples)
 
-    return of_epoch
+    return permutation_at
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import LoraConfig, MllmConfig
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
@@ -33,8 +33,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def export_mllm(argv: Sequence[str]) -> int:
-    """Runs `cloc-mllm export --mllm RUN [--merge] --out DIR`."""
-    parser = argparse.ArgumentParser(
+    """Runs `cloc-mllm export --mllm RUN [--merge] --output_dir DIR`."""
+    parser = ArgumentParser(
         prog="cloc-mllm export",
         description="Write what stage 2 trained so that Transformers or peft load it.",
         epilog="With --merge: one model directory for AutoModelForImageTextToText and "
@@ -50,14 +50,16 @@ def export_mllm(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--merge", action="store_true", help="one whole model, without peft")
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
-    parser.add_argument("--language-model", default="", help="if it no longer lies where it did")
-    parser.add_argument("--out", type=Path, required=True, help="directory to make; must be new")
+    parser.add_argument("--language_model", default="", help="if it no longer lies where it did")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="directory to make; must be new"
+    )
     arguments = parser.parse_args(argv)
     model, processor = load_trained(arguments.mllm, arguments.language_model)
-    arguments.out.mkdir(parents=True)
+    arguments.output_dir.mkdir(parents=True)
     save = merge_and_save if arguments.merge else save_adapter
-    save(model, processor, arguments.out, dtype=_DTYPES[arguments.dtype])
-    print(f"wrote {arguments.out}")
+    save(model, processor, arguments.output_dir, dtype=_DTYPES[arguments.dtype])
+    print(f"wrote {arguments.output_dir}")
     return 0
 
 

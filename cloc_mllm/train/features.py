@@ -14,10 +14,10 @@ from cloc_mllm.config import AlignmentConfig, Stage2Config
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, encoder_identity
+from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import start_processes
@@ -51,7 +51,7 @@ def fill_features(
         dataset,  # type: ignore[arg-type]
         _BATCH,
         sampler=wanted[rank() :: world_size()],
-        collate_fn=_Missing(cache, processor.image_size),
+        collate_fn=_Missing(cache, processor.image_processor),
         num_workers=config.data.num_workers,
         worker_init_fn=ignore_stop_signals,
     )
@@ -63,8 +63,8 @@ def fill_features(
         # no `no_grad`: torch then chooses the attention kernel that it chooses in training
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             tokens = encoder(pixel_values.to(device)).tokens
-        for picture, of_picture in zip(pictures, tokens, strict=True):
-            cache.save(picture, of_picture)
+        for picture, picture_tokens in zip(pictures, tokens, strict=True):
+            cache.save(picture, picture_tokens)
         num_encoded += len(pictures)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
@@ -109,14 +109,14 @@ class _Missing:
     Returns the pictures and their canvases, float[I, 3, S, S].
     """
 
-    def __init__(self, cache: FeatureCache, image_size: int) -> None:
+    def __init__(self, cache: FeatureCache, image_processor: ClocMllmImageProcessor) -> None:
         self.cache = cache
-        self.image_size = image_size
+        self.image_processor = image_processor
 
     def __call__(self, items: list[Record | Chat]) -> tuple[list[Picture], Tensor]:
         of_items = [of for item in items for of in _pictures_of(item)]
         missing = list({of.image: of for of in of_items if of not in self.cache}.values())
-        pixels = [preprocess(of.load_image(), self.image_size)[0] for of in missing]
+        pixels = [self.image_processor.prepare(of.load_image()) for of in missing]
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 
 

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from cloc_mllm.data.chats import Chat, exchanges_of
 from cloc_mllm.data.conversations import (
-    Turn,
-    absent_turn,
-    build_turns,
-    ground_turn,
-    locate_turn,
-    possible_turns,
-    refer_turn,
+    QuestionAnswer,
+    absent_question,
+    build_questions,
+    ground_question,
+    locate_question,
+    possible_questions,
+    refer_question,
 )
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.collate import ConversationCollator, as_messages
@@ -157,19 +157,19 @@ class _Check:
             seeds: of the record in each epoch of the run.
         """
         config, coordinates = self.config, self.coordinates
-        if not any(possible_turns(record, config, coordinates, self.phrases)):
+        if not any(possible_questions(record, config, coordinates, self.phrases)):
             return "no_question", ""
         too_long: dict[tuple[str, str], int] = {}
-        for turn in self.odd_turns(record):
-            reason, num_tokens = self.fault_of_turn(turn, record)
+        for pair in self.odd_questions(record):
+            reason, num_tokens = self.question_fault(pair, record)
             if reason == "too_long":
-                too_long[turn.question, turn.answer] = num_tokens
+                too_long[pair.question, pair.answer] = num_tokens
             elif reason:
-                return reason, f", {turn.question!r}"
+                return reason, f", {pair.question!r}"
         for seed in seeds if too_long else ():
             rng = np.random.default_rng(seed)
-            drawn = build_turns(record, config, coordinates, rng, self.phrases)
-            lengths = [too_long.get((turn.question, turn.answer), 0) for turn in drawn]
+            drawn = build_questions(record, config, coordinates, rng, self.phrases)
+            lengths = [too_long.get((pair.question, pair.answer), 0) for pair in drawn]
             if min(lengths):
                 return "too_long", f", {min(lengths)} tokens of {config.max_length}"
         return None
@@ -181,21 +181,21 @@ class _Check:
         if not any(map(self.special.search, words)) and self._surely_fits(chat):
             return None
         try:
-            asked = self.collator.ask(chat, 0)
+            packed = self.collator.pack(chat, 0)
         except ValueError as error:
             return "too_long", f", {error}"
-        processor, ids = self.processor, asked.row.input_ids
+        processor, ids = self.processor, packed.row.input_ids
         answers = [turn.text for turn in chat.turns if turn.role == "assistant"]
         if any(processor.tokenizer.eos_token in text for text in answers):
             return "end_tokens", ""
-        sizes = [(of.width, of.height) for of in asked.pictures]
+        sizes = [(of.width, of.height) for of in packed.pictures]
         num_views = sum(len(processor.views(size)) for size in sizes)
         special = {
             "image_tokens": (processor.image_token, num_views * processor.num_image_tokens),
-            "region_tokens": (REGION_TOKEN, len(asked.mentioned)),
+            "region_tokens": (REGION_TOKEN, len(packed.mentioned)),
         }
         if processor.box_head:
-            special["box_tokens"] = (BOX_TOKEN, len(asked.answer_boxes))
+            special["box_tokens"] = (BOX_TOKEN, len(packed.answer_boxes))
         for reason, (token, expected) in special.items():
             if ids.count(processor.tokenizer.convert_tokens_to_ids(token)) != expected:
                 return reason, ""
@@ -212,47 +212,47 @@ class _Check:
         num_tokens = num_views * self.processor.num_image_tokens + len(text) + 40 * num_boxes
         return text.isascii() and num_tokens + _AROUND <= self.config.max_length
 
-    def odd_turns(self, record: Record) -> Iterator[Turn]:
+    def odd_questions(self, record: Record) -> Iterator[QuestionAnswer]:
         """The possible questions that hold an odd text."""
         texts = [*filter(self.is_odd, _texts_of(record)), *self.odd_phrases]
         if self.most_tokens < 0:
             texts.append("")  # also those that hold no text
         if not texts:
             return
-        for turn in possible_turns(record, self.config, self.coordinates, self.odd_phrases):
-            if any(text in turn.question or text in turn.answer for text in texts):
-                yield turn
+        for pair in possible_questions(record, self.config, self.coordinates, self.odd_phrases):
+            if any(text in pair.question or text in pair.answer for text in texts):
+                yield pair
 
-    def fault_of_turn(self, turn: Turn, record: Record) -> tuple[str, int]:
+    def question_fault(self, pair: QuestionAnswer, record: Record) -> tuple[str, int]:
         """What is wrong with a question ("" if nothing is), and its number of tokens."""
         tokenizer, processor = self.processor.tokenizer, self.processor
         size = record.width, record.height
-        ids, labels = processor.encode_conversation(as_messages(turn), [size])
+        ids, labels = processor.encode_conversation(as_messages(pair), [size])
         num_image_tokens = len(processor.views(size)) * processor.num_image_tokens
         learnt = [label for label in labels if label not in (IGNORE_INDEX, tokenizer.eos_token_id)]
         special = {
             "image_tokens": (processor.image_token, num_image_tokens),
-            "region_tokens": (REGION_TOKEN, int(turn.region is not None)),
+            "region_tokens": (REGION_TOKEN, int(pair.region is not None)),
         }
         if processor.box_head:
-            special["box_tokens"] = (BOX_TOKEN, int(turn.answer_box is not None))
+            special["box_tokens"] = (BOX_TOKEN, int(pair.answer_box is not None))
         for reason, (token, expected) in special.items():
             if ids.count(tokenizer.convert_tokens_to_ids(token)) != expected:
                 return reason, len(ids)
-        if not learnt or not turn.answer.strip():
+        if not learnt or not pair.answer.strip():
             return "nothing_learnt", len(ids)
         return "too_long" if len(ids) > self.config.max_length else "", len(ids)
 
     def _most_around(self) -> int:
         """The tokens of the longest question, image included, without the text it holds."""
         box = (0.111, 0.222, 0.888, 0.999)
-        turns = [
-            ground_turn("", box, self.coordinates),
-            refer_turn(Region(box, ""), self.coordinates),
-            locate_turn(Region(box, ""), self.coordinates),
-            absent_turn(""),
+        questions = [
+            ground_question("", box, self.coordinates),
+            refer_question(Region(box, ""), self.coordinates),
+            locate_question(Region(box, ""), self.coordinates),
+            absent_question(""),
         ]
-        chats = (self.processor.encode_conversation(as_messages(t), [(1, 1)])[0] for t in turns)
+        chats = (self.processor.encode_conversation(as_messages(t), [(1, 1)])[0] for t in questions)
         tiles = self.processor.max_tiles * self.processor.num_image_tokens
         return max(map(len, chats)) + tiles
 

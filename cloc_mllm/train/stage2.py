@@ -21,8 +21,10 @@ from cloc_mllm.data.mixture import (
     load_training_records,
     parts_of,
 )
+from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
     ClocMllmProcessor,
@@ -142,23 +144,39 @@ def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
 
 
 def _evaluation(config: Stage2Config, processor: ClocMllmProcessor) -> Evaluate | None:
-    """The periodic evaluation on `data.validation`; None if there are no such records.
+    """Scores answers to questions drawn from `data.validation`; None if there are no such records.
 
     Raises:
-        ValueError: records are named, but stage 2 cannot evaluate on them yet.
+        ValueError: the records hold nothing to ask, or no question is to be asked.
     """
     if not config.data.validation:
         return None
-    raise ValueError(
-        f"data.validation is {config.data.validation}, but stage 2 has no periodic evaluation yet; "
-        "leave it empty and score the finished model with `cloc-mllm eval --mllm`"
-    )
+    from cloc_mllm.evaluation.quick import draw_questions, quick_answer_metrics
+
+    number = config.run.eval_questions
+    if number < 1:
+        raise ValueError(
+            f"run.eval_questions is {number}; ask at least one, or leave data.validation empty"
+        )
+    records = load_records(config.data.validation, cache_dir=config.data.cache_dir)
+    questions = draw_questions(records, number, config.run.seed)
+    if not questions:
+        raise ValueError(
+            f"data.validation: the records of {config.data.validation} have no regions to ask "
+            "about; leave it empty, or name records with regions"
+        )
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert isinstance(model, ClocMllmForConditionalGeneration)
+        return quick_answer_metrics(GroundingPredictor(model, processor), questions)
+
+    return evaluate
 
 
 def show_sample(item: Record | Chat, collator: ConversationCollator, seed: int) -> str:
     """Writes a record or chat as the model is taught it, what it must learn to say in [[ ]]."""
     processor = collator.processor
-    row = collator.ask(item, seed).row
+    row = collator.pack(item, seed).row
     ids, labels = row.input_ids, row.labels
     pieces, learning = [f"one sample ({item.id}), learnt parts in [[ ]]:\n"], False
     for token, label in zip([*ids, None], [*labels, IGNORE_INDEX], strict=True):

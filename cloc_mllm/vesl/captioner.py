@@ -15,8 +15,9 @@ _PROMPT = "Describe this image in detail. Name every object that you see."
 
 
 class Captioner:
-    """Any Transformers image-text-to-text model: a chat model, or a captioner without a chat
-    template, such as BLIP. Decoding is greedy, so the same image always has the same caption.
+    """Captions images with any Transformers image-text-to-text model: a chat model, or a captioner
+    without a chat template, such as BLIP. Decoding is greedy, so an image always gets the same
+    caption.
 
     An image is what `open_image` takes.
     """

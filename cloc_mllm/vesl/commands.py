@@ -1,4 +1,4 @@
-"""`cloc-mllm label`."""
+"""The command `cloc-mllm label`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from cloc_mllm.command_line import parse_settings
 from cloc_mllm.data.drop_log import note_line
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.report import time_estimates
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Labels images, prints the throughput, says where the report is.
+    """Labels images, then prints the throughput and where the report is.
 
     Returns:
         0, or 1 where no image got a box.
@@ -23,10 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="cloc-mllm label",
         description="Find what captions name in their images, with VESL: captions, noun phrases, "
         "open-vocabulary detection, records. Stop it at any time; the same command goes on.",
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_class_arguments(LabelConfig)
-    values = parser.parse_args(argv)
+    values = parse_settings(parser, argv)
     config = LabelConfig(**{item.name: values[item.name] for item in fields(LabelConfig)})
 
     from cloc_mllm.vesl.job import label_images
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(note_line(what, count, result.examples.get(what, ())))
     print(
         f"this run: {result.num_now:,} images in {result.seconds:.1f} s after loading the models, "
-        f"{rate:.2f} images a second"
+        f"{rate:.2f} images per second"
     )
     for amount, duration in time_estimates(rate):
         print(f"  {amount:>6} images at this rate: {duration}")

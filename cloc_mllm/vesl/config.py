@@ -13,29 +13,29 @@ class LabelConfig:
     Args:
         images: records (a directory that `cloc-mllm data build` made, one of its files, or a URL),
             whose regions are replaced; or a folder, tar or zip of photos.
-        captions: of photos: a JSON lines file of `{"image": NAME, "captions": [TEXT, ...]}`; ""
+        captions: captions of photos, as JSON lines `{"image": NAME, "captions": [TEXT, ...]}`; ""
             looks for NAME.txt beside each photo, one caption per line.
-        encoding: of captions without a byte order mark; "" is UTF-8.
+        encoding: encoding of captions without a byte order mark; "" is UTF-8.
         output_dir: records, logs and `report.html`; must be new. An unfinished run goes on.
-        captioner: "" keeps the given captions alone; otherwise a Transformers image-text-to-text
-            model (directory or name), whose caption is put before them.
+        captioner: a Transformers image-text-to-text model (directory or name), whose caption is
+            put before the given ones; "" uses the given ones alone.
         caption_prompt: what a chat captioner is asked; "" asks for every object.
         detector: which kind of model finds the boxes.
         detector_model: its directory or Hugging Face name; "" takes the CLOC that ships, OWLv2 L/14
             or Grounding DINO base.
         detector_size: side in pixels of OWLv2's input (the paper: 448); 0 takes the model's own.
         threshold: smallest confidence of a box. CLOC's is a cosine (docs/labelling.md).
-        nms_iou: of two boxes of one phrase that overlap at least so much the better is kept.
-        max_queries: phrases of an image that are asked for.
+        nms_iou: IoU from which on only the better of two boxes of one phrase is kept.
+        max_queries: most phrases per image that the detector is asked for.
         phrase_form: `paper` as written ("the small dogs"), `name` bare and singular ("small dog").
-        limit: at most this many images; 0 is all.
-        shard_size: images a file; what a stop loses of each worker is less than one file.
-        batch_size: images at a time; halved where they do not fit into a GPU's memory.
+        limit: most images to label; 0 is all.
+        shard_size: images per file; a stop loses less than one file per worker.
+        batch_size: images at a time; halved when they do not fit into a GPU's memory.
         max_drop_share: largest share of images that may be unusable.
         executor: `ray` (one machine, or a cluster by `ray_address`) or `inline`, in this process.
-        num_workers: processes that hold the models; 0 is one a GPU, or one a core without GPUs.
-        ray_address: of a running cluster (`ray start`), which reads `images` and writes
-            `output_dir` by the same paths; "" starts Ray on this machine alone.
+        num_workers: processes that hold the models; 0 is one per GPU, or per core without GPUs.
+        ray_address: address of a running cluster (`ray start`), whose machines see `images` and
+            `output_dir` under the same paths; "" starts Ray on this machine alone.
         num_examples: pictures in the report.
     """
 

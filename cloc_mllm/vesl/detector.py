@@ -1,7 +1,7 @@
 """Open-vocabulary detectors: find boxes in images and score every phrase for each.
 
 Each detector makes the model's square or padded input itself and takes the boxes from the model's
-raw output: the post-processing of libraries has changed between releases. An image is what
+raw output, because the post-processing of libraries has changed between releases. An image is what
 `open_image` takes. Letters: Q phrases of an image, K boxes of it.
 """
 
@@ -49,7 +49,7 @@ class Detector(Protocol):
     def detect(
         self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
-        """Detects at least one phrase per image: one `Detections` per image, on the CPU."""
+        """Looks for one phrase or more per image; returns one `Detections` each, on the CPU."""
 
 
 def load_detector(
@@ -110,9 +110,9 @@ class ClocDetector:
         return [
             Detections(
                 letterbox.to_original(Boxes(boxes, CANVAS)).xyxy.float().cpu(),
-                (of_boxes @ of_text.T).clamp(max=1).float().cpu(),
+                (box_features @ text_features.T).clamp(max=1).float().cpu(),
             )
-            for boxes, of_boxes, of_text, letterbox in parts
+            for boxes, box_features, text_features, letterbox in parts
         ]
 
 
@@ -175,9 +175,9 @@ class Owlv2Detector:
 class GroundingDinoDetector:
     """Grounding DINO (arXiv 2303.05499).
 
-    All phrases are one text, `a dog . a cat .`; the score of a phrase for a box is that of its best
-    token. Images go one at a time: in a batch they are padded to the largest, which changes the
-    scores, and a record would depend on its neighbours.
+    All phrases form one text, `a dog . a cat .`; a phrase scores for a box what its best token
+    scores. Images go one at a time: a batch is padded to its largest image, which changes the
+    scores, so a record would depend on its neighbours.
     """
 
     def __init__(self, model: Any, processor: Any) -> None:
@@ -203,7 +203,7 @@ class GroundingDinoDetector:
         return Detections(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     def _of_text(self, prepared: Any, phrases: Sequence[str | None]) -> tuple[Tensor, Tensor]:
-        """Finds boxes float[K, 4] and scores float[K, Q]; None in `phrases` scores 0, unasked."""
+        """Finds boxes float[K, 4] and scores float[K, Q]; None is not asked, scores 0."""
         device = self.model.device
         text, spans = _one_text(phrases)
         encoded = self.processor.tokenizer(
@@ -223,7 +223,7 @@ class GroundingDinoDetector:
     def _texts(self, phrases: Sequence[str]) -> list[list[str | None]]:
         """Splits the phrases into texts that fit the model's length.
 
-        Each text is a list as long as `phrases`, with None for what another text asks for.
+        Each text is a list as long as `phrases`, with None where another text has the phrase.
         """
         room = self.model.config.max_text_len - 2  # [CLS] and [SEP]
         texts: list[list[str | None]] = []

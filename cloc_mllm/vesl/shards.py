@@ -1,8 +1,8 @@
-"""A labelling run on disk: what is done, what is left, and when it is whole.
+"""Keeps a labelling run on disk: what is done, what is left, and when it is whole.
 
-The run works in `.NAME.partial` beside the directory it makes. A shard is done when its summary,
-`shard-00000.json`, is there: it is written last, names the sha256 of `shard-00000.parquet`, and
-appears in one step. So a run may be killed at any moment: the next one finds the shards that are
+The run works in `.NAME.partial` beside the directory it makes. A shard is done once its summary,
+`shard-00000.json`, is there: it is written last, in one step, and names the sha256 of
+`shard-00000.parquet`. So a run may be killed at any moment: the next one keeps the shards that are
 done and makes the others anew, and each image is labelled in exactly one of them.
 """
 
@@ -22,13 +22,13 @@ from cloc_mllm.data.parquet import DROPS_NAME, seal_data_set, write_shard
 from cloc_mllm.data.storage import sha256_of
 from cloc_mllm.vesl.pipeline import Labelled
 
-TEMPORARY = ".writing-"  # what a killed run may leave of a file
+TEMPORARY = ".writing-"  # prefix of half-written files, which a killed run may leave
 _PLAN_NAME = "plan.json"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Images `start` .. `stop` of the source, which become one file."""
+    """Images `start` to before `stop` of the source, which become one file."""
 
     index: int
     start: int
@@ -45,13 +45,13 @@ class Summary:
 
     Attributes:
         file: entry of the manifest; empty if no image could be used.
-        ids: of the records, in the file's order.
-        dropped: the fields of `Drop` of what `validate_record` refused.
-        notes: what it did beside, such as converting images, with the number.
-        boxes: what became of the detector's boxes.
-        phrases: queries that got a box under `kept`, the others by reason.
+        ids: ids of the records, in the file's order.
+        dropped: what `validate_record` refused, as the fields of `Drop`.
+        notes: number of other things that it did, such as converting images.
+        boxes: number of the detector's boxes by what became of them.
+        phrases: number of queries that got a box (`kept`), and of the others by reason.
         words: number of regions by the number of words of their phrase.
-        queries_per_image, boxes_per_image: number of images by how many they have.
+        queries_per_image, boxes_per_image: number of images by how many queries or boxes they have.
     """
 
     index: int
@@ -73,7 +73,7 @@ class Summary:
 
     @property
     def num_dropped(self) -> int:
-        """Images that cannot be used."""
+        """Number of images that cannot be used."""
         return sum(kind == "record" for kind, *_ in self.dropped)
 
     @property
@@ -91,10 +91,10 @@ def partial_directory(output_dir: Path) -> Path:
 
 
 def check_plan(partial: Path, plan: dict[str, Any]) -> None:
-    """Note what is being made, or see that it is what an earlier run began.
+    """Writes down the plan of a new run, or checks that it equals that of an unfinished one.
 
     Raises:
-        ValueError: an unfinished run labelled something else or otherwise; names the difference.
+        ValueError: the unfinished run has other images or settings; names the difference.
     """
     path = partial / _PLAN_NAME
     if not path.exists():
@@ -114,7 +114,7 @@ def check_plan(partial: Path, plan: dict[str, Any]) -> None:
 
 
 def done_summary(partial: Path, shard: Shard) -> Summary | None:
-    """The summary of a shard that is whole on disk; None if it has to be made."""
+    """Reads the summary of a shard that is whole on disk; None if it has to be made."""
     path = partial / f"{shard.name}.json"
     if not path.is_file():
         return None
@@ -128,7 +128,7 @@ def done_summary(partial: Path, shard: Shard) -> Summary | None:
 def write_shard_files(
     partial: Path, shard: Shard, labelled: Sequence[Labelled], drop_log: DropLog
 ) -> Summary:
-    """The records, the log of phrases, then the summary that makes the shard count."""
+    """Writes the records, the log of phrases and at last the summary, which marks it as done."""
     summary = Summary(shard.index, shard.start, shard.stop)
     summary.dropped = [list(drop) for drop in drop_log.drops]
     summary.notes = dict(drop_log.notes)
@@ -175,10 +175,10 @@ def finish(
     arguments: dict[str, Any],
     notes: dict[str, int],
 ) -> None:
-    """Write manifest and drops and give the directory its name, if every image is accounted for.
+    """Writes manifest and drops and gives the directory its final name.
 
     Raises:
-        RefusedBuildError: more images were unusable than allowed; nothing is lost, the shards stay.
+        RefusedBuildError: more images are unusable than allowed; the shards stay.
     """
     dropped = [Drop(*entry) for summary in summaries for entry in summary.dropped]  # type: ignore[arg-type]
     num_images = sum(summary.num_images for summary in summaries)
@@ -197,8 +197,8 @@ def finish(
     write_drops(dropped, partial / DROPS_NAME)
     counts: dict[str, dict[str, int]] = {}
     for drop in dropped:
-        of_kind = counts.setdefault(drop.kind, {})
-        of_kind[drop.reason] = of_kind.get(drop.reason, 0) + 1
+        kind_counts = counts.setdefault(drop.kind, {})
+        kind_counts[drop.reason] = kind_counts.get(drop.reason, 0) + 1
     contents = {
         "arguments": arguments,
         "dropped": counts,
@@ -216,7 +216,7 @@ def sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """The file is there whole or not at all, also after a power cut."""
+    """Writes a file so that it is there whole or not at all, even after a power cut."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     _replace(temporary, path)

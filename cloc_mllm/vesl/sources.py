@@ -1,4 +1,4 @@
-"""What is labelled: records, or a folder, tar or zip of photos with their captions."""
+"""Reads what is labelled: records, or a folder, tar or zip of photos with their captions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Source(Protocol):
     """Images with captions in a fixed order.
 
     Attributes:
-        notes: what it holds that is not labelled, with its number.
-        examples: the first few names of each.
+        notes: number of items of each sort that are not labelled.
+        examples: the first few names of each sort.
     """
 
     notes: dict[str, int]
@@ -34,21 +34,21 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> list[Record]:
-        """Images `start` .. `stop`, not validated; their regions are not used."""
+        """Reads images `start` to before `stop`, not validated; their regions are not used."""
 
     def fingerprint(self) -> str:
-        """Changes when the images, their order or the file of captions do."""
+        """A text that changes when the images, their order or the file of captions change."""
 
     def has_captions(self) -> bool:
-        """Whether any image has one."""
+        """Whether any image has a caption."""
 
 
 def open_source(images: str, captions: str = "", encoding: str = "") -> Source:
     """Opens records, or a folder, tar or zip of photos.
 
     Args:
-        captions: of photos: a file of them; "" looks for NAME.txt beside each.
-        encoding: of texts without a byte order mark; "" is UTF-8.
+        captions: a file of captions of photos; "" looks for NAME.txt beside each photo.
+        encoding: encoding of texts without a byte order mark; "" is UTF-8.
 
     Raises:
         FileNotFoundError: there is nothing at `images`.
@@ -99,7 +99,7 @@ class _Photos:
         if not self.names:
             there = ", ".join(map(shown, self.files.names()[:_NUM_EXAMPLES])) or "nothing"
             raise ValueError(
-                f"{path} holds no photo, but {there}; for records give the directory that "
+                f"{path} holds no photo, but {there}; to label records, give the directory that "
                 "`cloc-mllm data build` made"
             )
         self.notes: dict[str, int] = {}
@@ -139,7 +139,7 @@ class _Photos:
         return [line for line in lines_of(text) if line.strip()]
 
     def _read_captions(self, path: str) -> dict[str, list[str]]:
-        """Reads photo -> captions; rows of photos that are not there are noted."""
+        """Reads the captions by photo; rows of photos that are not there are noted."""
         texts_of: dict[str, list[str]] = {}
         for place, row in read_rows(path, self.encoding):
             name = row.get("image") if isinstance(row, dict) else None
@@ -158,7 +158,7 @@ class _Photos:
         absent = [name for (name,), match in matches.items() if not match.path]
         if not captions:
             raise ValueError(
-                f"no image of {path} is in {self.path}: its first is {next(iter(texts_of), None)!r}"
+                f"{path} names no photo of {self.path}: its first is {next(iter(texts_of), None)!r}"
                 f", the first photo is {self.names[0]!r}"
             )
         self._note("captioned images that are not there", absent)

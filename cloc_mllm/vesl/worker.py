@@ -1,4 +1,4 @@
-"""One shard from its images to its files: what a worker process does, under Ray or without."""
+"""Labels one shard, from its images to its files: the work of a process, with or without Ray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cloc_mllm.vesl.sources import Source
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The images of a shard that can be used, and what `validate_record` says of the others."""
+    """The usable images of a shard, and what `validate_record` says of the others."""
 
     shard: Shard
     records: list[Record]
@@ -32,14 +32,14 @@ class ShardContent:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A shard is on disk; `seconds` is what a worker took to label and write it."""
+    """A shard that is on disk; `seconds` is how long a worker took to label and write it."""
 
     num_images: int
     seconds: float
 
 
 def read_shard(shard: Shard, source: Source) -> ShardContent:
-    """Read and check the images of a shard."""
+    """Reads and checks the images of a shard."""
     drop_log = DropLog()
     read = source.read(shard.start, shard.stop)
     checked = [validate_record(record, drop_log) for record in read]
@@ -47,7 +47,7 @@ def read_shard(shard: Shard, source: Source) -> ShardContent:
 
 
 def load_labeller(config: LabelConfig, device: str = "") -> Labeller:
-    """The models of a configuration.
+    """Loads the models of a configuration.
 
     Args:
         device: "" takes a GPU if there is one.

@@ -6,12 +6,14 @@ python eval/bench/leak_check.py --data runs/data/flickr8k-val
 
 from __future__ import annotations
 
-import argparse
 import io
+import sys
 from dataclasses import replace
 
 from PIL import Image, ImageEnhance, ImageOps
 
+from cloc_mllm.cli import run
+from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.checks.leaks import find_leaks, fingerprint
 from cloc_mllm.data.parquet import load_records
 
@@ -32,10 +34,10 @@ CHANGES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(prog="leak_check", description=__doc__)
     parser.add_argument("--data", required=True, help="records of real photos")
-    records = list(load_records(parser.parse_args().data))
+    records = list(load_records(parser.parse_args(argv).data))
     upright, mirrored = fingerprint(records), fingerprint(records, mirror=True)
     for name, change in CHANGES.items():
         copies = []
@@ -52,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -113,4 +113,4 @@ def test_a_table_is_made_and_goes_on_where_it_was(
     assert "| M = 1 | CLOC | - |" in output
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 10_000
     assert main([*arguments, "--settings", '{"run.steps": 1}', "--only", "[CLOC]"]) == 0
-    assert "CLOC, seed 0: its settings changed, it is trained anew" in capsys.readouterr().out
+    assert "CLOC, seed 0: its settings changed, so it is trained anew" in capsys.readouterr().out

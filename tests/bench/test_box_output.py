@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from cloc_mllm.bench.box_output import FORMATS, check_boxes, ground, predictors, write
+from box_output import FORMATS, check_boxes, ground, predictors, write
 
 
 def test_each_way_answers_every_question_in_its_own_number_of_tokens():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cloc_mllm.bench.feature_cache import matched_steps
 from cloc_mllm.config import MllmConfig
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.models.vision_encoder import VisionEncoder
+from feature_cache import matched_steps
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
 
 __all__ = ["cloc_dir", "llm_dir", "mllm_config"]

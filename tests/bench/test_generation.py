@@ -2,7 +2,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.bench.generation import (
+from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.geometry import Boxes
+from cloc_mllm.inference.grounding_predictor import Question
+from cloc_mllm.inference.results import Answer
+from generation import (
     NEW_TOKENS,
     check_equal,
     ideal_speedup,
@@ -10,10 +14,6 @@ from cloc_mllm.bench.generation import (
     scene_questions,
     together_and_apart,
 )
-from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.grounding_predictor import Question
-from cloc_mllm.inference.results import Answer
 
 
 def test_the_two_sides_answer_alike_and_the_ideal_counts_tokens():

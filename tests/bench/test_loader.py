@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cloc_mllm.bench.loader import MissingPeerError, OpenClipLoader, OurLoader, write_tars
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.records import Record
+from loader import MissingPeerError, OpenClipLoader, OurLoader, write_tars
 
 
 @pytest.fixture

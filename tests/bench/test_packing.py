@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloc_mllm.bench.packing import (
+from cloc_mllm.mllm.packing import PackedRow, pad_sequences
+from packing import (
     draw_batches,
     language_model,
     matched_sides,
@@ -15,7 +16,6 @@ from cloc_mllm.bench.packing import (
     padded,
     padding_share,
 )
-from cloc_mllm.mllm.packing import PackedRow, pad_sequences
 
 
 def test_padding_share() -> None:
@@ -45,8 +45,6 @@ def test_a_step_of_both_sides_moves_the_weights_alike(tmp_path: Path) -> None:
 def test_other_losses_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = language_model()
     batches = draw_batches(processor, [1, 1, 16], num_batches=1, batch_size=6)
-    monkeypatch.setattr(
-        "cloc_mllm.bench.packing.packed", lambda rows, pad, _: pad_sequences([rows[:2]], pad)
-    )
+    monkeypatch.setattr("packing.packed", lambda rows, pad, _: pad_sequences([rows[:2]], pad))
     with pytest.raises(ValueError, match="nothing to compare"):
         matched_sides(model, batches, 0, 512, str(tmp_path))

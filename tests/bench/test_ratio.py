@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloc_mllm.bench.ratio import (
+from ratio import (
     Ratio,
     Samples,
     interleaved_ratio,

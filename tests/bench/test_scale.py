@@ -10,8 +10,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cloc_mllm.bench.prompter import make_inputs
-from cloc_mllm.bench.scale import (
+from cloc_mllm.config import ModelConfig
+from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.region_encoders import RegionPrompts
+from prompter import make_inputs
+from scale import (
     Recipe,
     Shapes,
     communication,
@@ -21,9 +24,6 @@ from cloc_mllm.bench.scale import (
     prompter_flops,
     text_tower_flops,
 )
-from cloc_mllm.config import ModelConfig
-from cloc_mllm.models.cloc import Cloc
-from cloc_mllm.models.region_encoders import RegionPrompts
 from tests.models.tiny import built
 
 SHAPES = Shapes.of("ViT-B-16", 224)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cloc_mllm.bench.scoring import lmms_eval_module, lmms_eval_side, our_side, random_results
+from scoring import lmms_eval_module, lmms_eval_side, our_side, random_results
 
 
 def test_both_sides_give_the_same_numbers():

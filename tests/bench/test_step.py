@@ -8,11 +8,11 @@ import open_clip
 import pytest
 import torch
 
-from cloc_mllm.bench import step
-from cloc_mllm.bench.prompter import prompter_and_tower
-from cloc_mllm.bench.step import matched_steps, read_batch, region_text
+import step
 from cloc_mllm.data.collate import ClocBatch
 from cloc_mllm.data.tokenizer import load_text_tokenizer
+from prompter import prompter_and_tower
+from step import matched_steps, read_batch, region_text
 from tests.models.tiny import tiny_cloc
 
 TOKENIZER = load_text_tokenizer("open_clip:ViT-B-16")

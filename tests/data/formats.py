@@ -20,21 +20,28 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from cloc_mllm.data.readers.coco import read_coco
+from cloc_mllm.data.readers.cvat import read_cvat
 from cloc_mllm.data.readers.ferret import read_ferret
 from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
 from cloc_mllm.data.readers.grit import read_grit, read_grit_parquet, read_grit_tars
+from cloc_mllm.data.readers.hf_objects import read_hf_objects
+from cloc_mllm.data.readers.label_studio import read_label_studio
 from cloc_mllm.data.readers.llava import read_llava
 from cloc_mllm.data.readers.mdetr import read_mdetr
 from cloc_mllm.data.readers.ms_swift import read_ms_swift
 from cloc_mllm.data.readers.odgt import read_odgt
+from cloc_mllm.data.readers.open_images import read_open_images
 from cloc_mllm.data.readers.pascal_voc import read_pascal_voc
+from cloc_mllm.data.readers.plain_csv import read_csv
 from cloc_mllm.data.readers.qwen_vl import read_qwen_vl
 from cloc_mllm.data.readers.refcoco import read_refcoco
 from cloc_mllm.data.readers.refer import read_refer
 from cloc_mllm.data.readers.shikra import read_shikra
+from cloc_mllm.data.readers.via import read_via
 from cloc_mllm.data.readers.visual_genome import read_visual_genome
 from cloc_mllm.data.readers.yolo import read_yolo
 from cloc_mllm.data.records import DropLog, Record, Region, validate_record
+from tests.data import layouts
 
 COLORS = [(220, 20, 20), (20, 160, 20), (20, 20, 220), (200, 160, 0)]
 WORDS = ["red", "green", "blue", "yellow"]
@@ -541,6 +548,62 @@ FORMATS = [
         lambda records, f: write_swift_rows(records, f, "norm1000"),
         _rows(read_ms_swift),
         ("rows.jsonl",),
+    ),
+]
+FORMATS += [
+    Format(
+        "cvat",
+        layouts.write_cvat_xml,
+        _rows(read_cvat, "annotations.xml", expression_attribute="expression"),
+        ("annotations.xml",),
+    ),
+    Format(
+        "label_studio",
+        lambda records, f: layouts.write_label_studio(records, f, address=""),
+        _rows(read_label_studio, "export.json"),
+        ("export.json",),
+    ),
+    Format(
+        "label_studio_min",
+        lambda records, f: layouts.write_label_studio_min(records, f, address=""),
+        _rows(read_label_studio, "export.json"),
+        ("export.json",),
+    ),
+    Format(
+        "via_project",
+        layouts.write_via_project,
+        _rows(read_via, "via_project.json"),
+        ("via_project.json",),
+    ),
+    Format("via_json", layouts.write_via_json, _rows(read_via, "via.json"), ("via.json",)),
+    Format("via_csv", layouts.write_via_csv, _rows(read_via, "via.csv"), ("via.csv",)),
+    Format(
+        "open_images",
+        layouts.write_open_images,
+        lambda f, log, **more: read_open_images(
+            f / "boxes.csv", f / "classes.csv", f / "images", drop_log=log, **more
+        ),
+        ("boxes.csv", "classes.csv"),
+    ),
+    Format(
+        "hf_rows",
+        layouts.write_hf_rows,
+        _rows(read_hf_objects, frame="pixels", box_order="xywh"),
+        ("rows.jsonl",),
+    ),
+    Format(
+        "hf_disk",
+        layouts.write_hf_disk,
+        lambda f, log, **more: read_hf_objects(
+            f / "set", frame="pixels", box_order="xywh", drop_log=log, **more
+        ),
+        (),
+    ),
+    Format(
+        "csv",
+        layouts.write_plain_csv,
+        _rows(read_csv, "boxes.csv", frame="pixels"),
+        ("boxes.csv",),
     ),
 ]
 BY_NAME = {form.name: form for form in FORMATS}

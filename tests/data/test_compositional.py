@@ -27,7 +27,7 @@ def asked(record: Record) -> list[Region]:
     return [region for region in record.regions if region.expressions]
 
 
-def of_kind(scenes: list[Record], kind: str) -> list[Record]:
+def only(scenes: list[Record], kind: str) -> list[Record]:
     return [record for record in scenes if compositional_kind(record.source) == kind]
 
 
@@ -62,7 +62,7 @@ def test_the_noun_alone_does_not_tell_which_is_meant(scenes: list[Record]) -> No
 
 
 def test_a_crowd_is_larger_than_any_in_training(scenes: list[Record]) -> None:
-    for record in of_kind(scenes, "crowd"):
+    for record in only(scenes, "crowd"):
         same = [r for r in record.regions if r.category == asked(record)[0].category]
         assert len(same) >= 5
         for region in asked(record):
@@ -80,7 +80,7 @@ def test_unseen_concepts_are_those_that_no_other_split_holds(scenes: list[Record
 
 def test_a_thing_has_the_colour_it_is_asked_by(scenes: list[Record]) -> None:
     channels = {"red": (0,), "green": (1,), "blue": (2,), "yellow": (0, 1), "purple": (0, 2)}
-    for record in of_kind(scenes, "colour"):
+    for record in only(scenes, "colour"):
         pixels = np.asarray(Image.open(io.BytesIO(record.image)), dtype=float)
         for region in asked(record):
             colour = region.expressions[0].split()[1]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cloc_mllm.config import ConversationConfig
-from cloc_mllm.data.conversations import TASKS, build_turns, refer_turn, unambiguous_texts
+from cloc_mllm.data.conversations import TASKS, build_questions, refer_question, unambiguous_texts
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.coordinates import BoxFormat
 
@@ -59,10 +59,12 @@ def test_only_texts_with_one_answer_are_grounded(given: Record, expected: list[l
     assert unambiguous_texts(given) == expected
 
 
-def test_turns_by_task() -> None:
+def test_questions_by_task() -> None:
     config = ConversationConfig(questions_per_image=200)
-    turns = build_turns(TWO_CRABS, config, BOX_FORMAT, rng())
-    by_task = {task: {(t.question, t.answer) for t in turns if t.task == task} for task in TASKS}
+    questions = build_questions(TWO_CRABS, config, BOX_FORMAT, rng())
+    by_task = {
+        task: {(t.question, t.answer) for t in questions if t.task == task} for task in TASKS
+    }
     assert by_task["ground"] == {
         ("Where is the smaller crab?", "<loc_0><loc_50><loc_25><loc_100>"),
         ("Where is the larger crab?", "<loc_75><loc_50><loc_100><loc_100>"),
@@ -74,20 +76,20 @@ def test_turns_by_task() -> None:
         ("What is in <loc_25><loc_0><loc_75><loc_25> <region>?", "clock"),
     }
     assert by_task["caption"] == {("Describe the image.", "two crabs and a clock")}
-    assert all((turn.region is not None) == (turn.task == "refer") for turn in turns)
-    counts = Counter(turn.task for turn in turns)
+    assert all((pair.region is not None) == (pair.task == "refer") for pair in questions)
+    counts = Counter(pair.task for pair in questions)
     assert min(counts["ground"], counts["refer"]) > 2 * counts["caption"] > 0
 
 
 def test_every_region_is_asked_about_before_one_comes_again() -> None:
     config = ConversationConfig(questions_per_image=3, ground=0, caption=0)
-    answers = [turn.answer for turn in build_turns(TWO_CRABS, config, BOX_FORMAT, rng())]
+    answers = [pair.answer for pair in build_questions(TWO_CRABS, config, BOX_FORMAT, rng())]
     assert sorted(answers) == ["Crab", "clock", "crab"]
 
 
 def test_the_seed_decides() -> None:
     config = ConversationConfig(questions_per_image=8)
-    draws = [build_turns(TWO_CRABS, config, BOX_FORMAT, rng(seed)) for seed in (3, 3, 4)]
+    draws = [build_questions(TWO_CRABS, config, BOX_FORMAT, rng(seed)) for seed in (3, 3, 4)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -100,31 +102,31 @@ def test_the_seed_decides() -> None:
     ],
 )
 def test_tasks_without_material_are_left_out(given: Record, tasks: set[str]) -> None:
-    turns = build_turns(given, ConversationConfig(), BOX_FORMAT, rng())
-    assert {turn.task for turn in turns} == tasks
+    questions = build_questions(given, ConversationConfig(), BOX_FORMAT, rng())
+    assert {pair.task for pair in questions} == tasks
 
 
 def test_braces_in_a_phrase_are_text() -> None:
     region = Region(LEFT, "a {sign} 100%")
     config = ConversationConfig(questions_per_image=1, refer=0, caption=0)
-    assert build_turns(record(region), config, BOX_FORMAT, rng())[0].question == (
+    assert build_questions(record(region), config, BOX_FORMAT, rng())[0].question == (
         "Where is a {sign} 100%?"
     )
-    assert refer_turn(region, BOX_FORMAT).answer == "a {sign} 100%"
+    assert refer_question(region, BOX_FORMAT).answer == "a {sign} 100%"
 
 
 def test_what_an_image_does_not_show_is_asked_for_by_phrases_that_share_no_word() -> None:
     config = ConversationConfig(questions_per_image=20, ground=0, refer=0, caption=0, absent=1)
     phrases = ["a crab", "the clocks", "a boat", "two crabs in a boat"]
 
-    turns = build_turns(TWO_CRABS, config, BOX_FORMAT, rng(), phrases)
+    questions = build_questions(TWO_CRABS, config, BOX_FORMAT, rng(), phrases)
 
-    assert {turn.question for turn in turns} == {"Where is a boat?"}
-    assert {turn.answer for turn in turns} == {"not in the image"}
-    assert build_turns(TWO_CRABS, config, BOX_FORMAT, rng()) == []
+    assert {pair.question for pair in questions} == {"Where is a boat?"}
+    assert {pair.answer for pair in questions} == {"not in the image"}
+    assert build_questions(TWO_CRABS, config, BOX_FORMAT, rng()) == []
 
 
 def test_questions_without_absent_ones_are_as_before_whatever_phrases_there_are() -> None:
     config = ConversationConfig(questions_per_image=20)
-    expected = build_turns(TWO_CRABS, config, BOX_FORMAT, rng())
-    assert build_turns(TWO_CRABS, config, BOX_FORMAT, rng(), ["a boat"]) == expected
+    expected = build_questions(TWO_CRABS, config, BOX_FORMAT, rng())
+    assert build_questions(TWO_CRABS, config, BOX_FORMAT, rng(), ["a boat"]) == expected

@@ -25,13 +25,16 @@ BY_NAME = {form.name: form for form in FORMATS}
 REGION_FORMATS = [
     *("coco", "refer", "shikra_captions", "qwen_vl_conversations", "visual_genome_regions"),
     *("visual_genome_objects", "odvg_detection", "odvg_grounding", "odgt", "yolo", "pascal_voc"),
+    *("cvat", "label_studio", "label_studio_min", "via_project", "via_json", "via_csv"),
+    *("open_images", "hf_rows", "csv"),
 ]
-# a row is one expression, rows of one box are one region
-EXPRESSION_FORMATS = ["refcoco", "mdetr", "shikra_referring", "qwen_vl_lines"]
+# a row is one expression, rows of one box are one region; in the last, regions have expressions
+EXPRESSION_FORMATS = ["refcoco", "mdetr", "shikra_referring", "qwen_vl_lines", "label_studio"]
 # boxes of the same numbers are one region
 DISTINCT_FORMATS = ["llava_padded", "llava_original", "ferret", "ms_swift_real"]
 DISTINCT_FORMATS += ["ms_swift_norm1", "grit_rows"]
-PLAIN_TEXT_FORMATS = {"pascal_voc", "yolo"}  # XML and text files hold no NUL, no lone surrogate
+# XML and text files hold no NUL, no lone surrogate
+PLAIN_TEXT_FORMATS = {"pascal_voc", "yolo", "cvat", "via_csv", "open_images", "csv"}
 
 coordinates = st.one_of(
     st.floats(-0.5, 1.5),
@@ -141,7 +144,10 @@ JSON_FILES = {
     **dict.fromkeys(["refcoco", "llava_padded", "llava_original", "ferret"], "rows.json"),
     **dict.fromkeys(["shikra_referring", "shikra_captions", "qwen_vl_lines"], "rows.jsonl"),
     **dict.fromkeys(["odvg_detection", "odvg_grounding", "odgt"], "rows.jsonl"),
-    **dict.fromkeys(["ms_swift_real", "ms_swift_norm1", "grit_rows"], "rows.jsonl"),
+    **dict.fromkeys(["ms_swift_real", "ms_swift_norm1", "grit_rows", "hf_rows"], "rows.jsonl"),
+    **dict.fromkeys(["label_studio", "label_studio_min"], "export.json"),
+    "via_project": "via_project.json",
+    "via_json": "via.json",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from typing import Any
 
@@ -17,6 +18,8 @@ from cloc_mllm.data.readers.boxes import (
     RESIZED,
     TURNED,
     BoxFrame,
+    around_ellipse,
+    around_turned,
     box_frame,
     boxes_from_xywh,
     boxes_from_xyxy,
@@ -255,3 +258,61 @@ def test_run_lengths_are_what_pycocotools_encloses(seed: int) -> None:
     expected = [x, y, x + w, y + h] if mask.any() else None
     for counts in (runs_of(mask), encoded_mask["counts"], encoded_mask["counts"].decode()):
         assert enclosing_corners({"size": [height, width], "counts": counts}) == expected
+
+
+# turned shapes
+
+
+def turned_point(x: float, y: float, degrees: float, pivot: tuple[float, float]) -> Any:
+    """Clockwise on a screen, whose y points down."""
+    point = complex(x - pivot[0], y - pivot[1]) * cmath.rect(1, math.radians(degrees))
+    return point.real + pivot[0], point.imag + pivot[1]
+
+
+def around(points: Any) -> Any:
+    xs, ys = zip(*points, strict=True)
+    return pytest.approx([min(xs), min(ys), max(xs), max(ys)])
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 123.4, 180, 270, -30, 359])
+def test_turned_shapes_are_enclosed(degrees: float) -> None:
+    x1, y1, x2, y2 = box = (20.0, 30.0, 80.0, 50.0)
+    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    for about_corner, pivot in ((False, (50.0, 40.0)), (True, (x1, y1))):
+        expected = around(turned_point(*corner, degrees, pivot) for corner in corners)
+        assert around_turned(box, degrees, about_corner=about_corner) == expected
+    angles = np.linspace(0, 2 * math.pi, 100_001)
+    rim = zip(50 + 30 * np.cos(angles), 40 + 10 * np.sin(angles), strict=True)
+    expected = around(turned_point(x, y, degrees, (50.0, 40.0)) for x, y in rim)
+    assert around_ellipse((50, 40), ("30", 10), degrees) == expected
+
+
+def test_what_is_no_turned_shape() -> None:
+    for values in (around_turned([1, 2, None, 4], 30), around_turned([1, 2, 3, 4], "x")):
+        assert all(map(math.isnan, values))
+    assert all(map(math.isnan, around_ellipse((1, 2), (-3, 4))))
+    x1, y1, x2, y2 = around_turned([80, 30, 20, 50], 10)
+    assert x1 > x2 and y1 < y2  # inverted before, inverted after
+
+
+def test_a_box_that_cvat_turned() -> None:
+    row = {"bbox": [20, 30, 60, 20], "segmentation": []}
+    for attributes in ({"rotation": 0.0}, {"rotation": 360}, {"occluded": True}, {}, None, [3]):
+        assert xywh_of_annotation({**row, "attributes": attributes}) == [20, 30, 60, 20]
+    turned = {**row, "attributes": {"occluded": False, "rotation": 90.0}}
+    assert xywh_of_annotation(turned) == pytest.approx([40, 10, 20, 60])
+    assert xywh_of_annotation({**turned, "segmentation": [SQUARE]}) == [20, 30, 60, 20]
+
+
+@pytest.mark.parametrize(
+    ("order", "row"),
+    [
+        ("xyxy", [10, 20, 30, 60]),
+        ("xywh", [10, 20, 20, 40]),
+        ("cxcywh", [20, 40, 20, 40]),
+        ("yxyx", [20, 10, 60, 30]),
+    ],
+)
+def test_declared_orders(order: Any, row: list[float]) -> None:
+    (box,) = box_frame(None, 100, 200).from_order([row], order)
+    assert box == pytest.approx((0.1, 0.1, 0.3, 0.3))

@@ -163,3 +163,32 @@ def test_real_lvis_annotations(shared_data: Path) -> None:
     assert record.id == "11813"
     assert log.counts["record"] == {"missing_image": 99}
     assert log.delivered["region"] + log.num_dropped("region") == 977
+
+
+def test_scores_of_predictions_are_kept(tmp_path: Path) -> None:
+    """FiftyOne and Datumaro write `score` beside the box."""
+    instances = make_instances()
+    first = instances["annotations"][0]
+    instances["annotations"] = [{**first, "score": score} for score in (0.25, "0.5", None, "?")]
+    (record,), log = read(tmp_path, instances)
+    assert [region.score for region in record.regions] == [0.25, 0.5, 1.0]
+    assert log.counts == {"region": {"bad_score": 1}}
+
+
+def test_a_turned_box_of_cvat_is_enclosed(tmp_path: Path) -> None:
+    instances = make_instances()
+    first = {**instances["annotations"][0], "bbox": [40, 20, 20, 10], "segmentation": []}
+    instances["annotations"] = [{**first, "attributes": {"occluded": False, "rotation": 90.0}}]
+    (record,), _ = read(tmp_path, instances)
+    assert record.regions[0].box == pytest.approx((0.45, 0.3, 0.55, 0.7))
+
+
+def test_a_mask_of_cvat_is_a_crowd_unless_kept(tmp_path: Path) -> None:
+    """CVAT exports each mask with `iscrowd` 1."""
+    instances = make_instances()
+    mask = {"size": [50, 100], "counts": [510, 10, 40, 10, 4430]}
+    row = {**instances["annotations"][1], "segmentation": mask, "bbox": [10, 10, 2, 10]}
+    instances["annotations"] = [row]
+    assert read(tmp_path, instances)[1].set_aside == {"region": {"crowd": 1}}
+    (record,), _ = read(tmp_path, instances, keep_crowd=True)
+    assert record.regions[0].box == pytest.approx((0.1, 0.2, 0.12, 0.4))

@@ -89,7 +89,7 @@ def test_spellings(name: str, expected: list[str]) -> None:
     assert spellings(name) == expected
 
 
-# name, paths that are there, the one that is meant, how
+# name, paths that are there, the one that is meant, difference
 FOUND = [
     ("a.jpg", ["a.jpg", "x/a.jpg"], "a.jpg", ""),
     ("x/a.jpg", ["a.jpg", "x/a.jpg"], "x/a.jpg", ""),
@@ -126,10 +126,10 @@ FOUND = [
 ]
 
 
-@pytest.mark.parametrize(("name", "paths", "expected", "how"), FOUND)
-def test_a_name_finds_its_file(name: str, paths: list[str], expected: str, how: str) -> None:
+@pytest.mark.parametrize(("name", "paths", "expected", "difference"), FOUND)
+def test_a_name_finds_its_file(name: str, paths: list[str], expected: str, difference: str) -> None:
     match = files_of(*paths).match(name)
-    assert (match.path, match.fault, match.how) == (expected, "", how)
+    assert (match.path, match.fault, match.difference) == (expected, "", difference)
 
 
 AMBIGUOUS = [

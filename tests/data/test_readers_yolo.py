@@ -195,10 +195,50 @@ def test_the_score_of_a_prediction_is_kept(tmp_path: Path) -> None:
     [
         ("names: [cat]", "names no folder of images"),
         ("names: [cat]\ntrain: nowhere", "`train` names 'nowhere', which is no folder"),
-        ("names: [cat]\ntrain: train.txt", "`train` names 'train.txt', which is no folder"),
+        (
+            "names: [cat]\ntrain: x.txt",
+            "`train` names 'x.txt', which is no folder and no text file",
+        ),
     ],
 )
 def test_a_yaml_without_folders_says_what_to_give(yaml: str, message: str, tmp_path: Path) -> None:
     put(tmp_path, data_dot_yaml=yaml, train_dot_txt="images/a.png\n")
     with pytest.raises(ValueError, match=rf"data.yaml.*{message}.*--images and --labels"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("train.txt", "images/train/{}.png"),
+        ("train.txt", "./images/train/{}.png"),
+        ("train.txt", "data/images/train/{}.png"),  # as CVAT writes it
+        ("train.txt", "/somebody/else/images/train/{}.png"),
+        ("[train.txt, images/val]", "images\\train\\{}.png"),
+    ],
+)
+def test_splits_that_are_lists_of_images(place: str, line: str, tmp_path: Path) -> None:
+    names = ("a", "b", "gone")
+    put(
+        tmp_path,
+        images__train__a_dot_png="red",
+        images__train__b_dot_png="blue",
+        images__train__unlisted_dot_png="green",
+        images__val__a_dot_png="white",
+        labels__train__a_dot_txt=ROW,
+        labels__train__b_dot_txt=ROW * 2,
+        labels__train__unlisted_dot_txt=ROW,
+        labels__val__a_dot_txt=ROW * 3,
+        train_dot_txt="".join(line.format(name) + "\n" for name in names) + "\n",
+        data_dot_yaml=f"path: .\ntrain: {place}\nnames: [cat]\n",
+    )
+    records, log = read(tmp_path)
+    expected = {"images/train/a": 1, "images/train/b": 2}
+    num_others = 2
+    if "val" in place:
+        expected["images/val/a"] = 3
+        num_others = 1
+    assert {record.id: len(record.regions) for record in records} == expected
+    assert log.counts == {"record": {"missing_image": 1}}
+    assert log.drops[0].item.endswith("train/gone")
+    assert log.notes["images that no list names"] == num_others

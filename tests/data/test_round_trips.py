@@ -63,7 +63,8 @@ def test_round_trip(form: Format, tmp_path: Path) -> None:
 # their annotations state the image's size, so they tell a photo's frame before its turn
 STATE_A_SIZE = [
     *("coco", "refcoco", "refer", "mdetr", "qwen_vl_lines", "odvg_detection", "odvg_grounding"),
-    *("pascal_voc", "flickr30k_entities", "ferret"),
+    *("pascal_voc", "flickr30k_entities", "ferret", "cvat", "label_studio", "label_studio_min"),
+    *("hf_rows", "hf_disk"),
 ]
 
 

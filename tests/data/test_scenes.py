@@ -141,7 +141,7 @@ def test_every_expression_names_one_thing_and_has_a_kind() -> None:
     kinds = set()
     for index in range(200):
         layout = sample_layout(scene_rng(0, "test", index))
-        expressions = [e for of_thing in layout.expressions for e in of_thing]
+        expressions = [e for thing_texts in layout.expressions for e in thing_texts]
         assert len(expressions) == len(set(expressions)), layout
         kinds |= {expression_kind(e) for e in expressions}
     assert kinds == {"unique", "size", "ordinal", "relation"}

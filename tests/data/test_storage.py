@@ -118,10 +118,10 @@ def test_a_record_costs_a_few_range_requests(web: tuple[str, list[tuple[str, int
     records = load_records(url)
     assert [name for name, _ in sent] == ["manifest.json"]
     assert records[30] == make_records()[30]
-    of_shards = [size for name, size in sent if name.startswith("shard")]
-    opening = len(of_shards)
+    shard_sizes = [size for name, size in sent if name.startswith("shard")]
+    opening = len(shard_sizes)
     assert {name for name, _ in sent[1:]} == {"shard-00001.parquet"}
-    assert sum(of_shards) < 350_000  # a row group of 8 x 20 kB and a footer, not 20 x 20 kB
+    assert sum(shard_sizes) < 350_000  # a row group of 8 x 20 kB and a footer, not 20 x 20 kB
     assert records[21] == make_records()[21]
     assert len([name for name, _ in sent if name.startswith("shard")]) - opening <= 2
     assert records[22] == make_records()[22]

@@ -103,6 +103,19 @@ def test_ms_swift(records: list[Record], tmp_path: Path) -> None:
     assert log.counts == {}
 
 
+@pytest.mark.parametrize(
+    "write",
+    [write_coco, lambda records, out: write_llava(records, out, frame="original"), write_ms_swift],
+    ids=["coco", "llava", "ms-swift"],
+)
+def test_negative_zero_is_written_as_zero(write: Write, tmp_path: Path) -> None:
+    (record,) = painted_records()[:1]
+    region = replace(record.regions[0], box=(-0.0, -1e-9, 0.5, 0.5))
+    write([replace(record, regions=[region])], tmp_path / "out")
+    written = [path.read_text() for path in (tmp_path / "out").rglob("*.json*")]
+    assert written and not any("-0" in text for text in written)
+
+
 def test_webdataset_keeps_the_whole_record(records: list[Record], tmp_path: Path) -> None:
     write_webdataset(records, tmp_path / "out", shard_size=3)
     tars = sorted((tmp_path / "out").glob("*.tar"))

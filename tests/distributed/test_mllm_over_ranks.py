@@ -17,7 +17,7 @@ from cloc_mllm.config import (
     RunConfig,
     Stage2Config,
     Stage2DataConfig,
-    TowerRunConfig,
+    Stage2RunConfig,
 )
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
@@ -75,7 +75,7 @@ def train_records(model_dir: Path, output_dir: Path, cache: str = "") -> None:
         processor, ConversationConfig(questions_per_image=3, pack=bool(cache))
     )
     config = Stage2Config(
-        data=Stage2DataConfig(feature_cache=cache), run=TowerRunConfig(precision="fp32")
+        data=Stage2DataConfig(feature_cache=cache), run=Stage2RunConfig(precision="fp32")
     )
     collator.features = fill_features(model, processor, records, config)
     run_steps(model, records, collator, output_dir, zero_stage=3 if cache else 0)

@@ -30,16 +30,19 @@ from cloc_mllm.config import (
     MllmConfig,
     Stage2Config,
     Stage2DataConfig,
+    Stage2RunConfig,
     TowerOptimConfig,
-    TowerRunConfig,
 )
-from cloc_mllm.data.parquet import write_records
+from cloc_mllm.data.parquet import load_records, write_records
+from cloc_mllm.evaluation.quick import draw_questions, quick_answer_metrics
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import merge_and_save
 from cloc_mllm.mllm.adapter import load_adapter
 from cloc_mllm.mllm.language_model import quantized_layers
 from cloc_mllm.train import engine, stage2
 from cloc_mllm.train.deepspeed_config import deepspeed_config
 from cloc_mllm.train.export import load_trained
+from cloc_mllm.train.logging import read_log
 from tests.distributed.ranks import run_ranks
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
 
@@ -79,16 +82,18 @@ def config_of(base: MllmConfig, records: Path, root: Path, kind: str, zero: Any)
     changes, precision = KINDS[kind]
     return Stage2Config(
         model=dataclasses.replace(base, **changes),
-        data=Stage2DataConfig(train=str(records), num_workers=0),
+        data=Stage2DataConfig(train=str(records), validation=str(records), num_workers=0),
         conversations=ConversationConfig(questions_per_image=2),
         optim=TowerOptimConfig(lr=1e-2, warmup_steps=0),
-        run=TowerRunConfig(
+        run=Stage2RunConfig(
             output_dir=str(root / f"{kind}_zero{zero}"),
             steps=2,
             global_batch_size=2,
             precision=precision,  # type: ignore[arg-type]
             zero_stage=zero,
             save_every=1,
+            eval_every=1,
+            eval_questions=3,
         ),
     )
 
@@ -176,6 +181,18 @@ def test_resuming_is_bit_equal(runs: Path, kind: str, zero_stage: int, num_ranks
         assert actual.keys() == expected.keys()
         assert [n for n in expected if not torch.equal(actual[n], expected[n])] == []
         assert expected
+
+
+@pytest.mark.parametrize(("kind", "zero_stage", "num_ranks"), CELLS)
+def test_the_main_rank_evaluates_the_whole_model(
+    runs: Path, kind: str, zero_stage: int, num_ranks: int
+) -> None:
+    run, _ = run_of(runs, kind, zero_stage, num_ranks)
+    questions = draw_questions(load_records(runs / "records"), 3, seed=0)
+    expected = quick_answer_metrics(GroundingPredictor(*load_trained(run)), questions)
+    rows = read_log(run / "log.jsonl", "eval")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert {name: rows[-1][name] for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["lora", "4bit"])

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.queries import QuerySet
-from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Task
 

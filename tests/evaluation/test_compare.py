@@ -149,3 +149,51 @@ def test_tasks_of_ones_own_are_known_by_their_files(tmp_path):
         tuple(runs), str(tmp_path / "out"), bootstrap=Bootstrap(20), num_examples=0
     )
     assert comparison.tasks["naming"]["exact_match"].difference.value == 1
+
+
+ANSWERS = {TRUE: "[100, 100, 500, 500]", WRONG: "[600, 600, 900, 900]"}
+
+
+def unread(num_right, model):
+    return [
+        replace(row, boxes=[], raw_text=ANSWERS[row.boxes[0]], settings={"resized_width": 9})
+        for row in rows(num_right, model)
+    ]
+
+
+def accuracies(comparison):
+    found = comparison.tasks["rec"]["acc_at_0_5"]
+    return found.a.value, found.b.value
+
+
+def test_answers_are_read_in_the_format_of_the_evaluation(directories, tmp_path):
+    """An evaluation of another model keeps its raw answers, and the format it was declared with."""
+    other = write(tmp_path / "c", unread(10, "other"))
+    runs, out = (directories[0], other), str(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"c: 40 predictions have a raw_text and no boxes"):
+        compare(runs, out)
+    declared = compare(runs, out, formats=("", "0-1000"), bootstrap=Bootstrap(20))
+    config = {"config": {"format": "0-1000"}}
+    (tmp_path / "c" / "metrics.json").write_text(json.dumps({"about": config}))
+    assert accuracies(declared) == (30 / 40, 10 / 40)
+    assert accuracies(compare(runs, out, bootstrap=Bootstrap(20))) == (30 / 40, 10 / 40)
+
+
+def test_files_of_any_tool_are_compared(tmp_path, capsys):
+    lines = ["qid,pred"]
+    lines += [f'{row.id},"{row.raw_text}"' for row in unread(16, "")]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    table = [{"id": row.id, "raw_text": [row.raw_text]} for row in unread(30, "")][::-1]
+    (tmp_path / "b.json").write_text(json.dumps(table))
+    write_rows(REFERENCES, tmp_path / "r.jsonl")
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "b.json"), "--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=r"a\.csv is a file of predictions: say .*--task rec"):
+        main(files)
+    options = ["--task", "rec", "--references", str(tmp_path / "r.jsonl"), "--format", "0-1000"]
+    options += ["--format_b", '{"scale": "1000"}', "--columns_b", "id=id"]
+    columns = ["--columns", "id=qid,raw_text=pred", "--bootstrap_samples", "20"]
+    assert main([*files, *options, *columns]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["tasks"]["rec"]
+    assert found["acc_at_0_5"]["a"]["value"] == 16 / 40
+    assert found["acc_at_0_5"]["b"]["value"] == 30 / 40
+    assert "a.csv" in capsys.readouterr().out

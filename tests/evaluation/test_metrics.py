@@ -85,9 +85,9 @@ def test_unreadable_answers_are_wrong_and_counted(references):
 
 def test_a_baseline_stands_beside_with_its_paired_difference(references):
     cloc = [row for row in perfect(references) if row.task not in ("rec", "referring")]
-    of_cloc = [row for row in references if row.task not in ("rec", "referring")]
+    cloc_references = [row for row in references if row.task not in ("rec", "referring")]
     ours = pairs_by_task(perfect(references), references)
-    theirs = pairs_by_task(failed(cloc, ["region_classification"]), of_cloc)
+    theirs = pairs_by_task(failed(cloc, ["region_classification"]), cloc_references)
     tasks = compute_metrics(ours, theirs, bootstrap=FEW).tasks
     metric = tasks["region_classification"].metrics["macro_acc"]
     assert (metric.baseline.value, metric.difference.value) == (0, 1)

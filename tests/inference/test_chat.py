@@ -24,9 +24,11 @@ def user(*items: str | dict) -> dict:
     return {"role": "user", "content": content}
 
 
-def ask(predictor: GroundingPredictor, chat: Chat, **how) -> tuple[Answer, list[str]]:
+def ask(predictor: GroundingPredictor, chat: Chat, **sampling) -> tuple[Answer, list[str]]:
     pieces: list[str] = []
-    answer = answer_chat(predictor, chat, Sampling(**{"max_new_tokens": 48, **how}), pieces.append)
+    answer = answer_chat(
+        predictor, chat, Sampling(**{"max_new_tokens": 48, **sampling}), pieces.append
+    )
     return answer, pieces
 
 

@@ -84,11 +84,11 @@ def test_a_real_model_answers_both(picture, mllm_dir, capsys):
         (["ground", "picture.png", "<image> crab", "--mllm", "nowhere"], "stands for the picture"),
         (
             ["ground", "picture.png", "crab", "--mllm", "nowhere", "--out", "answers/crab"],
-            "--out answers/crab: expected a name that ends in .png, .jpg or .webp",
+            "--output answers/crab: expected a name that ends in .png, .jpg or .webp",
         ),
         (
             ["refer", "picture.png", "1", "2", "30", "30", "--mllm", "nowhere", "--out", "x.xyz"],
-            "--out x.xyz: expected a name that ends in",
+            "--output x.xyz: expected a name that ends in",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cloc_mllm.config import ConversationConfig, MllmConfig
-from cloc_mllm.data.conversations import build_turns
+from cloc_mllm.data.conversations import build_questions
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmProcessor, build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
@@ -44,8 +44,10 @@ def test_labels_decode_to_exactly_the_answers(model_and_processor, uneven, pack:
     batch = ConversationCollator(processor, replace(CONFIG, pack=pack))(uneven)
     expected = {}
     for seed, record in uneven:
-        turns = build_turns(record, CONFIG, processor.coordinates, np.random.default_rng(seed))
-        expected[record.id] = [turn.answer for turn in turns]
+        questions = build_questions(
+            record, CONFIG, processor.coordinates, np.random.default_rng(seed)
+        )
+        expected[record.id] = [pair.answer for pair in questions]
     assert answers_in(batch.inputs["labels"], processor) == [
         answer for record_id in batch.ids for answer in expected[record_id]
     ]
@@ -93,13 +95,13 @@ def test_packed_questions_have_the_loss_of_single_ones(model_and_processor, tiny
     model.eval()
     record = tiny_scenes[0]
     rng = np.random.default_rng(0)
-    turns = build_turns(record, CONFIG, processor.coordinates, rng)
+    questions = build_questions(record, CONFIG, processor.coordinates, rng)
     packed = ConversationCollator(processor, CONFIG)([(0, record)])
     actual = model(**packed.inputs, num_items_in_batch=1).loss
     expected = torch.tensor(0.0)
-    for turn in turns:
+    for pair in questions:
         single = ConversationCollator(processor, CONFIG)
-        single._turns = lambda record, rng, turn=turn: [turn]  # type: ignore[method-assign]
+        single._questions = lambda record, rng, pair=pair: [pair]  # type: ignore[method-assign]
         expected = expected + model(**single([(0, record)]).inputs, num_items_in_batch=1).loss
     torch.testing.assert_close(actual, expected)
 

@@ -134,7 +134,7 @@ def test_integers_always_use_1000_bins_and_add_no_token():
     ids=["inverted", "zero_area", "outside", "nan"],
 )
 def test_a_bad_box_is_refused_when_written(box):
-    with pytest.raises(ValueError, match="clean_box"):
+    with pytest.raises(ValueError, match="clip_box"):
         LOCATIONS.encode(box)
 
 

@@ -111,10 +111,10 @@ def test_fast_attention_of_bf16_training_rounds_like_torchs_and_leaves_no_trace(
         return features, torch.autograd.grad(features.square().sum(), variables)[0]
 
     exact = step(encoder, bf16=False)
-    of_torch = step(encoder._forward_any_length, bf16=True)
+    torch_kernel = step(encoder._forward_any_length, bf16=True)
     fast = step(encoder, bf16=True)
-    assert not torch.equal(fast[0], of_torch[0])  # it is another kernel
-    for actual, usual, expected in zip(fast, of_torch, exact, strict=True):
+    assert not torch.equal(fast[0], torch_kernel[0])  # it is another kernel
+    for actual, usual, expected in zip(fast, torch_kernel, exact, strict=True):
         assert (actual - expected).norm() < 1.3 * (usual - expected).norm()
     assert torch.backends.cuda.flash_sdp_enabled()
     assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()

@@ -6,13 +6,17 @@ import asyncio
 import base64
 import io
 import json
+import textwrap
 import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 pytest.importorskip("fastapi", reason="fastapi is not installed")
@@ -173,6 +177,80 @@ def test_fields_without_a_meaning_here_are_ignored(client: TestClient) -> None:
     assert response.status_code == 200, response.text
 
 
+BASE64 = URL.partition(",")[2]
+QUESTION = text("Where is the crab?")
+CHAT = body(picture(), QUESTION)["messages"]
+HEAD = "data:image/png;base64,"
+ACCEPTED = {
+    "wrapped": body(picture(HEAD + "\r\n".join(textwrap.wrap(BASE64, 76))), QUESTION),
+    "of URLs": body(picture(HEAD + BASE64.replace("+", "-").replace("/", "_")), QUESTION),
+    "unpadded": body(picture(HEAD + BASE64.rstrip("=")), QUESTION),
+    "quoted": body(picture(HEAD + quote(BASE64, safe="")), QUESTION),
+    "no kind": body(picture("data:image;base64," + BASE64), QUESTION),
+    "address as text": body({"type": "image_url", "image_url": URL}, QUESTION),
+    "responses API": body(
+        {"type": "input_image", "image_url": URL}, {**QUESTION, "type": "input_text"}
+    ),
+    "cold": body(picture(), QUESTION, temperature=1e-40, seed=2**64 - 1),
+    "coldest": body(picture(), QUESTION, temperature=5e-324),
+    "top_p of nothing": body(picture(), QUESTION, temperature=1.0, top_p=0),
+    "floats": body(picture(), QUESTION, max_tokens=256.0, seed=-1.0),
+    "silent assistant": {
+        "messages": [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": None},
+            *CHAT,
+        ]
+    },
+    "tools were called": {"messages": [{"role": "assistant", "tool_calls": []}, *CHAT]},
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_what_clients_send_is_accepted(client: TestClient, name: str) -> None:
+    response = client.post(ROUTE, json=ACCEPTED[name])
+    assert response.status_code == 200, response.text
+    if "messages" in ACCEPTED[name] and len(ACCEPTED[name]["messages"]) == 1:
+        plain = client.post(ROUTE, json=body(picture(), QUESTION))
+        assert response.json()["choices"] == plain.json()["choices"]
+
+
+def test_a_byte_order_mark_is_taken_off(client: TestClient) -> None:
+    content = b"\xef\xbb\xbf" + json.dumps(body(text("Hello."), max_tokens=2)).encode()
+    headers = {"content-type": "application/json"}
+    assert client.post(ROUTE, content=content, headers=headers).status_code == 200
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([0, 1, -0.0, 5e-324, 2**63, 2**64])
+)
+
+
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(["temperature", "top_p", "seed", "max_tokens", "n", "stop", "stream"]),
+        NUMBERS | st.text(max_size=3) | st.none() | st.booleans(),
+        max_size=3,
+    ),
+    payload=st.text(alphabet="AZaz09+/-_=% \n?", max_size=9),
+    box=st.lists(NUMBERS, min_size=4, max_size=4),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_field_is_a_failure_of_ours(
+    client: TestClient, fields: dict, payload: str, box: list
+) -> None:
+    asked = [
+        body(text("Hello."), **{"max_tokens": 2, **fields}),
+        body(picture(HEAD + payload), QUESTION, max_tokens=2),
+        body(picture(regions=regions(box)), text("<region>"), max_tokens=2),
+    ]
+    for one in asked:
+        response = client.post(
+            ROUTE, content=json.dumps(one), headers={"content-type": "application/json"}
+        )
+        assert response.status_code in (200, 400), (one, response.text)
+
+
 BOMB = data_url(Image.new("L", (10_000, 10_000)))  # 100 million pixels in 100 KB
 CUT = data_url(Image.effect_noise((96, 48), 50))[: len("data:image/png;base64,") + 800]
 FIRST = "messages[0].content[0]"
@@ -191,6 +269,11 @@ CASES = {
     "n": ({"n": 2}, 400, "n", "should be 1, got 2"),
     "hot": ({"temperature": 2.5}, 400, "temperature", "less than or equal to 2"),
     "words": ({"temperature": "1"}, 400, "temperature", "valid number, got '1'"),
+    "seed": ({"seed": 2**64}, 400, "seed", "less than or equal to 184467"),
+    "low seed": ({"seed": -(2**63) - 1}, 400, "seed", "or equal to -922337"),
+    "silent user": (
+        {"messages": [{"role": "user", "content": None}]}, 400, "messages[0].content", "valid array"
+    ),
     "no tokens": ({"max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
     "stops": ({"stop": ["a"] * 5}, 400, "stop", "at most 4"),
     "blank stop": ({"stop": ""}, 400, "stop[0]", "at least 1"),

@@ -65,8 +65,8 @@ def test_any_number_of_turns_is_shared_out_to_within_one(weights: list[float]) -
         if turn <= len(cycle.part):
             assert cycle.before[turn - 1] == had[part]
         had[part] += 1
-        for share, of_part in zip(shares, had, strict=True):
-            assert abs(of_part - share * turn) <= most
+        for share, part_turns in zip(shares, had, strict=True):
+            assert abs(part_turns - share * turn) <= most
     assert had == (2 * cycle.counts).tolist()
 
 

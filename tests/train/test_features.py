@@ -14,8 +14,8 @@ from cloc_mllm.config import (
     MllmConfig,
     Stage2Config,
     Stage2DataConfig,
+    Stage2RunConfig,
     TowerOptimConfig,
-    TowerRunConfig,
 )
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record
@@ -41,7 +41,7 @@ def config(mllm_config: MllmConfig, tiny_scenes, tmp_path: Path) -> Stage2Config
         ),
         conversations=ConversationConfig(questions_per_image=3),
         optim=TowerOptimConfig(lr=1e-2, warmup_steps=0),
-        run=TowerRunConfig(
+        run=Stage2RunConfig(
             output_dir=str(tmp_path / "run"),
             steps=3,
             global_batch_size=4,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from cloc_mllm.config import ConversationConfig, MllmConfig
-from cloc_mllm.data.conversations import possible_turns
+from cloc_mllm.data.conversations import possible_questions
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm import ClocMllmProcessor, build_mllm
@@ -31,11 +31,11 @@ def processor(mllm_config: MllmConfig, request) -> ClocMllmProcessor:
 
 
 def report(
-    records: list[Record], processor: ClocMllmProcessor, config: ConversationConfig, **how
+    records: list[Record], processor: ClocMllmProcessor, config: ConversationConfig, **settings
 ) -> str:
-    collator = ConversationCollator(processor, config, phrases=how.pop("phrases", ()))
-    how = {"seed": 0, "num_epochs": itertools.repeat(3), **how}
-    return check_records(records, len(records), collator, **how).report()
+    collator = ConversationCollator(processor, config, phrases=settings.pop("phrases", ()))
+    settings = {"seed": 0, "num_epochs": itertools.repeat(3), **settings}
+    return check_records(records, len(records), collator, **settings).report()
 
 
 def with_texts(record: Record, *phrases: str) -> Record:
@@ -138,10 +138,10 @@ def test_a_question_that_is_not_rendered_has_no_fault(processor, tiny_scenes) ->
         config = ConversationConfig(locate=1, absent=1, max_length=max_length)
         check = _Check(ConversationCollator(processor, config, phrases=["a zebra", "xyz " * 50]))
         for record in records:
-            rendered = list(check.odd_turns(record))
-            for turn in possible_turns(record, config, check.coordinates, check.phrases):
-                if turn not in rendered:
-                    assert check.fault_of_turn(turn, record)[0] == "", turn
+            rendered = list(check.odd_questions(record))
+            for pair in possible_questions(record, config, check.coordinates, check.phrases):
+                if pair not in rendered:
+                    assert check.question_fault(pair, record)[0] == "", pair
 
 
 def test_a_long_phrase_of_what_is_absent_counts(processor, tiny_scenes) -> None:

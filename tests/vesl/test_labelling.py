@@ -21,7 +21,6 @@ pytest.importorskip("spacy")
 from filelock import FileLock
 
 from cloc_mllm import cli
-from cloc_mllm.bench.self_training import label_quality
 from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.records import Record
@@ -30,6 +29,7 @@ from cloc_mllm.vesl import job
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.job import LabelResult, label_images
 from cloc_mllm.vesl.worker import ShardContent, ShardDone, ShardLabeller
+from self_training import label_quality
 
 
 def save_photos(directory: Path, records: Sequence[Record]) -> Path:
@@ -254,8 +254,8 @@ def _empty_folder(folder: Path) -> dict[str, Any]:
         (_captions_file('{"image": "a.png"}'), r"line 1: expected .* got {'image': 'a.png'}"),
         (_captions_file('{"image": "b.png", "captions": []}'), "its first is 'b.png'"),
         (lambda folder: {"output_dir": str(folder)}, "already exists"),
-        (lambda _: {"detector_model": "nowhere"}, "nowhere is no directory"),
-        (lambda _: {"detector_size": 448}, "detector_size is the input of owlv2"),
+        (lambda _: {"detector_model": "nowhere"}, "nowhere is not the directory"),
+        (lambda _: {"detector_size": 448}, "detector_size sets the input of owlv2"),
         (lambda _: {"threshold": 1.5}, "threshold must lie in"),
         (lambda _: {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (lambda _: {"shard_size": -1}, "shard_size must be at least 1"),
@@ -276,8 +276,7 @@ def test_input_that_cannot_be_used_is_refused_before_anything_is_written(
 
 
 def test_an_unknown_detector_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["label", "--images", "x", "--detector", "yolo"])
+    assert cli.main(["label", "--images", "x", "--detector", "yolo"]) == 2
     assert "grounding_dino" in capsys.readouterr().err
 
 

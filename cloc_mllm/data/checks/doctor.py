@@ -13,13 +13,13 @@ from typing import Any
 
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.drawing import contact_sheet, draw_regions, region_color
 from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.boxes import TURNED, box_frame
 from cloc_mllm.data.readers.files import Files, open_files, read_image
-from cloc_mllm.data.records import Box
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
 
@@ -47,7 +47,7 @@ def add_doctor(commands: Any) -> None:
     doctor.add_argument(
         "--images", metavar="PATH", type=Path, help="folder, tar or zip: sizes and overlays"
     )
-    doctor.add_argument("--out", metavar="PNG", type=Path, help="draw the overlays here")
+    doctor.add_argument("--output", metavar="PNG", type=Path, help="draw the overlays here")
     doctor.add_argument(
         "--num", metavar="N", type=int, default=12, help="overlays (default: %(default)s)"
     )
@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
         with open_files(args.images) as files:
             cases = list(read_cases(args.rows, keys, files, skipped))
             diagnosis = _diagnose(cases, args.rows, skipped)
-            if args.out is not None:
+            if args.output is not None:
                 _draw(cases, diagnosis, files, args)
     print(describe(diagnosis, len(cases), skipped))
     return 0 if len(diagnosis.frames) == 1 else 1
@@ -190,7 +190,7 @@ def describe(diagnosis: Diagnosis, num_boxes: int, skipped: Counter[str]) -> str
     elif diagnosis.frames:
         lines.append(f"verdict: cannot tell between {' and '.join(diagnosis.frames)}")
     else:
-        lines.append("verdict: no frame fits; look at the overlays (--images, --out)")
+        lines.append("verdict: no frame fits; look at the overlays (--images, --output)")
     return "\n".join(lines)
 
 
@@ -241,9 +241,9 @@ def _draw(
     if not pictures:
         print("no overlay: none of the rows' images is in --images")
         return
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, titles).save(args.out)
-    print(f"{len(pictures)} overlays drawn on {args.out}\n")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{len(pictures)} overlays drawn on {args.output}\n")
     if num_turned:
         print(
             f"{num_turned} of them state the size of the photo before its EXIF turn; their boxes "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from cloc_mllm.data.records import Box
+from cloc_mllm.box import Box
 from cloc_mllm.geometry import elementwise_iou
 
 MIN_BOXES = 20  # with fewer, reaching a border or not is chance

@@ -22,6 +22,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers.boxes import boxes_from_xywh, boxes_from_xyxy
 from cloc_mllm.data.readers.photos import (
@@ -32,7 +33,7 @@ from cloc_mllm.data.readers.photos import (
     open_photos,
     single,
 )
-from cloc_mllm.data.records import Box, Record, Region, clean_text, drop_record, validate_record
+from cloc_mllm.data.records import Record, Region, clean_text, drop_record, validate_record
 from cloc_mllm.data.values import as_dict, as_list
 
 __all__ = [

@@ -14,14 +14,18 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.images import FILE_FORMATS, SIDEWAYS, Header, read_header
-from cloc_mllm.data.records import Box
-from cloc_mllm.data.values import number, numbers, size_of
+from cloc_mllm.data.values import as_dict, number, numbers, size_of
 from cloc_mllm.geometry import Boxes
 
 # The frame of boxes of a photo with an EXIF orientation: `stated` takes the upright picture, or the
 # stored one where the stated size is that before a quarter turn; the others are said by the user.
 BoxesOf = Literal["stated", "upright", "stored"]
+# what the four numbers of a box are; cx and cy are its centre
+BoxOrder = Literal["xyxy", "xywh", "cxcywh", "yxyx"]
+# what boxes are measured in: pixels, 0..1 or 0..1000 of the image's width and height
+Units = Literal["pixels", "normalized", "thousandths"]
 Size = tuple[float, float]
 
 TURNED = "photos whose stated size is that before their EXIF turn: their boxes are turned with them"
@@ -61,6 +65,16 @@ class BoxFrame:
         return self._normalized(
             [[x - w / 2, y - h / 2, x + w / 2, y + h / 2] for x, y, w, h in read]
         )
+
+    def from_order(self, rows: Sequence[Any], order: BoxOrder) -> list[Box]:
+        """Normalises boxes whose four numbers are in a declared order."""
+        if order == "xywh":
+            return self.from_xywh(rows)
+        if order == "cxcywh":
+            return self.from_cxcywh(rows)
+        if order == "yxyx":
+            rows = [[x1, y1, x2, y2] for y1, x1, y2, x2 in (numbers(row, 4) for row in rows)]
+        return self.from_xyxy(rows)
 
     def from_padded(self, rows: Sequence[Any]) -> list[Box]:
         """Normalises xyxy in 0..1 of the image padded to a square, alike on both sides."""
@@ -152,15 +166,52 @@ def boxes_from_xywh(rows: Sequence[Any], width: Any, height: Any, image: bytes =
     return box_frame(header, width, height).from_xywh(rows)
 
 
+def around_turned(xyxy: Sequence[Any], degrees: Any, *, about_corner: bool = False) -> list[float]:
+    """Encloses a box turned clockwise about its centre, or about its corner x1, y1."""
+    x1, y1, x2, y2 = numbers(xyxy, 4)
+    angle = math.radians(number(degrees))
+    if angle == 0:
+        return [x1, y1, x2, y2]
+    half_w, half_h = (x2 - x1) / 2, (y2 - y1) / 2
+    x, y = x1 + half_w, y1 + half_h
+    if about_corner:
+        x = x1 + half_w * math.cos(angle) - half_h * math.sin(angle)
+        y = y1 + half_w * math.sin(angle) + half_h * math.cos(angle)
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    # sides keep their sign: an inverted box stays one
+    reach_x, reach_y = half_w * cos + half_h * sin, half_w * sin + half_h * cos
+    return [x - reach_x, y - reach_y, x + reach_x, y + reach_y]
+
+
+def around_ellipse(centre: Sequence[Any], radii: Sequence[Any], degrees: Any = 0) -> list[float]:
+    """Encloses an ellipse of the radii along x and y, turned clockwise about its centre."""
+    (x, y), (radius_x, radius_y) = numbers(centre, 2), numbers(radii, 2)
+    if min(radius_x, radius_y) < 0:
+        return [math.nan] * 4
+    angle = math.radians(number(degrees))
+    cos, sin = math.cos(angle), math.sin(angle)
+    reach_x, reach_y = (
+        math.hypot(radius_x * cos, radius_y * sin),
+        math.hypot(radius_x * sin, radius_y * cos),
+    )
+    return [x - reach_x, y - reach_y, x + reach_x, y + reach_y]
+
+
 def xywh_of_annotation(row: dict[str, Any]) -> Any:
     """Finds the xywh of a COCO annotation: `bbox`, or what encloses its `segmentation`.
 
-    Keypoints give no box. Four zeros are what tools write for "none".
+    Keypoints give no box. Four zeros are what tools write for "none". CVAT states a turned box
+    unturned, with the `rotation` among its `attributes`: the box around it is taken.
     """
     stated = row.get("bbox")
     box = numbers(stated, 4)
     if not any(map(math.isnan, box)) and any(box):
-        return stated
+        degrees = number(as_dict(row.get("attributes")).get("rotation"))
+        if row.get("segmentation") or math.isnan(degrees) or degrees % 360 == 0:
+            return stated
+        x, y, w, h = box
+        x1, y1, x2, y2 = around_turned([x, y, x + w, y + h], degrees)
+        return [x1, y1, x2 - x1, y2 - y1]
     corners = enclosing_corners(row.get("segmentation"))
     if corners is None:
         return stated

@@ -19,9 +19,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.chats import Piece, Point, image_mark, words
 from cloc_mllm.data.readers.photos import Photo
-from cloc_mllm.data.records import Box
 from cloc_mllm.data.values import number
 
 # padded: 0..1 of the image padded to a square; original: 0..1 of the image itself; pixels: of the

@@ -1,5 +1,5 @@
 """COCO (Lin et al. 2014) and LVIS (Gupta et al. 2019): an instances JSON, perhaps a captions JSON,
-and the images.
+and the images. CVAT, Label Studio, Roboflow and FiftyOne export COCO's layout, too.
 
 LVIS differs in three things: version 1 names a photo by `coco_url` alone, a category has a
 `frequency` and a name with underscores (`aerosol_can`), and no annotation is a crowd.
@@ -17,7 +17,7 @@ from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_p
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_json
-from cloc_mllm.data.values import by_id, id_key
+from cloc_mllm.data.values import by_id, id_key, number
 
 SOURCE = "coco"
 LVIS_SOURCE = "lvis"
@@ -37,7 +37,7 @@ def read_coco(  # noqa: PLR0913  what the source can be told
     """Yields one record per image of `instances`, with one region per annotation.
 
     The phrase of a region is the name of its category. Its box is `bbox`, or what encloses its
-    `segmentation` where it has no `bbox`.
+    `segmentation` where it has no `bbox`. Its score is `score`, if that is stated.
 
     Args:
         instances: JSON with `images`, `annotations` (`bbox` is xywh in pixels), `categories`.
@@ -116,9 +116,13 @@ def _to_regions(
     frame = photo.frame(image.get("width"), image.get("height"))
     boxes = frame.from_xywh([xywh_of_annotation(row) for row in usable])
     return [
-        Region(box=box, phrase=phrase, category=phrase, found=_found(row))
+        Region(box, phrase, _score(row), category=phrase, found=_found(row))
         for box, phrase, row in zip(boxes, phrases, usable, strict=True)
     ]
+
+
+def _score(row: Annotation) -> float:
+    return 1.0 if row.get("score") is None else number(row["score"])
 
 
 def _found(row: Annotation) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -27,7 +28,7 @@ from cloc_mllm.data.readers import (
 from cloc_mllm.data.readers.grounded_text import BOX, Grounding, count_pairs, ground_turns
 from cloc_mllm.data.readers.llava import named_rows, regions_said, turns_of
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.records import Box, DropLog, Record
+from cloc_mllm.data.records import DropLog, Record
 
 SOURCE = "ferret"
 _MARK = re.compile(r"<bbox_location(\d{1,4})>")

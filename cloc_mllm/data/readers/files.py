@@ -41,7 +41,7 @@ class Match(NamedTuple):
     Attributes:
         path: below the folder or in the archive; "" for none.
         name: the one of several names that found it, as a plain path.
-        how: "" for the path itself, else how the name differs from it.
+        difference: "" for the path itself, else how the name differs from it.
         rank: 0: the name is the path; 1: but for its spelling; 2: the whole name is the end of the
             path, in some case and with some suffix; 3: the ends of both are alike.
         fault: `missing_image` or `ambiguous_image` where there is no path.
@@ -50,7 +50,7 @@ class Match(NamedTuple):
 
     path: str
     name: str = ""
-    how: str = ""
+    difference: str = ""
     rank: int = 0
     fault: str = ""
     found: str = ""
@@ -147,7 +147,7 @@ class Files:
 def _found_match(name: str, found: Found) -> Match:
     rank = 2 if found.is_whole else 3
     if len(found.paths) == 1:
-        return Match(found.paths[0], plain_path(name), found.how, rank)
+        return Match(found.paths[0], plain_path(name), found.difference, rank)
     listed = ", ".join(map(shown, found.paths[:_NUM_SHOWN]))
     num_more = len(found.paths) - _NUM_SHOWN
     more = f" or {num_more:,} more" if num_more > 0 else ""

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos, single
 from cloc_mllm.data.readers.boxes import BoxFrame, box_frame
 from cloc_mllm.data.readers.files import Files, open_files
 from cloc_mllm.data.readers.pascal_voc import CORNERS
-from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import decode, lines_of, parse_xml
-from cloc_mllm.geometry import clean_box
 
 SOURCE = "flickr30k-entities"
 _MENTION = re.compile(r"\[/EN#(?P<chain>\d+)/(?P<types>\S+) (?P<text>[^\]]*)\]")
@@ -164,7 +164,7 @@ def _usable_boxes(root: ET.Element, notes: Counter[str]) -> dict[str, list[Box]]
     boxes_of: dict[str, list[Box]] = {}
     frame = box_frame(None, *_stated_size(root))
     for chain, _, box in _chain_boxes(root, frame):
-        clipped, _ = clean_box(box, 1.0, 1.0, min_size_px=0.0)
+        clipped, _ = clip_box(box, 1.0, 1.0, min_size_px=0.0)
         if clipped is None:
             notes["unusable_box"] += 1
         else:

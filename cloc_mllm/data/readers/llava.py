@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -35,11 +36,11 @@ from cloc_mllm.data.readers.grounded_text import (
     ground_turns,
 )
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 
 SOURCE = "llava"
-Frame = Literal["padded", "original"]
+PaddedOrOriginal = Literal["padded", "original"]
 # nan and inf are boxes, too: bad ones, to be counted
 _NUMBER = r"\s*-?(?:\d*\.?\d+(?:e[-+]?\d+)?|nan|inf)\s*"
 _BOX_TEXT = re.compile(rf"\[({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER})\]", re.IGNORECASE)
@@ -51,7 +52,7 @@ def read_llava(
     rows: str | Path,
     images: str | Path,
     *,
-    frame: Frame,
+    frame: PaddedOrOriginal,
     options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
@@ -85,7 +86,7 @@ def read_llava(
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def _boxes(corners: Sequence[list[float]], photo: Photo, frame: Frame) -> list[Box]:
+def _boxes(corners: Sequence[list[float]], photo: Photo, frame: PaddedOrOriginal) -> list[Box]:
     if frame == "padded":
         return photo.frame().from_padded(corners)
     return photo.share_frame().from_xyxy(corners)
@@ -145,11 +146,11 @@ def regions_said(said: list[tuple[str, Box, Grounding]], drop_log: DropLog) -> l
 
     A box that nothing names is set aside: it has no phrase to learn.
     """
-    of_key: dict[str, list[tuple[Box, Grounding]]] = {}
+    by_key: dict[str, list[tuple[Box, Grounding]]] = {}
     for key, box, grounding in said:
-        of_key.setdefault(key, []).append((box, grounding))
+        by_key.setdefault(key, []).append((box, grounding))
     regions = []
-    for key, same in of_key.items():
+    for key, same in by_key.items():
         names = [g.text for _, g in same if g.kind != "expression" and g.text]
         expressions = [g.text for _, g in same if g.kind == "expression" and g.text]
         if not names and not expressions:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -28,7 +29,7 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import by_id, id_key
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -35,7 +36,7 @@ from cloc_mllm.data.readers.grounded_text import (
 )
 from cloc_mllm.data.readers.llava import image_of, regions_said
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.records import Box, DropLog, Record
+from cloc_mllm.data.records import DropLog, Record
 from cloc_mllm.data.texts import read_rows
 
 SOURCE = "ms-swift"

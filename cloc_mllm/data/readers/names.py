@@ -113,12 +113,12 @@ class Found(NamedTuple):
 
     Attributes:
         is_whole: the whole name is the end of these paths, not its own end alone.
-        how: `DEEPER`, `TAIL`, `CASE` or `SUFFIX`; "" where the name but lacks a suffix.
+        difference: `DEEPER`, `TAIL`, `CASE` or `SUFFIX`; "" where the name but lacks a suffix.
     """
 
     paths: list[str]
     is_whole: bool
-    how: str
+    difference: str
 
 
 class PathIndex:

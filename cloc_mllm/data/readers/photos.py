@@ -11,7 +11,7 @@ from typing import Any
 
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.images import FILE_FORMATS, Header, read_header
-from cloc_mllm.data.readers.boxes import BoxesOf, BoxFrame, box_frame, share_frame
+from cloc_mllm.data.readers.boxes import BoxesOf, BoxFrame, Units, box_frame, share_frame
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Files, Match, Names, open_files, settle
 from cloc_mllm.data.readers.names import is_image_name, plain_path
 from cloc_mllm.data.values import id_key
@@ -71,6 +71,12 @@ class Photo:
             self.drop_log.note_once(frame.remark, self.name)
         return frame
 
+    def frame_in(self, units: Units, width: Any = None, height: Any = None) -> BoxFrame:
+        """The frame of boxes in declared units; a stated size is of pixels."""
+        if units == "pixels":
+            return self.frame(width, height)
+        return self.share_frame(1.0 if units == "normalized" else 1000.0)
+
     def share_frame(self, scale: float = 1.0) -> BoxFrame:
         """The frame of boxes in 0..`scale` of the image's width and height."""
         return share_frame(self.header, scale, self.boxes_of)
@@ -106,8 +112,8 @@ class Photos:
         if not match.path:
             return self._photo(name, b"", match.fault, match.found)
         self._used.add(match.path)
-        if match.how:
-            self._drop_log.note_once(match.how, f"{match.name} -> {match.path}")
+        if match.difference:
+            self._drop_log.note_once(match.difference, f"{match.name} -> {match.path}")
         data = self.files.read(match.path)
         if data is None:
             found = f"{match.path} has more than {MAX_FILE_BYTES:,} bytes"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
     DEFAULTS,
@@ -29,7 +30,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.records import Box, DropLog, Record, Region
+from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key
 

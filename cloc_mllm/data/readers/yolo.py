@@ -8,18 +8,30 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, as_dict, deliver, open_photos
-from cloc_mllm.data.readers.files import Files, Names, open_files, settle
-from cloc_mllm.data.readers.names import ids_of_names, is_image_name, without_suffix
-from cloc_mllm.data.readers.photos import OTHER_FILES
+from cloc_mllm.data.readers.files import Files, Match, Names, open_files, settle
+from cloc_mllm.data.readers.names import (
+    ids_of_names,
+    is_image_name,
+    name_to_id,
+    without_suffix,
+)
+from cloc_mllm.data.readers.photos import OTHER_FILES, Photos
 from cloc_mllm.data.readers.yolo_rows import Task, parse_row, tell_task
 from cloc_mllm.data.records import DropLog, Record, Region
-from cloc_mllm.data.texts import decode, is_yaml, lines_of, read_class_list, read_yaml
+from cloc_mllm.data.texts import (
+    decode,
+    is_yaml,
+    lines_of,
+    read_class_list,
+    read_text,
+    read_yaml,
+)
 from cloc_mllm.data.values import numbers
 
 SOURCE = "yolo"
@@ -54,11 +66,19 @@ class _Labels(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Where images and labels lie; images count below `folders` of theirs, "" is all."""
+    """Where images and labels lie.
+
+    Attributes:
+        folders: images below these folders count, "" is all.
+        listed: images that count because a text file names them.
+        lists: these text files.
+    """
 
     images: Path
     labels: Path
     folders: tuple[str, ...] = ("",)
+    listed: tuple[str, ...] = ()
+    lists: tuple[Path, ...] = ()
 
 
 def read_yolo(  # noqa: PLR0913  what the source can be told
@@ -90,7 +110,7 @@ def read_yolo(  # noqa: PLR0913  what the source can be told
     class_names = read_class_list(names, options.encoding)
     table = as_dict(read_yaml(names, options.encoding)) if is_yaml(names) else {}
     keypoints = _keypoints(table.get("kpt_shape"))
-    places = _stated_places(images, labels) if images else _places_of(Path(names), table, split)
+    places = _stated_places(images, labels) or _places_of(Path(names), table, split, options)
     with (
         open_files(places.labels) as label_files,
         open_photos(places.images, drop_log, options, tuple, tell_unused=False) as photos,
@@ -99,8 +119,8 @@ def read_yolo(  # noqa: PLR0913  what the source can be told
         if task is None:
             task = "pose" if "kpt_shape" in table else _told_task(labels_there, bool(table))
         known = _Known(class_names, task, keypoints)
-        paths = [path for path in photos.files.names() if path.startswith(places.folders)]
-        image_paths = [path for path in paths if is_image_name(path)]
+        named = settle(photos.files, ((name,) for name in places.listed))
+        image_paths = _image_paths(photos.files, places, named.values())
         ids = ids_of_names(image_paths)
         names_of = {path: _label_names(places.images, path) for path in image_paths}
         label_of = settle(label_files, names_of.values())
@@ -117,13 +137,45 @@ def read_yolo(  # noqa: PLR0913  what the source can be told
                 used.add(label.path)
                 regions = _to_regions(label.path, labels_there, photo, known, drop_log)
             yield from deliver(ids[path], photo, SOURCE, [], regions, drop_log)
-        for path in set(paths) - set(image_paths):
-            if PurePosixPath(path).suffix.lower() not in (".txt", ".yaml", ".yml", ".cache"):
-                drop_log.note(OTHER_FILES, example=path)
+        yield from _missing(photos, named, drop_log)
+        used |= _used_elsewhere(photos.files, labels_there, places, image_paths, drop_log)
         _log_orphans(labels_there, used | {Path(names).name}, drop_log)
 
 
-def _stated_places(images: str | Path, labels: str | Path | None) -> _Places:
+def _image_paths(files: Files, places: _Places, named: Iterable[Match]) -> list[str]:
+    below = (path for path in files.names() if path.startswith(places.folders))
+    listed = (match.path for match in named if match.path)
+    return list(dict.fromkeys([*filter(is_image_name, below), *listed]))
+
+
+def _missing(photos: Photos, named: dict[Names, Match], drop_log: DropLog) -> Iterator[Record]:
+    """Drops the images that a list names and that are not there."""
+    for (name,), match in named.items():
+        if not match.path:
+            photo = photos.find(name).refused(match.fault, match.found)
+            yield from deliver(name_to_id(name), photo, SOURCE, [], [], drop_log)
+
+
+def _used_elsewhere(
+    files: Files, labels: _Labels, places: _Places, image_paths: list[str], drop_log: DropLog
+) -> set[str]:
+    """The label files of images that no list names, and the lists. Notes what is no image."""
+    others = set(files.names()) - set(image_paths)
+    for path in others:
+        is_known = PurePosixPath(path).suffix.lower() in (".txt", ".yaml", ".yml", ".cache")
+        if path.startswith(places.folders) and not is_known:
+            drop_log.note(OTHER_FILES, example=path)
+    if not places.lists:
+        return set()
+    unlisted = list(filter(is_image_name, others))
+    drop_log.note("images that no list names", len(unlisted))
+    used = {labels.files.match(*_label_names(places.images, path)).path for path in unlisted}
+    return used | {path.name for path in places.lists}
+
+
+def _stated_places(images: str | Path | None, labels: str | Path | None) -> _Places | None:
+    if not images:
+        return None
     return _Places(Path(images), Path(labels) if labels else _labels_beside(Path(images)))
 
 
@@ -132,35 +184,53 @@ def _labels_beside(images: Path) -> Path:
     return Path(_IMAGES_PART.sub(_SWAPPED, images.as_posix()))
 
 
-def _places_of(path: Path, table: dict[str, Any], split: str) -> _Places:
-    """The folders that a data set's YAML names, as its tools resolve them.
+def _places_of(path: Path, table: dict[str, Any], split: str, options: ReadOptions) -> _Places:
+    """The folders, or text files of image paths, that a data set's YAML names.
 
-    `path` is absolute or relative to the YAML; `../train/images`, as Roboflow writes it, means a
-    folder beside the YAML.
+    They are found as its tools find them: `path` is absolute or relative to the YAML;
+    `../train/images`, as Roboflow writes it, means a folder beside the YAML.
     """
     bases = [path.parent / str(table.get("path") or ""), path.parent]
     folders: list[Path] = []
+    lists: list[Path] = []
     for name in [split] if split else _SPLITS:
         stated = table.get(name) or []
         for entry in [stated] if isinstance(stated, str) else stated:
             below = re.sub(r"^(\.\./)+", "", str(entry))
             tried = [base / part for base in bases for part in (str(entry), below)]
-            folder = next((place for place in tried if place.is_dir()), None)
-            if folder is None:
+            found = next((place for place in tried if place.is_dir() or _is_list(place)), None)
+            if found is None:
                 raise ValueError(
-                    f"{path}: `{name}` names {entry!r}, which is no folder (tried {tried[0]}); "
-                    "name the folders with --images and --labels"
+                    f"{path}: `{name}` names {entry!r}, which is no folder and no text file of "
+                    f"image paths (tried {tried[0]}); name the folders with --images and --labels"
                 )
-            folders.append(folder.resolve())
+            (folders if found.is_dir() else lists).append(found.resolve())
+    if lists:
+        return _listed_places(next(filter(Path.is_dir, bases)), folders, lists, options.encoding)
     if not folders:
         raise ValueError(
             f"{path} names no folder of images ({', '.join(_SPLITS)}); name the folders with "
             "--images and --labels"
         )
     root = Path(os.path.commonpath(folders))
+    return _Places(root, _labels_beside(root), _prefixes(folders, root))
+
+
+def _listed_places(base: Path, folders: list[Path], lists: list[Path], encoding: str) -> _Places:
+    """Lists name images anywhere below the data set's folder, perhaps as paths of another disk."""
+    root = Path(os.path.commonpath([base.resolve(), *folders]))
+    lines = (line.strip() for path in lists for line in lines_of(read_text(path, encoding)))
+    listed = tuple(dict.fromkeys(filter(None, lines)))
+    return _Places(root, root, _prefixes(folders, root), listed, tuple(lists))
+
+
+def _is_list(path: Path) -> bool:
+    return path.suffix.lower() == ".txt" and path.is_file()
+
+
+def _prefixes(folders: list[Path], root: Path) -> tuple[str, ...]:
     below_root = (folder.relative_to(root).as_posix() for folder in folders)
-    prefixes = tuple("" if part == "." else f"{part}/" for part in below_root)
-    return _Places(root, _labels_beside(root), prefixes)
+    return tuple("" if part == "." else f"{part}/" for part in below_root)
 
 
 def _keypoints(stated: Any) -> tuple[int, int] | None:

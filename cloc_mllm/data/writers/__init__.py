@@ -88,8 +88,8 @@ def pixel_corners(record: Record) -> list[list[float]]:
     """Boxes as xyxy in pixels of the original image, rounded to 1/10,000."""
     size = (record.width, record.height) * 2
     return [
-        [round(value * side, _PIXEL_DECIMALS) for value, side in zip(r.box, size, strict=True)]
-        for r in record.regions
+        [round(x * side, _PIXEL_DECIMALS) + 0.0 for x, side in zip(r.box, size, strict=True)]
+        for r in record.regions  # + 0.0: -0.0 becomes 0.0
     ]
 
 

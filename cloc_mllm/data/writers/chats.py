@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.chats import IMAGE_MARK, Chat, ChatImage, Piece, Turn
-from cloc_mllm.data.records import Box
 from cloc_mllm.data.writers import new_directory, write_images
 from cloc_mllm.data.writers.llava import box_text, to_padded
 

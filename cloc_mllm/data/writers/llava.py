@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from cloc_mllm.data.records import Box, Record
+from cloc_mllm.box import Box
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.writers import new_directory, write_image
 
 DESCRIBE = "Provide a short description for this region: {box}"
@@ -62,7 +63,8 @@ def write_llava(
 
 
 def box_text(box: Sequence[float], decimals: int) -> str:
-    return "[" + ", ".join(f"{value:.{decimals}f}" for value in box) + "]"
+    rounded = (round(value, decimals) + 0.0 for value in box)  # -0.0 becomes 0.0
+    return "[" + ", ".join(f"{value:.{decimals}f}" for value in rounded) + "]"
 
 
 def _turns(record: Record, texts: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from cloc_mllm.data.texts import is_yaml, read_json, read_yaml
 from cloc_mllm.data.values import number
-from cloc_mllm.evaluation.answers.frames import Frame, Order, Size
+from cloc_mllm.evaluation.answers.frames import Coordinates, Order, Size
 from cloc_mllm.evaluation.answers.notations import (
     ANY_NUMBER,
     DECIMAL,
@@ -40,7 +40,7 @@ class AnswerFormat:
     name: str
     meaning: str
     template: str
-    frame: Frame
+    coordinates: Coordinates
     notation: Notation
 
     def write(self, box: Sequence[float], size: Size | None = None) -> str:
@@ -49,7 +49,7 @@ class AnswerFormat:
         Args:
             size: width and height that pixels count in, for frames of pixels.
         """
-        return self.template % tuple(self.frame.numbers(box, size)) if self.template else ""
+        return self.template % tuple(self.coordinates.numbers(box, size)) if self.template else ""
 
     @property
     def example(self) -> str:
@@ -67,7 +67,7 @@ _INTEGERS, _DECIMALS = bracketed(INTEGER), bracketed(DECIMAL)
 _FOUR = "[%s, %s, %s, %s]"
 _JSON_TEMPLATE = '[{"bbox_2d": [%s, %s, %s, %s], "label": "the crab"}]'
 _LOC_TEMPLATE = "<loc_%s><loc_%s><loc_%s><loc_%s>"
-_OF_1000 = Frame("bins", divisor=1000, largest=1000)
+_OF_1000 = Coordinates("bins", divisor=1000, largest=1000)
 _IN_1000 = "n / 1000 of the original image"
 _AS_SEEN = "pixels of the image as the model saw it (--resized_size, or in each row's settings)"
 _LOCATION_TOKENS = "location-tokens"
@@ -79,7 +79,7 @@ def _location_tokens(num_bins: int) -> AnswerFormat:
         f"{_LOCATION_TOKENS}-{num_bins}",
         f"{num_bins} bins a side, x first: n / {last} (-N for any number of bins N)",
         _LOC_TEMPLATE,
-        Frame("bins", divisor=last, largest=last),
+        Coordinates("bins", divisor=last, largest=last),
         boxes_in(_LOC, "(?:BOX)+"),
     )
 
@@ -87,23 +87,24 @@ def _location_tokens(num_bins: int) -> AnswerFormat:
 # fmt: off
 _ALL = [
     AnswerFormat(
-        "0-1", "fractions of the original image (LLaVA, Shikra)", _FOUR, Frame("bins"), _DECIMALS),
+        "0-1", "fractions of the original image (LLaVA, Shikra)", _FOUR,
+        Coordinates("bins"), _DECIMALS),
     AnswerFormat(
         "0-999", "n / 999 of the original image (ours, written as integers)", _FOUR,
-        Frame("bins", divisor=999, largest=999), _INTEGERS),
+        Coordinates("bins", divisor=999, largest=999), _INTEGERS),
     AnswerFormat("0-1000", _IN_1000, _FOUR, _OF_1000, _INTEGERS),
     AnswerFormat(
         "pixels", "pixels of the original image (width and height in the references)", _FOUR,
-        Frame("pixels"), _DECIMALS),
-    AnswerFormat("resized-pixels", _AS_SEEN, _FOUR, Frame("resized"), _DECIMALS),
+        Coordinates("pixels"), _DECIMALS),
+    AnswerFormat("resized-pixels", _AS_SEEN, _FOUR, Coordinates("resized"), _DECIMALS),
     AnswerFormat(
         "cloc", "our shipped model: 100 location tokens, x first: n / 99", _LOC_TEMPLATE,
-        Frame("bins", divisor=99, largest=99), boxes_in(_LOC, "(?:BOX)+")),
+        Coordinates("bins", divisor=99, largest=99), boxes_in(_LOC, "(?:BOX)+")),
     _location_tokens(1000),
     AnswerFormat(
         "gemini", f"{_IN_1000}, y first: [y1, x1, y2, x2]",
         '[{"box_2d": [%s, %s, %s, %s], "label": "the crab"}]',
-        Frame("bins", divisor=1000, largest=1000, order="yxyx"), in_json("box_2d")),
+        Coordinates("bins", divisor=1000, largest=1000, order="yxyx"), in_json("box_2d")),
     AnswerFormat(
         "qwen-vl", _IN_1000, "<ref>the crab</ref><box>(%s,%s),(%s,%s)</box>", _OF_1000,
         boxes_in(_CORNERS, rf"(?:(?:{REF}|{label('(', ')')})(?:<box>)?BOX(?:</box>)?)+")),
@@ -115,10 +116,10 @@ _ALL = [
             _CORNERS,
             rf"(?:(?:{QWEN_REF}|{label('(', ')')})"
             r"(?:<\|box_start\|>)?BOX(?:<\|box_end\|>)?)+")),
-    AnswerFormat("qwen2.5-vl", _AS_SEEN, _JSON_TEMPLATE, Frame("resized"), _JSON),
+    AnswerFormat("qwen2.5-vl", _AS_SEEN, _JSON_TEMPLATE, Coordinates("resized"), _JSON),
     AnswerFormat(
         "json-pixels", "as qwen2.5-vl, but pixels of the original image", _JSON_TEMPLATE,
-        Frame("pixels"), _JSON),
+        Coordinates("pixels"), _JSON),
     AnswerFormat("qwen3-vl", _IN_1000, _JSON_TEMPLATE, _OF_1000, _JSON),
     AnswerFormat(
         "internvl", _IN_1000, "<ref>the crab</ref><box>[[%s, %s, %s, %s]]</box>", _OF_1000,
@@ -128,23 +129,23 @@ _ALL = [
     AnswerFormat(
         "paligemma", "1024 bins a side, y first: n / 1024",
         "<loc%04d><loc%04d><loc%04d><loc%04d> the crab",
-        Frame("bins", divisor=1024, largest=1023, order="yxyx"),
+        Coordinates("bins", divisor=1024, largest=1023, order="yxyx"),
         boxes_in(_LOC_PADDED, r"BOX[^<>;]*(?:;\s*BOX[^<>;]*)*")),
     AnswerFormat(
         "florence-2", "1000 bins a side, x first, middle of the bin: (n + 0.5) / 1000",
         f"the crab{_LOC_TEMPLATE}",
-        Frame("bins", divisor=1000, largest=999, shift=0.5),
+        Coordinates("bins", divisor=1000, largest=999, shift=0.5),
         boxes_in(_LOC, r"[^<>]*(?:BOX)+(?:[^<>]+(?:BOX)+)*")),
     AnswerFormat(
         "kosmos-2", "first and last patch of a grid of 32 x 32, middle of the patch",
         "<phrase>the crab</phrase><object><patch_index_%04d><patch_index_%04d></object>",
-        Frame("patches", largest=1023),
+        Coordinates("patches", largest=1023),
         boxes_in(
             _PATCHES,
             r"(?:<grounding>)?(?:[^<>]*(?:<phrase>[^<>]*</phrase>)?<object>BOX"
             r"(?:</delimiter_of_multi_objects/>BOX)*</object>)+[^<>]*")),
     AnswerFormat(
-        "ferret", _IN_1000, f"the crab {_FOUR}.", Frame("bins", divisor=1000, largest=999),
+        "ferret", _IN_1000, f"the crab {_FOUR}.", Coordinates("bins", divisor=1000, largest=999),
         boxes_in(_BRACKETS, rf"(?:{label('[', ']')}BOX)+\.?")),
 ]
 # fmt: on
@@ -204,23 +205,23 @@ def own_format(definition: Any, name: str) -> AnswerFormat:
     order = definition.get("order", "xyxy")
     if order not in get_args(Order):
         raise ValueError(f"{where}: order must be {', '.join(get_args(Order))}, got {order!r}")
-    frame, meaning = _own_frame(definition.get("scale"), order, where)
+    coordinates, meaning = _own_coordinates(definition.get("scale"), order, where)
     notation, template = _own_notation(definition, where)
-    return AnswerFormat(name, meaning, template, frame, notation)
+    return AnswerFormat(name, meaning, template, coordinates, notation)
 
 
-def _own_frame(scale: Any, order: Order, where: str) -> tuple[Frame, str]:
+def _own_coordinates(scale: Any, order: Order, where: str) -> tuple[Coordinates, str]:
     if scale == "pixels":
-        return Frame("pixels", order=order), f"{order}, pixels of the original image"
+        return Coordinates("pixels", order=order), f"{order}, pixels of the original image"
     if scale == "resized-pixels":
-        return Frame("resized", order=order), f"{order}, {_AS_SEEN}"
+        return Coordinates("resized", order=order), f"{order}, {_AS_SEEN}"
     if not (value := number(scale)) > 0:
         raise ValueError(
             f"{where}: scale must be a positive number (1 for fractions, 1000 for thousandths), "
             f"pixels or resized-pixels, got {scale!r}"
         )
-    frame = Frame("bins", divisor=value, largest=value, order=order)
-    return frame, f"{order}, n / {value:g} of the original image"
+    coordinates = Coordinates("bins", divisor=value, largest=value, order=order)
+    return coordinates, f"{order}, n / {value:g} of the original image"
 
 
 def _own_notation(definition: dict[str, Any], where: str) -> tuple[Notation, str]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Box = tuple[float, float, float, float]
+from cloc_mllm.box import Box
+
 Size = tuple[float, float]
 Order = Literal["xyxy", "yxyx", "xywh", "cxcywh"]
 
@@ -16,7 +17,7 @@ _STEP_OF_ONE = 0.001  # fractions are written with three decimals
 
 
 @dataclass(frozen=True)
-class Frame:
+class Coordinates:
     """How written numbers become a box of the original image, 0..1.
 
     Args:

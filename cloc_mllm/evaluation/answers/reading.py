@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.values import number
 from cloc_mllm.evaluation.answers.formats import AnswerFormat
-from cloc_mllm.evaluation.answers.frames import Box, Frame, Size
+from cloc_mllm.evaluation.answers.frames import Coordinates, Size
 from cloc_mllm.evaluation.answers.notations import (
     ANY_KEY,
     ANY_NUMBER,
@@ -75,9 +76,9 @@ def read_strict(declared: AnswerFormat, text: str, size: Size | None = None) -> 
         return Reading([], "not_a_box" if written is None else "no_box")
     boxes = []
     for numbers in written:
-        if not declared.frame.is_inside(numbers, size):
+        if not declared.coordinates.is_inside(numbers, size):
             return Reading([], "out_of_range")
-        box = _cut(declared.frame.fractions(numbers, size))
+        box = _cut(declared.coordinates.fractions(numbers, size))
         failure = _problem(box)
         if failure is not None:
             return Reading([], failure)
@@ -100,30 +101,30 @@ def read_lenient(declared: AnswerFormat, text: str, size: Size | None = None) ->
     text = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     if not text:
         return Reading([], "empty")
-    for frame, found in _found(declared, text.translate(_FULL_WIDTH)):
+    for coordinates, found in _found(declared, text.translate(_FULL_WIDTH)):
         if found:
-            readings = [_lenient_box(frame, numbers, size) for numbers in found]
+            readings = [_lenient_box(coordinates, numbers, size) for numbers in found]
             boxes = [box for box, _ in readings if box is not None]
             return Reading(boxes) if boxes else Reading([], readings[0][1])
     return Reading([], "not_a_box")
 
 
-def _found(declared: AnswerFormat, text: str) -> Iterable[tuple[Frame, list[list[float]]]]:
+def _found(declared: AnswerFormat, text: str) -> Iterable[tuple[Coordinates, list[list[float]]]]:
     """The numbers of each box by each notation, the surest first, and their frame."""
-    frame, notation = declared.frame, declared.notation
-    if frame.kind == "patches":
-        yield frame, notation.found(text)
+    coordinates, notation = declared.coordinates, declared.notation
+    if coordinates.kind == "patches":
+        yield coordinates, notation.found(text)
         return
     if notation.key:
-        yield frame, notation.found(text)
-    yield frame, ANY_KEY.found(text)
+        yield coordinates, notation.found(text)
+    yield coordinates, ANY_KEY.found(text)
     text = without_labels(text)
-    yield frame, notation.found(text)
-    yield replace(frame, order="xyxy"), _named(text)
-    yield frame, _BRACKETS.found(text)
-    yield frame, _PAIRS.found(text)
+    yield coordinates, notation.found(text)
+    yield replace(coordinates, order="xyxy"), _named(text)
+    yield coordinates, _BRACKETS.found(text)
+    yield coordinates, _PAIRS.found(text)
     bare = (match for match in _BARE.finditer(text) if not _is_cut_off(match))
-    yield frame, [[number(group) for group in match.groups()] for match in bare]
+    yield coordinates, [[number(group) for group in match.groups()] for match in bare]
 
 
 def _named(text: str) -> list[list[float]]:
@@ -152,9 +153,9 @@ def _is_cut_off(match: re.Match[str]) -> bool:
 
 
 def _lenient_box(
-    frame: Frame, numbers: Sequence[float], size: Size | None
+    coordinates: Coordinates, numbers: Sequence[float], size: Size | None
 ) -> tuple[Box | None, str | None]:
-    x1, y1, x2, y2 = frame.fractions(numbers, size)
+    x1, y1, x2, y2 = coordinates.fractions(numbers, size)
     written = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
     if _problem(written):
         return None, "zero_area"

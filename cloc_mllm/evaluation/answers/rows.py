@@ -73,9 +73,9 @@ def reading_summary(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
 def _sizes(
     pairs: Sequence[ScoredPair], declared: AnswerFormat, resized_size: ResizedSize
 ) -> list[Size | None]:
-    if not declared.frame.needs_size:
+    if not declared.coordinates.needs_size:
         return [None] * len(pairs)
-    if declared.frame.kind == "pixels":
+    if declared.coordinates.kind == "pixels":
         sizes = [original_size(pair.reference) for pair in pairs]
         missing = "width and height in the references"
     else:

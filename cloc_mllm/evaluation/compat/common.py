@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Asked:
+class BoxAnswers:
     """Answers and the one true box of each.
 
     Args:

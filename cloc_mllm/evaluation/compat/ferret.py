@@ -12,24 +12,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, share
+from cloc_mllm.evaluation.compat.common import BoxAnswers, CompatScores, share
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 _NO_BOX = [[0.0, 0.0, 0.0, 0.0]]
 _DELIMITERS = ".,;!?"
 
 
-def score(asked: Asked) -> CompatScores:
+def score(given: BoxAnswers) -> CompatScores:
     read = [
         _read(text, width / 1000.0, height / 1000.0)
-        for text, (width, height) in zip(asked.answers, asked.sizes.tolist(), strict=True)
+        for text, (width, height) in zip(given.answers, given.sizes.tolist(), strict=True)
     ]
     per_answer = [boxes or _NO_BOX for boxes in read]
     counts = [len(boxes) for boxes in per_answer]
     query = np.repeat(np.arange(len(counts)), counts)
     starts = np.cumsum([0, *counts[:-1]])
     boxes = np.array([box for boxes in per_answer for box in boxes], dtype=np.float32)
-    truths = asked.truths_px.astype(np.float32)
+    truths = given.truths_px.astype(np.float32)
     iou = paired_iou(boxes, truths[query])
     means = np.add.reduceat(boxes, starts) / np.array(counts, dtype=np.float32)[:, None]
     metrics = {

@@ -11,20 +11,20 @@ import re
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, share
+from cloc_mllm.evaluation.compat.common import BoxAnswers, CompatScores, share
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 _NOTHING = (0.0, 0.0, 0.0, 0.0)
 
 
-def score(asked: Asked) -> CompatScores:
+def score(given: BoxAnswers) -> CompatScores:
     with np.errstate(over="ignore", invalid="ignore"):
-        boxes = np.array([_first_box(text) for text in asked.answers], dtype=np.float32)
+        boxes = np.array([_first_box(text) for text in given.answers], dtype=np.float32)
         boxes = boxes.reshape(-1, 4)
         thousandths = boxes.sum(1, keepdims=True) >= 4
         boxes = np.where(thousandths, boxes / np.float32(1000), boxes)
-        boxes = boxes * np.tile(asked.sizes, 2).astype(np.float32)
-    iou = paired_iou(boxes, asked.truths_px.astype(np.float32)).astype(np.float64)
+        boxes = boxes * np.tile(given.sizes, 2).astype(np.float32)
+    iou = paired_iou(boxes, given.truths_px.astype(np.float32)).astype(np.float64)
     return CompatScores({"Precision @ 1": share(iou >= 0.5)}, iou)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, area, mean, share
+from cloc_mllm.evaluation.compat.common import BoxAnswers, CompatScores, area, mean, share
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -28,9 +28,9 @@ _FRACTIONS = re.compile(r"\[\s*" + r",\s*".join([_NUMBER] * 4) + r"\s*\]")
 _FOUR_NUMBERS = re.compile(r"(?:\s*,\s*|\s+)".join([_NUMBER] * 4))
 
 
-def score_bbox_rec(asked: Asked) -> CompatScores:
-    boxes = np.array([_first_box(text) for text in asked.answers]).reshape(-1, 4)
-    return aggregate(boxes, asked.truths)
+def score_bbox_rec(given: BoxAnswers) -> CompatScores:
+    boxes = np.array([_first_box(text) for text in given.answers]).reshape(-1, 4)
+    return aggregate(boxes, given.truths)
 
 
 def aggregate(boxes: np.ndarray, truths: np.ndarray) -> CompatScores:
@@ -55,14 +55,14 @@ def _first_box(text: str) -> list[float]:
     return [float(number) for number in found.groups()] if found else [0.0] * 4
 
 
-def score_refcoco_grounding(asked: Asked) -> CompatScores:
-    per_answer = [_all_boxes(text) or [[0.0] * 4] for text in asked.answers]
+def score_refcoco_grounding(given: BoxAnswers) -> CompatScores:
+    per_answer = [_all_boxes(text) or [[0.0] * 4] for text in given.answers]
     query = np.repeat(np.arange(len(per_answer)), [len(boxes) for boxes in per_answer])
     pixels = np.array(list(chain.from_iterable(per_answer)))
-    scaled = pixels / 1000.0 * np.tile(asked.sizes, 2)[query]
+    scaled = pixels / 1000.0 * np.tile(given.sizes, 2)[query]
     candidates = np.stack([pixels, scaled], 1).reshape(-1, 4)
     query = np.repeat(query, 2)
-    truths = asked.truths_px
+    truths = given.truths_px
     iou = paired_iou(candidates, truths[query])
     # the first of the best candidates of each query: a stable sort puts it in front
     order = np.lexsort((-iou, query))

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cloc_mllm.evaluation.compat import ferret, internvl, lmms_eval, vlmevalkit
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores
+from cloc_mllm.evaluation.compat.common import BoxAnswers, CompatScores
 from cloc_mllm.evaluation.rows.rows import ScoredPair
 
-COMPATS: dict[str, Callable[[Asked], CompatScores]] = {
+COMPATS: dict[str, Callable[[BoxAnswers], CompatScores]] = {
     "lmms-eval": lmms_eval.score_bbox_rec,
     "lmms-eval-grounding": lmms_eval.score_refcoco_grounding,
     "vlmevalkit": vlmevalkit.score,
@@ -36,12 +36,12 @@ def compat_scores(name: str, pairs: Sequence[ScoredPair]) -> CompatScores:
     if name not in _NEEDS_NO_SIZE:
         unknown = [pair for pair, size in zip(pairs, sizes, strict=True) if min(size) <= 0]
         _refuse(name, unknown, "needs width and height in the references")
-    asked = Asked(
+    given = BoxAnswers(
         [pair.prediction.raw_text for pair in pairs],
         np.array([pair.reference.boxes[0] for pair in pairs], dtype=np.float64),
         np.array(sizes, dtype=np.float64),
     )
-    return COMPATS[name](asked)
+    return COMPATS[name](given)
 
 
 def _refuse(name: str, pairs: Sequence[ScoredPair], problem: str) -> None:

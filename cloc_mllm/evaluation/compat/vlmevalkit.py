@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from cloc_mllm.evaluation.compat.common import Asked, CompatScores, mean, share
+from cloc_mllm.evaluation.compat.common import BoxAnswers, CompatScores, mean, share
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 _NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
@@ -20,11 +20,11 @@ _ANY_NUMBER = re.compile(_NUMBER)
 _BOX = re.compile(r"\[\s*" + r"(?:\s*,\s*|\s+)".join([f"({_NUMBER})"] * 4) + r"\s*\]")
 
 
-def score(asked: Asked) -> CompatScores:
-    read = [_first_numbers(text) for text in asked.answers]
+def score(given: BoxAnswers) -> CompatScores:
+    read = [_first_numbers(text) for text in given.answers]
     answered = np.array([numbers is not None for numbers in read])
     boxes = np.array([numbers or [0.0] * 4 for numbers in read]).reshape(-1, 4)
-    iou = paired_iou(_in_pixels(boxes, asked.sizes), asked.truths_px) * answered
+    iou = paired_iou(_in_pixels(boxes, given.sizes), given.truths_px) * answered
     return CompatScores({"Precision@1": share(iou >= 0.5), "Average IoU": mean(iou)}, iou)
 
 

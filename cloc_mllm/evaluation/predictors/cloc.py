@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import Precision, RegionPrompt, Templates
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.devices import resolve_precision
@@ -34,7 +35,7 @@ from cloc_mllm.evaluation.predictors.cloc_batch import (
 )
 from cloc_mllm.evaluation.queries import ABSENT, PRESENT, Query, QuerySet, RegionFeatures
 from cloc_mllm.evaluation.rows.resume import model_identity
-from cloc_mllm.evaluation.rows.rows import Box, PredictionRow
+from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.evaluation.scores.binary import best_threshold
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import nms
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import RegionPrompt
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.shapes import sample_shape
 from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.queries import Query, RegionFeatures
-from cloc_mllm.evaluation.rows.rows import Box
 from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.position import cell_coverage, mask_coverage, token_cells

@@ -50,6 +50,8 @@ def predict_mllm(
     name: str,
     batch_size: int = 64,
     finished: Collection[str] = (),
+    *,
+    progress: bool = True,
 ) -> Iterator[PredictionRow]:
     """One row per query, as soon as its batch is answered.
 
@@ -60,6 +62,7 @@ def predict_mllm(
         name: of the model, for the rows.
         batch_size: questions at a time.
         finished: ids of queries to leave out, because their rows are there already.
+        progress: shows a bar.
     """
     coordinates = predictor.processor.coordinates
     box_tokens = len(predictor.processor.tokenize(coordinates.encode((0.5, 0.5, 1, 1))))
@@ -74,7 +77,8 @@ def predict_mllm(
     }
     todo = [query for query in asked.queries if query.id not in finished]
     num_done = len(asked.queries) - len(todo)
-    with tqdm(total=len(asked.queries), initial=num_done, desc=f"MLLM {asked.task}") as bar:
+    title, total = f"MLLM {asked.task}", len(asked.queries)
+    with tqdm(total=total, initial=num_done, desc=title, disable=not progress) as bar:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             # queries about one image share the object, so the predictor encodes it once

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.drawing import Rgb, draw_regions
-from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ScoredPair
 from cloc_mllm.evaluation.scores.boxes import answer_iou
 from cloc_mllm.evaluation.tasks import Scorer
 from cloc_mllm.geometry import Boxes

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.texts import lines_of, read_text
 from cloc_mllm.data.texts import read_rows as read_csv_rows
-from cloc_mllm.evaluation.answers.frames import Frame
+from cloc_mllm.evaluation.answers.frames import Coordinates
 from cloc_mllm.evaluation.rows.fields import column, field_value
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
 
@@ -73,13 +73,13 @@ def references_of(
     table: Table,
     task: str | None = None,
     columns: Mapping[str, str] | None = None,
-    frame: Frame | None = None,
+    coordinates: Coordinates | None = None,
 ) -> list[ReferenceRow]:
     """The references of a table, or those of one task.
 
     Args:
         columns: where a field is called otherwise than here: field -> column.
-        frame: what the numbers of the boxes mean; None is fractions of the original image.
+        coordinates: what the numbers of the boxes mean; None is fractions of the original image.
 
     Raises:
         ValueError: a wrong row, named by file and number.
@@ -88,8 +88,10 @@ def references_of(
     rows = []
     for where, row in table:
         values = _values(row, where, ReferenceRow, columns, is_own=task is None)
-        if frame is not None and "boxes" in values:
-            values["boxes"] = [_fractions(frame, box, values, where) for box in values["boxes"]]
+        if coordinates is not None and "boxes" in values:
+            values["boxes"] = [
+                _fractions(coordinates, box, values, where) for box in values["boxes"]
+            ]
         rows += _rows_of_task(ReferenceRow, values, where, task)
     return rows
 
@@ -181,13 +183,13 @@ def _names(row: Mapping[str, Any]) -> str:
 
 
 def _fractions(
-    frame: Frame, box: Sequence[float], values: Mapping[str, Any], where: str
+    coordinates: Coordinates, box: Sequence[float], values: Mapping[str, Any], where: str
 ) -> list[float]:
     """A reference's box in fractions, cut where it passes the edge by rounding."""
     size = (float(values.get("width", 0)), float(values.get("height", 0)))
-    if frame.needs_size and not min(size) > 0:
-        raise ValueError(f"{where}: boxes in {frame.kind} need a width and a height")
-    found = frame.fractions(box, size)
+    if coordinates.needs_size and not min(size) > 0:
+        raise ValueError(f"{where}: boxes in {coordinates.kind} need a width and a height")
+    found = coordinates.fractions(box, size)
     if not all(-_EDGE <= value <= 1 + _EDGE for value in found):
         raise ValueError(f"{where}: expected a box within its image, got {list(box)}")
     return [min(max(value, 0.0), 1.0) for value in found]

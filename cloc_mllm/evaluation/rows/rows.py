@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cloc_mllm.box import Box
+
 BOX_FRAME = "normalized"
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def read_sources(
     """
     reading = reading or RowReading()
     answers = read_table(predictions, reading.encoding)
-    frame = answer_format(reading.reference_format).frame if reading.reference_format else None
+    coordinates = (
+        answer_format(reading.reference_format).coordinates if reading.reference_format else None
+    )
     own = {name: path for name, path in reading.columns.items() if name in _OF_PREDICTIONS}
     shared = {name: path for name, path in reading.columns.items() if name in _OF_REFERENCES}
     in_one_file = not references or Path(references) == Path(predictions)
@@ -91,16 +93,16 @@ def read_sources(
         truth = read_table(references, reading.encoding)
         there = {name for name, path in shared.items() if truth and _has(truth[0][1], path)}
         shared = {name: shared[name] for name in there.difference(_TRUTH)}
-    of_truth = {**shared, **reading.reference_columns}
-    known = references_of(truth, task, of_truth, frame)
+    truth_columns = {**shared, **reading.reference_columns}
+    known = references_of(truth, task, truth_columns, coordinates)
     found = predictions_of(answers, task, known, own)
     if in_one_file:
         names = [*_OF_PREDICTIONS, *_OF_REFERENCES]
-        unused = {str(predictions): _unused(truth, [*own.values(), *of_truth.values()], names)}
+        unused = {str(predictions): _unused(truth, [*own.values(), *truth_columns.values()], names)}
     else:
         unused = {
             str(predictions): _unused(answers, own.values(), _OF_PREDICTIONS),
-            str(references): _unused(truth, of_truth.values(), _OF_REFERENCES),
+            str(references): _unused(truth, truth_columns.values(), _OF_REFERENCES),
         }
     return Rows(found, known, {path: names for path, names in unused.items() if names})
 

@@ -32,8 +32,8 @@ def binary_scores(
         ),
     }
     return {
-        name: QueryScores(values.astype(float), list(of_images))
-        for name, (values, of_images) in chosen.items()
+        name: QueryScores(values.astype(float), list(their_images))
+        for name, (values, their_images) in chosen.items()
         if len(values)
     }
 

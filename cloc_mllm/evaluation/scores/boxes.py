@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
+from cloc_mllm.box import Box
+from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 

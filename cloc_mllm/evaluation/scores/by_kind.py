@@ -17,6 +17,6 @@ def with_kinds(
     scores = scores_of(pairs)
     kinds = sorted({pair.reference.kind for pair in pairs})
     for kind in kinds if len(kinds) > 1 else []:
-        of_kind = scores_of([pair for pair in pairs if pair.reference.kind == kind])
-        scores |= {f"{metric}/{kind}": of_kind[metric] for metric in of_kind if "/" not in metric}
+        own = scores_of([pair for pair in pairs if pair.reference.kind == kind])
+        scores |= {f"{name}/{kind}": s for name, s in own.items() if "/" not in name}
     return scores

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloc_mllm.evaluation.rows.rows import Box, ScoredPair
+from cloc_mllm.box import Box
+from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores.boxes import is_failure
 
 RULE = (

@@ -104,8 +104,8 @@ def paired_scores(a: QueryScores, b: QueryScores) -> QueryScores:
     Raises:
         ValueError: the two are not about the same queries in the same order.
     """
-    of_a, of_b = ([list(x.image_ids), x.groups and list(x.groups)] for x in (a, b))
-    if of_a != of_b:
+    queries_a, queries_b = ([list(x.image_ids), x.groups and list(x.groups)] for x in (a, b))
+    if queries_a != queries_b:
         raise ValueError("a paired difference needs the same queries in the same order")
     return QueryScores(a.values - b.values, a.image_ids, a.groups)
 

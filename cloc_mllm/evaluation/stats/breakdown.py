@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow
+from cloc_mllm.box import Box
+from cloc_mllm.evaluation.rows.rows import ReferenceRow
 from cloc_mllm.evaluation.stats.bootstrap import (
     DEFAULT,
     Bootstrap,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.evaluation.benchmark_files import photo_questions, read_json_rows
 from cloc_mllm.evaluation.predictors.judge import (
     MAX_SCORE,
@@ -27,7 +28,7 @@ from cloc_mllm.evaluation.predictors.judge import (
     with_judgements,
 )
 from cloc_mllm.evaluation.queries import REGION, Query, QuerySet, pair
-from cloc_mllm.evaluation.rows.rows import Box, PredictionRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import PredictionRow, ScoredPair
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task
 

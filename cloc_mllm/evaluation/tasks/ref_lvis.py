@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.data.values import id_key
 from cloc_mllm.evaluation.benchmark_files import photo_questions, usable_box
 from cloc_mllm.evaluation.queries import REGION, Query, QueryPair, QuerySet, pair
-from cloc_mllm.evaluation.rows.rows import Box, ReferenceRow, ScoredPair
+from cloc_mllm.evaluation.rows.rows import ReferenceRow, ScoredPair
 from cloc_mllm.evaluation.scores.by_kind import with_kinds
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, Scorer, Task

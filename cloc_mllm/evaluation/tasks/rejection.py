@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from cloc_mllm.box import Box
 from cloc_mllm.evaluation.queries import (
     ABSENT,
     PRESENT,
@@ -23,7 +24,7 @@ from cloc_mllm.evaluation.queries import (
     QuerySet,
     pair,
 )
-from cloc_mllm.evaluation.rows.rows import Box, ScoredPair
+from cloc_mllm.evaluation.rows.rows import ScoredPair
 from cloc_mllm.evaluation.scores import boxes
 from cloc_mllm.evaluation.scores.binary import auroc, binary_scores
 from cloc_mllm.evaluation.scores.by_kind import with_kinds

@@ -94,15 +94,17 @@ DEFINED = {
 def test_what_is_written_is_read_again_to_the_nearest_step(name, x, y):
     declared = answer_format(DEFINED.get(name, name))
     box = (x[0], y[0], x[1], y[1])
-    frame = declared.frame
-    if frame.kind == "patches":
+    coordinates = declared.coordinates
+    if coordinates.kind == "patches":
         step = 1 / 32
-    elif frame.needs_size:
+    elif coordinates.needs_size:
         step = 1 / min(SIZE)
     else:
-        step = max(1 / frame.divisor, 0.001) if frame.divisor > 1 else 0.001
-    tolerance = step if frame.order == "cxcywh" or frame.kind == "patches" else 0.5 * step
-    if frame.order == "xywh":
+        step = max(1 / coordinates.divisor, 0.001) if coordinates.divisor > 1 else 0.001
+    tolerance = (
+        step if coordinates.order == "cxcywh" or coordinates.kind == "patches" else 0.5 * step
+    )
+    if coordinates.order == "xywh":
         tolerance = step  # the rounded corner and the rounded side add up
     text = declared.write(box, SIZE)
     for read in (read_strict, read_lenient):
@@ -114,3 +116,10 @@ def test_what_is_written_is_read_again_to_the_nearest_step(name, x, y):
 def test_a_pattern_cannot_be_written():
     declared = answer_format('{"scale": 1, "pattern": "(.) (.) (.) (.)"}')
     assert declared.write(BOX) == declared.example == ""
+
+
+def test_the_page_lists_each_format_with_its_example(project_root):
+    page = (project_root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for declared in FORMATS.values():
+        example = declared.example.replace("|", r"\|")
+        assert f"| `{declared.name}` | {declared.meaning} | `{example}` |" in page

@@ -285,7 +285,7 @@ def test_patches_are_decoded_as_kosmos_2_does():
     from transformers.models.kosmos2.processing_kosmos2 import patch_index_to_coordinate
 
     for first, last in np.random.default_rng(0).integers(1024, size=(500, 2)).tolist():
-        box = FORMATS["kosmos-2"].frame.fractions([first, last], None)
+        box = FORMATS["kosmos-2"].coordinates.fractions([first, last], None)
         assert box == pytest.approx(patch_index_to_coordinate(first, last, 32))
 
 
@@ -295,7 +295,7 @@ def test_bins_are_decoded_as_florence_2_does():
     bins = SimpleNamespace(quantize_bins=(1000, 1000))
     numbers = torch.randint(1000, (100, 4))
     expected = Florence2PostProcessor.dequantize(bins, numbers, (100_000, 100_000)) / 100_000
-    actual = [FORMATS["florence-2"].frame.fractions(row, None) for row in numbers.tolist()]
+    actual = [FORMATS["florence-2"].coordinates.fractions(row, None) for row in numbers.tolist()]
     torch.testing.assert_close(torch.tensor(actual), expected, atol=1e-5, rtol=0)
 
 

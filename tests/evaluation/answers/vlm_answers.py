@@ -62,7 +62,7 @@ class Row:
             return "theirs rounds to thousandths"
         if self.extracted in written[1:]:
             return "theirs takes the last box"
-        if not DECLARED.frame.is_inside(written[0], self.size):
+        if not DECLARED.coordinates.is_inside(written[0], self.size):
             return "cut at the image's edge"
         return "unexplained"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cloc_mllm.evaluation.answers import Reading, answer_format, read_lenient, read_strict
-from cloc_mllm.evaluation.compat import COMPATS, Asked
+from cloc_mllm.evaluation.compat import COMPATS, BoxAnswers
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 
 SIZE = (640.0, 480.0)
@@ -59,8 +59,8 @@ def ious(text: str, format_name: str) -> list[float]:
     """IoU of one answer, by column."""
     declared = answer_format(format_name)
     ours = [_iou(read(declared, text, SIZE)) for read in (read_strict, read_lenient)]
-    asked = Asked([text], np.array([TRUTH]), np.array([SIZE]))
-    return ours + [float(score(asked).iou[0]) for score in COMPATS.values()]
+    given = BoxAnswers([text], np.array([TRUTH]), np.array([SIZE]))
+    return ours + [float(score(given).iou[0]) for score in COMPATS.values()]
 
 
 def _iou(reading: Reading) -> float:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cloc_mllm.bench.scoring import lmms_eval_module, lmms_eval_side
-from cloc_mllm.evaluation.compat import COMPATS, Asked, compat_scores
+from cloc_mllm.evaluation.compat import COMPATS, BoxAnswers, compat_scores
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow, ScoredPair
+from scoring import lmms_eval_module, lmms_eval_side
 from tests.evaluation.compat.eleven_ways import COLUMNS, ELEVEN_WAYS, SIZE, TRUTH, ious, table
 
 CASES = [
@@ -31,9 +31,9 @@ def test_the_docs_show_the_eleven_ways(project_root):
     assert table() in (project_root / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
-def asked(*answers: str, truth=TRUTH, size=SIZE) -> Asked:
+def answered(*answers: str, truth=TRUTH, size=SIZE) -> BoxAnswers:
     count = len(answers)
-    return Asked(list(answers), np.array([truth] * count), np.array([size] * count))
+    return BoxAnswers(list(answers), np.array([truth] * count), np.array([size] * count))
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def asked(*answers: str, truth=TRUTH, size=SIZE) -> Asked:
     ],
 )  # fmt: skip
 def test_quirks(name, text, metric, expected):
-    assert COMPATS[name](asked(text)).metrics[metric] == pytest.approx(expected, abs=1e-4)
+    assert COMPATS[name](answered(text)).metrics[metric] == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_answer_has_its_centre_in_a_box_at_the_corner():
-    scores = COMPATS["lmms-eval"](asked("nothing", truth=(0, 0, 0.5, 0.5)))
+    scores = COMPATS["lmms-eval"](answered("nothing", truth=(0, 0, 0.5, 0.5)))
     assert scores.metrics["Center_ACC"] == 1 and scores.metrics["ACC@0.1"] == 0
 
 
@@ -69,7 +69,7 @@ def test_no_answer_has_its_centre_in_a_box_at_the_corner():
     [("lmms-eval", "nothing", (0.1, 0.1, 0.1, 0.4)), ("ferret", "crab [1, 2].", TRUTH)],
 )
 def test_answers_on_which_the_original_ends_are_counted_and_wrong(name, text, truth):
-    scores = COMPATS[name](asked(text, truth=truth))
+    scores = COMPATS[name](answered(text, truth=truth))
     assert scores.num_raised == 1 and scores.iou[0] == 0
 
 
@@ -85,7 +85,7 @@ texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_si
 @example(answers=["[" * 3000 + "]" * 3000, "9" * 400, f"[{'9' * 400}, 1, 1, 1]", "\ud800", ""])
 @example(answers=[f"[{'9' * 5000}, 1, 1, 1]", f'[{{"bbox": [1, 2, 3, {"9" * 400}]}}]'])
 def test_no_text_makes_a_scorer_raise(name, answers):
-    scores = COMPATS[name](asked(*answers))
+    scores = COMPATS[name](answered(*answers))
     assert len(scores.iou) == len(answers)
     assert all(0 <= value <= 1 for value in [*scores.iou, *scores.metrics.values()])
 
@@ -116,7 +116,9 @@ def test_bbox_rec_equals_lmms_eval(rows):
         for text, truth in rows
     ]
     expected = lmms_eval_side(results, module)()
-    given_rows = Asked([text for text, _ in rows], np.array([t for _, t in rows]), np.zeros((1, 2)))
+    given_rows = BoxAnswers(
+        [text for text, _ in rows], np.array([t for _, t in rows]), np.zeros((1, 2))
+    )
     actual = COMPATS["lmms-eval"](given_rows)
     if np.isfinite(list(expected.values())).all():
         assert actual.metrics == expected
@@ -127,8 +129,8 @@ def test_bbox_rec_equals_lmms_eval(rows):
 def test_refcoco_grounding_equals_lmms_eval(rows):
     pytest.importorskip("loguru", reason="lmms-eval logs with it")
     module = peer("tasks/refcoco_grounding/utils.py")
-    given_rows = asked(*[text for text, _ in rows], size=(1024, 512))
-    given_rows = Asked(given_rows.answers, np.array([t for _, t in rows]), given_rows.sizes)
+    given_rows = answered(*[text for text, _ in rows], size=(1024, 512))
+    given_rows = BoxAnswers(given_rows.answers, np.array([t for _, t in rows]), given_rows.sizes)
     documents = [
         {
             "bbox": [x1, y1, x2 - x1, y2 - y1],

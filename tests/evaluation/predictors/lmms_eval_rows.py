@@ -1,6 +1,6 @@
 """Records as local rows of lmms-eval's REC task, and the task's file beside them.
 
-python -m tests.evaluation.predictors.lmms_eval_rows --limit 40 --out runs/lmms
+python -m tests.evaluation.predictors.lmms_eval_rows --limit 40 --output_dir runs/lmms
 lmms-eval eval --model cloc_mllm --tasks cloc_rec_local --include_path runs/lmms --batch_size 32
 """
 
@@ -29,17 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="", help="records; built-in test scenes if left out")
     parser.add_argument("--limit", type=int, default=40, help="records; 0 is all")
-    parser.add_argument("--out", type=Path, default=Path("runs/lmms"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/lmms"))
     arguments = parser.parse_args(argv)
     harness = importlib.util.find_spec("lmms_eval")
     if harness is None or harness.origin is None:
         raise ValueError("lmms_eval is not installed here; its REC task is what the rows are for")
     written, left_out = write_rec_task(
         records_to_score(arguments.data, arguments.limit),
-        arguments.out,
+        arguments.output_dir,
         Path(harness.origin).parent / _TEMPLATE,
     )
-    print(f"{written} rows in {arguments.out}; {left_out} left out, which have several boxes")
+    print(
+        f"{written} rows in {arguments.output_dir}; {left_out} left out, which have several boxes"
+    )
     return 0
 
 

@@ -134,8 +134,8 @@ def test_each_box_is_named_by_its_own_feature(
 def test_rows_say_how_they_were_made(rows, queries):
     assert len(rows) == 4 * len(queries)
     assert {row.model for row in rows} == {"tiny"}
-    of_masks = [row.settings["mask"] for row in rows if row.task == "mask"]
-    assert of_masks == ["box", *["segmentation"] * (len(queries) - 1)]
+    pooled_under = [row.settings["mask"] for row in rows if row.task == "mask"]
+    assert pooled_under == ["box", *["segmentation"] * (len(queries) - 1)]
     crop = next(row for row in rows if row.task == "crop")
     assert crop.settings == {
         "region_features": "crop",

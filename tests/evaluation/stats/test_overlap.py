@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou as torchvision_box_iou
 
-from cloc_mllm.bench.scoring import lmms_eval_module
 from cloc_mllm.evaluation.stats.overlap import paired_iou
 from cloc_mllm.geometry import elementwise_iou
+from scoring import lmms_eval_module
 
 NUM_CASES = 10_000
 # rows hold boxes in 0..1; answers that are only read may be in pixels

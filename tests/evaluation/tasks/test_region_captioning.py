@@ -51,10 +51,10 @@ def test_cider_equals_its_equation() -> None:
 @pytest.mark.slow  # its Java program takes half a minute to start
 @pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
 def test_meteor_ranks_answers() -> None:
-    scores, of_all = meteor(make_pairs("the small red crab", "a pier", ""))
+    scores, together = meteor(make_pairs("the small red crab", "a pier", ""))
     assert scores.values[0] == pytest.approx(1.0)
     assert scores.values[0] > scores.values[1] > scores.values[2] == 0
-    assert 0 < of_all < 1
+    assert 0 < together < 1
 
 
 def test_without_java_meteor_says_what_it_needs_before_anything_is_answered(monkeypatch) -> None:

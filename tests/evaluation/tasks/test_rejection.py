@@ -84,8 +84,8 @@ def test_half_of_the_phrases_are_absent_indeed() -> None:
     scenes = {record.id: record for record in asked.records}
     pairs = list(zip(asked.queries, asked.references, strict=True))
     for kind in ("concept", "expression"):
-        of_kind = [reference for _, reference in pairs if reference.kind == kind]
-        assert sum(bool(reference.boxes) for reference in of_kind) == len(of_kind) / 2 > 10
+        same_kind = [reference for _, reference in pairs if reference.kind == kind]
+        assert sum(bool(reference.boxes) for reference in same_kind) == len(same_kind) / 2 > 10
     for query, reference in pairs:
         regions = scenes[query.image_id].regions
         names = {region.category for region in regions}

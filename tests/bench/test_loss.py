@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cloc_mllm.bench import region_loss
-from cloc_mllm.bench.memory import extra_peak_mib
-from cloc_mllm.bench.region_loss import check_equal, full_matrix_loss, random_regions
+import loss
+from loss import check_equal, full_matrix_loss, random_regions
+from memory import extra_peak_mib
 
 
 def test_both_sides_compute_the_same() -> None:
@@ -20,11 +20,9 @@ def test_both_sides_compute_the_same() -> None:
 
 
 def test_the_gate_finds_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(region_loss, "THRESHOLD", 1.0)
-    other = functools.partial(region_loss.contrastive_loss, same_text_threshold=0.9)
-    monkeypatch.setattr(
-        region_loss, "contrastive_loss", lambda *inputs, tile_rows: other(*inputs[:3])
-    )
+    monkeypatch.setattr(loss, "THRESHOLD", 1.0)
+    other = functools.partial(loss.contrastive_loss, same_text_threshold=0.9)
+    monkeypatch.setattr(loss, "contrastive_loss", lambda *inputs, tile_rows: other(*inputs[:3]))
     with pytest.raises(AssertionError):
         check_equal(100, 32)
 
