@@ -24,6 +24,7 @@ from cloc_mllm.data.chats import (
     words,
     write_turn,
 )
+from cloc_mllm.data.commands import main
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.mixture import load_training_data, load_training_records
 from cloc_mllm.data.parquet import (
@@ -294,3 +295,22 @@ def test_chats_and_records_are_not_taken_for_each_other(
     assert len(list(mixed.without_images())) == 25
     with pytest.raises(ValueError, match="holds chats, but stage 1 and the alignment"):
         load_training_records(DataConfig(mixture=mixture))
+
+
+def test_parted_and_merged(tiny_scenes: list[Record], tmp_path: Path) -> None:
+    shown = [chat(ASK, TELL, name=f"shown {i}") for i in range(5)]
+    said = [chat(user("Hi"), TELL, images=(), name=f"said {i}") for i in range(30)]
+    write_chats([*shown, *said], tmp_path / "all")
+    parts = ["--parts", "a=0.5", "b=0.5", "--output_dir", str(tmp_path)]
+    assert main(["split", str(tmp_path / "all"), *parts]) == 0
+    found = {name: {of.id for of in load_chats(tmp_path / name)} for name in "ab"}
+    assert found["a"].isdisjoint(found["b"]) and all(len(ids) > 5 for ids in found.values())
+    together = {of.id for of in shown}
+    assert any(together <= ids for ids in found.values())  # they show the same picture
+    both = [str(tmp_path / name) for name in "ab"]
+    assert main(["merge", *both, "--output_dir", str(tmp_path / "merged")]) == 0
+    assert {of.id for of in load_chats(tmp_path / "merged")} == found["a"] | found["b"]
+    write_records(tiny_scenes[:2], tmp_path / "records")
+    mixed = ["merge", str(tmp_path / "all"), str(tmp_path / "records")]
+    with pytest.raises(ValueError, match=r"train on both with data\.mixture"):
+        main([*mixed, "--output_dir", str(tmp_path / "x")])
