@@ -89,7 +89,10 @@ USER_ERRORS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns its exit status, see `run`."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    return run(_dispatch, argv)
+
+
+def _dispatch(args: list[str]) -> int | None:
     if not args or args[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -100,13 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_unknown(args[0]), file=sys.stderr)
         return 2
     subcommand = SUBCOMMANDS[args[0]]
-
-    def load_and_call(arguments: list[str]) -> int | None:
-        module = importlib.import_module(subcommand.module)
-        status: int | None = getattr(module, subcommand.function)(arguments)
-        return status
-
-    return run(load_and_call, args[1:])
+    module = importlib.import_module(subcommand.module)
+    status: int | None = getattr(module, subcommand.function)(args[1:])
+    return status
 
 
 def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
@@ -118,10 +117,18 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 
     Returns:
         the exit status of the command; 2 for wrong input, which prints one line and no traceback
-        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C.
+        (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 where the reader of
+        the output, such as `head`, has gone.
     """
     try:
-        return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        try:
+            return command(list(sys.argv[1:] if argv is None else argv)) or 0
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is left in the buffer would raise again when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("cloc-mllm: interrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""Command lines: settings that are the fields of a dataclass, and options of one spelling."""
+"""Reads command lines: settings as the fields of a dataclass, and options in one spelling."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
+
+from cloc_mllm.shipped import UnknownConfigError, find_config
 
 Config = TypeVar("Config")
 
@@ -50,7 +52,11 @@ def parse_job(
     parser = ArgumentParser(
         prog=prog, description=description, exit_on_error=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="YAML file; later arguments override it")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file, or the name of a shipped one; later arguments override it",
+    )
     parser.add_argument(f"--{name}", action="store_true", help=help_text)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_class_arguments(config_class)
@@ -63,7 +69,7 @@ def parse_job(
 def parse_settings(parser: Any, argv: Sequence[str] | None) -> Any:
     """Parses with a parser of jsonargparse that has `exit_on_error=False`.
 
-    Options may be typed with hyphens.
+    Options may be typed with hyphens, and `--config` takes the bare name of a shipped one.
 
     Raises:
         ValueError: what is wrong, in one line.
@@ -77,9 +83,21 @@ def parse_settings(parser: Any, argv: Sequence[str] | None) -> Any:
         for old, new in zip(typed, with_underscores(typed), strict=True)
     ]
     try:
-        return parser.parse_args(arguments)
-    except ArgumentError as error:
+        return parser.parse_args(_with_found_configs(arguments))
+    except (ArgumentError, UnknownConfigError) as error:
         raise ValueError(f"{parser.prog}: {_one_line(str(error), known)}") from error
+
+
+def _with_found_configs(arguments: Sequence[str]) -> list[str]:
+    """Puts the path of the file in the place of each name behind `--config`."""
+    found: list[str] = []
+    for argument in arguments:
+        if found and found[-1] == "--config":
+            argument = find_config(argument)
+        elif argument.startswith("--config="):
+            argument = f"--config={find_config(argument.removeprefix('--config='))}"
+        found.append(argument)
+    return found
 
 
 def _one_line(message: str, known: Iterable[str]) -> str:
@@ -103,7 +121,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def with_underscores(arguments: Iterable[str]) -> list[str]:
-    """Rewrites the names of options: `--max_drop_share=0.1` -> `--max_drop_share=0.1`.
+    """Rewrites the names of options: `--max-drop-share=0.1` -> `--max_drop_share=0.1`.
 
     Values stay as they are, and so does everything behind a bare `--`.
     """

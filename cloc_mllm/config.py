@@ -301,7 +301,7 @@ class LossConfig:
 
 @dataclass
 class Stage1Config:
-    """CLOC pre-training: `deepspeed training/stage1.py --config training/configs/...yaml`."""
+    """CLOC pre-training: `cloc-mllm stage1 --config stage1_openmoji`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: Stage1DataConfig = field(default_factory=Stage1DataConfig)
@@ -438,7 +438,7 @@ class AlignmentConfig:
 
 @dataclass
 class Stage2Config:
-    """MLLM tuning: `deepspeed training/stage2.py --config training/configs/...yaml`."""
+    """MLLM tuning: `cloc-mllm stage2 --config stage2_openmoji`."""
 
     model: MllmConfig = field(default_factory=MllmConfig)
     data: Stage2DataConfig = field(default_factory=Stage2DataConfig)

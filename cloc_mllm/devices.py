@@ -1,4 +1,4 @@
-"""Which device and which precision a command computes with."""
+"""Chooses the device and the precision of a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cloc_mllm.config import Precision
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
-    """The named device; None, "" and "auto" are the GPU if there is one, else the CPU.
+    """Returns the named device; None, "" and "auto" are the GPU if there is one, else the CPU.
 
     Raises:
         ValueError: torch knows no such device.

@@ -33,7 +33,7 @@ def local_rank() -> int:
 
 
 def launched_rank() -> int:
-    """The rank that the launcher gave, which is known before the processes know each other."""
+    """The rank that the launcher gave; it is known before the process group exists."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -43,7 +43,7 @@ def barrier() -> None:
 
 
 def all_reduce_flag(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """True on every rank if it is true on any."""
+    """Whether a flag is true on any rank."""
     if not is_distributed():
         return flag
     tensor = torch.tensor([int(flag)], device=device)
@@ -52,7 +52,7 @@ def all_reduce_flag(flag: bool, device: torch.device | str = "cpu") -> bool:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over ranks, without gradient; returns a new tensor."""
+    """Sums over ranks, without gradient; returns a new tensor."""
     values = values.detach().clone()
     if is_distributed():
         dist.all_reduce(values)
@@ -60,7 +60,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
 
 
 def all_reduce_logsumexp(values: Tensor) -> Tensor:
-    """`log sum exp(values)` over ranks, elementwise, without gradient."""
+    """Computes `log sum exp(values)` over ranks, elementwise, without gradient."""
     if not is_distributed() or world_size() == 1:
         return values
     gathered = values.new_empty(world_size(), *values.shape)
@@ -69,7 +69,7 @@ def all_reduce_logsumexp(values: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The value of every rank, in rank order, on every rank."""
+    """Gathers the value of every rank, in rank order, on every rank."""
     if not is_distributed():
         return [value]
     gathered: list[Any] = [None] * world_size()

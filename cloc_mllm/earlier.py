@@ -1,4 +1,4 @@
-"""What earlier versions wrote, in today's terms. Every loader asks here, nothing else knows."""
+"""Translates what earlier versions wrote into today's names. Every loader asks here alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Names of weights by prefix: of a CLOC and an MLLM, and of the file that `cloc-mllm export` writes.
+# Prefixes of weights: of a CLOC and an MLLM, and of the file that `cloc-mllm export` writes.
 RENAMED_WEIGHTS = {
     "vision.prompter.": "vision.region_encoder.prompter.",
     "vision.box_head.": "vision.region_encoder.box_head.",
@@ -17,20 +17,20 @@ RENAMED_WEIGHTS = {
 
 
 def current_name(name: str) -> str:
-    """The name that a weight has today, also where it follows another (`exp_avg.NAME`)."""
+    """The name that a weight has today, also behind a prefix (`exp_avg.NAME`)."""
     for old, new in RENAMED_WEIGHTS.items():
         name = re.sub(rf"(^|\.){re.escape(old)}", rf"\g<1>{new}", name)
     return name
 
 
 def by_current_name(state: dict[str, T]) -> dict[str, T]:
-    """A state dict, or an optimizer's moments by parameter name, under today's names."""
+    """Puts a state dict, or an optimizer's moments, under today's names."""
     return {current_name(name): value for name, value in state.items()}
 
 
 def current_model_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a `ModelConfig`. Before it could be chosen, the text prior was `region`; the
-    loss of BoxHead stood among them."""
+    """Translates the settings of a `ModelConfig`. Before it could be chosen, the text prior was
+    `region`; the loss of BoxHead was a setting of the model."""
     left_out = ("pretrained", "prompter")
     kept = {name: value for name, value in values.items() if name not in left_out}
     prompter = {"text_prior": "region", **values.get("prompter", {})}
@@ -39,7 +39,7 @@ def current_model_settings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def current_run_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a training run, of either stage, as its checkpoint holds them."""
+    """Translates the settings of a training run, of either stage, that its checkpoint holds."""
     current = dict(values)
     prompter = values.get("model", {}).get("prompter", {})
     if prompter:

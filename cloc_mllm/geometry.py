@@ -20,7 +20,7 @@ FrameKind = Literal["normalized", "pixels", "canvas"]
 
 @dataclass(frozen=True)
 class Frame:
-    """What the numbers of a box mean.
+    """The meaning of the numbers of a box.
 
     Attributes:
         kind: `normalized` is 0..1 of the original image; `pixels` is pixels of an original image
@@ -313,14 +313,14 @@ def elementwise_giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Areas of intersection and union."""
+    """Computes the areas of intersection and union."""
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     intersection = sides.clamp(min=0).prod(-1)
     return intersection, _area(a) + _area(b) - intersection
 
 
 def _area(boxes: Tensor) -> Tensor:
-    """0 for an inverted box."""
+    """The area of each box; 0 if it is inverted."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).unbind(-1)
     return width * height
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from `templates/`: no script, no external request, texts escaped."""
+"""Makes self-contained HTML pages from `templates/`: no script or request, texts escaped."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _environment() -> Environment:
 
 
 def render_page(template: str, **values: Any) -> str:
-    """The page of a template; texts among the values are escaped."""
+    """Fills a template with values; their texts are escaped."""
     return _environment().get_template(template).render(**values)
 
 
 def image_source(image: Image.Image) -> str:
-    """A picture as the `src` of an image inside the page (JPEG)."""
+    """Writes a picture as the `src` of an image inside the page (JPEG)."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,6 +6,7 @@ data and CLOC; plain CLIP at CLOC's budget; the MLLM. Evaluates, and writes one 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import subprocess
@@ -25,8 +26,8 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.commands import main as evaluate
 from cloc_mllm.inference.commands import main_ground
+from cloc_mllm.shipped import CONFIGS
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "training" / "configs"
 _TRAIN_SCENES, _VALIDATION_SCENES, _TEST_SCENES = 10_000, 200, 500
 _STATUS_EVERY_SECONDS = 20.0
 
@@ -59,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, budget = arguments.output_dir, arguments.budget
     if not 0 < budget <= 1:
         raise ValueError(f"--budget must lie in 0..1, got {budget}")
-    if not (_CONFIGS / "stage1_openmoji.yaml").is_file():
-        raise FileNotFoundError(
-            f"the quickstart's configs are not in {_CONFIGS}; run it from a clone of the repository"
-        )
+    _check_installed()
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     _show_shipped_model(out)
@@ -74,6 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"--mllm {out}/mllm/model"
     )
     return exit_code
+
+
+def _check_installed() -> None:
+    """Refuses to start without what the last step needs, too.
+
+    Raises:
+        ModuleNotFoundError: names the package.
+    """
+    for package in ("deepspeed", "peft", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def _show_shipped_model(out: Path) -> None:
@@ -132,9 +141,8 @@ def _train(out: Path, budget: float) -> None:
 
 def _config(name: str, budget: float) -> tuple[str, ...]:
     """`--config` and, below the full budget, fewer steps."""
-    path = _CONFIGS / f"{name}.yaml"
-    config = yaml.safe_load(path.read_text())
-    arguments = ["--config", str(path)]
+    config = yaml.safe_load((CONFIGS / "training" / f"{name}.yaml").read_text(encoding="utf-8"))
+    arguments = ["--config", name]
     for part in ("run", "alignment"):
         if part in config:
             arguments += [f"--{part}.steps", str(math.ceil(config[part]["steps"] * budget))]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop, for loops that end what they are doing first."""
+"""Treats Ctrl-C and SIGTERM as a request to stop, for loops that finish their step first."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Inside the `with` block the first signal sets `signal_number`; a later one exits at once.
+    """A context in which the first signal sets `signal_number`; a later one exits at once.
 
-    It can be used in the main thread only, as all of Python's signal handlers.
+    It works in the main thread only, as all of Python's signal handlers.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,6 @@ class StopRequest:
 
 
 def ignore_stop_signals(worker_id: int = 0) -> None:
-    """Makes a loader's worker ignore them: the main process ends it when it has saved."""
+    """Makes a loader's worker ignore the signals; the main process ends it after saving."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -149,3 +150,14 @@ def test_installed_command_runs() -> None:
     result = subprocess.run([command, "grund"], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "did you mean 'ground'?" in result.stderr
+
+
+@pytest.mark.parametrize(("argument", "expected"), [("--help", 141), ("nothing", 2)])
+def test_a_closed_pipe_is_no_error(argument: str, expected: int) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "cloc_mllm.cli", argument]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write_end)
+    assert "BrokenPipe" not in done.stderr
+    assert done.returncode == expected

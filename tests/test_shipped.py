@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,44 @@ def test_a_missing_one_says_what_to_do(kind: shipped.ModelKind, assets: Path) ->
     (assets / kind).mkdir()  # a folder without a model in it is none
     with pytest.raises(FileNotFoundError, match=f"make quickstart.*--{kind} DIR"):
         shipped.shipped_directory(kind)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ("stage1_openmoji", "training/stage1_openmoji.yaml"),
+        ("stage1_openmoji.yaml", "training/stage1_openmoji.yaml"),
+        ("training/configs/stage1_openmoji.yaml", "training/stage1_openmoji.yaml"),
+        ("training\\configs\\stage1_openmoji.yaml", "training/stage1_openmoji.yaml"),
+        ("quick", "eval/quick.yaml"),
+    ],
+)
+def test_a_shipped_config_is_found_from_any_folder(
+    named: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find_config(named) == str(shipped.CONFIGS / expected)
+
+
+def test_a_file_comes_first_and_other_paths_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quick.yaml").touch()
+    assert shipped.find_config("quick.yaml") == "quick.yaml"
+    assert shipped.find_config("other/quick.yaml") == "other/quick.yaml"
+
+
+def test_an_unknown_config_lists_the_shipped_ones() -> None:
+    said = "no file and no shipped config is called stage1_openmojis; did you mean stage1_openmoji?"
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        shipped.find_config("stage1_openmojis")
+    assert all(path.stem in str(refused.value) for path in shipped.CONFIGS.glob("*/*.yaml"))
+
+
+def test_a_clone_shows_the_shipped_configs_where_people_look(project_root: Path) -> None:
+    for part in ("training", "eval"):
+        shown = project_root / part / "configs"
+        assert shown.resolve() == shipped.CONFIGS / part
+        if shown.is_symlink():  # a checkout on Windows may have a file in its place
+            assert not shown.readlink().is_absolute()

@@ -28,10 +28,10 @@ class AblationArm:
 
 @dataclass
 class AblationConfig:
-    """Trains and evaluates each arm with each seed: `cloc-mllm ablate --config eval/configs/...`.
+    """Trains and evaluates each arm with each seed: `cloc-mllm ablate --config ablation`.
 
     Args:
-        base: stage-1 YAML that every arm starts from.
+        base: stage-1 YAML, or the name of a shipped one, that every arm starts from.
         settings: settings that all arms change, by dotted key.
         train: training records; "" makes 10,000 built-in scenes in `output_dir`.
         test: records to score on; "" makes 500 built-in test scenes.
@@ -40,7 +40,7 @@ class AblationConfig:
         jobs: cells trained at a time, each on its share of the cores.
     """
 
-    base: str = "training/configs/stage1_openmoji.yaml"
+    base: str = "stage1_openmoji"
     settings: dict[str, Any] = field(default_factory=dict)
     arms: list[AblationArm] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])

@@ -1,11 +1,11 @@
-"""Splits data sets into parts and merges them: `cloc-mllm data split` and `merge`."""
+"""Splits, merges and filters data sets: `cloc-mllm data split`, `merge` and `filter`."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,15 @@ from tqdm import tqdm
 
 from cloc_mllm.data.chats import Chat, validate_chat
 from cloc_mllm.data.drop_log import DropLog
-from cloc_mllm.data.parquet import RecordDataset, load_set, write_chats, write_records
+from cloc_mllm.data.parquet import (
+    RecordDataset,
+    load_records,
+    load_set,
+    write_chats,
+    write_records,
+)
 from cloc_mllm.data.records import Record, validate_record
+from cloc_mllm.data.texts import lines_of, read_text
 
 
 def add_split(commands: Any) -> None:
@@ -45,8 +52,9 @@ def add_merge(commands: Any) -> None:
     merge = commands.add_parser(
         "merge",
         help="join data sets into one",
-        description="Records, or chats, come in the order of the sets. A later one of an id that "
-        "was there is dropped and counted (`duplicate_id`); records may be joined with --join.",
+        description="Records, or chats, come in the order of the sets. A later one of an id and "
+        "image that was there is dropped and counted (`duplicate_id`); records may be joined with "
+        "--join. One id on two images is refused: see --prefix_ids.",
     )
     merge.add_argument("data", nargs="+", help="directories that `build` made, or their URLs")
     merge.add_argument("--output_dir", metavar="DIR", type=Path, required=True, help="must be new")
@@ -55,7 +63,33 @@ def add_merge(commands: Any) -> None:
         action="store_true",
         help="records of one id and one image file become one with the captions and regions of all",
     )
+    merge.add_argument(
+        "--prefix_ids",
+        action="store_true",
+        help="put the name of each set's directory before its ids (`train/17`): for sets that were "
+        "numbered apart, such as the splits of an annotation tool",
+    )
     merge.set_defaults(run=_run_merge)
+
+
+def add_filter(commands: Any) -> None:
+    choose = commands.add_parser(
+        "filter",
+        help="leave records out of a data set",
+        description="Writes a new data set of the records that have all that is asked for. The "
+        "others are counted, and so are their regions and captions.",
+    )
+    choose.add_argument("data", help="a directory that `build` made, or its URL")
+    choose.add_argument("--output_dir", metavar="DIR", type=Path, required=True, help="must be new")
+    for what in ("regions", "captions"):
+        choose.add_argument(
+            f"--min_{what}", metavar="N", type=int, default=0, help=f"{what} of a record, at least"
+        )
+    for option, text in (("ids", "keep only these"), ("without_ids", "leave these out")):
+        choose.add_argument(
+            f"--{option}", metavar="FILE", type=Path, help=f"{text}: a text file of one id per line"
+        )
+    choose.set_defaults(run=_run_filter)
 
 
 def parse_parts(texts: Sequence[str]) -> dict[str, float]:
@@ -123,7 +157,8 @@ def _run_merge(args: argparse.Namespace) -> None:
         chats = itertools.chain.from_iterable(sets)
         merged = (valid for chat in chats if (valid := validate_chat(chat, drop_log)))
     else:
-        merged = merge_records(sets, join=args.join, drop_log=drop_log)
+        prefixes = _prefixes(args.data) if args.prefix_ids else [""] * len(sets)
+        merged = merge_records(sets, join=args.join, prefixes=prefixes, drop_log=drop_log)
     write: Any = write_chats if is_chats else write_records
     write(
         tqdm(merged, desc="merging", unit=" chats" if is_chats else " records"),
@@ -135,37 +170,117 @@ def _run_merge(args: argparse.Namespace) -> None:
     print(f"written to {args.output_dir}")
 
 
+def _run_filter(args: argparse.Namespace) -> None:
+    wanted, unwanted = (
+        None if path is None else {line.strip() for line in lines_of(read_text(path))}
+        for path in (args.ids, args.without_ids)
+    )
+
+    def is_wanted(record: Record) -> bool:
+        return (
+            len(record.regions) >= args.min_regions
+            and len(record.captions) >= args.min_captions
+            and (wanted is None or record.id in wanted)
+            and (unwanted is None or record.id not in unwanted)
+        )
+
+    if not (args.min_regions or args.min_captions or args.ids or args.without_ids):
+        raise ValueError(
+            "nothing to filter by; name --min_regions, --min_captions, --ids or --without_ids"
+        )
+    drop_log = DropLog()
+    records = load_records(args.data, verify=True)
+    write_records(
+        tqdm(chosen_records(records, is_wanted, drop_log), desc="filter", unit=" records"),
+        args.output_dir,
+        arguments={
+            "source": "filter",
+            "data": str(args.data),
+            "min_regions": args.min_regions,
+            "min_captions": args.min_captions,
+            **{key: str(path) for key, path in vars(args).items() if "ids" in key and path},
+        },
+        drop_log=drop_log,
+    )
+    num_out = drop_log.num_set_aside("record")
+    print(f"{drop_log.summary()}\n{num_out:,} of {len(records):,} records were left out")
+    print(f"written to {args.output_dir}")
+
+
+def chosen_records(
+    records: Iterable[Record], is_wanted: Callable[[Record], bool], drop_log: DropLog
+) -> Iterator[Record]:
+    """The wanted records, validated; the others are set aside with their parts."""
+    for record in records:
+        if is_wanted(record):
+            valid = validate_record(record, drop_log)
+            if valid is not None:
+                yield valid
+            continue
+        drop_log.put_aside("record", "filtered")
+        drop_log.put_aside("region", "filtered", len(record.regions))
+        drop_log.put_aside(
+            "expression", "filtered", sum(len(region.expressions) for region in record.regions)
+        )
+        drop_log.put_aside("caption", "filtered", len(record.captions))
+
+
+def _prefixes(places: Sequence[str]) -> list[str]:
+    names = [place.rstrip("/").rpartition("/")[2] for place in places]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--prefix_ids needs directories of different names, got {', '.join(names)}; rename one"
+        )
+    return [f"{name}/" for name in names]
+
+
 def merge_records(
-    datasets: Sequence[RecordDataset], *, join: bool, drop_log: DropLog
+    datasets: Sequence[RecordDataset],
+    *,
+    join: bool,
+    prefixes: Sequence[str] = (),
+    drop_log: DropLog,
 ) -> Iterator[Record]:
     """Yields the records of all sets, validated; see `add_merge`.
 
-    With `join` a record also takes the captions and regions of later records with its id and
-    exactly its image file; what both have is kept once. A later one with another file is dropped.
+    With `join` a record also takes the captions and regions of later records with its id; what both
+    have is kept once.
+
+    Args:
+        prefixes: one per set, to stand before its ids.
+
+    Raises:
+        ValueError: one id stands for different image files.
     """
+    prefixes = prefixes or [""] * len(datasets)
     all_places = [
         (number, index) for number, dataset in enumerate(datasets) for index in range(len(dataset))
     ]
     places_of: dict[str, list[tuple[int, int]]] = {}
     for number, index in all_places if join else ():
-        places_of.setdefault(datasets[number][index].id, []).append((number, index))
+        record_id = prefixes[number] + datasets[number][index].id
+        places_of.setdefault(record_id, []).append((number, index))
+    first_places: dict[str, tuple[int, int]] = {}
     for place in all_places:
         record = datasets[place[0]][place[1]]
-        first, *later = places_of.get(record.id, [place])
-        if place == first:
-            for number, index in later:
-                record = _joined(record, datasets[number][index])
-        elif datasets[first[0]][first[1]].image == record.image:
+        record = replace(record, id=prefixes[place[0]] + record.id)
+        first = first_places.setdefault(record.id, place)
+        if place != first and datasets[first[0]][first[1]].image != record.image:
+            raise ValueError(
+                f"id {record.id!r} stands for different images in set {first[0] + 1} and set "
+                f"{place[0] + 1}; sets that were numbered apart need --prefix_ids"
+            )
+        if join and place != first:
             drop_log.note("records joined to an earlier one")
             continue
+        for number, index in places_of.get(record.id, [])[1:]:
+            record = _joined(record, datasets[number][index])
         valid = validate_record(record, drop_log)
         if valid is not None:
             yield valid
 
 
 def _joined(record: Record, other: Record) -> Record:
-    if other.image != record.image:
-        return record
     captions = [text for text in other.captions if text not in record.captions]
     regions = [region for region in other.regions if region not in record.regions]
     return replace(record, captions=record.captions + captions, regions=record.regions + regions)

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.arguments import positive, share
+from cloc_mllm.data.checks.judge import describe_all, judge, the_one, unknown_layout, verdict
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import DROPS_NAME, write_chats, write_records
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.data.scenes import SPLITS, generate_scenes
-from cloc_mllm.data.sources import add_formats
+from cloc_mllm.data.sources import add_formats, add_read_options, read_options
 
 _SCENES_PER_TASK = 8
 
@@ -39,6 +40,7 @@ def add_build(commands: Any) -> None:
     build = commands.add_parser("build", help="turn a source into Parquet records or chats")
     sources = build.add_subparsers(metavar="SOURCE", required=True, dest="source")
     _add_scenes(sources)
+    _add_auto(sources)
     add_formats(sources)
     for parser in sources.choices.values():
         _add_shared_options(parser)
@@ -79,6 +81,8 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.source == "auto":
+        args = _chosen(args)
     drop_log = DropLog()
     items = args.read(args, drop_log)
     arguments = {
@@ -116,6 +120,51 @@ def _print(drop_log: DropLog) -> None:
     print(drop_log.summary())
     if explained := drop_log.explained():
         print(f"\ndropped, the most frequent reasons:\n{explained}\n")
+
+
+def _add_auto(sources: Any) -> None:
+    auto = sources.add_parser(
+        "auto",
+        help="whatever lies at PATH, if exactly one reading fits",
+        description="Runs `data doctor`, says what it takes the files for and why, and builds "
+        "them where exactly one reading fits. Where several or none do, it lists them with the "
+        "command of each and builds nothing.",
+    )
+    auto.add_argument("path", metavar="PATH", type=Path, help="file, folder, zip or tar")
+    auto.add_argument(
+        "--images",
+        metavar="PATH",
+        type=Path,
+        help="folder, tar or zip (default: looked for in and beside PATH)",
+    )
+    add_read_options(auto)
+
+
+def _chosen(args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of the only reading that fits, with what the user said of the build.
+
+    Raises:
+        ValueError: none or several fit, or images are missing; all readings were printed before.
+    """
+    judgements = judge(args.path, args.images, read_options(args))
+    if not judgements:
+        raise ValueError(f"{args.path}: {unknown_layout(args.path, args.encoding)}")
+    print(f"{describe_all(judgements)}\n")
+    found = the_one(judgements)
+    if found is None:
+        raise ValueError(f"{args.path}: {verdict(judgements)}; nothing was written")
+    if found.is_blind:
+        raise ValueError(
+            f"{args.path}: none of its images was found; name their folder, tar or zip with "
+            "--images"
+        )
+    if found.share_missing > args.max_drop_share:
+        raise ValueError(
+            f"{found.share_missing:.0%} of the images are missing in {found.options['images']}; "
+            "nothing was written. Name their place with --images, or allow it with a larger "
+            "--max_drop_share"
+        )
+    return argparse.Namespace(**{**vars(args), **vars(found.parsed()), "source": found.source})
 
 
 def _add_scenes(sources: Any) -> None:

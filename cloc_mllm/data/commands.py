@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.arguments import positive
-from cloc_mllm.data.arrange import add_merge, add_split
+from cloc_mllm.data.arrange import add_filter, add_merge, add_split
 from cloc_mllm.data.build import add_build
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.checks.doctor import add_doctor
@@ -73,6 +73,7 @@ def build_parser() -> ArgumentParser:
     add_validate(commands)
     add_split(commands)
     add_merge(commands)
+    add_filter(commands)
     add_leak_check(commands)
     add_doctor(commands)
     add_fetch_report(commands)

@@ -21,6 +21,8 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import as_dict
 
+# the formats that are also read as regions
+CONVERSATIONS = ("llava", "ferret", "qwen-vl", "ms-swift", "shikra")
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -89,8 +91,6 @@ def _read_conversations(name: str, read_regions: Any) -> Any:
             return read_chats(args.rows, args.images, style, options=options, drop_log=drop_log)
         if args.images is None:
             raise ValueError("regions need --images, the folder, tar or zip of the photos")
-        if name == "llava" and frame not in ("padded", "original"):
-            raise ValueError(f"--as regions reads --frame padded or original, got {frame}")
         more = {"frame": frame} if name == "llava" else {}
         return read_regions(args.rows, args.images, **more, options=options, drop_log=drop_log)
 

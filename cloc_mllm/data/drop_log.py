@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -47,6 +47,8 @@ class DropLog:
     Attributes:
         set_aside: kind -> reason -> number of items that a declared rule leaves out (crowds, other
             splits). They are no loss, and shares do not count them.
+        watch: is given the file of each image that a reader delivers, and the boxes and phrases in
+            it, before they are validated, for those who judge boxes as they are stated.
         notes: number of other remarks by text; `examples` holds some names for each.
     """
 
@@ -58,6 +60,7 @@ class DropLog:
         self.set_aside: dict[str, dict[str, int]] = {}
         self.notes: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.watch: Callable[[bytes, list[Any], list[Any]], object] | None = None
         self._noted: set[tuple[str, str]] = set()
 
     def add(self, kind: Kind, item: str, reason: str, found: Any = "", count: int = 1) -> None:

@@ -66,15 +66,14 @@ REASONS: dict[str, str] = {
 
 # by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {
-    "crowd": "boxes around a crowd (`iscrowd`, which CVAT also writes for masks; Open Images' "
-    "`IsGroupOf`); --keep_crowd keeps them",
+    "crowd": "boxes around a crowd; --keep_crowd keeps them",
     "ignored": "places that were not annotated (tag `mask`); --keep_ignored keeps them",
     "other_split": "refs of other splits; --split chooses, without it all are read",
     "no_region": "questions with their answers that name no box; chats keep them (without "
     "--as regions)",
     "unnamed": "boxes that the conversation says nothing of that is a name; chats keep them",
     "no_image": "rows of text alone; a record is of an image",
-    "skipped": "annotations that their annotator skipped (`was_cancelled`)",
+    "skipped": "tasks and annotations that their annotator skipped (`was_cancelled`)",
     "other_annotation": "further annotations of a task, whose first or ground truth counts; "
     "--all_annotations keeps them",
     "not_asked": "images that --ids does not list; without it all are read",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,28 +11,72 @@ from cloc_mllm.data.conversation_sources import add_conversations
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
-from cloc_mllm.data.readers.coco import read_coco
-from cloc_mllm.data.readers.cvat import read_cvat
-from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
-from cloc_mllm.data.readers.grit import read_grit, read_grit_parquet, read_grit_tars
-from cloc_mllm.data.readers.hf_objects import ObjectColumns, read_hf_objects
-from cloc_mllm.data.readers.image_folder import read_image_folder
-from cloc_mllm.data.readers.label_studio import read_label_studio
-from cloc_mllm.data.readers.mdetr import read_mdetr
-from cloc_mllm.data.readers.odgt import read_odgt
-from cloc_mllm.data.readers.open_images import read_open_images
-from cloc_mllm.data.readers.pascal_voc import read_pascal_voc
-from cloc_mllm.data.readers.plain_csv import read_csv
-from cloc_mllm.data.readers.refcoco import read_refcoco
-from cloc_mllm.data.readers.refer import read_refer
-from cloc_mllm.data.readers.via import read_via
-from cloc_mllm.data.readers.visual_genome import read_visual_genome
-from cloc_mllm.data.readers.yolo import read_yolo
+from cloc_mllm.data.readers.coco import looks_like_coco, read_coco
+from cloc_mllm.data.readers.cvat import looks_like_cvat, read_cvat
+from cloc_mllm.data.readers.ferret import looks_like_ferret
+from cloc_mllm.data.readers.flickr30k_entities import (
+    looks_like_flickr30k_entities,
+    read_flickr30k_entities,
+)
+from cloc_mllm.data.readers.grit import (
+    looks_like_grit,
+    read_grit,
+    read_grit_parquet,
+    read_grit_tars,
+)
+from cloc_mllm.data.readers.hf_objects import (
+    ObjectColumns,
+    looks_like_hf_objects,
+    read_hf_objects,
+)
+from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_image_folder
+from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
+from cloc_mllm.data.readers.llava import looks_like_llava
+from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
+from cloc_mllm.data.readers.ms_swift import looks_like_ms_swift
+from cloc_mllm.data.readers.odgt import looks_like_odgt, read_odgt
+from cloc_mllm.data.readers.open_images import looks_like_open_images, read_open_images
+from cloc_mllm.data.readers.pascal_voc import looks_like_pascal_voc, read_pascal_voc
+from cloc_mllm.data.readers.places import Place, Reading
+from cloc_mllm.data.readers.plain_csv import looks_like_csv, read_csv
+from cloc_mllm.data.readers.qwen_vl import looks_like_qwen_vl
+from cloc_mllm.data.readers.refcoco import looks_like_refcoco, read_refcoco
+from cloc_mllm.data.readers.refer import looks_like_refer, read_refer
+from cloc_mllm.data.readers.shikra import looks_like_shikra
+from cloc_mllm.data.readers.via import looks_like_via, read_via
+from cloc_mllm.data.readers.visual_genome import looks_like_visual_genome, read_visual_genome
+from cloc_mllm.data.readers.yolo import looks_like_yolo, read_yolo
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.texts import read_text
 
 _IMAGES = "folder, tar or zip"
 _ROWS = "JSON list, JSON lines or CSV"
+
+# how each source looks: `data doctor` and `data build auto` ask all of them
+LOOKS: dict[str, Callable[[Place], Iterator[Reading]]] = {
+    "coco": looks_like_coco,
+    "mdetr": looks_like_mdetr,
+    "refer": looks_like_refer,
+    "refcoco": looks_like_refcoco,
+    "shikra": looks_like_shikra,
+    "qwen-vl": looks_like_qwen_vl,
+    "flickr30k-entities": looks_like_flickr30k_entities,
+    "visual-genome": looks_like_visual_genome,
+    "grit": looks_like_grit,
+    "odgt": looks_like_odgt,
+    "llava": looks_like_llava,
+    "ferret": looks_like_ferret,
+    "ms-swift": looks_like_ms_swift,
+    "yolo": looks_like_yolo,
+    "pascal-voc": looks_like_pascal_voc,
+    "cvat": looks_like_cvat,
+    "label-studio": looks_like_label_studio,
+    "via": looks_like_via,
+    "open-images": looks_like_open_images,
+    "hf-objects": looks_like_hf_objects,
+    "csv": looks_like_csv,
+    "image-folder": looks_like_image_folder,
+}
 
 
 def add_formats(sources: Any) -> None:
@@ -57,16 +101,29 @@ def add_formats(sources: Any) -> None:
     _add_csv(sources)
 
 
-def _add(sources: Any, name: str, summary: str, read: Any, **paths: str) -> argparse.ArgumentParser:
+def _add(
+    sources: Any, name: str, summary: str, read: Any, example: str = "", **paths: str
+) -> argparse.ArgumentParser:
     """Adds a source that reads files.
 
     Args:
         read: `read(args, options, drop_log)`.
+        example: options of a command, for the help.
         paths: required options that name a path, with their help.
     """
-    parser: argparse.ArgumentParser = sources.add_parser(name, help=summary, description=summary)
+    description = f"{summary}\n\nexample:\n  cloc-mllm data build {name} {example} --output_dir OUT"
+    parser: argparse.ArgumentParser = sources.add_parser(
+        name, help=summary, description=description if example else summary
+    )
     for option, text in paths.items():
         parser.add_argument(f"--{option}", metavar="PATH", type=Path, required=True, help=text)
+    add_read_options(parser)
+    parser.set_defaults(read=lambda args, drop_log: read(args, read_options(args), drop_log))
+    return parser
+
+
+def add_read_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every source that reads files can be told."""
     parser.add_argument(
         "--encoding",
         metavar="NAME",
@@ -81,11 +138,9 @@ def _add(sources: Any, name: str, summary: str, read: Any, **paths: str) -> argp
         "goes by the stated image size, which cannot tell for squares, half turns and where none "
         "is stated, and takes the upright picture then; `upright` or `stored` say it",
     )
-    parser.set_defaults(read=lambda args, drop_log: read(args, _options(args), drop_log))
-    return parser
 
 
-def _options(args: argparse.Namespace) -> ReadOptions:
+def read_options(args: argparse.Namespace) -> ReadOptions:
     return ReadOptions(args.encoding, args.boxes_of)
 
 
@@ -113,7 +168,7 @@ def _add_coco(sources: Any) -> None:
     coco = _add(
         sources,
         "coco",
-        "COCO or LVIS: instances and captions",
+        "COCO or LVIS, and what CVAT, Label Studio, Roboflow and FiftyOne export as COCO",
         lambda args, options, drop_log: read_coco(
             args.instances,
             args.images,
@@ -123,7 +178,8 @@ def _add_coco(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
-        instances="instances_*.json, lvis_v1_*.json",
+        "--instances annotations/instances_default.json --images images",
+        instances="instances_*.json, lvis_v1_*.json, _annotations.coco.json, labels.json",
         images=_IMAGES,
     )
     coco.add_argument("--captions", metavar="FILE", type=Path, help="captions_*.json")
@@ -283,6 +339,7 @@ def _add_yolo(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--names data.yaml",
         names="data.yaml, or a text file of one name per line",
     )
     parser.add_argument(
@@ -341,6 +398,7 @@ def _add_cvat(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--annotations task.zip --expression_attribute words",
         annotations="annotations.xml, or the folder or zip that holds it",
     )
     parser.add_argument(
@@ -367,6 +425,7 @@ def _add_label_studio(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--annotations export.json --images media/upload",
         annotations="the exported JSON",
         images=_IMAGES,
     )
@@ -395,6 +454,7 @@ def _add_via(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--annotations via_project.json --images photos --phrase_attribute label",
         annotations="via_project.json, or the exported JSON or CSV",
         images=_IMAGES,
     )
@@ -420,6 +480,8 @@ def _add_open_images(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--boxes validation-annotations-bbox.csv --classes class-descriptions-boxable.csv "
+        "--images validation",
         boxes="oidv6-train-annotations-bbox.csv and the like",
         classes="class-descriptions-boxable.csv",
         images="folder, tar or zip of ImageID.jpg",
@@ -464,6 +526,7 @@ def _add_hf_objects(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--dataset cppe-5 --split train --frame pixels --box_order xywh",
     )
     parser.add_argument(
         "--dataset",
@@ -508,6 +571,7 @@ def _add_csv(sources: Any) -> None:
             options=options,
             drop_log=drop_log,
         ),
+        "--rows boxes.csv --images photos --frame pixels --columns image=file,phrase=label",
         rows="CSV, TSV, JSON lines or JSON list",
         images=_IMAGES,
     )
@@ -530,7 +594,8 @@ def _add_csv(sources: Any) -> None:
         "--delimiter",
         default="",
         type=lambda text: text.replace("\\t", "\t"),
-        help="between cells (default: a comma, in .tsv a tab)",
+        help="between cells (default: a comma, or semicolons if the header has no comma; in .tsv a "
+        "tab)",
     )
 
 

@@ -12,12 +12,13 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -78,7 +79,9 @@ def _not_decodable(
 
 
 def read_text(path: str | Path, encoding: str = "") -> str:
-    return decode(Path(path).read_bytes(), path, encoding)
+    """Reads a text file, on the disk or in an archive (`set.zip/data.yaml`)."""
+    with _open(path) as file:
+        return decode(file.read(), path, encoding)
 
 
 def lines_of(text: str) -> list[str]:
@@ -109,7 +112,7 @@ def read_rows(
     has beyond the columns stands under None.
 
     Args:
-        delimiter: of a CSV file; "" is what suffix and header say.
+        delimiter: of a CSV file, whatever its suffix; "" is what suffix and header say.
         columns: of a CSV file without a header; () takes the header, None numbers them from 1.
 
     Raises:
@@ -117,11 +120,11 @@ def read_rows(
             and is none.
     """
     suffix = Path(path).suffix.lower()
-    if suffix in (".csv", ".tsv"):
+    if suffix in (".csv", ".tsv") or delimiter:
         delimiter = delimiter or ("\t" if suffix == ".tsv" else "")
         yield from _csv_rows(path, encoding, delimiter, columns)
         return
-    with open(path, "rb") as file:
+    with _open(path) as file:
         start, name = _encoding_of(file.read(4), encoding)
         file.seek(start)
         if file.read(4096).decode(name, "ignore").lstrip().startswith("["):
@@ -134,7 +137,16 @@ def read_rows(
                 yield f"line {number}", _json_or_none(line)
 
 
-def _decoded_lines(file: io.BufferedReader, name: str, path: str | Path) -> Iterator[str]:
+def _open(path: str | Path) -> BinaryIO:
+    if os.path.exists(path) or not any(above.is_file() for above in Path(path).parents):
+        return open(path, "rb")
+    # only for a path into an archive: it brings torch, which scoring goes without
+    from cloc_mllm.data.readers.files import read_annotation_file
+
+    return io.BytesIO(read_annotation_file(path))
+
+
+def _decoded_lines(file: BinaryIO, name: str, path: str | Path) -> Iterator[str]:
     if name.startswith(("utf-16", "utf-32")):  # whose line ends are more than one byte
         yield from lines_of(decode(file.read(), path, name))
         return

@@ -48,7 +48,7 @@ def photo_questions(
 def _read_photos(
     names: Iterable[str], images: str | Path, source: str
 ) -> tuple[dict[str, Record], dict[str, str]]:
-    """A record without regions of each distinct photo, or why there is none, by file name."""
+    """Makes a record without regions of each distinct photo, or says why not, by file name."""
     from cloc_mllm.data.drop_log import DropLog
     from cloc_mllm.data.readers.files import open_files, read_image
     from cloc_mllm.data.records import Record, validate_record
@@ -65,7 +65,7 @@ def _read_photos(
 
 
 def read_json_rows(path: str | Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`(file and line, object)` of a file with one JSON object per line that holds all `keys`.
+    """Yields `(file and line, object)` of a file of JSON lines, whose objects hold all `keys`.
 
     Raises:
         ValueError: a line is something else; names file, line and key.
@@ -81,8 +81,8 @@ def read_json_rows(path: str | Path, *keys: str) -> Iterator[tuple[str, dict[str
 def usable_box(
     annotation: dict[str, Any], image: dict[str, Any], min_side_px: float = 1.0
 ) -> tuple[Box | None, str]:
-    """An annotation's `bbox` normalised and cut to its image, both in COCO's layout, or None and
-    why there is none."""
+    """Normalises an annotation's `bbox` and cuts it to its image, both in COCO's layout; or None
+    and the reason."""
     from cloc_mllm.box import clip_box
     from cloc_mllm.data.readers import boxes_from_xywh
 

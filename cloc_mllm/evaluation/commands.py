@@ -1,4 +1,4 @@
-"""`cloc-mllm eval`: several tasks on records, one task with its own options, or rows to numbers."""
+"""Runs `cloc-mllm eval`: tasks on records, one task with its own options, or scoring of rows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,11 @@ def _parser(prog: str, description: str, epilog: str = "") -> ArgumentParser:
         formatter_class=Formatter,
         exit_on_error=False,
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with any of these settings, or the name of a shipped one (quick)",
+    )
     return parser
 
 

@@ -64,7 +64,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `metrics.json` of a comparison holds.
+    """The content of `metrics.json` of a comparison.
 
     Args:
         models: the two directories; `names` are the models that answered there.
@@ -105,7 +105,7 @@ class FilesCompared:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval compare A B`: writes the comparison, prints its table."""
+    """Runs `cloc-mllm eval compare A B`: writes the comparison and prints its table."""
     parser = ArgumentParser(
         prog="cloc-mllm eval compare",
         description="Set two evaluations of the same queries side by side.",
@@ -263,7 +263,7 @@ def _truth(row: ReferenceRow) -> tuple[Any, ...]:
 def _compared_tasks(
     pairs: Mapping[str, tuple[Sequence[ScoredPair], Sequence[ScoredPair]]], bootstrap: Bootstrap
 ) -> tuple[dict[str, dict[str, Compared]], dict[str, dict[str, dict[str, Compared]]]]:
-    """What `Comparison` holds of each task: its metrics, and its breakdowns if it is of boxes."""
+    """Compares each task: its metrics, and its breakdowns if its answers are boxes."""
     compared, breakdowns = {}, {}
     for task, (a, b) in pairs.items():
         scorer = all_scorers()[task]

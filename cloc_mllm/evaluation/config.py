@@ -10,7 +10,7 @@ from cloc_mllm.config import Precision, RegionPrompt, Templates
 
 @dataclass
 class EvalConfig:
-    """Which models answer which tasks, on which records, and how answers are scored.
+    """An evaluation: models, tasks, records and scoring.
 
     Args:
         tasks: names that `cloc-mllm eval --list` shows, or paths of Python files with a task of
@@ -21,7 +21,8 @@ class EvalConfig:
             `mllm`; it is asked where things are with `prompt`, and questions without regions as
             they stand.
         prompt: for `mllm_hf`, with `{phrase}` where the expression goes.
-        format: how `mllm_hf` writes a box; `cloc-mllm eval score --format help` lists the formats.
+        format: how `mllm_hf` writes a box; `cloc-mllm eval score --format help` lists the formats;
+            or a definition of one's own, as JSON or a file.
         baseline_cloc: another stage-1 model to stand beside in the table; "" is none.
         data: records to score on; "" generates 500 built-in test scenes, "compositional" 300
             built-in scenes in which the noun alone does not tell which thing is meant.

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Declared:
-    """What a benchmark must hold; 0 is not checked.
+    """The size that a benchmark must have; 0 is not checked.
 
     Args:
-        captions_per_image: of each image the first so many are used, and must be there.
+        captions_per_image: captions that each image must have; the first so many are used.
         num_classes: names to choose from.
     """
 

@@ -1,6 +1,6 @@
-"""From rows to metrics: every number with its interval, baselines and failures.
+"""Computes metrics from rows: every number with its interval, baselines and failures.
 
-Reads rows only. Which model made them, and how, is not known here.
+It reads rows alone and does not know which model made them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class TaskMetrics:
 
 @dataclass
 class Evaluation:
-    """What `metrics.json` holds: the metrics of each task, and how they were made."""
+    """The content of `metrics.json`: the metrics of each task, and how they were made."""
 
     tasks: dict[str, TaskMetrics]
     about: dict[str, Any] = field(default_factory=dict)

@@ -1,6 +1,6 @@
-"""What a task asks and what counts as right, the same for every predictor.
+"""The queries of a task and their right answers, the same for every predictor.
 
-A predictor sees `Query`s, a scorer sees `ReferenceRow`s; neither sees the other's.
+A predictor sees `Query`s alone, a scorer `ReferenceRow`s alone.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ QueryPair = tuple[Query, ReferenceRow]
 
 
 def pair(query: Query, **right: Any) -> QueryPair:
-    """A query with its reference, of which `right` are the fields beside ids and task."""
+    """Joins a query with its reference; `right` are the reference's fields besides ids and task."""
     return query, ReferenceRow(query.id, query.image_id, query.task, **right)
 
 
 @dataclass(frozen=True)
 class RegionItem:
-    """A distinct box of an image with all texts annotated on it."""
+    """A distinct box of an image, with all texts annotated on it."""
 
     id: str
     image_id: str
@@ -92,7 +92,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a published benchmark is asked; every declared query is asked or counted.
+    """The part of a published benchmark that is asked; every declared query is asked or counted.
 
     Args:
         name: benchmark and split, as its numbers are to be quoted.

@@ -41,7 +41,7 @@ _QUICK_METRICS = {
 def cloc_scores(
     model: Cloc, tokenizer: TextTokenizer, records: Sequence[Record], settings: ClocSettings
 ) -> dict[str, dict[str, QueryScores]]:
-    """Every query's score on what CLOC answers alone: task of the rows -> metric -> scores.
+    """Scores every query that CLOC answers alone: task of the rows -> metric -> scores.
 
     Tasks for which the records hold nothing are left out.
     """
@@ -67,10 +67,10 @@ def quick_region_metrics(
     batch_size: int = 64,
     precision: Precision = "fp32",
 ) -> dict[str, float]:
-    """`task/metric` -> value over the records; about 200 of them are enough to see training move.
+    """Computes metrics over the records by `task/metric`; 200 records are enough to watch training.
 
-    The model is left in the mode (train or eval, module by module) it came in. Tasks for which
-    the records hold nothing are left out.
+    Each module of the model keeps its mode (train or eval). Tasks for which the records hold
+    nothing are left out.
     """
     settings = ClocSettings(batch_size=batch_size, precision=precision)
     return _headlines(cloc_scores(model, tokenizer, records, settings))
@@ -97,7 +97,7 @@ def draw_questions(records: Sequence[Record], number: int, seed: int) -> list[Qu
 def quick_answer_metrics(
     predictor: GroundingPredictor, query_sets: Sequence[QuerySet], *, batch_size: int = 64
 ) -> dict[str, float]:
-    """`task/metric` -> value over the questions, which `draw_questions` made."""
+    """Computes metrics over the questions of `draw_questions`, by `task/metric`."""
     scorers = all_scorers()
     scores = {}
     for asked in query_sets:

@@ -1,4 +1,4 @@
-"""What records hold for the tasks that ask about them: read once, shared by all tasks."""
+"""Indexes the records for the tasks that ask about them: read once, shared by all tasks."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class RecordIndex:
     """
 
     def __init__(self, records: Sequence[Record], captions_per_image: int = 0) -> None:
-        """`captions_per_image`: takes the first so many of each record; 0 takes all."""
+        """Reads the records. `captions_per_image` takes the first so many of each; 0 takes all."""
         self.records = records
         self.regions: list[RegionItem] = []
         self.captions: dict[str, list[str]] = {}
@@ -94,7 +94,7 @@ class RecordIndex:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """All categories that occur; for built-in scenes all concepts, also those that do not."""
+        """All categories that occur; for built-in scenes all concepts, even absent ones."""
         names = {region.category for region in self.regions if region.category}
         if set(self.sources.values()) == {BUILT_IN_SOURCE}:
             for concepts in (CONCEPTS, ZERO_SHOT_CONCEPTS):
@@ -113,7 +113,7 @@ class RecordIndex:
     def region_pairs(
         self, task: str, labels: Callable[[RegionItem], Sequence[str]], **right: Any
     ) -> Iterator[QueryPair]:
-        """A query about each region that has labels.
+        """Makes a query about each region that has labels.
 
         Args:
             right: further fields of the references.
@@ -131,7 +131,7 @@ class RecordIndex:
         pairs: Iterable[QueryPair],
         **settings: Any,
     ) -> QuerySet:
-        """A set about these records; references get what the record says of their image.
+        """Makes a set of queries about these records; references get the facts of their image.
 
         Args:
             settings: further fields of `QuerySet`.
@@ -144,7 +144,7 @@ class RecordIndex:
 
 
 class _ImageFacts(NamedTuple):
-    """What the record says of every query about its image; `kind` is "" for ordinary images."""
+    """The facts of an image that all its references get; `kind` is "" for ordinary images."""
 
     width: int
     height: int

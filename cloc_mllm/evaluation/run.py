@@ -124,7 +124,7 @@ def _ask(
     data: EvalData,
     predictors: Mapping[str, Predictor],
 ) -> tuple[list[TaskQueries], list[str]]:
-    """What is asked, and the row tasks for which there is nothing to ask or nobody to answer."""
+    """Collects the queries, and the row tasks without any query or without a model to answer."""
     asked: dict[str, TaskQueries] = {}
     skipped = []
     for task in tasks:

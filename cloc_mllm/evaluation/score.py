@@ -1,4 +1,4 @@
-"""`cloc-mllm eval score`: rows in, numbers out; no model, no GPU, no torch.
+"""Scores rows with `cloc-mllm eval score`, without a model, a GPU or torch.
 
 Answers of any model are read in the format that is declared for them, strictly and leniently, and
 on request as other projects' scorers read them.
@@ -42,7 +42,7 @@ _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How rows are scored.
+    """The options of scoring.
 
     Args:
         resized_size: width and height that resized pixels count in, for rows whose settings do
@@ -104,7 +104,7 @@ def score(
         rows = read_sources(task, predictions, references, options.reading)
         where = f"{predictions} and {references}: " if references else f"{predictions}: "
     else:
-        rows = _rows(task, predictions, references, options.reading.encoding)
+        rows = _rows(task, predictions, references, options.reading)
         where = ""
     try:
         return _scored(task, rows, declared, compat, options)
@@ -116,13 +116,17 @@ def _rows(
     task: str,
     predictions: str | Path | Sequence[PredictionRow],
     references: str | Path | Sequence[ReferenceRow],
-    encoding: str,
+    reading: RowReading,
 ) -> Rows:
     """Rows of which one kind is made by a program, the other perhaps read from a file."""
+    if references == "":
+        raise ValueError("the predictions are rows of a program: give their references, too")
     if isinstance(references, (str, Path)):
-        references = references_of(read_table(references, encoding), task)
+        table = read_table(references, reading.encoding)
+        references = references_of(table, task, reading.reference_columns, reading.coordinates)
     if isinstance(predictions, (str, Path)):
-        predictions = predictions_of(read_table(predictions, encoding), task, references)
+        table = read_table(predictions, reading.encoding)
+        predictions = predictions_of(table, task, references, reading.columns)
     return Rows(predictions, references)
 
 
@@ -224,7 +228,7 @@ def unread_answers(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
+    """Runs `cloc-mllm eval score`: scores two files, prints the tables, writes `--output`."""
     args = list(sys.argv[1:] if argv is None else argv)
     if "--format" in args and args[args.index("--format") + 1 :][:1] == ["help"]:
         print(describe_formats())

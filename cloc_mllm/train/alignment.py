@@ -73,16 +73,16 @@ def align_projectors(
 ) -> TrainResult | None:
     """Trains the model's projectors in place. The run is in `config.run.output_dir/alignment`.
 
-    It resumes as any run does, also when it has finished.
+    It resumes as any run does, even if it has finished.
 
     Args:
         features: the cached tokens of the frozen encoder, if they are used.
 
     Returns:
-        how it ended; None if `config.alignment.steps` is 0.
+        the result of the run; None if `config.alignment.steps` is 0.
 
     Raises:
-        ValueError: boxes are not written as location tokens, which scene tokens are made of.
+        ValueError: boxes are not written as location tokens, of which scene tokens are made.
     """
     if not config.alignment.steps:
         return None
@@ -98,6 +98,7 @@ def align_projectors(
         AlignmentCollator(processor, features),
         lambda trained, directory: None,  # the last checkpoint is all that stage 2 needs
         resolved_config=dataclasses.asdict(config),
+        default_config=dataclasses.asdict(Stage2Config()),
         fingerprint=processor.fingerprint,
         num_workers=config.data.num_workers,
         mixture=parts_of(dataset),
@@ -122,7 +123,7 @@ def align_projectors(
 
 
 def taught_parts(settings: AlignmentConfig) -> tuple[str, ...]:
-    """The parameters that alignment changes, by the prefixes of their names."""
+    """Lists the parameters that alignment changes, by prefixes of their names."""
     if not settings.steps:
         return ()
     return (*_PROJECTORS, "vision.") if settings.vision_lr else _PROJECTORS

@@ -31,8 +31,8 @@ from cloc_mllm.earlier import by_current_name, current_run_settings
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
 
-# What may change between a run and its continuation. These settings move files or pace the run, but
-# take no part in the arithmetic (`steps` stretches the learning rate schedule, as it should).
+# Settings that may change between a run and its continuation. They move files or pace the run, but
+# do not enter the arithmetic (`steps` stretches the learning rate schedule, as it should).
 FREE_KEYS = frozenset(
     {
         "data.allow_no_regions",
@@ -59,8 +59,8 @@ FREE_KEYS = frozenset(
 )
 
 
-# Settings that jobs had once without using them, with their defaults. A checkpoint that holds the
-# default of one that its job no longer has is still of the same run.
+# Settings that jobs once had without using them, with their defaults. A checkpoint with such a
+# default still belongs to the same run.
 REMOVED_SETTINGS = {
     "data.flip": False,
     "data.free_form_share": 0.0,
@@ -73,7 +73,7 @@ REMOVED_SETTINGS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. Tensors are on the CPU, whole, in float32, by parameter name."""
+    """The content of a checkpoint: whole tensors on the CPU, in float32, by parameter name."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -133,7 +133,7 @@ def newest_whole_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     Nothing is deserialised before its hash was compared.
 
     Returns:
-        its directory, or None if there are no checkpoints, and what is wrong with newer ones.
+        its directory (None if there are no checkpoints), and the faults of newer ones.
 
     Raises:
         ValueError: there are checkpoints and all of them are damaged.
@@ -153,7 +153,7 @@ def newest_whole_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_problem(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, naming the file; None if it is whole."""
+    """Finds the fault of a checkpoint, naming the file; None if it is whole."""
     manifest_path = directory / MANIFEST
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
@@ -172,9 +172,17 @@ def find_problem(directory: Path) -> str | None:
 
 
 def check_same_run(
-    state: dict[str, Any], config: dict[str, Any], fingerprint: dict[str, Any], num_samples: int
+    state: dict[str, Any],
+    config: dict[str, Any],
+    fingerprint: dict[str, Any],
+    num_samples: int,
+    defaults: dict[str, Any] | None = None,
 ) -> None:
     """Checks that a checkpoint belongs to this run.
+
+    Args:
+        defaults: the settings of the job at their defaults, which keep what was before there was a
+            setting: a checkpoint that lacks one is no different from a run with its default.
 
     Raises:
         ValueError: its preprocessing, configuration or data set differ; names each key that does,
@@ -182,7 +190,10 @@ def check_same_run(
     """
     differences = [
         *_differences("fingerprint", flatten(state["fingerprint"]), flatten(fingerprint)),
-        *_differences("config", *_what_matters(flatten(state["config"]), flatten(config))),
+        *_differences(
+            "config",
+            *_what_matters(flatten(state["config"]), flatten(config), flatten(defaults or {})),
+        ),
     ]
     if state["num_samples"] != num_samples:
         differences.append(f"number of training samples: {state['num_samples']} != {num_samples}")
@@ -194,7 +205,7 @@ def check_same_run(
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes what a kill in the middle of a save or of a removal left behind."""
+    """Removes the files that a kill in the middle of a save or a removal left behind."""
     for leftover in (*root.glob(".partial_*"), *root.glob(".removed_*")):
         shutil.rmtree(leftover)
 
@@ -214,7 +225,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _what_matters(
-    before: dict[str, Any], now: dict[str, Any]
+    before: dict[str, Any], now: dict[str, Any], defaults: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings of two runs, flattened, without those that do not tell them apart."""
     unused = {
@@ -222,8 +233,13 @@ def _what_matters(
         for key, default in REMOVED_SETTINGS.items()
         if key not in now and before.get(key) == default
     }
-    left_out = FREE_KEYS | unused
-    if before.get("run.precision") == "auto":  # once stored as it was written: what it was is lost
+    added = {
+        key
+        for key, default in defaults.items()
+        if key not in before and now.get(key, default) == default
+    }
+    left_out = FREE_KEYS | unused | added
+    if before.get("run.precision") == "auto":  # earlier versions stored it unresolved
         left_out |= {"run.precision"}
     return (
         {key: value for key, value in before.items() if key not in left_out},

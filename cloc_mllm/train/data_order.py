@@ -1,6 +1,6 @@
-"""Which sample is seen when: a pure function of the seed.
+"""Decides which sample is seen when, as a pure function of the seed.
 
-The number of ranks and workers and the history of the run play no part in it.
+The number of ranks and workers and the history of the run do not matter.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cloc_mllm.data.mixture import Part
 from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.interleave import cycle_of
 
-_PREFETCH_BATCHES = 4  # per worker, so that a slow image or a slow step makes nobody wait
+_PREFETCH_BATCHES = 4  # per worker, so that a slow image or step makes no process wait
 
 SampleKey = tuple[int, int]  # (epoch, index into the dataset)
 
@@ -58,14 +58,14 @@ class DataOrder:
         return [self._key(position) for position in range(start, start + local_batch_size)]
 
     def num_seen(self, steps: int) -> list[int]:
-        """How many samples of each part the first `steps` steps see."""
+        """Counts the samples of each part that the first `steps` steps see."""
         cycle = cycle_of(tuple(part.weight for part in self.parts))
         num_cycles, place = divmod(steps * self.global_batch_size, len(cycle.part))
         rest = np.bincount(cycle.part[:place], minlength=len(self.parts))
         return (num_cycles * cycle.counts + rest).tolist()
 
     def epochs_of_samples(self, steps: int) -> Iterator[int]:
-        """For each sample, how many epochs begin within the first `steps` steps."""
+        """Yields for each sample the number of epochs that begin within the first `steps` steps."""
         for part, seen in zip(self.parts, self.num_seen(steps), strict=True):
             yield from itertools.repeat(-(-seen // part.num_samples), part.num_samples)
 
@@ -82,7 +82,7 @@ class DataOrder:
 
 @cache
 def _permutations(seed: int, part: int, num_samples: int) -> Callable[[int], np.ndarray]:
-    """A function from the epoch of a part to its permutation.
+    """Makes a function from the epoch of a part to its permutation.
 
     The last two permutations are kept, because a batch may span two epochs.
     """
@@ -113,7 +113,7 @@ class RankBatches:
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed of a sample's random choices in one epoch."""
+    """Makes the seed of a sample's random choices in one epoch."""
     return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1)[0])
 
 

@@ -18,7 +18,7 @@ from cloc_mllm.distributed import rank
 
 WRITTEN_FOR = "0.19.8"
 
-# Of the ZeRO optimizer, and of each trainable parameter, by ZeRO stage.
+# Attributes of the ZeRO optimizer, and of each trainable parameter, by ZeRO stage.
 _OPTIMIZER_PARTS = {
     0: (),
     1: ("optimizer",),
@@ -38,10 +38,10 @@ class MomentPlace(NamedTuple):
     """Where an optimizer keeps the moments of this rank's part of a parameter.
 
     Attributes:
-        optimizer: torch's optimizer; its state has the moments.
-        owner: the tensor whose state they are.
+        optimizer: torch's optimizer, whose state has the moments.
+        owner: the tensor under which the state is stored.
         own: the part of the flattened parameter that belongs to this rank.
-        part: where in the flattened moments that part lies.
+        part: the place of that part in the flattened moments.
     """
 
     optimizer: torch.optim.Optimizer
@@ -58,7 +58,7 @@ def skip_compiled_operators() -> None:
     """
     import deepspeed
 
-    # newer versions fill the table when it is first read, by calling the compiler: do not read it
+    # newer versions fill the table at its first reading, by calling the compiler: do not read it
     if not {"__compatible_ops__", "__getattr__"} & vars(deepspeed.ops).keys():
         _refuse("deepspeed.ops", ["__compatible_ops__"])
     deepspeed.ops.__compatible_ops__ = {}
@@ -110,12 +110,12 @@ def moment_place(engine: Any, parameter: nn.Parameter) -> MomentPlace | None:
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of a parameter, also where ZeRO 3 left this rank a part of it."""
+    """The shape of a whole parameter, even if ZeRO 3 left this rank only a part of it."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def gathered(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Inside, a parameter is whole, also at ZeRO stage 3. Every rank must enter."""
+    """Makes a parameter whole inside the context, also at ZeRO stage 3. Every rank must enter."""
     if not hasattr(tensor, "ds_id"):
         return nullcontext()
     import deepspeed

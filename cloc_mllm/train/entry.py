@@ -1,4 +1,4 @@
-"""What the entry points of all trainings share: the resolved precision and the dry run."""
+"""The parts that the entry points of all trainings share: the precision and the dry run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def with_precision(config: Config) -> Config:
 def dry_run_report(
     config: Stage1Config | Stage2Config | TinyLlmConfig, model: nn.Module, order: DataOrder
 ) -> str:
-    """The resolved config, which parts train and which are frozen, and how the batches add up."""
+    """Lists the resolved config, the parts that train or are frozen, and the size of batches."""
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return "\n".join(
         [resolved, *_parameter_table(model), "", *_batch_arithmetic(config.run, order)]

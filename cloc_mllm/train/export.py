@@ -1,4 +1,4 @@
-"""`cloc-mllm export`: the towers of a CLOC (`models/export.py`), or what stage 2 trained."""
+"""Runs `cloc-mllm export`: the towers of a CLOC (`models/export.py`), or what stage 2 trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The feature cache: before stage 2 the frozen encoder reads each image of the run once."""
+"""Fills the feature cache: before stage 2 the frozen encoder reads each image of the run once."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _pictures_of(item: Record | Chat) -> Sequence[Picture]:
 
 
 def _seen(dataset: Sequence[Record | Chat], config: Stage2Config) -> list[int]:
-    """The samples that stage 2 and the alignment before it see; both start at the same sample."""
+    """Finds the samples that stage 2 and its alignment see; both start at the same sample."""
     run, alignment, parts = config.run, config.alignment, parts_of(dataset)
     positions = max(
         run.steps * run.global_batch_size, alignment.steps * alignment.global_batch_size

@@ -1,9 +1,9 @@
-"""The order in which the parts of a mixture take turns, evenly and by their weights.
+"""Decides the order in which the parts of a mixture take turns, evenly and by their weights.
 
 Random draws would miss the shares by the square root of the number of samples, and a batch might
 lack a part. This is Tijdeman's solution of the chairman assignment problem (Discrete Mathematics
 32, 1980): after any n turns, each of m parts had its share of them up to 1 - 1/(2m - 2). With
-rational shares the order repeats, so one cycle, computed once, tells whose turn any turn is.
+rational shares the order repeats, so one cycle, computed once, gives every turn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Cycle(NamedTuple):
 
     Attributes:
         part: int[L], the part whose turn it is.
-        before: int[L], how many turns that part had earlier in the cycle.
+        before: int[L], the number of turns that part had earlier in the cycle.
         counts: int[m], the turns of each part in the whole cycle: its weight in lowest terms.
     """
 
@@ -67,7 +67,7 @@ def _lowest_terms(weights: tuple[float, ...]) -> list[int]:
 
 
 def _next(counts: list[int], had: list[int], turn: int, length: int) -> int:
-    """The part that gets this turn: of those that may have their next one, the most urgent."""
+    """Chooses the part that gets this turn: the most urgent of those that may have one."""
     if len(counts) == 1:
         return 0
     unit = 2 * len(counts) - 2  # shares are multiples of 1 / (unit * length), kept as integers

@@ -46,7 +46,7 @@ def lr_scales(model: nn.Module, decay: float) -> dict[str, float]:
 
 
 def _layers_of(encoder: VisionEncoder | TextEncoder) -> dict[str, int | None]:
-    """The layer of each parameter; None if it comes after the last one."""
+    """Finds the layer of each parameter; None if it comes after the last layer."""
     names = [name for name, _ in encoder.named_parameters()]
     if isinstance(encoder, VisionEncoder) and encoder.is_timm:
         trunk = _timm_layers(encoder.visual.trunk)

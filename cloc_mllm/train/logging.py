@@ -1,4 +1,4 @@
-"""What a run reports: `log.jsonl`, TensorBoard if it is installed, and lines in the terminal."""
+"""Reports a run: `log.jsonl`, TensorBoard if it is installed, and lines in the terminal."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Pace:
         self._at = time.monotonic()
 
     def since_last(self, step: int) -> dict[str, float]:
-        """`step` counts finished steps."""
+        """Measures since the last call; `step` counts finished steps."""
         now = time.monotonic()
         seconds, images = now - self._at, (step - self._step) * self.images_per_step
         self._step, self._at = step, now
@@ -86,7 +86,7 @@ class Pace:
 
 
 def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """The rows of one kind in a `log.jsonl`."""
+    """Reads the rows of one kind from a `log.jsonl`."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [row for row in rows if row["kind"] == kind]
 

@@ -51,7 +51,7 @@ class DivergedError(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage brings to the loop.
+    """The parts that a stage gives to the loop.
 
     Attributes:
         model: the same on every rank, with weights in float32 and no 0-dim parameters.
@@ -64,14 +64,16 @@ class Job:
         save_model: writes the final model to a directory; called on the main rank alone.
         resolved_config: the settings of the run, stored in every checkpoint. A run resumes only
             from its own checkpoints.
-        fingerprint: the same for how the data are prepared.
+        fingerprint: the preparation of the data, stored and compared likewise.
+        default_config: the settings at their defaults, which a checkpoint from before there was one
+            of them is taken to have had.
         evaluate: computes metrics from the model; called on the main rank alone, with the model in
             `eval()` and without gradient.
         eval_every: steps between evaluations; 0 evaluates only at the end.
         num_workers: loader processes per rank.
         mixture: the data sets that `dataset` is made of, one after the other; () if it is one.
-        kept_frozen: which frozen parameters a checkpoint holds, by prefixes of their names ("" is
-            all of them). The others must come with the model.
+        kept_frozen: the frozen parameters that a checkpoint holds, by prefixes of their names (""
+            is all of them). The others must come with the model.
     """
 
     model: nn.Module
@@ -81,6 +83,7 @@ class Job:
     save_model: Callable[[nn.Module, Path], None]
     resolved_config: dict[str, Any]
     fingerprint: dict[str, Any]
+    default_config: dict[str, Any] = field(default_factory=dict)
     evaluate: Evaluate | None = None
     eval_every: int = 0
     num_workers: int = 0
@@ -90,7 +93,7 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         step: steps done; below `run.steps` if it was stopped.
@@ -115,7 +118,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
             `output_dir` is damaged or belongs to another run.
         DivergedError: `MAX_SKIPPED_IN_A_ROW` steps in a row were not finite.
     """
-    if config.keep_checkpoints < 2:  # the only one may be the one a kill leaves unfinished
+    if config.keep_checkpoints < 2:  # a kill may leave the only one unfinished
         raise ValueError(f"run.keep_checkpoints is {config.keep_checkpoints}; keep at least 2")
     device = start_processes()
     deadline = time.monotonic() + (config.max_seconds or math.inf)
@@ -129,7 +132,9 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     }
     freeze_by_lr(model, optim)
 
-    checkpoint = checkpoint_to_resume(checkpoints, identity, enabled=config.resume)
+    checkpoint = checkpoint_to_resume(
+        checkpoints, identity, enabled=config.resume, defaults=job.default_config
+    )
     if checkpoint is not None:
         load_weights(model, checkpoint.weights)
     engine = start_engine(model, job.step_fn, config, optim)

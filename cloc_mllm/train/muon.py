@@ -1,4 +1,4 @@
-"""Muon, for the matrices inside a network: momentum whose update is made orthogonal.
+"""Muon, an optimizer for the matrices inside a network: it makes the momentum's update orthogonal.
 
 Source: Keller Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 torch.optim.Muon is no alternative: it computes in bfloat16 on any hardware, which is 30 times
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _MOMENTUM = 0.95
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, chosen to be steep at zero
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic iteration's, chosen to be steep at zero
 _ITERATIONS = 5
 
 
@@ -21,9 +21,9 @@ class Muon(torch.optim.Optimizer):
     """Muon for the groups with `"muon": True`, AdamW for all others.
 
     Args:
-        groups: each has `lr`, `weight_decay` and `muon`; Muon's hold matrices only.
-        betas: AdamW's.
-        dtype: what the orthogonalisation computes in.
+        groups: each has `lr`, `weight_decay` and `muon`; Muon's groups hold matrices only.
+        betas: AdamW's decay rates.
+        dtype: dtype of the orthogonalisation.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.sub_(update.to(parameter.dtype), alpha=step_size)
 
     def _direction(self, parameter: Tensor) -> Tensor:
-        """The gradient with Nesterov momentum."""
+        """Computes the gradient with Nesterov momentum."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:

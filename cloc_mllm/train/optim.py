@@ -99,7 +99,7 @@ def param_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
 def build_optimizer(
     model: nn.Module, optim: OptimConfig, *, muon_dtype: torch.dtype = torch.float32
 ) -> torch.optim.Optimizer:
-    """Builds AdamW or Muon, plain ones, which DeepSpeed accepts without compiling anything."""
+    """Builds plain AdamW or Muon, which DeepSpeed accepts without compiling anything."""
     beta1, beta2 = optim.betas
     groups = param_groups(model, optim)
     if optim.optimizer == "muon":
@@ -117,7 +117,7 @@ def _has_prefix(name: str, prefix: str) -> bool:
 
 
 def _peak_lr(name: str, optim: OptimConfig) -> float:
-    """Depends on the name and the settings alone, so a resumed run has the same rates."""
+    """The peak rate of a parameter. It depends on name and settings alone, so resuming keeps it."""
     new_lr = optim.new_lr if isinstance(optim, Stage1OptimConfig) else 0.0
     rates = dict.fromkeys(NEW_PARTS, new_lr) if new_lr else {}
     rates |= optim.layer_lr

@@ -33,7 +33,7 @@ from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.data_order import sample_seed
 
-MAX_RECORDS = 200_000  # more are not looked at; a bad one among them stops the run when it comes
+MAX_RECORDS = 200_000  # later records are not checked; a bad one stops the run when it comes
 _NUM_EXAMPLES = 3
 # tokens; a text may split differently inside a question, and some numbers need more tokens
 _MARGIN = 32
@@ -54,11 +54,11 @@ _REASONS = {
 
 @dataclass
 class Preflight:
-    """What the check found.
+    """The result of the check.
 
     Attributes:
         num_records: size of the data set.
-        num_checked: how many of them were looked at.
+        num_checked: number of records that were checked.
         ids: by reason, the ids of the refused records, each with what is wrong there.
     """
 
@@ -67,7 +67,7 @@ class Preflight:
     ids: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> str:
-        """One line for the terminal.
+        """Writes one line for the terminal.
 
         Raises:
             ValueError: records were refused; says which ones and what to do.
@@ -82,7 +82,8 @@ class Preflight:
         refused = sum(map(len, self.ids.values()))
         raise ValueError(
             f"{refused:,} records cannot be trained on ({checked}). Repair them, or leave them out "
-            "of the data:\n  " + "\n  ".join(lines)
+            "with `cloc-mllm data filter` (--min_regions 1, or --without_ids FILE):\n  "
+            + "\n  ".join(lines)
         )
 
 
@@ -98,10 +99,10 @@ def check_records(
 
     Args:
         records: in the order of the data set; their images are not looked at.
-        num_records: how many there are in all.
-        collator: the run's, which asks the questions.
-        seed: the run's.
-        num_epochs: for each record, how many epochs of the run see it. A record with questions that
+        num_records: their number.
+        collator: the collator of the run, which asks the questions.
+        seed: the seed of the run.
+        num_epochs: for each record, the number of epochs that see it. A record with questions that
             are too long is refused only if one of these epochs draws no other.
     """
     result = Preflight(num_records)
@@ -151,10 +152,10 @@ class _Check:
         return len(self.processor.tokenize(text)) > self.most_tokens
 
     def fault_of(self, record: Record, seeds: Iterable[int]) -> tuple[str, str] | None:
-        """A key of `_REASONS` and details, or None if the record can be trained on.
+        """Finds a key of `_REASONS` and details; None if the record can be trained on.
 
         Args:
-            seeds: of the record in each epoch of the run.
+            seeds: the record's seed in each epoch of the run.
         """
         config, coordinates = self.config, self.coordinates
         if not any(possible_questions(record, config, coordinates, self.phrases)):
@@ -213,10 +214,10 @@ class _Check:
         return text.isascii() and num_tokens + _AROUND <= self.config.max_length
 
     def odd_questions(self, record: Record) -> Iterator[QuestionAnswer]:
-        """The possible questions that hold an odd text."""
+        """Yields the possible questions that hold an odd text."""
         texts = [*filter(self.is_odd, _texts_of(record)), *self.odd_phrases]
         if self.most_tokens < 0:
-            texts.append("")  # also those that hold no text
+            texts.append("")  # then questions without a text must be checked, too
         if not texts:
             return
         for pair in possible_questions(record, self.config, self.coordinates, self.odd_phrases):
@@ -224,7 +225,7 @@ class _Check:
                 yield pair
 
     def question_fault(self, pair: QuestionAnswer, record: Record) -> tuple[str, int]:
-        """What is wrong with a question ("" if nothing is), and its number of tokens."""
+        """Finds the fault of a question ("" if it has none), and its number of tokens."""
         tokenizer, processor = self.processor.tokenizer, self.processor
         size = record.width, record.height
         ids, labels = processor.encode_conversation(as_messages(pair), [size])
@@ -244,7 +245,7 @@ class _Check:
         return "too_long" if len(ids) > self.config.max_length else "", len(ids)
 
     def _most_around(self) -> int:
-        """The tokens of the longest question, image included, without the text it holds."""
+        """Counts the tokens of the longest question, with its image but without its text."""
         box = (0.111, 0.222, 0.888, 0.999)
         questions = [
             ground_question("", box, self.coordinates),

@@ -23,12 +23,13 @@ from cloc_mllm.train.engine import optimizer_state
 
 
 def checkpoint_to_resume(
-    root: Path, identity: dict[str, Any], *, enabled: bool
+    root: Path, identity: dict[str, Any], *, enabled: bool, defaults: dict[str, Any]
 ) -> Checkpoint | None:
     """Loads the newest whole checkpoint under `root`, the same on every rank.
 
     Args:
         identity: `config`, `fingerprint` and `num_samples` of this run.
+        defaults: see `check_same_run`.
 
     Returns:
         the checkpoint; None if the run starts from the beginning.
@@ -47,7 +48,11 @@ def checkpoint_to_resume(
         return None
     checkpoint = load_checkpoint(directory)
     check_same_run(
-        checkpoint.state, identity["config"], identity["fingerprint"], identity["num_samples"]
+        checkpoint.state,
+        identity["config"],
+        identity["fingerprint"],
+        identity["num_samples"],
+        defaults,
     )
     if is_main():
         print(f"resuming from {directory}", flush=True)
@@ -67,8 +72,8 @@ def save_run(
 
     Args:
         state: the identity of the run and its `step`.
-        keep: how many checkpoints stay on disk.
-        kept_frozen: which frozen parameters to store, see `Job`.
+        keep: number of checkpoints that stay on disk.
+        kept_frozen: frozen parameters to store, see `Job`.
     """
     moments, optimizer_steps = optimizer_state(engine, model)
     weights = _weights(model, kept_frozen)

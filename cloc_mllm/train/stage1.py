@@ -95,6 +95,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         collator,
         save_model,
         resolved_config=dataclasses.asdict(config),
+        default_config=dataclasses.asdict(Stage1Config()),
         fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
         evaluate=_evaluation(config, tokenizer),
         eval_every=config.run.eval_every,

@@ -106,6 +106,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         collator,
         save_model,
         resolved_config=dataclasses.asdict(config),
+        default_config=dataclasses.asdict(Stage2Config()),
         fingerprint=processor.fingerprint,
         evaluate=evaluate,
         eval_every=config.run.eval_every,

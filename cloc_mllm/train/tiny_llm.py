@@ -85,6 +85,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
         ConversationCollator(processor, config.conversations, pictures=False, phrases=phrases),
         save_model,
         resolved_config=dataclasses.asdict(config),
+        default_config=dataclasses.asdict(TinyLlmConfig()),
         fingerprint=processor.fingerprint,
         num_workers=1,
     )

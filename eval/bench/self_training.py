@@ -178,7 +178,7 @@ def _scores(model: Path, validation: Sequence[Record]) -> dict[str, float]:
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="self_training", description=__doc__)
-    parser.add_argument("--config", default="training/configs/stage1_openmoji.yaml")
+    parser.add_argument("--config", default="stage1_openmoji")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/bench/self_training"))
     parser.add_argument("--true", type=int, default=1000, help="scenes with true regions")
     parser.add_argument("--captioned", type=int, default=4000, help="scenes with captions alone")

@@ -4,9 +4,9 @@
 the `cloc-mllm data build` command that reads them. Writers of formats that a test also makes odd
 (`tests/data/formats.py`) write annotations alone, beside `images/ID.png`.
 
-What was looked up: Datumaro's COCO exporter (CVAT uses it), CVAT's XML dumper, Label Studio's
-converter, FiftyOne's COCO exporter, exports of Roboflow, VIA 2's project files, AutoTrain's and
-Transformers' object-detection data sets, Open Images V7's tables.
+Looked up: the exporters of Datumaro (which CVAT uses) and Label Studio, which were also run and
+read back (docs/annotations.md), FiftyOne's COCO exporter, CVAT's XML dumper, an export of Roboflow,
+files of VIA 2, and AutoTrain's description of its data.
 """
 
 from __future__ import annotations
@@ -586,6 +586,27 @@ def write_yolo_lists(records: list[Record], folder: Path) -> None:
     (folder / "data.yaml").write_text(yolo_yaml(records, places, as_list=False, pose=False))
 
 
+def write_cvat_yolo(records: list[Record], folder: Path) -> None:
+    """CVAT's "YOLO 1.1", darknet's tree: labels beside the images, names in `obj.names`."""
+    put_images(records, folder / "obj_train_data")
+    put_yolo_labels(records, folder / "obj_train_data", class_names(records))
+    names = class_names(records)
+    (folder / "obj.names").write_text("".join(f"{name}\n" for name in names))
+    (folder / "obj.data").write_text(f"classes = {len(names)}\ntrain = data/train.txt\n")
+    paths = (f"data/obj_train_data/{file_name(record)}\n" for record in records)
+    (folder / "train.txt").write_text("".join(paths))
+
+
+def write_label_studio_yolo(records: list[Record], folder: Path) -> None:
+    """Label Studio, "YOLO with images"."""
+    put_images(records, folder / "images")
+    put_yolo_labels(records, folder / "labels", class_names(records))
+    names = class_names(records)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    dump(folder / "notes.json", {"categories": categories, "info": {"version": "1.0"}})
+
+
 # Hugging Face
 
 
@@ -690,7 +711,7 @@ def _yolo(form: str) -> Write:
     return lambda records, folder: write_ultralytics(records, folder, form)
 
 
-_HF = "--box_order xywh --frame pixels"
+_HF = "--frame pixels --box_order xywh"
 LAYOUTS = [
     Layout(
         "cvat_coco",
@@ -769,6 +790,20 @@ LAYOUTS = [
     Layout("yolo_roboflow", write_roboflow_yolo, "yolo --names data.yaml", "data.yaml", 0.001),
     Layout("yolo_lists", write_yolo_lists, "yolo --names data.yaml", "data.yaml", 0.001),
     Layout(
+        "cvat_yolo",
+        write_cvat_yolo,
+        "yolo --names obj.names --images obj_train_data",
+        "obj.names",
+        0.001,
+    ),
+    Layout(
+        "label_studio_yolo",
+        write_label_studio_yolo,
+        "yolo --names classes.txt --images images",
+        "classes.txt",
+        0.001,
+    ),
+    Layout(
         "pascal_voc",
         write_voc_tree,
         "pascal-voc --annotations Annotations --images JPEGImages",
@@ -801,7 +836,7 @@ LAYOUTS = [
     Layout(
         "plain_csv",
         _beside_images(write_plain_csv),
-        "csv --rows boxes.csv --images images --frame pixels --box_order xyxy",
+        "csv --rows boxes.csv --images images --frame pixels",
         "boxes.csv",
         0.0006,
     ),

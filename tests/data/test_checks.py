@@ -316,6 +316,26 @@ def test_merge(tmp_path: Path) -> None:
     assert list(joined)[1:] == first[1:]
 
 
+@pytest.mark.parametrize("join", [[], ["--join"]])
+def test_sets_that_were_numbered_apart(join: list[str], tmp_path: Path) -> None:
+    """The splits of a tool's export both start at 1: half would be lost."""
+    from cloc_mllm.data.parquet import load_records
+
+    train, second = painted_records()[:2], painted_records()[2]
+    write_records(train, tmp_path / "train")
+    write_records([replace(second, id="1")], tmp_path / "valid")
+    sets = [str(tmp_path / "train"), f"{tmp_path / 'valid'}/", *join]
+    with pytest.raises(ValueError, match=r"id '1' stands for different images in set 1 and set 2"):
+        main(["merge", *sets, "--out", str(tmp_path / "both")])
+    assert not (tmp_path / "both").exists()
+    main(["merge", *sets, "--prefix_ids", "--out", str(tmp_path / "both")])
+    ids = [record.id for record in load_records(tmp_path / "both")]
+    assert ids == ["train/1", "train/2", "valid/1"]
+    same = [str(tmp_path / "train")] * 2
+    with pytest.raises(ValueError, match="directories of different names"):
+        main(["merge", *same, "--prefix_ids", "--out", str(tmp_path / "x")])
+
+
 # fetch-report
 
 

@@ -177,3 +177,12 @@ def test_help_reads(command: list[str], capsys: pytest.CaptureFixture[str]) -> N
         main([*command, "--help"])
     assert stop.value.code == 0
     assert "usage: cloc-mllm data" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "source", ["cvat", "label-studio", "via", "open-images", "hf-objects", "csv", "coco", "yolo"]
+)
+def test_sources_show_an_example(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["build", source, "--help"])
+    assert f"example:\n  cloc-mllm data build {source} --" in capsys.readouterr().out

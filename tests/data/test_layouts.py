@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,17 @@ def test_photos_come_back(layout: Layout, photos: list[Record], tmp_path: Path) 
             assert corners_px(record, actual) == pytest.approx(
                 corners_px(photo, expected), abs=layout.tolerance_px, rel=0
             )
+
+
+def test_the_page_shows_commands_that_parse(project_root: Path) -> None:
+    page = (project_root / "docs" / "annotations.md").read_text()
+    commands = re.findall(r"`cloc-mllm data (build [a-z][^`]+)`", page)
+    assert len(commands) > 20
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_build(parser.add_subparsers())
+    for command in commands:
+        parser.parse_args([*command.split(), "--output_dir", "out"])
+    shown = {command.removeprefix("build ") for command in commands}
+    shown |= {"via --annotations via.json --images images"}  # as its CSV
+    shown |= {layout.command for layout in LAYOUTS if layout.name == "hf_rows"}  # rarely met
+    assert {layout.command for layout in LAYOUTS} <= shown

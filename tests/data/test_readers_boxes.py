@@ -17,6 +17,7 @@ from cloc_mllm.data.readers.boxes import (
     OTHER_SHAPE,
     RESIZED,
     TURNED,
+    UNTOLD,
     BoxFrame,
     around_ellipse,
     around_turned,
@@ -160,7 +161,8 @@ def test_boxes_of_the_upright_picture(orientation: int) -> None:
         for boxes_of in ("stated", "upright"):
             frame = box_frame(header, *stated, boxes_of=boxes_of)
             assert frame.from_xyxy([PLACE])[0] == pytest.approx((0.1, 0.1, 0.4, 0.8))
-            assert frame.remark == ""
+            is_told = boxes_of == "upright" or (stated[0] and orientation in (5, 6, 7, 8))
+            assert frame.remark == ("" if is_told or orientation == 1 else UNTOLD)
     # against what the stated size tells
     frame = box_frame(header, UPRIGHT[1], UPRIGHT[0], boxes_of="upright")
     assert frame.turn is None and frame.remark == OTHER_SHAPE

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloc_mllm.data.readers import files as files_module
-from cloc_mllm.data.readers.files import open_files, read_image
+from cloc_mllm.data.readers.files import open_files, read_annotation_file, read_image
 
 CONTENT = {"a.jpg": b"first", "night/a.jpg": b"second", "night/b.png": b"third", "x.txt": b"text"}
 
@@ -172,3 +172,17 @@ def test_other_file_is_refused(tmp_path: Path) -> None:
         open_files(tmp_path / "x.tar.gz"),
     ):
         pass
+
+
+def test_a_folder_in_an_archive_is_a_place(source: Path) -> None:
+    with open_files(source / "images") as files:
+        assert files.names() == sorted(CONTENT)
+        assert files.match("images/night/b.png").path == "night/b.png"  # names may start above
+    with open_files(source / "images/night") as files:
+        assert files.names() == ["a.jpg", "b.png"]
+        assert files.read("a.jpg") == b"second"
+    assert read_annotation_file(source / "images/x.txt") == b"text"
+    with pytest.raises(FileNotFoundError), open_files(source / "imag"):
+        pass
+    with pytest.raises(FileNotFoundError):
+        read_annotation_file(source / "images/y.txt")

@@ -138,6 +138,20 @@ def test_lists_of_different_lengths(tmp_path: Path) -> None:
     assert log.counts == {"region": {"empty_text": 1}}
 
 
+@pytest.mark.parametrize(
+    ("objects", "num_lost"),
+    [({"where": [XYWH], "what": ["cat"]}, 1), ("[]", 1), (7, 1), (None, 0), ({}, 0), ([], 0)],
+)
+def test_objects_that_are_none_are_counted(objects: Any, num_lost: int, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": "a.png", "objects": objects}]))
+    (record,), log = read(tmp_path / "rows.json", tmp_path)
+    assert record.regions == []
+    assert log.counts == ({"region": {"bad_row": num_lost}} if num_lost else {})
+    if num_lost:
+        assert "--box_key" in log.drops[0].found
+
+
 def test_what_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing-here: expected a folder or file of `datasets`"):
         read(str(tmp_path / "nothing-here"))

@@ -72,6 +72,7 @@ def test_shapes(shape: str, tmp_path: Path) -> None:
         (result(RECT, image_rotation=90), "turned_view"),
         (result(PLACE), "empty_text"),
         (result({**RECT, "width": None}), "not_finite"),
+        (result({"rectanglelabels": ["cat"]}), "not_finite"),
         (result({"points": "?", "polygonlabels": ["cat"]}), "not_finite"),
     ],
 )
@@ -119,9 +120,11 @@ def test_several_annotators(tmp_path: Path) -> None:
 
     def names(annotations: list[Any], **options: Any) -> tuple[list[str], Any]:
         row = {**task(), "annotations": annotations, "predictions": [{"result": []}]}
-        (record,), log = read(tmp_path, row, **options)
+        records, log = read(tmp_path, row, **options)
         assert log.notes[PREDICTIONS] == 1
-        return [region.phrase for region in record.regions], log.set_aside.get("region", {})
+        assert log.set_aside.get("record", {}) == ({} if records else {"skipped": 1})
+        phrases = [region.phrase for record in records for region in record.regions]
+        return phrases, log.set_aside.get("region", {})
 
     assert names([skipped, first, second]) == (["first"], {"skipped": 1, "other_annotation": 1})
     truth["ground_truth"] = True

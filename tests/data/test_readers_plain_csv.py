@@ -90,6 +90,8 @@ def test_json_rows_and_tabs(tmp_path: Path) -> None:
         tmp_path, "image\tx1\ty1\tx2\ty2\tphrase\na.png\t20\t20\t60\t60\tcat\n", "t.tsv"
     )
     assert record.regions[0].box == BOX
+    (record,), _ = read(tmp_path, TABLES["plain"][0], "t.txt")
+    assert record.regions[0].box == BOX
 
 
 def test_expressions_of_one_box_are_one_region(tmp_path: Path) -> None:

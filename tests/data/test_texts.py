@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import xml.etree.ElementTree as ET
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,12 @@ def test_xml(data: bytes, encoding: str) -> None:
 def test_what_is_no_xml(data: bytes, message: str) -> None:
     with pytest.raises(ET.ParseError, match=message):
         parse_xml(data, "x.xml")
+
+
+def test_texts_in_an_archive_are_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        archive.writestr("set/data.yaml", "names: [cat]")
+        archive.writestr("set/rows.jsonl", '\ufeff{"a": 1}\n{"a": 2}\n')
+    assert read_class_list(tmp_path / "export.zip/set/data.yaml") == {"0": "cat"}
+    rows = list(read_rows(tmp_path / "export.zip/set/rows.jsonl"))
+    assert rows == [("line 1", {"a": 1}), ("line 2", {"a": 2})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from cloc_mllm import cli
+from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.compat import COMPATS
 from cloc_mllm.evaluation.rows.files import write_rows
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
+from cloc_mllm.evaluation.rows.sources import RowReading
 from cloc_mllm.evaluation.score import ScoreOptions, main, score
 
 BOX = (0.2, 0.2, 0.5, 0.75)
@@ -218,3 +221,41 @@ def test_ten_thousand_rows_have_every_id_in_the_denominator():
     entry = metrics.tasks["rec"].metrics["acc_at_0_9"]
     assert entry.value == pytest.approx(0.9) and entry.n == 10_000
     assert metrics.compat["lmms-eval"]["n"] == 10_000
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        "0-1", "0-1000", "pixels", "qwen3-vl", "gemini", "internvl", "qwen2-vl",
+        '{"order": "cxcywh", "scale": 1}', '{"order": "xywh", "scale": "pixels", "key": "box"}',
+    ],
+)  # fmt: skip
+def test_a_table_of_another_tool_scores_as_pycocotools_does(tmp_path, declared):
+    """COCO's boxes as truth, answers in the model's own format, in one CSV file."""
+    from pycocotools import mask
+
+    rng = np.random.default_rng(1)
+    corners = np.sort(rng.integers(0, 250, (200, 2, 2, 2)), axis=2) * 4  # exact in each format
+    corners[:, :, 1] += 4
+    corners = np.minimum(corners, 1000)
+    (x1, y1), (x2, y2) = np.moveaxis(corners, (2, 3), (0, 1))
+    corners[:, 1] = np.where(rng.random((200, 1, 1)) < 0.5, corners[:, 0], corners[:, 1])
+    xywh = np.stack([x1, y1, x2 - x1, y2 - y1], axis=-1)
+    truth, answer = xywh[:, 0], xywh[:, 1]
+    expected = [mask.iou(a[None], t[None], [0])[0, 0] for a, t in zip(answer, truth, strict=True)]
+    written = answer_format(declared)
+    with open(tmp_path / "rows.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "prediction", "bbox", "w", "h"])
+        for (a, b, c, d), box in zip(answer.tolist(), truth.tolist(), strict=True):
+            share = [a / 1000, b / 1000, (a + c) / 1000, (b + d) / 1000]
+            writer.writerow(["photo", written.write(share, (1000, 1000)), box, 1000, 1000])
+    columns = {"image_id": "image", "raw_text": "prediction", "boxes": "bbox"}
+    columns |= {"width": "w", "height": "h"}
+    frame = '{"order": "xywh", "scale": "pixels"}'
+    options = ScoreOptions(reading=RowReading(columns, reference_format=frame))
+    scored = score("rec", tmp_path / "rows.csv", answer_format_name=declared, options=options)
+    metrics = scored.tasks["rec"].metrics
+    assert metrics["mean_iou"].value == pytest.approx(np.mean(expected), abs=1e-9)
+    assert metrics["acc_at_0_5"].value == np.mean(np.array(expected) >= 0.5)
+    assert scored.tasks["rec"].failures.count == 0

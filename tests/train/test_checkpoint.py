@@ -210,6 +210,22 @@ def test_a_setting_that_is_gone_is_missed_only_if_it_was_used() -> None:
         )
 
 
+def test_a_setting_that_is_new_is_missed_only_if_it_is_used() -> None:
+    defaults = {"model": {"tiles": 0, "rates": {}}}
+    state = {"config": {"model": {}}, "fingerprint": {}, "num_samples": 4}
+    check_same_run(state, {"model": {"tiles": 0}}, {}, 4, defaults)
+    for now, message in (
+        ({"tiles": 2}, r"config model\.tiles: '\(absent\)' != 2"),
+        ({"tiles": 0, "rates": {"text": 0}}, r"config model\.rates\.text: '\(absent\)' != 0"),
+        ({"other": 0}, r"config model\.other: '\(absent\)' != 0"),  # without a default
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_same_run(state, {"model": now}, {}, 4, defaults)
+    state["config"] = {"model": {"tiles": 2}}
+    with pytest.raises(ValueError, match=r"config model\.tiles: 2 != 0"):
+        check_same_run(state, {"model": {"tiles": 0}}, {}, 4, defaults)
+
+
 @pytest.mark.parametrize("now", ["fp32", "bf16"])
 def test_a_precision_that_was_stored_unresolved_is_any(now: str) -> None:
     state = {"config": {"run": {"precision": "auto"}}, "fingerprint": {}, "num_samples": 4}

@@ -27,7 +27,7 @@ from cloc_mllm.devices import resolve_precision
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.train.alignment import AlignmentCollator, align_projectors, alignment_step
-from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
+from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from cloc_mllm.train.export import load_trained
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
 from cloc_mllm.train.stage2 import answer_step, main, run_stage2
@@ -291,6 +291,23 @@ def test_alignment_needs_location_tokens(config) -> None:
     config.alignment.steps = 1
     with pytest.raises(ValueError, match="alignment needs location tokens"):
         run_stage2(config)
+
+
+def test_a_checkpoint_from_before_there_was_a_setting_resumes_with_its_default(config) -> None:
+    config.run.steps, config.alignment = 1, AlignmentConfig(steps=1, global_batch_size=4)
+    run_stage2(config)
+    run = Path(config.run.output_dir)
+    for root in (run / "checkpoints", run / "alignment" / "checkpoints"):
+        (directory,) = list_checkpoints(root)
+        checkpoint = load_checkpoint(directory)
+        del checkpoint.state["config"]["model"]["coordinate_smoothing"]
+        shutil.rmtree(directory)
+        save_checkpoint(root, checkpoint, keep=2)
+    config.model.coordinate_smoothing = 1.0
+    with pytest.raises(ValueError, match=r"config model\.coordinate_smoothing: '\(absent\)' != 1"):
+        run_stage2(config)
+    config.model.coordinate_smoothing, config.run.steps = 0.0, 2
+    assert run_stage2(config).step == 2
 
 
 def test_every_checkpoint_holds_the_precision_that_was_used(config) -> None:

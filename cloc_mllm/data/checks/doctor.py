@@ -1,4 +1,8 @@
-"""`cloc-mllm data doctor`: tells which coordinate frame the boxes of rows or answers are in."""
+"""`cloc-mllm data doctor`: what annotations are, and which frame the boxes of rows are in.
+
+Files of a format that `data build` reads are judged by `checks.judge`; other rows with boxes, and
+the raw answers of models, by their numbers alone.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,21 @@ from PIL import Image
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
-from cloc_mllm.data.drawing import contact_sheet, draw_regions, region_color
+from cloc_mllm.data.checks.judge import (
+    Judgement,
+    describe_all,
+    judge,
+    the_one,
+    unknown_layout,
+    verdict,
+)
+from cloc_mllm.data.drawing import contact_sheet, draw_record, draw_regions, region_color
 from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.boxes import TURNED, box_frame
 from cloc_mllm.data.readers.files import Files, open_files, read_image
+from cloc_mllm.data.readers.places import ROW_SUFFIXES
+from cloc_mllm.data.sources import add_read_options, read_options
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
 
@@ -37,28 +51,69 @@ _BRACKETED = re.compile(r"[\[(<{][^\[\]{}]*[\])>}]")
 def add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
-        help="show which coordinate frame boxes are in",
-        description="Reads rows with boxes, or a model's raw answers, and shows for each frame "
-        "(pixels, resized pixels, 0..1, 0..999, 0..1000, padded or not) what speaks for it. "
-        "Nothing is guessed for a single box.",
-        epilog="exit status: 0 one frame fits, 1 none or several do, 2 wrong input",
+        help="say what annotations are, which frame their boxes are in, and how to build them",
+        description="Says which source of `data build` has the layout of these files and why, "
+        "reads their first records, weighs their boxes, and prints the command that builds them. "
+        "Of other rows with boxes, and of a model's raw answers, it shows what speaks for each "
+        "frame (pixels, resized pixels, 0..1, 0..999, 0..1000, padded or not). Where two readings "
+        "fit, it says both.",
+        epilog="exit status: 0 one reading or frame fits, 1 none or several do, 2 wrong input",
     )
-    doctor.add_argument("rows", type=Path, help="JSON list, JSON lines, or an object with one list")
     doctor.add_argument(
-        "--images", metavar="PATH", type=Path, help="folder, tar or zip: sizes and overlays"
+        "path", type=Path, help="a file of annotations or answers, or a folder, zip or tar of them"
     )
+    doctor.add_argument(
+        "--images",
+        metavar="PATH",
+        type=Path,
+        help="folder, tar or zip (default: looked for in and beside PATH)",
+    )
+    add_read_options(doctor)
     doctor.add_argument("--output", metavar="PNG", type=Path, help="draw the overlays here")
     doctor.add_argument(
         "--num", metavar="N", type=int, default=12, help="overlays (default: %(default)s)"
     )
     for name, keys in (("box", _BOX_KEYS), ("text", _TEXT_KEYS), ("truth", _TRUTH_KEYS)):
         doctor.add_argument(
-            f"--{name}_key", default="", help=f"default: the first of {', '.join(keys)}"
+            f"--{name}_key",
+            default="",
+            help=f"of rows of no known source; default: the first of {', '.join(keys)}",
         )
     doctor.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    has_keys = args.box_key or args.text_key or args.truth_key
+    judgements = [] if has_keys else judge(args.path, args.images, read_options(args))
+    if not judgements:
+        return _run_on_rows(args)
+    print(describe_all(judgements))
+    print(f"\nverdict: {verdict(judgements)}")
+    if args.output is not None:
+        _draw_judgements(judgements, args)
+    return 0 if the_one(judgements) else 1
+
+
+def _draw_judgements(judgements: Sequence[Judgement], args: argparse.Namespace) -> None:
+    """Draws pictures as each reading that fits has them; all where none does."""
+    fitting = [judgement for judgement in judgements if not judgement.faults] or judgements
+    pictures, titles = [], []
+    for judgement in fitting[:_MAX_FRAMES_SHOWN]:
+        for record in [record for record in judgement.records if record.regions][: args.num]:
+            pictures.append(draw_record(record))
+            titles.append(f"{judgement.source}, {judgement.reading.frame}: {record.id}")
+    if not pictures:
+        print("no overlay: no reading has a picture with a box")
+        return
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, titles).save(args.output)
+    print(f"{len(pictures)} overlays drawn on {args.output}")
+
+
+def _run_on_rows(args: argparse.Namespace) -> int:
+    """Judges rows that no source knows by the numbers in them."""
+    if not args.path.is_file() or args.path.suffix.lower() not in ROW_SUFFIXES:
+        raise ValueError(f"{args.path}: {unknown_layout(args.path, args.encoding)}")
     skipped: Counter[str] = Counter()
     keys = (
         (args.box_key,) if args.box_key else _BOX_KEYS,
@@ -66,12 +121,12 @@ def _run(args: argparse.Namespace) -> int:
         (args.truth_key,) if args.truth_key else _TRUTH_KEYS,
     )
     if args.images is None:
-        cases = list(read_cases(args.rows, keys, None, skipped))
-        diagnosis = _diagnose(cases, args.rows, skipped)
+        cases = list(read_cases(args.path, keys, None, skipped))
+        diagnosis = _diagnose(cases, args.path, skipped)
     else:
         with open_files(args.images) as files:
-            cases = list(read_cases(args.rows, keys, files, skipped))
-            diagnosis = _diagnose(cases, args.rows, skipped)
+            cases = list(read_cases(args.path, keys, files, skipped))
+            diagnosis = _diagnose(cases, args.path, skipped)
             if args.output is not None:
                 _draw(cases, diagnosis, files, args)
     print(describe(diagnosis, len(cases), skipped))
@@ -83,7 +138,9 @@ def _diagnose(cases: Sequence[Case], rows: Path, skipped: Counter[str]) -> Diagn
         return diagnose(cases)
     except ValueError as error:
         listed = ", ".join(f"{count:,} {what}" for what, count in skipped.items())
-        raise ValueError(f"{rows}: {error} ({listed or 'no rows'})") from error
+        raise ValueError(
+            f"{rows}: {error} ({listed or 'no rows'}); {unknown_layout(rows)}"
+        ) from error
 
 
 def read_cases(

@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import numpy as np
 import torch
 
 from cloc_mllm.box import Box
+from cloc_mllm.data.readers.boxes import BoxOrder
 from cloc_mllm.geometry import elementwise_iou
 
 MIN_BOXES = 20  # with fewer, reaching a border or not is chance
@@ -68,15 +70,59 @@ class Evidence:
 class Diagnosis:
     """`frames`: those that fit, best first; several where the numbers do not part them."""
 
-    order: str
+    order: BoxOrder
     frames: list[str]
     evidence: list[Evidence]
     reasons: list[str] = field(default_factory=list)
 
 
+def corners(numbers: Box, order: BoxOrder) -> Box:
+    """Four numbers in an order -> xyxy."""
+    x, y, a, b = numbers
+    if order == "cxcywh":
+        return x - a / 2, y - b / 2, x + a / 2, y + b / 2
+    if order == "yxyx":
+        return y, x, b, a
+    return (x, y, x + a, y + b) if order == "xywh" else numbers
+
+
+def written(share: Box, frame: str, order: BoxOrder, size: Size) -> Box:
+    """xyxy in 0..1 of an image -> the numbers that a source of this frame and order has for it."""
+    (width, height), (x1, y1, x2, y2) = size, share
+    if frame == "pixels":
+        across, down, left, top = width, height, 0.0, 0.0
+    else:
+        name, _, padded = frame.partition(" ")
+        scale, side = float(name.removeprefix("0..")), max(size)
+        across, down, left, top = scale, scale, 0.0, 0.0
+        if padded:
+            across, down = scale * width / side, scale * height / side
+            left, top = scale * (side - width) / 2 / side, scale * (side - height) / 2 / side
+    x1, y1, x2, y2 = x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top
+    if order == "cxcywh":
+        return (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
+    if order == "yxyx":
+        return y1, x1, y2, x2
+    return (x1, y1, x2 - x1, y2 - y1) if order == "xywh" else (x1, y1, x2, y2)
+
+
+def weigh(cases: Sequence[Case], frame: str, order: BoxOrder) -> Evidence:
+    """Gathers the evidence for one frame and order; inverted boxes lie outside.
+
+    Args:
+        cases: of known size.
+    """
+    read = [replace(case, numbers=corners(case.numbers, order)) for case in cases]
+    evidence = _gather(frame, read)
+    assert evidence is not None
+    x1, y1, x2, y2 = np.array([case.numbers for case in read]).T
+    upright = float(((x2 >= x1) & (y2 >= y1)).mean())
+    return replace(evidence, inside=min(evidence.inside, upright))
+
+
 def to_pixels(frame: str, box: Box, size: Size) -> Box:
     """A box read in `frame` -> xyxy in pixels of the original image of `size`."""
-    return _FRAMES[frame](box, size)
+    return FRAMES[frame](box, size)
 
 
 def diagnose(cases: Sequence[Case]) -> Diagnosis:
@@ -89,7 +135,7 @@ def diagnose(cases: Sequence[Case]) -> Diagnosis:
         raise ValueError("there is no box to judge; expected rows with boxes or answers with any")
     order, reasons = _order(cases)
     ordered = [_reordered(case, order) for case in cases]
-    evidence = [gathered for frame in _FRAMES if (gathered := _gather(frame, ordered)) is not None]
+    evidence = [gathered for frame in FRAMES if (gathered := _gather(frame, ordered)) is not None]
     known = [item for item in evidence if not math.isnan(item.mean_iou)]
     if known:
         best = max(item.mean_iou for item in known)
@@ -105,11 +151,11 @@ def diagnose(cases: Sequence[Case]) -> Diagnosis:
     frames = _part_999_from_1000([item.frame for item in fitting], ordered, reasons)
     if all(case.size is None for case in cases):
         reasons.append("no image size is known: resizing and padding cannot be judged (--images)")
-        frames += [f"{frame} padded" for frame in frames if f"{frame} padded" in _FRAMES]
+        frames += [f"{frame} padded" for frame in frames if f"{frame} padded" in FRAMES]
     return Diagnosis(order, frames, evidence, reasons)
 
 
-def _order(cases: Sequence[Case]) -> tuple[str, list[str]]:
+def _order(cases: Sequence[Case]) -> tuple[BoxOrder, list[str]]:
     """`xyxy`, or `xywh` where corners would often be inverted."""
     inverted = np.mean(
         [case.numbers[2] < case.numbers[0] or case.numbers[3] < case.numbers[1] for case in cases]
@@ -118,10 +164,8 @@ def _order(cases: Sequence[Case]) -> tuple[str, list[str]]:
     return ("xywh" if inverted > 0.05 else "xyxy"), [reason]
 
 
-def _reordered(case: Case, order: str) -> Case:
-    x, y, a, b = case.numbers
-    numbers = (x, y, x + a, y + b) if order == "xywh" else case.numbers
-    return replace(case, numbers=numbers)
+def _reordered(case: Case, order: BoxOrder) -> Case:
+    return replace(case, numbers=corners(case.numbers, order))
 
 
 def _gather(frame: str, cases: Sequence[Case]) -> Evidence | None:
@@ -216,12 +260,19 @@ def _resized(box: Box, size: Size) -> Box:
     return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
 
-_NEEDS_NO_SIZE = ("0..1", "0..999", "0..1000")  # to lie inside the image and reach its border
-_FRAMES: dict[str, Callable[[Box, Size], Box]] = {
+ORDERS: tuple[BoxOrder, ...] = get_args(BoxOrder)
+_NEEDS_NO_SIZE = (
+    "0..1",
+    "0..100",
+    "0..999",
+    "0..1000",
+)  # to lie inside the image and reach its border
+FRAMES: dict[str, Callable[[Box, Size], Box]] = {
     "pixels": lambda box, size: box,
     "resized pixels (Qwen2.5-VL)": _resized,
     "0..1": _scaled(1),
     "0..1 padded": _padded(1),
+    "0..100": _scaled(100),
     "0..999": _scaled(999),
     "0..1000": _scaled(1000),
     "0..1000 padded": _padded(1000),

@@ -71,6 +71,8 @@ def deliver(  # noqa: PLR0913  the parts of a record
     data = image if isinstance(image, bytes) else image.data
     # width and height are the image file's: `validate_record` sets them
     record = Record(text_id, data, 0, 0, captions, regions, source)
+    if drop_log.watch is not None:
+        drop_log.watch(data, [r.box for r in regions], [r.phrase for r in regions])
     num_before = len(drop_log.drops)
     valid = None
     if isinstance(image, Photo) and image.fault:

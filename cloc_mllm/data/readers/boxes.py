@@ -26,10 +26,19 @@ BoxesOf = Literal["stated", "upright", "stored"]
 BoxOrder = Literal["xyxy", "xywh", "cxcywh", "yxyx"]
 # what boxes are measured in: pixels, 0..1 or 0..1000 of the image's width and height
 Units = Literal["pixels", "normalized", "thousandths"]
+FRAME_NAMES: dict[Units, str] = {  # as `data doctor` calls them
+    "pixels": "pixels",
+    "normalized": "0..1",
+    "thousandths": "0..1000",
+}
 Size = tuple[float, float]
 
 TURNED = "photos whose stated size is that before their EXIF turn: their boxes are turned with them"
 RESIZED = "photos that were resized after annotation: their boxes are scaled"
+UNTOLD = (
+    "photos with an EXIF turn of which nothing tells whether their boxes are turned, too: taken as "
+    "upright (see --boxes_of)"
+)
 OTHER_SHAPE = "photos of another shape than stated (squashed, or another photo): look at some"
 _MAX_NESTING = 4  # of lists of points
 _MAX_BITS = 60  # of a run length
@@ -42,7 +51,8 @@ class BoxFrame:
     Attributes:
         width, height: the size that boxes are divided by; NaN where nothing says it.
         turn: what brings the picture that was annotated upright, None for nothing.
-        remark: `TURNED`, `RESIZED`, `OTHER_SHAPE`, or "" where the stated size is as expected.
+        remark: `TURNED`, `UNTOLD`, `RESIZED`, `OTHER_SHAPE`, or "" where the stated size is as
+            expected.
     """
 
     width: float = math.nan
@@ -120,15 +130,22 @@ def box_frame(
     if is_told and _is_wide(stated) * _is_wide(image.stored_wh) > 0:
         turn = image.turn
     own = image.upright_wh if turn is None else image.stored_wh
+    is_untold = _is_untold(image, boxes_of) and not (is_told and _is_wide(stated))
     if stated is None:
-        return BoxFrame(float(own[0]), float(own[1]), turn)
-    return BoxFrame(*stated, turn, _remark(stated, own, is_told and turn is not None))
+        return BoxFrame(float(own[0]), float(own[1]), turn, UNTOLD if is_untold else "")
+    remark = _remark(stated, own, is_told and turn is not None)
+    return BoxFrame(*stated, turn, remark or (UNTOLD if is_untold else ""))
 
 
 def share_frame(image: Header | None, scale: float, boxes_of: BoxesOf = "stated") -> BoxFrame:
     """The frame of boxes in 0..`scale` of the image's width and height."""
     turn = image.turn if image is not None and boxes_of == "stored" else None
-    return BoxFrame(scale, scale, turn)
+    return BoxFrame(scale, scale, turn, UNTOLD if _is_untold(image, boxes_of) else "")
+
+
+def _is_untold(image: Header | None, boxes_of: BoxesOf) -> bool:
+    """Whether a picture has a turn of which the user has not said what boxes make of it."""
+    return image is not None and image.turn is not None and boxes_of == "stated"
 
 
 def _is_wide(size: Size | None) -> float:

@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.drop_log import Kind
-from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos, single
+from cloc_mllm.data.readers import (
+    DEFAULTS,
+    Photo,
+    ReadOptions,
+    as_dict,
+    as_list,
+    deliver,
+    open_photos,
+    single,
+)
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import by_id, id_key, number
 
 SOURCE = "coco"
 LVIS_SOURCE = "lvis"
+_NUM_SAMPLED = 1000  # annotations that are looked at to tell what they hold
 Annotation = dict[str, Any]
 
 
@@ -158,3 +169,31 @@ def read_table(
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f"{path}: expected a COCO object with a list of objects {key!r}")
     return table
+
+
+def looks_like_coco(place: Place) -> Iterator[Reading]:
+    """An object of `images`, `annotations` and `categories`; captions are found by their name."""
+    images, rows = (as_list(place.table.get(key)) for key in ("images", "annotations"))
+    keys = {key for row in rows[:_NUM_SAMPLED] for key in as_dict(row)}
+    if not images or not rows or "tokens_positive" in keys:
+        return
+    name = place.path.name
+    if keys & {"bbox", "segmentation"}:
+        classes = as_list(place.table.get("categories"))
+        kind = "LVIS" if any("frequency" in as_dict(row) for row in classes) else "COCO"
+        why = f"{name} has {kind}'s lists of images, annotations and categories"
+        options: dict[str, Any] = {"instances": place.path}
+        captions = place.sibling(name.replace("instances", "captions"))
+        if captions is not None and captions != place.path:
+            options["captions"] = captions
+        yield Reading(why, options, "pixels", "xywh")
+    elif "caption" in keys:
+        instances = place.sibling(name.replace("captions", "instances"))
+        why = f"{name} has COCO's captions"
+        if instances is not None and instances != place.path:
+            why += f", {instances.name} the boxes"
+            options = {"instances": instances, "captions": place.path}
+            yield Reading(why, options, "pixels", "xywh")
+        else:
+            lacks = "--instances, the file that lists the images and their boxes"
+            yield Reading(why, {"captions": place.path}, lacks=lacks)

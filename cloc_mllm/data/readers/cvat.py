@@ -19,16 +19,19 @@ import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos, single
 from cloc_mllm.data.readers.boxes import around_ellipse, around_turned, enclosing_corners
-from cloc_mllm.data.readers.files import open_files
+from cloc_mllm.data.readers.files import open_files, read_annotation_file
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import parse_xml
 from cloc_mllm.data.values import number
 
 SOURCE = "cvat"
+_NUM_BYTES = 4096  # at the start of the file, where its root is
 _NO_BOX = ("polyline", "points", "cuboid", "skeleton")
 _SHAPES = ("box", "polygon", "ellipse", "mask", *_NO_BOX)
 TAGS = "labels of whole images, which are of no region"
@@ -95,7 +98,7 @@ def _read_root(path: Path, encoding: str) -> ET.Element:
 def _xml_bytes(path: Path) -> tuple[bytes, str]:
     """The XML and its name for messages."""
     if path.suffix.lower() == ".xml":
-        return path.read_bytes(), str(path)
+        return read_annotation_file(path), str(path)
     with open_files(path) as files:
         found = [name for name in files.names() if name.lower().endswith(".xml")]
         if len(found) != 1:
@@ -149,3 +152,17 @@ def _corners(shape: ET.Element) -> list[float]:
         return [left, top, left + width, top + height]
     points = [point.split(",") for point in (shape.get("points") or "").split(";")]
     return enclosing_corners(points) or [math.nan] * 4
+
+
+def looks_like_cvat(place: Place) -> Iterator[Reading]:
+    if place.path.suffix.lower() != ".xml":
+        return
+    data = read_annotation_file(place.path)
+    if b"<annotations" in data[:_NUM_BYTES] and b"<image " in data:
+        has_expressions = b'name="expression"' in data
+        options: dict[str, Any] = {"annotations": place.path}
+        if has_expressions:
+            options["expression_attribute"] = "expression"
+        why = f"{place.path.name} has <annotations> with <image>, CVAT for images 1.1"
+        why += ", and an attribute `expression`" if has_expressions else ""
+        yield Reading(why, options, "pixels")

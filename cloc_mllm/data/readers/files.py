@@ -29,6 +29,7 @@ from cloc_mllm.data.readers.names import (
 )
 
 MAX_FILE_BYTES = 64 << 20  # of one file in a folder or an archive; larger ones are not read
+MAX_ANNOTATION_BYTES = 2 << 30  # of one annotation file in an archive
 # the last two: an encrypted member, an unknown compression
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError)
 _NUM_SHOWN = 3  # candidates in a message
@@ -59,7 +60,7 @@ class Match(NamedTuple):
 class _Store(Protocol):
     def has(self, path: str) -> bool: ...
 
-    def read(self, path: str) -> bytes | None: ...
+    def read(self, path: str, max_bytes: int) -> bytes | None: ...
 
     def paths(self) -> Iterable[str]: ...
 
@@ -83,10 +84,10 @@ class Files:
             self._listed = sorted(filter(_is_visible, self._store.paths()))
         return self._listed
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, max_bytes: int | None = None) -> bytes | None:
         """The content of a path of `names`; None where there is none, or a larger one than
-        `MAX_FILE_BYTES`."""
-        return self._store.read(path)
+        `max_bytes`, by default `MAX_FILE_BYTES`."""
+        return self._store.read(path, MAX_FILE_BYTES if max_bytes is None else max_bytes)
 
     def has(self, path: str) -> bool:
         return self._store.has(path)
@@ -183,7 +184,7 @@ def _settled(match: Match, claims: dict[str, int]) -> Match:
 
 @contextmanager
 def open_files(path: str | Path, under: str = "") -> Iterator[Files]:
-    """Opens a folder, a tar or a zip, with what lies in it at any depth.
+    """Opens a folder, a tar or a zip, or a folder in one (`set.zip/train`), with all below it.
 
     Args:
         under: only what lies in a folder of this name; paths start below it.
@@ -192,7 +193,7 @@ def open_files(path: str | Path, under: str = "") -> Iterator[Files]:
         FileNotFoundError: nothing at `path`, or a folder without `under`.
         ValueError: not an archive, a damaged one, or two members of one path.
     """
-    path = Path(path)
+    path, below = split_archive(path)
     if path.is_dir():
         folder = path / under
         if not folder.is_dir():
@@ -202,10 +203,44 @@ def open_files(path: str | Path, under: str = "") -> Iterator[Files]:
         raise FileNotFoundError(f"no such folder or archive: {path}")
     else:
         with _open_archive(path) as archive:
+            store: _Zip | _Tar
             if isinstance(archive, zipfile.ZipFile):
-                yield Files(_Zip(path, archive, under))
+                store = _Zip(path, archive, below, under)
             else:
-                yield Files(_Tar(path, archive, under))
+                store = _Tar(path, archive, below, under)
+            if below and not store.members:
+                raise FileNotFoundError(f"{path} has no folder {below!r}")
+            yield Files(store, below.split("/") if below else ())
+
+
+def split_archive(path: str | Path) -> tuple[Path, str]:
+    """Parts `set.zip/train/a.json` into the archive and the path in it, "" for all of it.
+
+    What is on the disk under this path stays whole, and so does what is nowhere.
+    """
+    path = Path(path)
+    if not path.exists():
+        for above in path.parents:
+            if above.is_file():
+                return above, path.relative_to(above).as_posix()
+    return path, ""
+
+
+def read_annotation_file(path: str | Path) -> bytes:
+    """Reads a file on the disk or in an archive (`set.zip/train/a.json`).
+
+    Raises:
+        FileNotFoundError: there is none, or a larger one than `MAX_ANNOTATION_BYTES` in an archive.
+        ValueError: the archive is damaged, or none.
+    """
+    archive, below = split_archive(path)
+    if not below:
+        return archive.read_bytes()
+    with open_files(archive) as files:
+        data = files.read(below, MAX_ANNOTATION_BYTES)
+    if data is None:
+        raise FileNotFoundError(f"{archive} has no file {below!r} that can be read")
+    return data
 
 
 def read_image(files: Files, name: str) -> bytes:
@@ -237,9 +272,9 @@ class _Folder:
         is_inside = not any(part in ("", ".", "..") for part in path.split("/"))
         return is_inside and os.path.isfile(self.folder / path)
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, max_bytes: int) -> bytes | None:
         file = self.folder / path
-        if not self.has(path) or file.stat().st_size > MAX_FILE_BYTES:
+        if not self.has(path) or file.stat().st_size > max_bytes:
             return None
         return file.read_bytes()
 
@@ -260,10 +295,10 @@ class _Folder:
 
 
 class _Zip:
-    def __init__(self, path: Path, archive: zipfile.ZipFile, under: str) -> None:
+    def __init__(self, path: Path, archive: zipfile.ZipFile, below: str, under: str) -> None:
         self.path, self.archive = path, archive
         members = ((info.filename, info) for info in archive.infolist() if not info.is_dir())
-        self.members = _by_path(path, members, under)
+        self.members = _by_path(path, members, below, under)
 
     def has(self, path: str) -> bool:
         return path in self.members
@@ -271,26 +306,27 @@ class _Zip:
     def paths(self) -> Iterable[str]:
         return self.members
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, max_bytes: int) -> bytes | None:
         info = self.members.get(path)
-        if info is None or info.file_size > MAX_FILE_BYTES:
+        if info is None or info.file_size > max_bytes:
             return None
         try:
             with self.archive.open(info) as file:  # a lying header is cut off by the limit
-                return file.read(MAX_FILE_BYTES)
+                return file.read(max_bytes)
         except _ZIP_ERRORS as error:
             raise ValueError(f"{self.path} is damaged at {info.filename!r}: {error}") from error
 
 
 class _Tar:
-    def __init__(self, path: Path, archive: tarfile.TarFile, under: str) -> None:
+    def __init__(self, path: Path, archive: tarfile.TarFile, below: str, under: str) -> None:
         self.archive = archive
         try:
             regular = [info for info in archive.getmembers() if info.isreg()]
         except tarfile.TarError as error:
             raise ValueError(f"{path} is a damaged tar: {error}; fetch it again") from error
         require_end_mark(path, archive)
-        self.members = _by_path(path, ((info.name, info) for info in regular), under)
+        members = ((info.name, info) for info in regular)
+        self.members = _by_path(path, members, below, under)
 
     def has(self, path: str) -> bool:
         return path in self.members
@@ -298,9 +334,9 @@ class _Tar:
     def paths(self) -> Iterable[str]:
         return self.members
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, max_bytes: int) -> bytes | None:
         info = self.members.get(path)
-        if info is None or info.size > MAX_FILE_BYTES:
+        if info is None or info.size > max_bytes:
             return None
         file = self.archive.extractfile(info)  # a view of the member: nothing goes to disk
         return file.read() if file is not None else None
@@ -320,11 +356,22 @@ def require_end_mark(path: Path, archive: tarfile.TarFile) -> None:
         )
 
 
-def _by_path(archive: Path, members: Iterable[tuple[str, Any]], under: str) -> dict[str, Any]:
-    """Members by their path, which never leaves the archive: `../../x` is `x`."""
+def _by_path(
+    archive: Path, members: Iterable[tuple[str, Any]], below: str, under: str
+) -> dict[str, Any]:
+    """Members by their path, which never leaves the archive: `../../x` is `x`.
+
+    Args:
+        below: only those of this folder of the archive; paths start below it.
+        under: only those in a folder of this name, at any depth.
+    """
     found: dict[str, Any] = {}
+    top = below.split("/") if below else []
     for name, member in members:
         parts = relative_path(name).split("/")
+        if parts[: len(top)] != top:
+            continue
+        parts = parts[len(top) :]
         if under:
             parts = parts[parts.index(under) + 1 :] if under in parts[:-1] else []
         path = "/".join(parts)

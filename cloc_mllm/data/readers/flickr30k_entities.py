@@ -20,6 +20,7 @@ from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos, 
 from cloc_mllm.data.readers.boxes import BoxFrame, box_frame
 from cloc_mllm.data.readers.files import Files, open_files
 from cloc_mllm.data.readers.pascal_voc import CORNERS
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import decode, lines_of, parse_xml
 
@@ -221,3 +222,10 @@ def _to_regions(
             )
         )
     return regions
+
+
+def looks_like_flickr30k_entities(place: Place) -> Iterator[Reading]:
+    parts = {part for name in place.names for part in name.split("/")[:-1]}
+    if {"Annotations", "Sentences"} <= parts:
+        why = f"{place.path.name} holds the folders Annotations and Sentences"
+        yield Reading(why, {"annotations": place.path}, "pixels")

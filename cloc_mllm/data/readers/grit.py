@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from cloc_mllm.data.readers.boxes import BoxFrame
 from cloc_mllm.data.readers.files import Names
 from cloc_mllm.data.readers.names import IMAGE_SUFFIXES
 from cloc_mllm.data.readers.photos import names_of
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.readers.tar_stream import Sample, read_samples
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import decode, read_rows
@@ -163,11 +165,12 @@ def _embedded_image(row: Row) -> bytes:
 
 
 def _to_record(row: Row, photo: Photo, drop_log: DropLog) -> Iterator[Record]:
-    frame = photo.share_frame()
     if isinstance(row.get("regions"), list) and isinstance(row.get("captions"), list):
+        frame = replace(photo, boxes_of="upright").share_frame()  # as records always are
         regions = [_exported_region(region, frame) for region in row["regions"]]
         yield from deliver(row.get("id"), photo, SOURCE, row["captions"], regions, drop_log)
         return
+    frame = photo.share_frame()
     record_id = id_key(row.get("key")) or id_key(row.get("id"))
     caption = row.get("caption")
     captions = [] if caption is None else [caption]
@@ -219,3 +222,29 @@ def _spans(row: Row, key: str) -> list[Any]:
 def _is_span(span: Any) -> bool:
     """Whether it is a list of seven, of which the first two part a text."""
     return isinstance(span, list) and len(span) == 7 and 0 <= number(span[0]) < number(span[1])
+
+
+def looks_like_grit(place: Place) -> Iterator[Reading]:
+    """Rows with `noun_chunks`, Parquet tables with them, or tars of `KEY.json` beside `KEY.jpg`."""
+    if place.has_rows_with("key", "caption") and place.mentions("noun_chunks"):
+        why = f"the rows of {place.path.name} have key, caption and noun_chunks"
+        yield Reading(why, {"rows": place.path}, "0..1")
+    inside = [place.path / name for name in place.names]
+    if tars := [path for path in [place.path, *inside] if _is_grit_tar(path, place.encoding)]:
+        why = f"{tars[0].name} holds KEY.json with a caption beside each image"
+        yield Reading(why, {"tars": tars}, "0..1", needs_images=False)
+    tables = [path for path in [place.path, *inside] if path.suffix == ".parquet"]
+    columns = {path: set(pq.read_schema(path).names) for path in tables if path.is_file()}
+    if tables := [path for path, names in columns.items() if "noun_chunks" in names]:
+        holds_images = any(columns[path] & set(_IMAGE_COLUMNS) for path in tables)
+        why = f"{tables[0].name} has the column noun_chunks"
+        yield Reading(why, {"tables": tables}, "0..1", needs_images=not holds_images)
+
+
+def _is_grit_tar(path: Path, encoding: str) -> bool:
+    if path.suffix != ".tar" or not path.is_file():
+        return False
+    for key, sample in read_samples(path, DropLog()):
+        row = _row_of(key, sample, ReadOptions(encoding)) if "json" in sample else ""
+        return isinstance(row, dict) and ("caption" in row or "captions" in row)
+    return False

@@ -14,11 +14,13 @@ import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import pyarrow.parquet as pq
 
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -28,10 +30,11 @@ from cloc_mllm.data.readers import (
     deliver,
     open_photos,
 )
-from cloc_mllm.data.readers.boxes import BoxFrame, BoxOrder, Units
+from cloc_mllm.data.readers.boxes import FRAME_NAMES, BoxFrame, BoxOrder, Units
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Names
 from cloc_mllm.data.readers.names import name_to_id
 from cloc_mllm.data.readers.photos import Photos, names_of
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_class_list, read_rows
 from cloc_mllm.data.values import id_key
@@ -43,6 +46,7 @@ _CATEGORY_KEYS = (
     *("phrase", "phrases", "name", "names"),
 )
 _JSON = (".json", ".jsonl")
+_SAVED = ("dataset_dict.json", "state.json")
 Row = dict[str, Any]
 
 
@@ -228,11 +232,13 @@ def _things(
 ) -> list[tuple[Any, Any]]:
     """(box, category) of each object."""
     if isinstance(objects, dict):
-        boxes, categories = (
-            as_list(objects.get(_key(objects, chosen, usual)))
-            for chosen, usual in ((columns.box, _BOX_KEYS), (columns.category, _CATEGORY_KEYS))
-        )
-        return list(itertools.zip_longest(boxes, categories))
+        boxes = objects.get(_key(objects, columns.box, _BOX_KEYS))
+        categories = objects.get(_key(objects, columns.category, _CATEGORY_KEYS))
+        if isinstance(boxes, list):
+            return list(itertools.zip_longest(boxes, as_list(categories)))
+    if objects and not isinstance(objects, list):
+        found = f"{shown(objects)}: no list of boxes; name its key with --box_key"
+        drop_log.add("region", item, "bad_row", found)
     things = []
     for thing in as_list(objects):
         if not isinstance(thing, dict):
@@ -262,3 +268,41 @@ def _to_regions(
         (box,) = place.from_order([stated], box_order)
         regions.append(Region(box, name or "", category=name or "", found=stated))
     return regions
+
+
+def looks_like_hf_objects(place: Place) -> Iterator[Reading]:
+    """Folders of `save_to_disk`, of Parquet or of images with `metadata.jsonl`, and rows, each with
+    a column `objects`; its boxes state neither frame nor order."""
+    folder, name = place.path.parent, place.path.name
+    saved = [path for path in place.names if PurePosixPath(path).name in _SAVED]
+    tables = [path for path in place.names if path.endswith(".parquet")]
+    if saved:
+        top = min(saved, key=lambda path: (path.count("/"), path))
+        folder = (place.path / top).parent
+        yield from _unframed(f"{folder.name} was saved by `datasets`", folder, needs_images=False)
+    elif tables and _has_objects(place.path / tables[0]):
+        folders = {(place.path / path).parent for path in tables}
+        folder = folders.pop() if len(folders) == 1 else place.path
+        why = f"{folder.name} holds Parquet with the column objects"
+        yield from _unframed(why, folder, needs_images=False)
+    elif _has_objects(place.path):
+        why = f"{name} has the column objects"
+        yield from _unframed(why, place.path, needs_images=False)
+    elif place.has_rows_with("file_name", "objects") and name.startswith("metadata."):
+        why = f"{folder.name} has metadata of images with objects, ImageFolder of `datasets`"
+        yield from _unframed(why, folder, needs_images=False)
+    elif place.has_rows_with("image", "objects") and not place.has_rows_with("messages"):
+        yield from _unframed(f"{name} has rows with image and objects", place.path)
+
+
+def _unframed(why: str, dataset: Path, needs_images: bool = True) -> Iterator[Reading]:
+    for frame, stated in FRAME_NAMES.items():
+        for order in ("xywh", "xyxy", "cxcywh"):
+            options = {"dataset": dataset, "frame": frame, "box_order": order}
+            yield Reading(why, options, stated, order, needs_images, is_declared=False)
+
+
+def _has_objects(path: Path) -> bool:
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    return "objects" in pq.read_schema(path).names

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos
 from cloc_mllm.data.readers.names import ids_of_names, is_image_name
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record
 from cloc_mllm.data.texts import lines_of, read_json, read_text
 
@@ -98,3 +99,15 @@ def _names_of(
     from open_clip import IMAGENET_CLASSNAMES
 
     return dict(zip(folders, IMAGENET_CLASSNAMES, strict=True))
+
+
+def looks_like_image_folder(place: Place) -> Iterator[Reading]:
+    """Folders of images and nothing else; whether their names are classes nobody knows."""
+    images = [name for name in place.names if is_image_name(name)]
+    folders = {name.partition("/")[0] for name in images if "/" in name}
+    are_alone = len(images) == len(place.names) and all("/" in name for name in images)
+    if are_alone and len(folders) > 1:
+        why = f"{place.path.name} holds nothing but images in {len(folders):,} folders"
+        are_wnids = all(map(_WNID.fullmatch, folders))
+        doubt = "" if are_wnids else "whether the folders are classes, nothing says"
+        yield Reading(why, {"images": place.path}, needs_images=False, doubt=doubt)

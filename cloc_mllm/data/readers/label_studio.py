@@ -33,6 +33,7 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import around_ellipse, around_turned, enclosing_corners
 from cloc_mllm.data.readers.names import is_image_name, name_to_id, plain_path
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import id_key, number, numbers
@@ -54,9 +55,12 @@ class _Shape(NamedTuple):
 
 
 class _Task(NamedTuple):
-    name: Any  # of its image
+    """A task as annotated; `name` is that of its image."""
+
+    name: Any
     shapes: list[_Shape]
     captions: list[Any]
+    is_skipped: bool = False
 
 
 def read_label_studio(
@@ -71,7 +75,7 @@ def read_label_studio(
     """Yields one record per task, with one region per label of each shape.
 
     Phrase and category are the label; a shape without one has its first words as its phrase. What
-    an annotator skipped is set aside. Where a task was annotated several times, the ground truth,
+    annotators skipped is set aside. Where a task was annotated several times, the ground truth,
     else the first, counts.
 
     Args:
@@ -92,6 +96,9 @@ def read_label_studio(
     tasks = [_read_task(row, image_key, all_annotations, drop_log) for row in table]
     with open_photos(images, drop_log, options, single(task.name for task in tasks)) as photos:
         for index, (row, task) in enumerate(zip(table, tasks, strict=True)):
+            if task.is_skipped:
+                drop_log.put_aside("record", "skipped")
+                continue
             if id_key(task.name) is None:
                 drop_log.add("record", f"task {index}", "bad_row", f"no image: {shown(row)}")
                 drop_log.add("region", f"task {index}", "bad_row", count=len(task.shapes))
@@ -115,7 +122,14 @@ def _read_task(row: Any, image_key: str, all_annotations: bool, drop_log: DropLo
         shapes_of, captions_of = _read_results(annotation, name, drop_log)
         shapes += shapes_of
         captions += captions_of
-    return _Task(name, shapes, captions)
+    stated = [as_dict(item) for item in _annotations(row)]
+    is_skipped = bool(stated) and all(item.get("was_cancelled") for item in stated)
+    return _Task(name, shapes, captions, is_skipped)
+
+
+def _annotations(row: Row) -> list[Any]:
+    # `completions` is what versions before 1.0 wrote
+    return as_list(row.get("annotations", row.get("completions")))
 
 
 def _image_name(data: Row, image_key: str) -> Any:
@@ -132,8 +146,7 @@ def _shapes_in(values: Any) -> list[Row]:
 
 def _counting(row: Row, all_annotations: bool, drop_log: DropLog) -> list[Row]:
     """The annotations of a task that count."""
-    # `completions` is what versions before 1.0 wrote
-    found = [as_dict(item) for item in as_list(row.get("annotations", row.get("completions")))]
+    found = [as_dict(item) for item in _annotations(row)]
     kept = [item for item in found if not item.get("was_cancelled")]
     kept.sort(key=lambda item: not item.get("ground_truth"))
     others = [] if all_annotations else kept[1:]
@@ -157,7 +170,7 @@ def _read_results(annotation: Row, name: Any, drop_log: DropLog) -> tuple[list[_
     for index, result in enumerate(map(as_dict, results)):
         value = as_dict(result.get("value"))
         key = id_key(result.get("id"))
-        if _has_place(value) or (key is not None and key in placed):
+        if _has_place(value) or _labels(value) or (key is not None and key in placed):
             by_region.setdefault(key or f"result {index}", []).append(result)
         elif result.get("type") == "textarea":
             captions += _texts(value)
@@ -243,3 +256,16 @@ def _corners(value: Row, width: float, height: float) -> list[float]:
         return around_ellipse([x, y], radii, degrees)
     w, h = number(value.get("width")) * width / 100, number(value.get("height")) * height / 100
     return around_turned([x, y, x + w, y + h], degrees, about_corner=True)
+
+
+def looks_like_label_studio(place: Place) -> Iterator[Reading]:
+    """Tasks with `data` and `annotations`, or rows with lists of shapes with labels (JSON-MIN)."""
+    name = place.path.name
+    shapes = (shape for row in place.rows for value in row.values() for shape in _shapes_in(value))
+    if place.has_rows_with("data", "annotations") or place.has_rows_with("data", "completions"):
+        why = f"{name} has tasks with data and annotations, Label Studio's JSON"
+    elif any(_labels(shape) for shape in shapes):
+        why = f"{name} has rows with lists of labelled shapes, Label Studio's JSON-MIN"
+    else:
+        return
+    yield Reading(why, {"annotations": place.path}, "0..100")

@@ -4,9 +4,10 @@
 "<image>\\nProvide a short description for this region: [0.33, 0.26, 0.86, 0.75]"}, {"from": "gpt",
 "value": "a man"}]}]`.
 
-Frame: xyxy, 0..1 in the text. LLaVA-1.5's own mix (`llava_v1_5_mix665k.json`) states boxes of the
-image *padded to a square* (`frame="padded"`); others that took its layout state them of the image
-itself (`frame="original"`), Ferret-Bench too. The numbers cannot tell; `cloc-mllm data doctor` can.
+Frame: xyxy. LLaVA-1.5's own mix (`llava_v1_5_mix665k.json`) states 0..1 of the image *padded to a
+square* (`frame="padded"`); others that took its layout state them of the image itself
+(`frame="original"`), Ferret-Bench too, or write pixels or 0..1000 (`thousandths`). One box cannot
+tell; `cloc-mllm data doctor` can, by many.
 """
 
 from __future__ import annotations
@@ -36,11 +37,19 @@ from cloc_mllm.data.readers.grounded_text import (
     ground_turns,
 )
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 
 SOURCE = "llava"
-PaddedOrOriginal = Literal["padded", "original"]
+LlavaFrame = Literal["padded", "original", "pixels", "thousandths"]
+FRAME_NAMES: dict[str, str] = {
+    "padded": "0..1 padded",
+    "original": "0..1",
+    "pixels": "pixels",
+    "thousandths": "0..1000",
+}
+_LARGEST_SHARE = 1.5  # a box in 0..1 never reaches beyond its image by half of it
 # nan and inf are boxes, too: bad ones, to be counted
 _NUMBER = r"\s*-?(?:\d*\.?\d+(?:e[-+]?\d+)?|nan|inf)\s*"
 _BOX_TEXT = re.compile(rf"\[({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER})\]", re.IGNORECASE)
@@ -52,7 +61,7 @@ def read_llava(
     rows: str | Path,
     images: str | Path,
     *,
-    frame: PaddedOrOriginal,
+    frame: LlavaFrame,
     options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
@@ -86,10 +95,12 @@ def read_llava(
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
-def _boxes(corners: Sequence[list[float]], photo: Photo, frame: PaddedOrOriginal) -> list[Box]:
+def _boxes(corners: Sequence[list[float]], photo: Photo, frame: LlavaFrame) -> list[Box]:
     if frame == "padded":
         return photo.frame().from_padded(corners)
-    return photo.share_frame().from_xyxy(corners)
+    if frame == "pixels":
+        return photo.frame().from_xyxy(corners)
+    return photo.share_frame(1000.0 if frame == "thousandths" else 1.0).from_xyxy(corners)
 
 
 def named_rows(
@@ -177,3 +188,25 @@ def _said_of_boxes(row: Row, drop_log: DropLog) -> list[tuple[list[float], Groun
         for grounding in groundings
         for index in range(grounding.first, grounding.first + grounding.num_boxes)
     ]
+
+
+def looks_like_llava(place: Place) -> Iterator[Reading]:
+    """Conversations, whose boxes state no frame; or the texts of Ferret-Bench, which has one."""
+    name = place.path.name
+    turns = [turn for row in place.rows for turn in turns_of(row)]
+    stated = [numbers for turn in turns for numbers in _BOX_TEXT.findall(turn)]
+    largest = max((float(n) for numbers in stated for n in numbers.split(",")), default=0)
+    is_bench = place.has_rows_with("question_id", "image", "category", "text")
+    if is_bench or (place.has_rows_with("image", "text") and stated):
+        boxes = "with [x1, y1, x2, y2] in texts" if stated else "without a box"
+        why = f"the rows of {name} have image and text as Ferret-Bench, {boxes}"
+        yield Reading(why, {"rows": place.path, "frame": "original"}, "0..1" if stated else "")
+        return
+    is_foreign = place.mentions("<img>") or place.has_rows_with("box_x1y1x2y2")
+    if is_foreign or not place.has_rows_with("conversations"):
+        return
+    why = f"{name} has LLaVA's conversations, the largest number of a box is {largest:g}"
+    frames = ("padded", "original") if largest <= _LARGEST_SHARE else ("pixels", "thousandths")
+    for frame in frames if stated else ("original",):
+        options = {"rows": place.path, "frame": frame}
+        yield Reading(why, options, FRAME_NAMES[frame], is_declared=False)

@@ -29,11 +29,13 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import by_id, id_key
 
 SOURCE = "mdetr"
+_NUM_SAMPLED = 1000  # annotations that are looked at to tell what they hold
 _REFERRING = "refcoco"  # how the dataset_name of referring expressions starts
 Row = dict[str, Any]
 
@@ -114,3 +116,10 @@ def _named(caption: Any, row: Row) -> str:
         if isinstance(span, list) and len(span) == 2 and all(type(end) is int for end in span):
             parts.append(caption[max(0, span[0]) : max(0, span[1])])
     return " ".join(parts)
+
+
+def looks_like_mdetr(place: Place) -> Iterator[Reading]:
+    rows = as_list(place.table.get("annotations"))
+    if any("tokens_positive" in as_dict(row) for row in rows[:_NUM_SAMPLED]):
+        why = f"{place.path.name} has COCO's lists, with captions and tokens_positive"
+        yield Reading(why, {"annotations": place.path}, "pixels", "xywh")

@@ -29,6 +29,7 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key
@@ -110,3 +111,14 @@ def _objects(value: Any, item: str, drop_log: DropLog) -> list[Row]:
         else:
             drop_log.add("region", item, "bad_row", thing)
     return objects
+
+
+def looks_like_odgt(place: Place) -> Iterator[Reading]:
+    for key in ("detection", "grounding"):
+        if place.has_rows_with("filename", key):
+            why = f"the rows of {place.path.name} have filename and {key}, as ODVG"
+            yield Reading(why, {"rows": place.path}, "pixels")
+            return
+    if place.has_rows_with("gtboxes"):
+        why = f"the rows of {place.path.name} have gtboxes, as odgt"
+        yield Reading(why, {"rows": place.path}, "pixels", "xywh")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cloc_mllm.data.readers import DEFAULTS, ReadOptions, deliver, open_photos, single
 from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key, number
@@ -112,3 +113,16 @@ def _to_regions(
             (box,) = frame.from_xyxy([row.xyxy])
             regions.append(Region(box, name, row.score, category=name, found=row.xyxy))
     return regions
+
+
+def looks_like_open_images(place: Place) -> Iterator[Reading]:
+    if not place.has_rows_with(*_COLUMNS):
+        return
+    why = f"{place.path.name} has Open Images' columns ImageID, LabelName, XMin"
+    classes = [path for path in place.siblings(".csv") if "class" in path.name.lower()]
+    options = {"boxes": place.path}
+    if len(classes) == 1:
+        yield Reading(why, {**options, "classes": classes[0]}, "0..1")
+    else:
+        lacks = "--classes, class-descriptions-boxable.csv"
+        yield Reading(why, options, "0..1", lacks=lacks)

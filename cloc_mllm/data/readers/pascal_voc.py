@@ -14,11 +14,13 @@ from pathlib import Path
 from cloc_mllm.data.readers import DEFAULTS, Photo, ReadOptions, deliver, open_photos
 from cloc_mllm.data.readers.files import Files, open_files
 from cloc_mllm.data.readers.photos import names_of
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import parse_xml
 from cloc_mllm.data.values import number
 
 SOURCE = "pascal-voc"
+_NUM_SAMPLED = 1000  # files that are looked at to tell from what pixels count
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -94,3 +96,37 @@ def _to_regions(root: ET.Element, photo: Photo, stem: str, first_pixel: int) -> 
 def _from_zero(row: list[str | None], first_pixel: int) -> list[float]:
     x1, y1, x2, y2 = (number(value) for value in row)
     return [x1 - first_pixel, y1 - first_pixel, x2, y2]
+
+
+def looks_like_pascal_voc(place: Place) -> Iterator[Reading]:
+    """A folder of XML files of `object` with `bndbox`; corners of 0 or of parts of a pixel tell
+    that pixels do not count from 1."""
+    names = [name for name in place.names if name.lower().endswith(".xml")][:_NUM_SAMPLED]
+    if not names or any(
+        name.lower().endswith(".txt") and "Sentences/" in name for name in place.names
+    ):
+        return
+    roots = [_root(data) for data in place.read(names)]
+    boxes = [box for root in roots if root is not None for box in root.iterfind("object/bndbox")]
+    if not boxes or sum(root is not None for root in roots) * 2 < len(roots):
+        return
+    corners = [[number(box.findtext(corner)) for corner in CORNERS] for box in boxes]
+    num_zeros = sum(min(row[:2]) < 1 for row in corners)
+    num_parts = sum(any(value % 1 for value in row) for row in corners)
+    is_zero_based = num_zeros > 0 or 2 * num_parts > len(corners)
+    counted = f"{num_zeros} of {len(corners)} boxes start before pixel 1, "
+    counted += f"{num_parts} have parts of pixels"
+    why = f"{len(names)} XML files of objects with bndbox; {counted}: pixels count from "
+    why += "0 (--zero_based)" if is_zero_based else "1, as Pascal's own (--zero_based if not)"
+    folders = {name.rpartition("/")[0] for name in names}
+    folder = place.path / folders.pop() if len(folders) == 1 else place.path
+    yield Reading(why, {"annotations": folder, "zero_based": is_zero_based}, "pixels")
+
+
+def _root(data: bytes) -> ET.Element | None:
+    """The root of a VOC file, whatever its encoding: only tags and numbers are looked at."""
+    try:
+        root = parse_xml(data, "", "" if data.startswith(b"\xef\xbb\xbf") else "latin-1")
+    except ET.ParseError:
+        return None
+    return root if root.tag == "annotation" else None

@@ -66,10 +66,7 @@ class Photo:
 
     def frame(self, width: Any = None, height: Any = None) -> BoxFrame:
         """The frame of pixel boxes: of the stated size, or the file's own where none is stated."""
-        frame = box_frame(self.header, width, height, self.boxes_of)
-        if frame.remark and self.drop_log is not None:
-            self.drop_log.note_once(frame.remark, self.name)
-        return frame
+        return self._noted(box_frame(self.header, width, height, self.boxes_of))
 
     def frame_in(self, units: Units, width: Any = None, height: Any = None) -> BoxFrame:
         """The frame of boxes in declared units; a stated size is of pixels."""
@@ -79,7 +76,12 @@ class Photo:
 
     def share_frame(self, scale: float = 1.0) -> BoxFrame:
         """The frame of boxes in 0..`scale` of the image's width and height."""
-        return share_frame(self.header, scale, self.boxes_of)
+        return self._noted(share_frame(self.header, scale, self.boxes_of))
+
+    def _noted(self, frame: BoxFrame) -> BoxFrame:
+        if frame.remark and self.drop_log is not None:
+            self.drop_log.note_once(frame.remark, self.name)
+        return frame
 
 
 class Photos:

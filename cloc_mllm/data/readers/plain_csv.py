@@ -25,8 +25,9 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.boxes import BoxOrder, Units
+from cloc_mllm.data.readers.boxes import FRAME_NAMES, BoxOrder, Units
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key, number
@@ -39,7 +40,23 @@ BOX_ROLES: dict[BoxOrder, tuple[str, ...]] = {
     "yxyx": ("y1", "x1", "y2", "x2"),
 }
 _TEXT_ROLES = ("phrase", "category", "expression")
+_KNOWN_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _MORE_ROLES = ("caption", "score", "image_width", "image_height")
+# how tools call the columns; a role's own name comes first
+_USUAL_IMAGES = ("image", "filename", "file_name", "file", "image_path", "img_path", "path", "img")
+_USUAL_TEXTS = ("phrase", "label", "class", "class_name", "category", "name", "text", "expression")
+_USUAL_BOXES: tuple[tuple[BoxOrder, tuple[str, ...]], ...] = (
+    ("xyxy", ("x1", "y1", "x2", "y2")),
+    ("xyxy", ("xmin", "ymin", "xmax", "ymax")),
+    ("xyxy", ("x_min", "y_min", "x_max", "y_max")),
+    ("xyxy", ("left", "top", "right", "bottom")),
+    ("cxcywh", ("cx", "cy", "w", "h")),
+    ("cxcywh", ("x_center", "y_center", "width", "height")),
+    ("xywh", ("x", "y", "w", "h")),
+    ("xywh", ("x", "y", "width", "height")),
+    ("xywh", ("bbox_x", "bbox_y", "bbox_width", "bbox_height")),
+)
+_USUAL_SIZES = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
 Row = dict[str, Any]
 Columns = Mapping[str, str]
 
@@ -62,7 +79,7 @@ def read_csv(  # noqa: PLR0913  what the source can be told
     are one region. A row with an image and nothing else is an image without a region.
 
     Args:
-        rows: the table; `.csv` and `.tsv` are tables of cells, other files JSON.
+        rows: the table; `.json`, `.jsonl` and `.ndjson` hold JSON rows, other files cells.
         images: folder, tar or zip.
         frame: what the numbers are measured in.
         box_order: what the four numbers are.
@@ -76,6 +93,8 @@ def read_csv(  # noqa: PLR0913  what the source can be told
         ValueError: a column is missing, or a role unknown.
     """
     wanted = _columns_by_role(columns or {}, box_order, header)
+    if not delimiter and Path(rows).suffix.lower() not in _KNOWN_SUFFIXES:
+        delimiter = ","
     table = list(read_rows(rows, options.encoding, delimiter, () if header else None))
     there = dict.fromkeys(key for _, row in table for key in as_dict(row) if key is not None)
     column_of = _present(wanted, there, columns or {}, box_order, str(rows)) if there else {}
@@ -91,11 +110,12 @@ def read_csv(  # noqa: PLR0913  what the source can be told
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, group in rows_of.items():
             photo = photos.find(name)
-            captions = [row["caption"] for row in group if row.get("caption")]
+            captions: list[Any] = []
+            for row in group:
+                if row.get("caption") not in (None, "", *captions):
+                    captions.append(row["caption"])
             regions = _to_regions(group, photo, frame, box_order)
-            yield from deliver(
-                ids[name], photo, SOURCE, list(dict.fromkeys(captions)), regions, drop_log
-            )
+            yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log)
 
 
 def _columns_by_role(columns: Columns, box_order: BoxOrder, header: bool) -> dict[str, str]:
@@ -175,3 +195,39 @@ def _numbers_of(row: Row, box_order: BoxOrder) -> list[Any]:
         except (ValueError, RecursionError):
             stated = [part for part in re.split(r"[\s,;()\[\]]+", stated) if part]
     return stated if isinstance(stated, list) else [stated]
+
+
+def looks_like_csv(place: Place) -> Iterator[Reading]:
+    """Rows with an image, a box and a text under usual names; what the numbers are measured in is
+    not stated, and their order only by four columns."""
+    there = {str(key).lower(): str(key) for key in (place.rows[0] if place.rows else ())}
+    texts = _first(there, _USUAL_TEXTS)
+    image = _first(there, _USUAL_IMAGES)
+    if not (texts and image):
+        return
+    for order, names in _USUAL_BOXES:
+        if set(names) <= there.keys():
+            columns = dict(zip(BOX_ROLES[order], names, strict=True))
+            orders: tuple[BoxOrder, ...] = (order,)
+            break
+    else:
+        box = _first(there, ("bbox", "box"))
+        if not box:
+            return
+        columns, orders = {"box": box}, ("xyxy", "xywh", "cxcywh")
+    columns = {"image": image, **columns, "phrase": texts}
+    for across, down in _USUAL_SIZES:
+        if {across, down} <= there.keys() - set(columns.values()):
+            columns |= {"image_width": across, "image_height": down}
+            break
+    columns = {role: there[name] for role, name in columns.items()}
+    why = f"the rows of {place.path.name} have {', '.join(columns.values())}"
+    renamed = ",".join(f"{role}={name}" for role, name in columns.items() if role != name)
+    for frame, stated in FRAME_NAMES.items():
+        for order in orders:
+            options = {"rows": place.path, "frame": frame, "box_order": order, "columns": renamed}
+            yield Reading(why, options, stated, order, is_general=True, is_declared=False)
+
+
+def _first(there: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in there), "")

@@ -31,6 +31,7 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.grounded_text import foreign_notation
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key
@@ -127,3 +128,13 @@ def _grounded(text: str, photo: Photo, item: str, drop_log: DropLog) -> list[Reg
     for found in _BOX.findall(rest):
         drop_log.add("region", item, "box_without_phrase", found)
     return regions
+
+
+def looks_like_qwen_vl(place: Place) -> Iterator[Reading]:
+    name = place.path.name
+    if place.has_rows_with("image", "sent", "bbox"):
+        why = f"the rows of {name} have image, sent, bbox"
+        yield Reading(why, {"rows": place.path}, "pixels")
+    elif place.has_rows_with("conversations") and place.mentions("<img>"):
+        why = f"{name} has conversations with <img>, boxes in <box>"
+        yield Reading(why, {"rows": place.path}, "0..1000")

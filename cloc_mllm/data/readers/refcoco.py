@@ -22,6 +22,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.names import name_to_id
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import id_key
@@ -82,3 +83,9 @@ def photo_of(img_id: str) -> str:
     """Cuts `COCO_train2014_000000580957_4` to `COCO_train2014_000000580957`, the photo's name."""
     match = _PHOTO_AND_REFERENT.fullmatch(img_id)
     return match["photo"] if match else img_id
+
+
+def looks_like_refcoco(place: Place) -> Iterator[Reading]:
+    if place.has_rows_with(*_ROW_KEYS):
+        why = f"the rows of {place.path.name} have {', '.join(_ROW_KEYS)}"
+        yield Reading(why, {"rows": place.path}, "pixels", "xywh")

@@ -24,6 +24,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import xywh_of_annotation
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.readers.plain_pickle import read_plain_pickle
 from cloc_mllm.data.records import DropLog, Record, Region, clean_text
 from cloc_mllm.data.texts import read_json
@@ -130,3 +131,17 @@ def _drop(row: Row, reason: str, found: str, drop_log: DropLog) -> None:
     item = f"ref {row.get('ref_id')}"
     drop_log.add("region", item, reason, found)
     drop_log.add("expression", item, reason, found, count=len(_texts(row)))
+
+
+def looks_like_refer(place: Place) -> Iterator[Reading]:
+    """A pickle `refs(...).p`; it is not opened to look at."""
+    name = place.path.name
+    if not (name.startswith("refs") and name.endswith(".p")):
+        return
+    why = f"{name} is called as RefCOCO's refs are published"
+    instances = place.sibling("instances.json")
+    if instances is None:
+        lacks = "--instances, the instances.json that is published with it"
+        yield Reading(why, {"refs": place.path}, lacks=lacks)
+    else:
+        yield Reading(why, {"refs": place.path, "instances": instances}, "pixels", "xywh")

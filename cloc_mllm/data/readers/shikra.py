@@ -30,6 +30,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import id_key
@@ -123,3 +124,10 @@ def _phrase_regions(
     for index in set(range(len(boxes))) - used:
         drop_log.add("region", item, "box_without_phrase", boxes[index][0])
     return regions
+
+
+def looks_like_shikra(place: Place) -> Iterator[Reading]:
+    for keys in (("img_path", "expression", "bbox"), ("boxes", "boxes_seq", "sentence")):
+        if place.has_rows_with(*keys):
+            why = f"the rows of {place.path.name} have Shikra's {', '.join(keys)}"
+            yield Reading(why, {"rows": place.path}, "pixels")

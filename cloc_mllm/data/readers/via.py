@@ -32,6 +32,7 @@ from cloc_mllm.data.readers import (
 )
 from cloc_mllm.data.readers.boxes import BoxFrame, around_ellipse, enclosing_corners
 from cloc_mllm.data.readers.names import ids_of_names
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.data.values import number
@@ -193,3 +194,26 @@ def _corners(kind: Any, stated: Row) -> list[float] | None:
         enclosing = enclosing_corners(points) if len(xs) == len(ys) else None
         return enclosing or [math.nan] * 4
     return None
+
+
+def looks_like_via(place: Place) -> Iterator[Reading]:
+    """A project, or annotations by image; one reading per attribute that may name the regions."""
+    stated = as_dict(place.table.get("_via_img_metadata", place.table))
+    images = [row for row in stated.values() if "filename" in as_dict(row) and "regions" in row]
+    cells = [{key.lstrip("#"): value for key, value in row.items() if key} for row in place.rows]
+    if all("region_shape_attributes" in row for row in cells):
+        images += [_image_of_cells(row, place.path.name) for row in cells]
+    if not images:
+        return
+    shapes = [as_dict(shape) for row in images for shape in _regions(row)]
+    attributes = dict.fromkeys(
+        name for shape in shapes for name in as_dict(shape.get("region_attributes"))
+    )
+    why = f"{place.path.name} has VIA's images with regions"
+    options = {"annotations": place.path}
+    if len(attributes) < 2:
+        yield Reading(why, options, "pixels")
+        return
+    for name in attributes:
+        named = {**options, "phrase_attribute": name}
+        yield Reading(f"{why}, named by their attribute {name}", named, "pixels")

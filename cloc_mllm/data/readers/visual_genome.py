@@ -24,6 +24,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_json
 from cloc_mllm.data.values import id_key
@@ -90,3 +91,16 @@ def _to_regions(row: Row, photo_id: str, frame: BoxFrame, drop_log: DropLog) -> 
         found = {"x, y, width, height": stated}
         regions.append(Region(box, item.get("phrase", name), category=category, found=found))
     return regions
+
+
+def looks_like_visual_genome(place: Place) -> Iterator[Reading]:
+    things = [
+        as_dict(thing)
+        for row in place.rows
+        for thing in [*as_list(row.get("regions")), *as_list(row.get("objects"))]
+    ]
+    has_ids = place.has_rows_with("image_id") or place.has_rows_with("id")
+    if has_ids and any({"x", "y"} <= thing.keys() for thing in things):
+        why = f"the rows of {place.path.name} have Visual Genome's regions or objects with x, y"
+        options = {"annotations": place.path, "image_data": place.sibling("image_data.json")}
+        yield Reading(why, options, "pixels", "xywh")

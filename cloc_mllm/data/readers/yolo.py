@@ -6,6 +6,7 @@ Frame: 0..1 of the original image.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from cloc_mllm.data.readers.names import (
     without_suffix,
 )
 from cloc_mllm.data.readers.photos import OTHER_FILES, Photos
+from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.readers.yolo_rows import Task, parse_row, tell_task
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import (
@@ -32,10 +34,11 @@ from cloc_mllm.data.texts import (
     read_text,
     read_yaml,
 )
-from cloc_mllm.data.values import numbers
+from cloc_mllm.data.values import number, numbers
 
 SOURCE = "yolo"
 _SPLITS = ("train", "val", "test")
+_CLASS_LISTS = ("classes.txt", "obj.names", "labels.txt", "names.txt")
 _LISTS = ("classes.txt", "labels.txt", "notes.txt")  # what tools put among the label files
 _NUM_SAMPLED = 2000  # label files that are looked at to tell what their rows are
 _IMAGES_PART = re.compile(r"(^|.*/)images(/.*|$)")  # the last part of this name
@@ -289,3 +292,62 @@ def _log_orphans(labels: _Labels, used: set[str], drop_log: DropLog) -> None:
 
 def _is_row(line: str) -> bool:
     return not parse_row(line, "segment", None).fault
+
+
+def looks_like_yolo(place: Place) -> Iterator[Reading]:
+    """Text files of numbers, with the names of their classes in a YAML or a list."""
+    if is_yaml(place.path):
+        around = looks_like_yolo(Place(place.path.parent, place.encoding))
+        yield from (found for found in around if found.options.get("names") == place.path)
+        return
+    labels = [name for name in place.names if name.lower().endswith(".txt")][:_NUM_SAMPLED]
+    lists = [name for name in labels if PurePosixPath(name).name in _LISTS]
+    rows = [name for name in labels if name not in lists]
+    texts = (data.decode("utf-8", "replace").splitlines() for data in place.read(rows))
+    lines = [line for text in texts for line in text if line.strip()]
+    if 2 * sum(map(_is_of_numbers, lines)) <= len(lines):
+        return
+    yamls = [name for name in place.names if is_yaml(name)]
+    tables = {name: as_dict(_yaml_or_none(place.path / name, place.encoding)) for name in yamls}
+    named = sorted((n for n in yamls if "names" in tables[n]), key=lambda name: name.count("/"))
+    named += [name for name in place.names if PurePosixPath(name).name in _CLASS_LISTS]
+    why = f"{place.path.name} holds {len(rows)} text files of numbers"
+    if not named:
+        lacks = "--names, data.yaml or a text file of one class name per line"
+        options: dict[str, Any] = {"images": place.path, "labels": place.path}
+        yield Reading(why, options, "0..1", "cxcywh", needs_images=False, lacks=lacks)
+        return
+    names = place.path / named[0]
+    why += f", and {named[0]} names the classes"
+    options = {"names": names}
+    if not _says_where(names, tables.get(named[0], {}), ReadOptions(place.encoding)):
+        images = [name for name in place.names if is_image_name(name)]
+        are_parted = _are_below("images", images) and _are_below("labels", rows)
+        below = ("images", "labels") if are_parted else ("", "")
+        options |= {"images": place.path / below[0], "labels": place.path / below[1]}
+    yield Reading(why, options, "0..1", "cxcywh", needs_images=False)
+
+
+def _is_of_numbers(line: str) -> bool:
+    values = [number(text) for text in line.split()]
+    return len(values) >= 5 and not any(map(math.isnan, values))
+
+
+def _are_below(folder: str, names: list[str]) -> bool:
+    return all(name.startswith(f"{folder}/") for name in names)
+
+
+def _says_where(path: Path, table: dict[str, Any], options: ReadOptions) -> bool:
+    """Whether a YAML names folders of images that are there."""
+    try:
+        _places_of(path, table, "", options)
+    except ValueError:
+        return False
+    return True
+
+
+def _yaml_or_none(path: Path, encoding: str) -> Any:
+    try:
+        return read_yaml(path, encoding)
+    except ValueError:  # some other YAML
+        return None

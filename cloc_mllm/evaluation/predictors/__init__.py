@@ -1,4 +1,4 @@
-"""What turns queries into rows: CLOC, our MLLM, any Transformers model; and a judge of answers."""
+"""Turns queries into rows with CLOC, our MLLM or any Transformers model; and judges answers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from cloc_mllm.evaluation.rows.rows import PredictionRow
 
 
 class Predictor(Protocol):
-    """A model that answers queries; it is loaded when rows are asked for."""
+    """A model that answers queries; it is loaded once rows are needed."""
 
     def identity(self) -> dict[str, Any]:
-        """Everything its rows depend on beside the queries, as JSON values."""
+        """Everything that its rows depend on besides the queries, as JSON values."""
         ...
 
     def can_answer(self, asked: QuerySet) -> bool:
-        """Whether it knows how to answer queries of this form."""
+        """Whether it can answer queries of this form."""
         ...
 
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
-        """One row per query, but for those whose ids are in `finished`."""
+        """Yields one row per query, except for ids in `finished`."""
         ...

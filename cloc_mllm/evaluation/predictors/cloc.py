@@ -47,10 +47,10 @@ _TEXT_BATCH = 256
 
 @dataclass(frozen=True)
 class ClocSettings:
-    """How rows are made; the same for all queries.
+    """The settings of a run, the same for all queries.
 
     Args:
-        name: of the model, for the rows.
+        name: name of the model, for the rows.
         batch_size: images at a time.
         precision: of autocast; `fp32` is exact.
         progress: shows a progress bar.
@@ -89,7 +89,7 @@ class ClocRows:
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
-        """All at once: rankings need every image's features."""
+        """Makes all rows at once, because rankings need every image's features."""
         directory = self.directory or shipped_directory("cloc")
         model, tokenizer, _ = load_cloc(directory, self.device)
         rows = predict_cloc(model, tokenizer, query_sets, self.settings)
@@ -99,9 +99,9 @@ class ClocRows:
 def predict_cloc(
     model: Cloc, tokenizer: TextTokenizer, query_sets: Sequence[QuerySet], settings: ClocSettings
 ) -> list[PredictionRow]:
-    """One row per query, set by set.
+    """Makes one row per query, set by set.
 
-    The model is left in the mode (train or eval, module by module) it came in.
+    Each module of the model keeps its mode (train or eval).
     """
     about: dict[int, list[QuerySet]] = {}  # sets that ask about the same records, together
     for asked in query_sets:
@@ -173,10 +173,10 @@ class _Encoded:
 
 @dataclass
 class _ImagePlan:
-    """What is asked of one image.
+    """Everything that the queries need of one image.
 
     Attributes:
-        boxes: for CLOC's region encoder, each once.
+        boxes: boxes for CLOC's region encoder, each once.
         otherwise: queries whose regions are embedded otherwise.
         located, ranked: texts to place, with one box or with all that come into question.
     """
@@ -188,7 +188,7 @@ class _ImagePlan:
 
 
 def _plan(query_sets: Sequence[QuerySet]) -> dict[str, _ImagePlan]:
-    """What is asked of each image that anything is asked of."""
+    """Plans each image that a query is about."""
     plans: dict[str, _ImagePlan] = {}
     for asked in query_sets:
         for query in asked.queries:
@@ -212,7 +212,7 @@ def _plan(query_sets: Sequence[QuerySet]) -> dict[str, _ImagePlan]:
 def _encode(
     model: Cloc, tokenizer: TextTokenizer, query_sets: Sequence[QuerySet], settings: ClocSettings
 ) -> _Encoded:
-    """One pass over the images that anything is asked of."""
+    """Encodes the texts, and in one pass all images that a query is about."""
     encoded = _Encoded()
     _encode_texts(encoded, model, tokenizer, query_sets, settings)
     plans = _plan(query_sets)

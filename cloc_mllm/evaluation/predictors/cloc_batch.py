@@ -1,4 +1,4 @@
-"""A batch of images in CLOC: regions embedded in several ways, texts located.
+"""Runs a batch of images through CLOC: embeds regions in several ways and locates texts.
 
 Letters: B images, R regions of the batch (packed), N image tokens, P texts, E embedding width,
 S canvas side.
@@ -44,7 +44,7 @@ class Batch:
 
 
 class Located(NamedTuple):
-    """Where a text is: a box cut to the image (None if not finite), and the cosine of the text
+    """The place of a text: a box cut to the image (None if not finite), and the cosine of the text
     and the box's embedding."""
 
     box: Box | None
@@ -78,7 +78,7 @@ def embed_boxes(
 
 
 def _box_rng(box: Sequence[float]) -> np.random.Generator:
-    """The same box is always shown the same way."""
+    """Makes a random stream that depends on the box, so that a box is always shown the same way."""
     return np.random.default_rng([int(1e6 * value) for value in box])
 
 
@@ -232,7 +232,7 @@ def proposals(
 
 
 def rank_boxes(first: Box, others: Sequence[tuple[float, Box]], limit: int) -> list[Box]:
-    """`first`, then the others by score without those that repeat a better box; at most `limit`."""
+    """Ranks `first`, then the others by score, without those that repeat a better box."""
     boxes = torch.tensor([first, *(box for _, box in others)], dtype=torch.float64)
     scores = torch.tensor([float("inf"), *(score for score, _ in others)], dtype=torch.float64)
     kept = nms(boxes, scores, _SAME_BOX_IOU)[:limit]

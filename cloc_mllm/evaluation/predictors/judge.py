@@ -43,7 +43,7 @@ _RETRIED = {"unreachable", "timeout"} | {
 
 @dataclass(frozen=True)
 class Context:
-    """What a judge is told of the image, and the question in the benchmark's own words."""
+    """The description of the image for the judge, and the question in the benchmark's words."""
 
     text: str
     question: str
@@ -51,10 +51,10 @@ class Context:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One answer judged, or the reason why not.
+    """The judgement of one answer, or the reason why there is none.
 
     Args:
-        judge: the model's name as it was asked for; `served_by` is what the endpoint calls it.
+        judge: the requested name of the model; `served_by` is the endpoint's name for it.
         prompt, raw: what the judge was told and what it said, whole.
         failure: None, `no_scores`, `no_answer` (not the expected JSON), `http_STATUS`,
             `unreachable` or `timeout`.
@@ -71,7 +71,7 @@ class Judgement:
 
 
 class JudgeError(Exception):
-    """`reason` is what it is counted under, the message what the endpoint said."""
+    """The judge gave no answer. `reason` is the key it is counted under."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -99,10 +99,10 @@ class Judge:
             raise ValueError(f"--judge_url must start with http:// or https://, got {self.url!r}")
 
     def ask(self, prompt: str) -> tuple[str, str]:
-        """(what the judge says, the model's name by the endpoint); overload is retried.
+        """Returns the judge's answer and the endpoint's name of the model; retries overload.
 
         Raises:
-            JudgeError: it gave no answer.
+            JudgeError: there is no answer.
         """
         for attempt in range(_TRIES):
             try:
@@ -176,7 +176,7 @@ def judge_prompt(pair: ScoredPair, told: Context, rules: Mapping[str, Mapping[st
 
 
 def read_scores(raw: str) -> tuple[float, float] | None:
-    """(reference's, answer's) score on the first line, 1 to 10 each; None if it is not that."""
+    """Reads the scores of reference and answer, 1 to 10 each, from the first line; else None."""
     match = _TWO_SCORES.fullmatch(raw.strip().partition("\n")[0])
     if match is None:
         return None
@@ -191,7 +191,7 @@ def judge_answers(
     path: Path,
     rules: Mapping[str, Mapping[str, str]] | None = None,
 ) -> list[Judgement]:
-    """One judgement per answer, in their order.
+    """Yields one judgement per answer, in their order.
 
     Args:
         pairs: answers with their references; the kind of a reference is its category.

@@ -51,7 +51,7 @@ class ClocMllm(lmms):
         self.batch_size = int(batch_size)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """One answer per request, in the order of the requests.
+        """Answers the requests in their order.
 
         Raises:
             ValueError: a document without exactly one image; names the task and the document.
@@ -97,7 +97,7 @@ def our_question(context: str) -> str:
 
 
 def answer_text(answer: Answer) -> str:
-    """`[x1, y1, x2, y2]` in 0..1 for an answer that is a box, else the model's own words."""
+    """Writes a box as `[x1, y1, x2, y2]` in 0..1; other answers stay in the model's words."""
     if answer.failure is not None:
         return answer.text
     return ", ".join(
@@ -113,7 +113,7 @@ def until(text: str, stops: str | Sequence[str]) -> str:
 
 
 def manifest() -> Any:
-    """What the harness registers: the model's name and where its class is."""
+    """Tells the harness the model's name and the path of its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("cloc_mllm", simple_class_path=f"{__name__}.ClocMllm")

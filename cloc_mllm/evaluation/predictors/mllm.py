@@ -53,10 +53,10 @@ def predict_mllm(
     *,
     progress: bool = True,
 ) -> Iterator[PredictionRow]:
-    """One row per query, as soon as its batch is answered.
+    """Yields one row per query, as soon as its batch is answered.
 
-    Where a thing is that is there is answered with a box and nothing else; what may be absent can
-    be answered in any words, like every other question.
+    If the thing is known to be there, the answer is held to a box. If it may be absent, the model
+    answers in any words, as for every other question.
 
     Args:
         name: of the model, for the rows.

@@ -21,16 +21,16 @@ _MAX_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class HfModel:
-    """A model with its processor. Qwen-VL, InternVL, PaliGemma, Florence-2, Kosmos-2 and others."""
+    """A model with its processor: Qwen-VL, InternVL, PaliGemma, Florence-2, Kosmos-2 and others."""
 
     model: Any
     processor: Any
 
     @classmethod
     def from_pretrained(cls, name: str, device: torch.device) -> HfModel:
-        """A directory or a name on the hub; no code of the model's own is run.
+        """Loads a directory or a name on the hub; no code of the model's own is run.
 
-        float32 on a CPU, elsewhere as the weights are stored.
+        It is float32 on a CPU, elsewhere as the weights are stored.
         """
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).eval()
@@ -86,7 +86,7 @@ class HfModel:
 
 
 def check_prompt(prompt: str) -> None:
-    """A prompt must say where the phrase goes, once; else a `ValueError`."""
+    """Refuses a prompt that does not say exactly once where the phrase goes (`ValueError`)."""
     if prompt.count(PHRASE) != 1:
         raise ValueError(
             f"--prompt must hold {PHRASE} once, where the expression goes, got {prompt!r}; for "
@@ -98,7 +98,8 @@ def check_prompt(prompt: str) -> None:
 class TransformersRows:
     """A model directory, or a name on the hub, as a `Predictor`.
 
-    It is asked where an expression is with `prompt`, and any question without regions as it stands.
+    It is asked with `prompt` where an expression is; questions without regions are asked as they
+    are.
     """
 
     name: str
@@ -128,9 +129,9 @@ def predict_hf(
     name: str,
     finished: Collection[str] = (),
 ) -> Iterator[PredictionRow]:
-    """One row per query as soon as it is answered, without boxes: only `raw_text`.
+    """Yields one row per query as soon as it is answered, with `raw_text` and without boxes.
 
-    One question at a time: not every processor can pad a batch for generation.
+    Questions go one at a time, because not every processor can pad a batch for generation.
 
     Args:
         prompt: asked with the expression in place of `{phrase}`; see `check_prompt`.

@@ -1,1 +1,1 @@
-"""What a reader sees: tables as Markdown and one self-contained HTML page."""
+"""Writes the results for readers: Markdown tables and one self-contained HTML page."""

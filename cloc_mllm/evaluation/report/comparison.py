@@ -35,7 +35,7 @@ LoadImage = Callable[[str, str], Image.Image | None]
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """Both models' metrics with their paired difference; the better one bold if p < 0.05."""
+    """Tables both models' metrics with their paired difference; bold is the better if p < 0.05."""
     rows = [
         [task, metric_title(name), *_markdown_cells(entry)]
         for task, entries in comparison.tasks.items()
@@ -57,7 +57,7 @@ def _markdown_cells(entry: Compared) -> list[str]:
 
 
 def compared_cells(entry: Compared) -> dict[str, str]:
-    """One metric of both models as texts by column."""
+    """Formats one metric of both models, by column."""
     difference = entry.difference
     return {
         "A": with_interval(entry.a),

@@ -26,7 +26,7 @@ Legend = list[tuple[Rgb, str]]
 
 
 class Example(NamedTuple):
-    """A picture with what was asked, what was answered and what is true.
+    """A picture with its query, the answers and the truth.
 
     Attributes:
         image: `src` of the picture; "" if it is not available.
@@ -44,10 +44,10 @@ class Example(NamedTuple):
 def choose_examples(
     scores: np.ndarray, num_examples: int, seed: int, confidence: np.ndarray | None = None
 ) -> dict[str, list[int]]:
-    """Indices of the best, the worst, the surprising and random others; ties in random order.
+    """Picks the best, the worst, the surprising and random others; ties are in random order.
 
-    None is shown twice; of few queries each group gets at most a third. Surprising are the wrong
-    answers (score < 0.5) of the highest confidence and the right ones of the lowest.
+    None is shown twice; if there are few queries, each group gets at most a third. Surprising are
+    wrong answers (score < 0.5) of the highest confidence and right ones of the lowest.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(scores))
@@ -114,7 +114,7 @@ def box_facts(name: str, boxes: Sequence[Box]) -> Facts:
 def draw_answers(
     image: Image.Image, true_boxes: Sequence[Box], answers: Sequence[tuple[str, PredictionRow, Rgb]]
 ) -> str:
-    """`src` of the image, long side 208 px, with the true boxes and each answer's box and name."""
+    """Draws the image (long side 208 px) with the true boxes and each answer's box and name."""
     drawn = [(box, "", TRUE_COLOR) for box in true_boxes]
     for name, row, color in answers:
         drawn += [(box, name, color) for box in row.boxes[:1] if not row.failure]

@@ -38,7 +38,7 @@ class Plot(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A name for the legend, points (x, y), and the colour."""
+    """A curve: its name in the legend, its points (x, y) and its colour."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -46,7 +46,7 @@ class Curve(NamedTuple):
 
 
 def bar_plot(title: str, groups: Mapping[str, GroupShare]) -> Plot:
-    """A bar per group with its interval, its value and (n); a tick where `noun_only` is known."""
+    """Draws a bar per group with interval, value and (n), and a tick at `noun_only` if known."""
     with _drawing(_ROW_IN * len(groups), left=0.33, right=1, bottom=0, top=1) as (axes, out):
         for row, share in enumerate(groups.values()):
             axes.barh(row, 100, height=0.68, color=TRACK)
@@ -119,11 +119,11 @@ def _drawing(height_in: float, **edges: float) -> Iterator[tuple[Axes, io.BytesI
 
 
 def _source(svg: io.BytesIO) -> str:
-    """A `data:` address: as an image of its own, the drawing can neither run nor load anything."""
+    """Makes a `data:` address; as an image, the drawing can neither run nor load anything."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.getvalue()).decode()}"
 
 
 def _short(name: str) -> str:
-    """One line that leaves room for the bars."""
+    """Shortens a name to one line that leaves room for the bars."""
     name = " ".join(name.split())
     return name if len(name) <= _LABEL_CHARACTERS else f"{name[: _LABEL_CHARACTERS - 1]}…"

@@ -51,7 +51,7 @@ def render_table(evaluation: Evaluation) -> str:
 
 
 def paper_tables(evaluation: Evaluation) -> str:
-    """All metrics of one evaluation, then a table per breakdown of each box task."""
+    """Writes all metrics of one evaluation, then a table per breakdown of each box task."""
     parts = [f"{render_table(evaluation)}\n{ROUNDING}"]
     for task, entry in evaluation.tasks.items():
         if entry.details is not None:
@@ -72,7 +72,7 @@ def _breakdown(task: str, name: str, groups: Mapping[str, GroupShare]) -> str:
 
 
 def metric_title(metric: str) -> str:
-    """`acc_at_0_5/size` -> `Acc@0.5, size`."""
+    """Names a metric for readers: `acc_at_0_5/size` is `Acc@0.5, size`."""
     name, _, kind = metric.partition("/")
     title = _METRIC_TITLES.get(name, name)
     if name.startswith("acc_at_"):
@@ -83,7 +83,7 @@ def metric_title(metric: str) -> str:
 
 
 def metric_cells(metric: Metric) -> dict[str, str]:
-    """One metric as texts by column; "" where the metric has no such value."""
+    """Formats one metric by column; "" if it has no such value."""
     return {
         "score": with_interval(metric),
         "baseline model": with_interval(metric.baseline) if metric.baseline else "",
@@ -111,7 +111,7 @@ def percent(value: float, sign: str = "") -> str:
 
 
 def failure_sentence(task: str, failures: Failures) -> str:
-    """`rec: 3 of 900 answers could not be read (0.3 %), counted as wrong: no_box 3`."""
+    """Writes `rec: 3 of 900 answers could not be read (0.3 %), counted as wrong: no_box 3`."""
     text = f"{task}: {failures.count} of {failures.n} answers could not be read"
     text += f" ({percent(failures.rate)} %), counted as wrong"
     reasons = ", ".join(f"{reason} {count}" for reason, count in failures.reasons.items())
@@ -139,7 +139,7 @@ def aligned(columns: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def note_texts(about: Mapping[str, Any]) -> dict[str, str]:
-    """What is to be said of each task: `183 boxes; dropped: crowd 1; 80 classes`."""
+    """Writes the notes of each task: `183 boxes; dropped: crowd 1; 80 classes`."""
     return {
         task: "; ".join(_note(name.replace("_", " "), notes[name]) for name in notes if notes[name])
         for task, notes in about.get("tasks", {}).items()

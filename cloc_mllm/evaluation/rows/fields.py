@@ -24,7 +24,8 @@ def field_value(name: str, value: Any) -> Any:
     Raises:
         ValueError: says what is expected and what came.
     """
-    if value is None or (isinstance(value, str) and not value.strip() and name != "raw_text"):
+    is_blank = isinstance(value, str) and not value.strip() and name != "raw_text"
+    if value is None or is_blank or value != value:  # NaN is how pandas writes nothing
         return None
     expected, convert = _FIELDS[name]
     found = convert(value)

@@ -86,13 +86,13 @@ def references_of(
     """
     columns = columns or {}
     rows = []
-    for where, row in table:
+    for where, row in _of_task(table, task, columns):
         values = _values(row, where, ReferenceRow, columns, is_own=task is None)
         if coordinates is not None and "boxes" in values:
             values["boxes"] = [
                 _fractions(coordinates, box, values, where) for box in values["boxes"]
             ]
-        rows += _rows_of_task(ReferenceRow, values, where, task)
+        rows.append(_row(ReferenceRow, values, where, task))
     return rows
 
 
@@ -103,10 +103,11 @@ def predictions_of(
     columns: Mapping[str, str] | None = None,
 ) -> list[PredictionRow]:
     """The predictions of a table likewise."""
+    columns = columns or {}
     image_ids = {row.id: row.image_id for row in references}
     rows = []
-    for where, row in table:
-        values = _values(row, where, PredictionRow, columns or {}, is_own=task is None)
+    for where, row in _of_task(table, task, columns):
+        values = _values(row, where, PredictionRow, columns, is_own=task is None)
         if task is not None:
             values.setdefault("image_id", image_ids.get(values.get("id", ""), ""))
             if not values.keys() & set(_ANSWERS):
@@ -114,8 +115,18 @@ def predictions_of(
                     f"{where}: expected an object with id and any of {_ANSWERS}, got "
                     f"{_names(row)}; name the column of the answer: --columns raw_text=COLUMN"
                 )
-        rows += _rows_of_task(PredictionRow, values, where, task)
+        rows.append(_row(PredictionRow, values, where, task))
     return rows
+
+
+def _of_task(
+    table: Table, task: str | None, columns: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows that say this task or none; None is all."""
+    for where, row in table:
+        stated = row.get(columns.get("task", "task"))
+        if task is None or stated in (None, "", task):
+            yield where, row
 
 
 def _values(
@@ -135,9 +146,11 @@ def _values(
     if is_own and not row.keys() <= set(names):
         raise ValueError(_expected(row, where, row_type))
     values = {}
+    taken = {columns[name] for name in names if name in columns}
+    others = {name: value for name, value in row.items() if name not in taken}
     for name in names:
         try:
-            value = column(row, columns[name]) if name in columns else row.get(name)
+            value = column(row, columns[name]) if name in columns else others.get(name)
             is_id = is_own and name in ("id", "image_id") and isinstance(value, str)
             found = value if is_id else field_value(name, value)
         except KeyError:
@@ -148,30 +161,26 @@ def _values(
             raise ValueError(f"{where}: {error}") from error
         if found is not None:
             values[name] = found
-        elif name == "raw_text" and (name in columns or name in row):
+        elif name == "raw_text" and (name in columns or name in others):
             values[name] = ""  # null is an empty answer
     return values
 
 
-def _rows_of_task(
-    row_type: type[Row], values: dict[str, Any], where: str, task: str | None
-) -> list[Row]:
-    """The row, or none where it is of another task."""
+def _row(row_type: type[Row], values: dict[str, Any], where: str, task: str | None) -> Row:
     if task is not None:
         values.setdefault("task", task)
     if not {"id", "image_id", "task"} <= values.keys():
         raise ValueError(_expected(values, where, row_type))
-    if task not in (None, values["task"]):
-        return []
     try:
-        return [row_type(**values)]
+        return row_type(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
 def _expected(row: Mapping[str, Any], where: str, row_type: type) -> str:
     missing = [name for name in ("id", "image_id", "task") if name not in row]
-    advice = f"; name the columns: --columns {missing[0]}=COLUMN" if missing else ""
+    option = "--columns" if row_type is PredictionRow else "--reference_columns"
+    advice = f"; name the column: {option} {missing[0]}=COLUMN" if missing else ""
     return (
         f"{where}: expected an object with id, image_id, task and any of "
         f"{sorted(item.name for item in fields(row_type))}, got {_names(row)}{advice}"

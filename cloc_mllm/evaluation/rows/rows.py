@@ -56,7 +56,9 @@ class PredictionRow:
                 "scores; write one score per label"
             )
         name = f"prediction {self.id!r}"
-        object.__setattr__(self, "boxes", [_checked_box(box, name) for box in self.boxes])
+        advice = "; declare what other numbers mean (--columns raw_text=boxes --format FORMAT)"
+        boxes = [_checked_box(box, name, advice) for box in self.boxes]
+        object.__setattr__(self, "boxes", boxes)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class ReferenceRow:
                 )
 
 
-def _checked_box(box: Sequence[float], name: str, advice: str = "") -> Box:
+def _checked_box(box: Sequence[float], name: str, advice: str) -> Box:
     tolerance = 1e-6
     inside = len(box) == 4 and all(
         math.isfinite(value) and -tolerance <= value <= 1 + tolerance for value in box

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.evaluation.answers.formats import answer_format
+from cloc_mllm.evaluation.answers.frames import Coordinates
 from cloc_mllm.evaluation.rows.fields import column
 from cloc_mllm.evaluation.rows.files import Table, predictions_of, read_table, references_of
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ReferenceRow
@@ -29,7 +30,7 @@ class RowReading:
             file `boxes` and `labels` are the truth, unless `reference_columns` says where it is.
         reference_columns: likewise, of references alone.
         reference_format: what the numbers of the references' boxes mean: a name of `FORMATS` or a
-            definition of one's own, of which only the frame counts; "" is fractions.
+            definition of one's own, of which only `coordinates` counts; "" is fractions.
         encoding: of files without a byte order mark; "" is UTF-8.
     """
 
@@ -46,6 +47,11 @@ class RowReading:
         for option, names in known.items():
             if unknown := sorted(getattr(self, option).keys() - set(names)):
                 raise ValueError(f"{option}: expected some of {sorted(names)}, got {unknown}")
+
+    @property
+    def coordinates(self) -> Coordinates | None:
+        """What the numbers of the references' boxes mean; None is fractions."""
+        return answer_format(self.reference_format).coordinates if self.reference_format else None
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,8 @@ def read_sources(
     """
     reading = reading or RowReading()
     answers = read_table(predictions, reading.encoding)
-    coordinates = (
-        answer_format(reading.reference_format).coordinates if reading.reference_format else None
-    )
-    own = {name: path for name, path in reading.columns.items() if name in _OF_PREDICTIONS}
-    shared = {name: path for name, path in reading.columns.items() if name in _OF_REFERENCES}
+    own = reading.columns
+    shared = {name: path for name, path in own.items() if name in _OF_REFERENCES}
     in_one_file = not references or Path(references) == Path(predictions)
     if in_one_file:
         answers = truth = _numbered(answers, reading)
@@ -94,7 +97,7 @@ def read_sources(
         there = {name for name, path in shared.items() if truth and _has(truth[0][1], path)}
         shared = {name: shared[name] for name in there.difference(_TRUTH)}
     truth_columns = {**shared, **reading.reference_columns}
-    known = references_of(truth, task, truth_columns, coordinates)
+    known = references_of(truth, task, truth_columns, reading.coordinates)
     found = predictions_of(answers, task, known, own)
     if in_one_file:
         names = [*_OF_PREDICTIONS, *_OF_REFERENCES]

@@ -61,7 +61,7 @@ def auroc(
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """For each value the share of `others` below it, equal ones half."""
+    """The share of `others` below each value; equal ones count half."""
     ordered = np.sort(others)
     below = np.searchsorted(ordered, values, side="left")
     not_above = np.searchsorted(ordered, values, side="right")

@@ -37,7 +37,7 @@ def _first_box(pair: ScoredPair) -> Box:
 
 
 def is_failure(pair: ScoredPair) -> bool:
-    """A box answer that says it failed, or holds no box."""
+    """Whether a box answer says that it failed, or holds no box."""
     return pair.prediction.failure is not None or not pair.prediction.boxes
 
 

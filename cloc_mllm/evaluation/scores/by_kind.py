@@ -12,8 +12,10 @@ def with_kinds(
     pairs: Sequence[ScoredPair],
     scores_of: Callable[[Sequence[ScoredPair]], dict[str, QueryScores]],
 ) -> dict[str, QueryScores]:
-    """`scores_of(pairs)` and, if the references are of several kinds, `METRIC/KIND` of each; a
-    metric that is a part of another already (`METRIC/PART`) is not parted again."""
+    """Computes `scores_of(pairs)` and, if the references have several kinds, `METRIC/KIND` of each.
+
+    A metric that is a part of another (`METRIC/PART`) is not split again.
+    """
     scores = scores_of(pairs)
     kinds = sorted({pair.reference.kind for pair in pairs})
     for kind in kinds if len(kinds) > 1 else []:

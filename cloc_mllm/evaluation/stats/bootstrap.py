@@ -17,7 +17,7 @@ _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made: the number of resamples, and the seed that draws them."""
+    """The settings of intervals: the number of resamples, and the seed that draws them."""
 
     samples: int = 1000
     seed: int = 0
@@ -77,10 +77,10 @@ def bootstrap_interval(scores: QueryScores, bootstrap: Bootstrap = DEFAULT) -> I
 
 
 def group_intervals(scores: QueryScores, bootstrap: Bootstrap = DEFAULT) -> dict[str, Interval]:
-    """Interval of the mean of each group, groups in alphabetical order.
+    """Computes the interval of the mean of each group, groups in alphabetical order.
 
     All images are resampled, whether they hold a query of the group or not; a resample without a
-    query of the group says nothing of it.
+    query of the group does not count for it.
     """
     assert scores.groups is not None
     sums, counts = sums_by_image(scores)
@@ -94,12 +94,12 @@ def group_intervals(scores: QueryScores, bootstrap: Bootstrap = DEFAULT) -> dict
 
 
 def difference_interval(a: QueryScores, b: QueryScores, bootstrap: Bootstrap = DEFAULT) -> Interval:
-    """Interval of mean(a) - mean(b) for two systems that answered the same queries (paired)."""
+    """Computes the paired interval of mean(a) - mean(b), for answers to the same queries."""
     return bootstrap_interval(paired_scores(a, b), bootstrap)
 
 
 def paired_scores(a: QueryScores, b: QueryScores) -> QueryScores:
-    """a - b, query by query.
+    """Subtracts b from a, query by query.
 
     Raises:
         ValueError: the two are not about the same queries in the same order.
@@ -119,7 +119,7 @@ def sums_by_image(scores: QueryScores) -> tuple[np.ndarray, np.ndarray]:
 def _resamples(
     sums: np.ndarray, counts: np.ndarray, bootstrap: Bootstrap
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`sums` and `counts` of resampled images: float[s, G] each, S rows in all."""
+    """Yields `sums` and `counts` of resampled images: float[s, G] each, S rows in all."""
     num_images = len(sums)
     rng = np.random.default_rng(bootstrap.seed)
     chunk = max(1, 4_000_000 // num_images)  # bounds the [chunk, I] draw to 32 MB

@@ -1,4 +1,4 @@
-"""Where box answers are right: accuracy by what the true box and the expression are like.
+"""Breaks the accuracy of box answers down by properties of the true box and the expression.
 
 The groups of a breakdown depend on the references alone, so two models have the same ones, and
 their sizes add up to all queries. Boxes: xyxy, normalised to the original image.

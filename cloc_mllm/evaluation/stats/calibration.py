@@ -39,12 +39,12 @@ class Bin(Interval):
 
 @dataclass(frozen=True)
 class Calibration:
-    """How confidence and correctness go together.
+    """The relation of confidence and correctness.
 
     Args:
-        n: answers with a confidence; `without_confidence` are the others.
-        outside_0_1: how many confidences are no probabilities; then there are no `bins` and no
-            `ece`, but they still rank answers.
+        n: number of answers with a confidence; `without_confidence` is that of the others.
+        outside_0_1: number of confidences outside 0..1. If there are any, there are no `bins` and
+            no `ece`, but they still rank answers.
         ece: expected calibration error.
         selective: accuracy of the most confident share of the answers, for each of `COVERAGES`.
     """
@@ -95,7 +95,7 @@ def calibration(
 def _reliability(
     confidence: np.ndarray, right: np.ndarray, image_ids: np.ndarray, bootstrap: Bootstrap
 ) -> list[Bin]:
-    """Each bin that holds an answer."""
+    """Lists the bins that hold an answer."""
     index = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
     scores = QueryScores(right, image_ids.tolist(), [f"{i:02d}" for i in index])
     return [

@@ -1,4 +1,4 @@
-"""What stands behind the accuracy of a box task: curves, breakdowns and calibration."""
+"""Details of the accuracy of a box task: curves, breakdowns and calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CURVE_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 @dataclass(frozen=True)
 class BoxDetails:
-    """Where box answers are right, and whether the model knows it.
+    """Details of a box task: where answers are right, and whether the model knows it.
 
     Args:
         iou_curve: accuracy at each of `CURVE_THRESHOLDS`.

@@ -33,10 +33,10 @@ _OWN_TASKS: dict[str, ModuleType] = {}  # modules given by a path, by the path
 
 @dataclass(frozen=True)
 class Scorer:
-    """How rows of one task are scored, from rows alone.
+    """The scoring of one task's rows, from rows alone.
 
     Args:
-        title: for people.
+        title: name of the task for people.
         protocol: what is asked and what counts as right, for the report.
         main_metric: the one number to quote.
         score: pairs -> metric -> the score of each query; {} if nothing can be scored.
@@ -89,13 +89,13 @@ class Task:
     """A task with its options, which are the fields of the dataclass that derives from this.
 
     Attributes:
-        reads_records: asks about the records of `--data`; others bring their own files.
+        reads_records: whether it asks about the records of `--data`; others have their own files.
     """
 
     reads_records = True
 
     def query_sets(self, data: EvalData) -> list[QuerySet]:
-        """What is asked, one set per `task` of the rows.
+        """Makes the queries, one set per `task` of the rows.
 
         Raises:
             ValueError: the options or files cannot be used; says what was expected.
@@ -105,7 +105,7 @@ class Task:
     def review(
         self, asked: QuerySet, rows: list[PredictionRow], directory: Path
     ) -> list[PredictionRow] | None:
-        """What is scored, where that is not the answers as they are (a judge rates them first).
+        """Prepares the answers for scoring; a judge, for instance, rates them first.
 
         None leaves the answers unscored.
         """
@@ -119,7 +119,7 @@ class Task:
 
 
 def build_task(entry: str | Mapping[str, Mapping[str, Any]]) -> Task:
-    """A task from its name, or from `{NAME: {OPTION: VALUE}}`.
+    """Makes a task from its name, or from `{NAME: {OPTION: VALUE}}`.
 
     Raises:
         ValueError: an unknown task or option, an option that is missing or of another type.
@@ -172,7 +172,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def scorers_of(name: str) -> Mapping[str, Scorer]:
-    """How the rows of a task are scored, by the `task` of the rows."""
+    """The scorers of a task, by the `task` of the rows."""
     return _module(name).SCORERS
 
 
@@ -191,7 +191,7 @@ def row_task(name: str) -> str:
 
 
 def all_scorers() -> dict[str, Scorer]:
-    """Every scorer that is known, by the `task` of its rows."""
+    """Collects all known scorers, by the `task` of the rows."""
     scorers: dict[str, Scorer] = {}
     for module in [*map(_module, task_names()), *_OWN_TASKS.values()]:
         scorers |= module.SCORERS

@@ -151,7 +151,7 @@ def _row_id(key: Key) -> str:
 
 
 def boxes_to_regions(text: str) -> tuple[str, tuple[Box, ...]]:
-    """`the object [0.1, 0.2, 0.5, 0.6]?` -> `the object <region>?` and its boxes."""
+    """Turns `the object [0.1, 0.2, 0.5, 0.6]?` into `the object <region>?` and its boxes."""
     boxes: list[Box] = []
 
     def region(match: re.Match[str]) -> str:

@@ -59,7 +59,7 @@ def _first_hit(pair: ScoredPair, *, merged: bool) -> float:
 
 
 def chance(references: Sequence[ReferenceRow]) -> dict[str, float]:
-    """A true box of a random other image, see `boxes.chance`."""
+    """The chance level: a true box of a random other image, see `boxes.chance`."""
     values = boxes.chance(references)
     return {"r_at_1": values["acc_at_0_5"]} if values else {}
 

@@ -58,7 +58,7 @@ def is_failure(pair: ScoredPair) -> bool:
 
 
 def chance(references: Sequence[ReferenceRow]) -> dict[str, float]:
-    """What always naming the first choice, or a coin, scores."""
+    """The score of always naming the first choice, or of tossing a coin."""
     return {"acc": 0.5, "pair_acc": 0.25}
 
 

@@ -121,7 +121,7 @@ class TrueBoxes(Task):
     def more_scores(
         self, pairs: Sequence[ScoredPair]
     ) -> tuple[dict[str, QueryScores], dict[str, Any]]:
-        """How many boxes were pooled under their `segmentation`, and how many under the `box`."""
+        """Counts the boxes that were pooled under their `segmentation`, and under the `box`."""
         used = Counter(pair.prediction.settings.get("mask", "") for pair in pairs)
         del used[""]
         return {}, {"mask_pooling": dict(used)} if used else {}

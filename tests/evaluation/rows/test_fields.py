@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from cloc_mllm.evaluation.rows.fields import column, field_value
@@ -40,6 +42,8 @@ BOX = [0.2, 0.2, 0.5, 0.75]
         ("width", 640.0, 640),
         ("width", "６４０", 640),
         ("width", None, None),
+        ("width", math.nan, None),
+        ("raw_text", math.nan, None),
         ("confidence", "0.7", 0.7),
         ("confidence", "", None),
         ("labels", "crab", ["crab"]),

@@ -186,3 +186,33 @@ def test_negative_zero_is_zero(tmp_path, references):
     path = write(tmp_path / "p.jsonl", {"id": 7, "boxes": [-0.0, -1e-9, 0.5, 1.0000001]})
     rows = read_sources("rec", path, references)
     assert str(rows.predictions[0].boxes) == "[(0.0, 0.0, 0.5, 1.0)]"
+
+
+@pytest.mark.parametrize("boxes", [[128, 96, 320, 360], [[128.0, 96, 320, 360]]])
+def test_boxes_in_another_frame_are_read_as_answers(tmp_path, references, boxes):
+    path = write(tmp_path / "p.jsonl", {"id": 7, "boxes": boxes})
+    with pytest.raises(ValueError, match=r"p\.jsonl line 1: .*--columns raw_text=boxes --format"):
+        read_sources("rec", path, references)
+    options = ScoreOptions(reading=RowReading({"raw_text": "boxes"}), bootstrap_samples=2)
+    scored = score("rec", path, references, "pixels", options=options)
+    assert scored.tasks["rec"].metrics["acc_at_0_9"].value == 1
+
+
+def test_rows_of_a_program_beside_a_file(tmp_path):
+    truth = write(tmp_path / "r.jsonl", {"qid": 7, "image_id": "photo", "boxes": [20, 20, 50, 75]})
+    reading = RowReading(reference_columns={"id": "qid"}, reference_format='{"scale": 100}')
+    options = ScoreOptions(reading=reading, bootstrap_samples=2)
+    scored = score("rec", [PREDICTION], truth, "0-1000", options=options)
+    assert scored.tasks["rec"].metrics["acc_at_0_9"].value == 1
+    answers = write(tmp_path / "p.jsonl", {"qid": 7, "raw_text": ANSWER})
+    options = ScoreOptions(reading=RowReading({"id": "qid"}), bootstrap_samples=2)
+    scored = score("rec", answers, [REFERENCE], "0-1000", options=options)
+    assert scored.tasks["rec"].metrics["acc_at_0_9"].value == 1
+    with pytest.raises(ValueError, match="rows of a program: give their references"):
+        score("rec", [PREDICTION], answer_format_name="0-1000")
+
+
+def test_rows_of_other_tasks_are_not_read(tmp_path, references):
+    other = {"id": 7, "task": "pope", "confidence": "high"}
+    path = write(tmp_path / "p.jsonl", other, {"id": 7, "task": "rec", "raw_text": ANSWER})
+    assert read_sources("rec", path, references).predictions == [PREDICTION]
