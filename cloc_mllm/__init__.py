@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cloc_mllm.data.images import open_image
-    from cloc_mllm.data.parquet import load_records
+    from cloc_mllm.data.parquet import load_chats, load_records
     from cloc_mllm.data.records import Record, Region
     from cloc_mllm.geometry import Boxes
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
@@ -34,6 +34,7 @@ __all__ = [
     "Question",
     "Record",
     "Region",
+    "load_chats",
     "load_cloc",
     "load_records",
     "open_image",
@@ -52,6 +53,7 @@ _MODULE_OF = {
     "Question": "inference.grounding_predictor",
     "Record": "data.records",
     "Region": "data.records",
+    "load_chats": "data.parquet",
     "load_cloc": "models.build",
     "load_records": "data.parquet",
     "open_image": "data.images",

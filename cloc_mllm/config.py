@@ -384,7 +384,7 @@ class MllmConfig:
 
 @dataclass
 class ConversationConfig:
-    """Which questions a record becomes, and how they are laid into sequences.
+    """Which questions a record becomes, and how they and chats are laid into sequences.
 
     Args:
         questions_per_image: how many questions are drawn each time an image is seen.
@@ -406,8 +406,9 @@ class ConversationConfig:
         wordings: the words of the questions: `single`, one wording per task; `pools`, the package's
             20 and more per task (`assets/wordings.yaml`), drawn by the sample's seed; or a YAML
             file of that layout. A finished model keeps its wordings.
+        region_tokens: writes a region token behind each box that a question of a chat mentions.
         max_length: longest sequence in tokens; questions that do not fit behind their image are
-            left out and counted.
+            left out and counted, and so is what does not fit behind the start of a chat.
         pack: lets several images share a sequence where that saves padding, each seeing itself
             alone. Loss and gradient stay the same, up to rounding.
     """
@@ -426,6 +427,7 @@ class ConversationConfig:
     region_caption: float = 0.0
     point: float = 0.0
     wordings: str = "single"
+    region_tokens: bool = True
     max_length: int = 512
     pack: bool = True
 

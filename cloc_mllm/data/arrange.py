@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cloc_mllm.data.chats import Chat, validate_chat
 from cloc_mllm.data.drop_log import DropLog
-from cloc_mllm.data.parquet import RecordDataset, load_records, write_records
+from cloc_mllm.data.parquet import (
+    RecordDataset,
+    load_records,
+    load_set,
+    write_chats,
+    write_records,
+)
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.data.texts import lines_of, read_text
 
@@ -20,9 +28,10 @@ from cloc_mllm.data.texts import lines_of, read_text
 def add_split(commands: Any) -> None:
     split = commands.add_parser(
         "split",
-        help="part a data set by a hash of the ids",
+        help="part a data set by a hash of the ids (chats: of their first image)",
         description="A record's part depends on its id and the seed alone: it stays where it is "
-        "when the set grows, and two sets that share an image never part it.",
+        "when the set grows, and two sets that share an image never part it. A chat's part depends "
+        "on its first image, or on its id if it has none.",
     )
     split.add_argument("data", help="a directory that `build` made, or its URL")
     split.add_argument(
@@ -43,9 +52,9 @@ def add_merge(commands: Any) -> None:
     merge = commands.add_parser(
         "merge",
         help="join data sets into one",
-        description="Records come in the order of the sets. A later record of an id and image that "
-        "was there is dropped and counted (`duplicate_id`), or joined with --join. One id on two "
-        "images is refused: see --prefix_ids.",
+        description="Records, or chats, come in the order of the sets. A later one of an id and "
+        "image that was there is dropped and counted (`duplicate_id`); records may be joined with "
+        "--join. One id on two images is refused: see --prefix_ids.",
     )
     merge.add_argument("data", nargs="+", help="directories that `build` made, or their URLs")
     merge.add_argument("--output_dir", metavar="DIR", type=Path, required=True, help="must be new")
@@ -112,25 +121,47 @@ def part_of(record_id: str, parts: dict[str, float], seed: int) -> str:
 
 def _run_split(args: argparse.Namespace) -> None:
     parts = parse_parts(args.parts)
-    records = load_records(args.data, verify=True)
+    items: Any = load_set(args.data, verify=True)
+    write: Any = write_chats if items.kind == "chats" else write_records
     for name in parts:
-        chosen = (r for r in records if part_of(r.id, parts, args.seed) == name)
+        chosen = (of for of in items if part_of(_split_key(of), parts, args.seed) == name)
         arguments = {"source": str(args.data), "part": name, "share": parts[name]}
-        count = write_records(
-            tqdm(chosen, desc=name, unit=" records"),
+        count = write(
+            tqdm(chosen, desc=name, unit=f" {items.kind}"),
             args.output_dir / name,
             arguments={**arguments, "seed": args.seed},
         )
-        print(f"{name}: {count:,} records in {args.output_dir / name}")
+        print(f"{name}: {count:,} {items.kind} in {args.output_dir / name}")
+
+
+def _split_key(item: Record | Chat) -> str:
+    """What decides the part of an item: chats that show the same first image stay together."""
+    if isinstance(item, Chat) and item.images:
+        return hashlib.sha256(item.images[0].image).hexdigest()
+    return item.id
 
 
 def _run_merge(args: argparse.Namespace) -> None:
-    datasets = [load_records(place, verify=True) for place in args.data]
+    sets: Any = [load_set(place, verify=True) for place in args.data]
+    kinds = {of.kind for of in sets}
+    if len(kinds) > 1:
+        raise ValueError(
+            "records and chats do not merge into one set; train on both with data.mixture"
+        )
+    is_chats = kinds == {"chats"}
+    if is_chats and args.join:
+        raise ValueError("--join is for records; chats of one id stay apart")
     drop_log = DropLog()
-    prefixes = _prefixes(args.data) if args.prefix_ids else [""] * len(datasets)
-    merged = merge_records(datasets, join=args.join, prefixes=prefixes, drop_log=drop_log)
-    write_records(
-        tqdm(merged, desc="merging", unit=" records"),
+    merged: Any
+    if is_chats:
+        chats = itertools.chain.from_iterable(sets)
+        merged = (valid for chat in chats if (valid := validate_chat(chat, drop_log)))
+    else:
+        prefixes = _prefixes(args.data) if args.prefix_ids else [""] * len(sets)
+        merged = merge_records(sets, join=args.join, prefixes=prefixes, drop_log=drop_log)
+    write: Any = write_chats if is_chats else write_records
+    write(
+        tqdm(merged, desc="merging", unit=" chats" if is_chats else " records"),
         args.output_dir,
         arguments={"source": "merge", "data": list(map(str, args.data)), "join": args.join},
         drop_log=drop_log,

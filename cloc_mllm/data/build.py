@@ -1,4 +1,4 @@
-"""`cloc-mllm data build`: turns a source into a directory of Parquet records."""
+"""`cloc-mllm data build`: turns a source into a directory of Parquet records or chats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.arguments import positive, share
 from cloc_mllm.data.checks.judge import describe_all, judge, the_one, unknown_layout, verdict
 from cloc_mllm.data.drop_log import DropLog
-from cloc_mllm.data.parquet import DROPS_NAME, write_records
+from cloc_mllm.data.parquet import DROPS_NAME, write_chats, write_records
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.data.scenes import SPLITS, generate_scenes
 from cloc_mllm.data.sources import add_formats, add_read_options, read_options
@@ -30,13 +30,14 @@ appears only when it is whole.
 
 Options may be typed with hyphens, too (--max_drop_share), and cut short (--out).
 
-exit status: 0 done; 2 wrong input, more than --max_drop_share of the records, regions, expressions
-or captions dropped, or nothing to learn from (see --allow_no_regions)
+exit status: 0 done; 2 wrong input, more than --max_drop_share of any kind (records, regions,
+expressions, captions; chats, turns, places) dropped, or nothing to learn from
+(see --allow_no_regions)
 """
 
 
 def add_build(commands: Any) -> None:
-    build = commands.add_parser("build", help="turn a source into a directory of Parquet records")
+    build = commands.add_parser("build", help="turn a source into Parquet records or chats")
     sources = build.add_subparsers(metavar="SOURCE", required=True, dest="source")
     _add_scenes(sources)
     _add_auto(sources)
@@ -60,16 +61,16 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=positive,
         default=1000,
-        help="records per file (default: %(default)s)",
+        help="records or chats per file (default: %(default)s)",
     )
     parser.add_argument(
         "--max_drop_share",
         metavar="SHARE",
         type=share,
         default=0.05,
-        help="largest share of records, regions, expressions or captions that may be dropped; "
-        "beyond it nothing is written (default: %(default)s; raise it where only part of the "
-        "photos is at hand)",
+        help="largest share of any kind (records, regions, expressions, captions, chats, turns, "
+        "places) that may be dropped; beyond it nothing is written (default: %(default)s; raise it "
+        "where only part of the photos is at hand)",
     )
     parser.add_argument(
         "--allow_no_regions",
@@ -83,22 +84,27 @@ def _run(args: argparse.Namespace) -> None:
     if args.source == "auto":
         args = _chosen(args)
     drop_log = DropLog()
+    items = args.read(args, drop_log)
     arguments = {
         key: value if isinstance(value, (bool, float, int, type(None))) else str(value)
         for key, value in vars(args).items()
         if key not in ("run", "read")
     }
-    records = args.read(args, drop_log)
+    is_chats = vars(args).get("kind") == "chats"
+    unit = " chats" if is_chats else " records"
+    items = tqdm(items, desc=args.source, unit=unit, total=vars(args).get("num"))
+    shared = {
+        "shard_size": args.shard_size,
+        "arguments": arguments,
+        "drop_log": drop_log,
+        "max_drop_share": args.max_drop_share,
+    }
     try:
-        write_records(
-            tqdm(records, desc=args.source, unit=" records", total=vars(args).get("num")),
-            args.output_dir,
-            shard_size=args.shard_size,
-            arguments=arguments,
-            drop_log=drop_log,
-            max_drop_share=args.max_drop_share,
-            allow_no_regions=args.allow_no_regions,
-        )
+        if is_chats:
+            write_chats(items, args.output_dir, **shared)
+        else:
+            allow = args.allow_no_regions
+            write_records(items, args.output_dir, allow_no_regions=allow, **shared)
     except RefusedBuildError:
         _print(drop_log)
         if drop_log.drops:

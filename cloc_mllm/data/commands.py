@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -13,14 +14,15 @@ from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.arguments import positive
 from cloc_mllm.data.arrange import add_filter, add_merge, add_split
 from cloc_mllm.data.build import add_build
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.checks.doctor import add_doctor
 from cloc_mllm.data.checks.fetch_report import add_fetch_report
 from cloc_mllm.data.checks.leaks import add_leak_check
 from cloc_mllm.data.checks.validate import add_validate
-from cloc_mllm.data.drawing import contact_sheet, draw_record
+from cloc_mllm.data.drawing import contact_sheet, draw_chat, draw_record
 from cloc_mllm.data.export import add_export
-from cloc_mllm.data.parquet import load_records, read_manifest
-from cloc_mllm.data.statistics import describe_build, describe_records
+from cloc_mllm.data.parquet import load_set, read_manifest
+from cloc_mllm.data.statistics import describe_build, describe_chats, describe_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="cloc-mllm data",
-        description="Make records (images with texts and boxes), look at them.",
+        description="Make records (images with texts and boxes) and chats, look at them.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_build(commands)
@@ -44,7 +46,9 @@ def build_parser() -> ArgumentParser:
     stats.add_argument("data", help="a directory that `build` made, or its URL")
     stats.set_defaults(run=_run_stats)
 
-    inspect = commands.add_parser("inspect", help="draw a sheet of images with boxes and phrases")
+    inspect = commands.add_parser(
+        "inspect", help="draw a sheet of images with boxes and phrases, or of chats"
+    )
     inspect.add_argument("data", help="a directory that `build` made, or its URL")
     inspect.add_argument(
         "--output",
@@ -77,21 +81,26 @@ def build_parser() -> ArgumentParser:
 
 
 def _run_stats(args: argparse.Namespace) -> None:
-    records = load_records(args.data, verify=True)
-    print(describe_records(tqdm(records, desc="reading", unit=" records", leave=False)))
+    items: Any = load_set(args.data, verify=True)
+    read = tqdm(items, desc="reading", unit=f" {items.kind}", leave=False)
+    print(describe_chats(read) if items.kind == "chats" else describe_records(read))
     if not args.data.endswith(".parquet"):
         print(f"\n{describe_build(read_manifest(args.data))}")
 
 
 def _run_inspect(args: argparse.Namespace) -> None:
-    records = load_records(args.data)
-    num = min(args.num, len(records))
-    chosen = np.random.default_rng(args.seed).permutation(len(records))[:num]
+    items = load_set(args.data)
+    num = min(args.num, len(items))
+    chosen = np.random.default_rng(args.seed).permutation(len(items))[:num]
     pictures, titles = [], []
     for index in sorted(int(i) for i in chosen):
-        record = records[index]
-        pictures.append(draw_record(record))
-        titles.append(f"{record.id}: {record.captions[0] if record.captions else 'no caption'}")
+        item = items[index]
+        if isinstance(item, Chat):
+            pictures.append(draw_chat(item))
+            titles.append(f"{item.id}: {len(item.turns)} turns")
+        else:
+            pictures.append(draw_record(item))
+            titles.append(f"{item.id}: {item.captions[0] if item.captions else 'no caption'}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, titles).save(args.output)
-    print(f"{num} of {len(records):,} records drawn on {args.output}")
+    print(f"{num} of {len(items):,} {items.kind} drawn on {args.output}")

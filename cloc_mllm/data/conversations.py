@@ -29,6 +29,7 @@ import numpy as np
 
 from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.english import counted, plural, with_article
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.wordings import FIRST_TASKS, NOT_THERE, SINGLE, TASKS, Task, Wordings, asked
@@ -346,8 +347,8 @@ def absent_from(record: Record, negatives: Sequence[Negative]) -> list[Negative]
     return [negative for negative in negatives if said.isdisjoint(negative.words)]
 
 
-def negatives_of(records: Sequence[Record], limit: int = 500) -> list[Negative]:
-    """The things of at most `limit` records, evenly spread, to ask other images for.
+def negatives_of(items: Sequence[Record | Chat], limit: int = 500) -> list[Negative]:
+    """The things of at most `limit` items, evenly spread, to ask other images for; chats give none.
 
     A thing is known to be absent from an image where the image's own texts name everything it
     shows: built-in scenes, and detection sets for their classes. Of a photo whose texts name a few
@@ -355,10 +356,11 @@ def negatives_of(records: Sequence[Record], limit: int = 500) -> list[Negative]:
     weights, or none. An expression ("the smaller crab") is taken where its region has a category,
     which is then what must be absent.
     """
-    step = max(1, len(records) // limit)
+    step = max(1, len(items) // limit)
     texts_of: dict[str, dict[str, None]] = {}
-    for index in range(0, len(records), step):
-        for region in records[index].regions:
+    for index in range(0, len(items), step):
+        item = items[index]
+        for region in item.regions if isinstance(item, Record) else []:
             texts = texts_of.setdefault(region.category or region.phrase, {})
             if region.category and region.expressions and len(texts) < _NEGATIVE_TEXTS:
                 texts[region.expressions[index % len(region.expressions)]] = None

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cloc_mllm.data.chats import Chat, Piece
 from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.records import Record
 from cloc_mllm.geometry import Boxes
@@ -29,6 +30,13 @@ PALETTE: tuple[Rgb, ...] = (
 )
 _LABEL_CHARACTERS = 40
 _SHEET_GAP_PX = 12
+_CHAT_FONT_PX = 18
+_CHAT_LINES = 24
+_ROLE_COLORS: dict[str, Rgb] = {
+    "system": (90, 90, 90),
+    "user": (20, 60, 140),
+    "assistant": (20, 20, 20),
+}
 
 
 def region_color(index: int) -> Rgb:
@@ -87,6 +95,84 @@ def draw_record(record: Record) -> Image.Image:
     boxes = Boxes.normalized([region.box for region in record.regions])
     phrases = [region.phrase for region in record.regions]
     return draw_regions(record.load_image(), boxes, phrases, colors=colors)
+
+
+def draw_chat(chat: Chat) -> Image.Image:
+    """Draws a chat: its images with numbered boxes and points, and its turns below them.
+
+    A place has one number and one colour in the images and in the text. A long chat is cut, and the
+    drawing says how many turns are left out.
+    """
+    numbers = {id(piece): number for number, piece in enumerate(chat.places, 1)}
+    pictures = [
+        _draw_places(image.load_image(), index, chat, numbers)
+        for index, image in enumerate(chat.images)
+    ]
+    pictures = pictures or [Image.new("RGB", (640, 1), "white")]
+    strip = contact_sheet(pictures, [""] * len(pictures), columns=min(2, len(pictures)))
+    strip = strip if chat.images else strip.crop((0, 0, strip.width, 1))
+    lines = _lines_of(chat, numbers, strip.width - 2 * _SHEET_GAP_PX)
+    font = _font(_CHAT_FONT_PX)
+    line_h = sum(font.getmetrics()) + 3
+    drawn = Image.new("RGB", (strip.width, strip.height + line_h * len(lines) + 8), "white")
+    drawn.paste(strip, (0, 0))
+    pen = ImageDraw.Draw(drawn)
+    for row, (text, color) in enumerate(lines):
+        pen.text((_SHEET_GAP_PX, strip.height + row * line_h), text, fill=color, font=font)
+    return drawn
+
+
+def _draw_places(
+    picture: Image.Image, index: int, chat: Chat, numbers: dict[int, int]
+) -> Image.Image:
+    places = [piece for piece in chat.places if piece.image == index]
+    boxes, labels, colors = [], [], []
+    for piece in places:
+        number = numbers[id(piece)]
+        x_side, y_side = 5 / picture.width, 5 / picture.height
+        dots = [(x - x_side, y - y_side, x + x_side, y + y_side) for x, y in piece.points]
+        for box in (*piece.boxes, *dots):
+            boxes.append(box)
+            labels.append(f"{number} {piece.phrase}".rstrip())
+            colors.append(region_color(number - 1))
+    return draw_regions(picture, Boxes.normalized(boxes), labels, colors=colors)
+
+
+def _lines_of(chat: Chat, numbers: dict[int, int], width_px: int) -> list[tuple[str, Rgb]]:
+    """The turns as lines of this width, each place as `{number}`."""
+    lines: list[tuple[str, Rgb]] = []
+    font = _font(_CHAT_FONT_PX)
+    for number, turn in enumerate(chat.turns):
+        if len(lines) > _CHAT_LINES:
+            lines.append((f"... and {len(chat.turns) - number} more turns", (90, 90, 90)))
+            break
+        text = "".join(_shown_piece(piece, numbers) for piece in turn.pieces)
+        rows = _wrapped(f"{turn.role}: {text}", font, width_px)[:_CHAT_LINES]
+        lines += [(row, _ROLE_COLORS[turn.role]) for row in rows]
+    return lines
+
+
+def _shown_piece(piece: Piece, numbers: dict[int, int]) -> str:
+    if piece.kind == "image":
+        return f"(image {piece.image + 1}) "
+    mark = f"{{{numbers[id(piece)]}}}" if id(piece) in numbers else ""
+    return " ".join(filter(None, (piece.phrase, mark))) if piece.kind == "place" else piece.text
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> list[str]:
+    """Breaks a text at blanks, and where there is none at any character."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width_px:
+            lines[-1] = longer
+            continue
+        lines.append("")
+        for character in word:
+            if font.getlength(lines[-1] + character) > width_px:
+                lines.append("")
+            lines[-1] += character
+    return lines
 
 
 def _ordered(box: Sequence[float]) -> Rectangle:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from cloc_mllm.data.reasons import REASONS, SET_ASIDE
 
-# a row is one of a conversation file, several of which make a record
-Kind = Literal["record", "row", "region", "expression", "caption"]
+# A row is one of a conversation file, several of which make a record. A place stands for boxes or
+# points that a chat mentions, a pair for a question with its answer.
+Kind = Literal["record", "chat", "row", "region", "expression", "caption", "turn", "place", "pair"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUM_EXAMPLES = 3  # names shown with a note
 _NUM_REASONS = 10  # reasons shown, each with an example
@@ -85,12 +86,13 @@ class DropLog:
             self._noted.add((what, name))
             self.note(what, example=name)
 
-    def deliver(self, item_id: str, **parts: int) -> None:
-        """Counts one record that is kept, and the numbers of its parts by kind."""
+    def deliver(self, item_id: str, kind: Kind = "record", **parts: int) -> None:
+        """Counts one record or chat that is kept, and the numbers of its parts by kind."""
         self.delivered_ids.add(item_id)
-        self.delivered["record"] += 1
-        for kind in KINDS[1:]:
-            self.delivered[kind] += parts.get(kind, 0)
+        self.delivered[kind] += 1
+        for part in KINDS:
+            if part in parts:
+                self.delivered[part] += parts[part]
 
     @property
     def entries(self) -> list[tuple[Kind, str, str]]:
@@ -111,12 +113,13 @@ class DropLog:
     def summary(self) -> str:
         """Writes a line for each kind, then what was set aside, the reasons and the notes."""
         lines = []
+        whole = "chat" if self.delivered["chat"] or self.num_dropped("chat") else "record"
         for kind in KINDS:
             dropped, aside = self.num_dropped(kind), self.num_set_aside(kind)
-            if dropped or aside or self.delivered[kind] or kind == "record":
+            if dropped or aside or self.delivered[kind] or kind == whole:
                 line = f"{kind + 's:':12} {self.delivered[kind]:>9,} kept {dropped:>9,} dropped"
                 lines.append(line + _listed(self.counts.get(kind, {}), self.drop_share(kind)))
-        lines += set_aside_lines(self.set_aside)
+        lines += set_aside_lines(self.set_aside, self.delivered)
         lines += [
             note_line(what, count, self.examples.get(what, ()))
             for what, count in self.notes.items()
@@ -131,12 +134,13 @@ class DropLog:
         first: dict[tuple[str, str], Drop] = {}
         for drop in self.drops:
             first.setdefault((drop.kind, drop.reason), drop)
-        record_reasons = self.counts.get("record", {})
+        whole_reasons = {**self.counts.get("record", {}), **self.counts.get("chat", {})}
         counted = [
             (count, first[kind, reason])
             for kind, reasons in self.counts.items()
             for reason, count in reasons.items()
-            if kind == "record" or reason not in record_reasons  # parts go with their record
+            # parts go with their record or chat
+            if kind in ("record", "chat") or reason not in whole_reasons
         ]
         counted.sort(key=lambda pair: -pair[0])
         lines = []
@@ -161,12 +165,19 @@ def write_drops(drops: Iterable[Drop], path: str | Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def set_aside_lines(set_aside: dict[str, dict[str, int]]) -> list[str]:
+def set_aside_lines(
+    set_aside: Mapping[str, Mapping[str, int]], delivered: Mapping[Any, int]
+) -> list[str]:
     return [
         f"{'set aside:':12} {count:>9,} {kind}s, {reason}: {SET_ASIDE.get(reason, '')}"
+        f"{_beside(sum(reasons.values()), delivered.get(kind, 0))}"
         for kind, reasons in set_aside.items()
         for reason, count in reasons.items()
     ]
+
+
+def _beside(num_aside: int, num_kept: int) -> str:
+    return f" ({num_aside:,} of {num_aside + num_kept:,} not kept)" if num_kept else ""
 
 
 def note_line(what: str, count: int, examples: Iterable[str] = ()) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 from cloc_mllm.config import DataConfig
-from cloc_mllm.data.parquet import RecordDataset, load_records
-from cloc_mllm.data.records import Record
-from cloc_mllm.data.sequences import LazyRecords
+from cloc_mllm.data.parquet import ChatDataset, RecordDataset, load_set
+from cloc_mllm.data.sequences import LazySequence
+
+AnyDataset = RecordDataset | ChatDataset
 
 
 class Part(NamedTuple):
@@ -21,14 +22,14 @@ class Part(NamedTuple):
     weight: float
 
 
-class Mixture(LazyRecords):
-    """The records of several data sets, one set after the other.
+class Mixture(LazySequence[Any]):
+    """The records and chats of several data sets, one set after the other.
 
     The sets are sorted by name, so the order in which a config lists them changes nothing.
     `DataOrder` uses `parts` to give each set its share of the samples.
     """
 
-    def __init__(self, datasets: dict[str, RecordDataset], weights: dict[str, float]) -> None:
+    def __init__(self, datasets: Mapping[str, AnyDataset], weights: dict[str, float]) -> None:
         names = sorted(datasets)
         self.datasets = [datasets[name] for name in names]
         self.parts = tuple(Part(name, len(datasets[name]), weights[name]) for name in names)
@@ -37,18 +38,18 @@ class Mixture(LazyRecords):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def _record(self, position: int) -> Record:
+    def _item(self, position: int) -> Any:
         part = bisect.bisect_right(self._ends, position)
         start = self._ends[part] - self.parts[part].num_samples
         return self.datasets[part][position - start]
 
-    def without_images(self) -> Iterator[Record]:
-        """All records in order, with empty image bytes; see `RecordDataset.without_images`."""
+    def without_images(self) -> Iterator[Any]:
+        """All items in order, with empty image bytes; see `ItemDataset.without_images`."""
         for dataset in self.datasets:
             yield from dataset.without_images()
 
 
-def load_training_data(config: DataConfig) -> RecordDataset | Mixture:
+def load_training_data(config: DataConfig) -> AnyDataset | Mixture:
     """Opens the data set `data.train`, or the data sets of `data.mixture`.
 
     Raises:
@@ -63,20 +64,37 @@ def load_training_data(config: DataConfig) -> RecordDataset | Mixture:
             "from built-in scenes), or several with weights in data.mixture"
         )
     if config.train:
-        return load_records(config.train, cache_dir=config.cache_dir)
-    datasets = {}
+        return load_set(config.train, cache_dir=config.cache_dir)
+    datasets: dict[str, AnyDataset] = {}
     for name, weight in config.mixture.items():
         if not 0 < weight < float("inf"):
             raise ValueError(
                 f"data.mixture gives {name} the weight {weight}; give a number above 0, or leave "
                 "it out"
             )
-        datasets[name] = load_records(name, cache_dir=config.cache_dir)
+        datasets[name] = load_set(name, cache_dir=config.cache_dir)
         if not len(datasets[name]):
             raise ValueError(f"{name} of data.mixture has no records; leave it out")
     return Mixture(datasets, config.mixture)
 
 
-def parts_of(dataset: Sequence[Record]) -> tuple[Part, ...]:
+def load_training_records(config: DataConfig) -> RecordDataset | Mixture:
+    """Does the same where chats cannot be learnt from.
+
+    Raises:
+        ValueError: also where a data set holds chats.
+    """
+    dataset = load_training_data(config)
+    sets = dataset.datasets if isinstance(dataset, Mixture) else [dataset]
+    if any(of.kind == "chats" for of in sets):
+        names = ", ".join(config.mixture) or config.train
+        raise ValueError(
+            f"data ({names}) holds chats, but stage 1 and the alignment of stage 2 learn regions: "
+            "build the conversations with --as regions (or set alignment.steps to 0)"
+        )
+    return cast(RecordDataset | Mixture, dataset)
+
+
+def parts_of(dataset: Sequence[Any]) -> tuple[Part, ...]:
     """The data sets of a mixture; () for a single data set."""
     return dataset.parts if isinstance(dataset, Mixture) else ()

@@ -9,12 +9,12 @@ import numpy as np
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.data.sequences import LazyRecords
+from cloc_mllm.data.sequences import LazySequence
 
 _SMALLEST_SIDE = 0.01  # smallest side of a jittered box, as a share of the image
 
 
-class NoisyLabels(LazyRecords):
+class NoisyLabels(LazySequence[Record]):
     """Records whose region labels are wrong to a chosen degree; images and captions stay.
 
     Each corner coordinate moves by a normal draw with a standard deviation of `noise` times the
@@ -32,7 +32,7 @@ class NoisyLabels(LazyRecords):
     def __len__(self) -> int:
         return len(self.records)
 
-    def _record(self, position: int) -> Record:
+    def _item(self, position: int) -> Record:
         rng = np.random.default_rng([self.seed, position])
         record = self.records[position]
         return replace(record, regions=[self._spoil(region, rng) for region in record.regions])

@@ -1,4 +1,4 @@
-"""Stores records on disk: Parquet shards with Hugging Face `datasets` features and a manifest.
+"""Stores records and chats on disk: Parquet shards with `datasets` features and a manifest.
 
 A data set is a directory of `shard-00000.parquet ...` and `manifest.json`. It gets its name only
 once it is whole: it is built under another name and renamed. Any Parquet reader opens the shards;
@@ -16,20 +16,26 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cloc_mllm import __version__
 from cloc_mllm.data.acceptance import refuse_lossy_build, refuse_no_regions
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import DropLog
-from cloc_mllm.data.records import SCHEMA_VERSION, Record, Region
-from cloc_mllm.data.sequences import LazyRecords
+from cloc_mllm.data.records import SCHEMA_VERSION, Record
+from cloc_mllm.data.schemas import (
+    SetKind,
+    columns_without_images,
+    features_of,
+    from_row,
+    image_bytes_column,
+    to_row,
+)
+from cloc_mllm.data.sequences import LazySequence
 from cloc_mllm.data.storage import Place, cached, is_url, join, open_binary, sha256_of
-
-if TYPE_CHECKING:
-    from datasets import Features
 
 MANIFEST_NAME = "manifest.json"
 DROPS_NAME = "drops.jsonl"
@@ -39,33 +45,8 @@ ROW_GROUP_ROWS = 8
 CACHE_BYTES = 256 << 20  # size of the row groups that a process keeps; a small set is read once
 MAX_OPEN_SHARDS = 256  # per process; each is an open file and its footer
 _REBUILD = "the data set is damaged: build it again with `cloc-mllm data build`"
-_VERSION_KEY = b"cloc_mllm.schema_version"
-
-
-def record_features() -> Features:
-    """The Parquet columns of a record, as `datasets` features."""
-    from datasets import Features, Image, List, Value
-
-    text = Value("string")
-    region = {
-        "box": List(Value("float64"), length=4),
-        "phrase": text,
-        "score": Value("float64"),
-        "expressions": List(text),
-        "category": text,
-        "group": text,
-    }
-    return Features(
-        {
-            "id": text,
-            "image": Image(),
-            "width": Value("int32"),
-            "height": Value("int32"),
-            "captions": List(text),
-            "regions": List(region),
-            "source": text,
-        }
-    )
+_VERSION_KEY, _KIND_KEY = b"cloc_mllm.schema_version", b"cloc_mllm.kind"
+Item = TypeVar("Item", Record, Chat)
 
 
 def write_records(  # noqa: PLR0913  what a build can be told
@@ -96,23 +77,63 @@ def write_records(  # noqa: PLR0913  what a build can be told
         RefusedBuildError: there is no usable record or no region, or too much was dropped.
         ValueError: the directory is taken.
     """
-    directory = Path(directory)
+    return _write_set(
+        "records",
+        records,
+        Path(directory),
+        shard_size,
+        _Account(arguments or {}, drop_log or DropLog(), max_drop_share, allow_no_regions),
+    )
+
+
+def write_chats(
+    chats: Iterable[Chat],
+    directory: str | Path,
+    *,
+    shard_size: int = 1000,
+    arguments: dict[str, Any] | None = None,
+    drop_log: DropLog | None = None,
+    max_drop_share: float = 1.0,
+) -> int:
+    """Write chats (already through `validate_chat`) as a new data set; see `write_records`."""
+    account = _Account(arguments or {}, drop_log or DropLog(), max_drop_share)
+    return _write_set("chats", chats, Path(directory), shard_size, account)
+
+
+@dataclass(frozen=True)
+class _Account:
+    """What becomes of a set beside its rows: see `write_records`."""
+
+    arguments: dict[str, Any]
+    drop_log: DropLog
+    max_drop_share: float
+    allow_no_regions: bool = True
+
+
+def _write_set(
+    kind: SetKind,
+    items: Iterable[Record] | Iterable[Chat],
+    directory: Path,
+    shard_size: int,
+    account: _Account,
+) -> int:
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise ValueError(
             f"{directory} already exists; name another directory or remove this one first"
         )
-    drop_log = drop_log or DropLog()
+    drop_log = account.drop_log
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
     try:
-        files = _write_shards(records, partial, shard_size)
-        num_records = sum(file["rows"] for file in files)
-        refuse_lossy_build(num_records, drop_log, max_drop_share)
-        if not allow_no_regions:
+        files = _write_shards(kind, items, partial, shard_size)
+        num_rows = sum(file["rows"] for file in files)
+        refuse_lossy_build(num_rows, drop_log, account.max_drop_share)
+        if not account.allow_no_regions:
             refuse_no_regions(drop_log)
         drop_log.write(partial / DROPS_NAME)
         contents = {
-            "arguments": arguments or {},
+            "kind": kind,
+            "arguments": account.arguments,
             "delivered": dict(drop_log.delivered),
             "dropped": drop_log.counts,
             "set_aside": drop_log.set_aside,
@@ -123,15 +144,16 @@ def write_records(  # noqa: PLR0913  what a build can be told
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return num_records
+    return num_rows
 
 
 def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> None:
     """Writes the manifest of a directory of shards, flushes all to disk and gives it its name.
 
     Args:
-        contents: `files` as `write_shard` describes them, `arguments`, `notes`, and the counts
-            `delivered`, `dropped` and `set_aside` of a `DropLog`.
+        contents: `files` as `write_shard` describes them, `kind` (by default records),
+            `arguments`, `notes`, and the counts `delivered`, `dropped` and `set_aside` of a
+            `DropLog`.
     """
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -148,26 +170,30 @@ def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> N
 
 
 def _write_shards(
-    records: Iterable[Record], directory: Path, shard_size: int
+    kind: SetKind, items: Iterable[Record] | Iterable[Chat], directory: Path, shard_size: int
 ) -> list[dict[str, Any]]:
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, got {shard_size}")
     files: list[dict[str, Any]] = []
-    stream = iter(records)
+    stream: Iterator[Any] = iter(items)
     while first := next(stream, None):
         shard = itertools.chain([first], itertools.islice(stream, shard_size - 1))
-        files.append(write_shard(shard, directory / f"shard-{len(files):05d}.parquet"))
+        files.append(write_shard(shard, directory / f"shard-{len(files):05d}.parquet", kind))
     return files
 
 
-def write_shard(records: Iterable[Record], path: Path) -> dict[str, Any]:
-    """Writes one file of at least one record; returns its entry of the manifest."""
-    schema = record_features().arrow_schema
-    schema = schema.with_metadata({**schema.metadata, _VERSION_KEY: str(SCHEMA_VERSION).encode()})
-    rows, stream = 0, iter(records)
+def write_shard(
+    items: Iterable[Record] | Iterable[Chat], path: Path, kind: SetKind = "records"
+) -> dict[str, Any]:
+    """Writes one file of at least one row; returns its entry of the manifest."""
+    schema = features_of(kind).arrow_schema
+    metadata = {_VERSION_KEY: str(SCHEMA_VERSION).encode(), _KIND_KEY: kind.encode()}
+    schema = schema.with_metadata({**schema.metadata, **metadata})
+    rows = 0
+    stream: Iterator[Any] = iter(items)
     # image files are compressed already; a checksum per page finds bit rot at reading
-    columns = [name for name in schema.names if name != "image"]
-    compression = {"image.bytes": "none", **dict.fromkeys(columns, "zstd")}
+    compression = dict.fromkeys(columns_without_images(kind), "zstd")
+    compression[image_bytes_column(kind)] = "none"
     with pq.ParquetWriter(
         path,
         schema,
@@ -177,7 +203,7 @@ def write_shard(records: Iterable[Record], path: Path) -> dict[str, Any]:
         write_page_checksum=True,
     ) as writer:
         while group := list(itertools.islice(stream, ROW_GROUP_ROWS)):
-            table = pa.Table.from_pylist([_to_row(record) for record in group], schema=schema)
+            table = pa.Table.from_pylist(list(map(to_row, group)), schema=schema)
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
             rows += len(group)
     return {
@@ -188,28 +214,17 @@ def write_shard(records: Iterable[Record], path: Path) -> dict[str, Any]:
     }
 
 
-def _to_row(record: Record) -> dict[str, Any]:
-    row = dict(vars(record))
-    row["image"] = {"bytes": record.image, "path": None}
-    row["regions"] = [region.stored() for region in record.regions]
-    return row
-
-
-def _from_row(row: dict[str, Any]) -> Record:
-    regions = [Region(**{**region, "box": tuple(region["box"])}) for region in row["regions"]]
-    return Record(**{**row, "image": row["image"]["bytes"], "regions": regions})
-
-
-class RecordDataset(LazyRecords):
-    """Reads records of Parquet shards by index.
+class ItemDataset(LazySequence[Item]):
+    """Reads records or chats of Parquet shards by index.
 
     Shards on a disk are memory-mapped, shards behind a URL are read by range requests, both one row
     group at a time, so a set may be larger than the memory. Images stay encoded. Pickled, it is its
     list of files; after a fork it opens them anew, so each worker of a loader has its own.
     """
 
-    def __init__(self, shards: Sequence[_Shard]) -> None:
+    def __init__(self, shards: Sequence[_Shard], kind: SetKind) -> None:
         self.shards = list(shards)
+        self.kind = kind
         self._ends = list(itertools.accumulate(shard.num_rows for shard in shards))
         self._cached_bytes = 0
         self._forget()
@@ -217,7 +232,7 @@ class RecordDataset(LazyRecords):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def _record(self, position: int) -> Record:
+    def _item(self, position: int) -> Item:
         if self._process != os.getpid():
             self._forget()
         shard = bisect.bisect_right(self._ends, position)
@@ -226,16 +241,18 @@ class RecordDataset(LazyRecords):
             self._open(shard)
         group, row_in_group = divmod(row, self._group_rows[shard])
         table = self._read_group(shard, group)
-        return _from_row(table.slice(row_in_group, 1).to_pylist()[0])
+        return self._from_row(table.slice(row_in_group, 1).to_pylist()[0])
 
-    def without_images(self) -> Iterator[Record]:
-        """Yields all records in order with empty image bytes, which are not read from the files."""
-        columns = [name for name in record_features() if name != "image"]
+    def without_images(self) -> Iterator[Item]:
+        """Yields all items in order with empty image bytes, which are not read from the files."""
+        columns = columns_without_images(self.kind)
         for shard in self.shards:
             with shard.open() as file:
                 for batch in file.iter_batches(columns=columns, use_threads=False):
-                    for row in batch.to_pylist():
-                        yield _from_row({**row, "image": {"bytes": b""}})
+                    yield from map(self._from_row, batch.to_pylist())
+
+    def _from_row(self, row: dict[str, Any]) -> Item:
+        return cast(Item, from_row(self.kind, row))
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         if (shard, group) not in self._groups:
@@ -267,11 +284,15 @@ class RecordDataset(LazyRecords):
         self._groups: dict[tuple[int, int], pa.Table] = {}
         self._cached_bytes = 0
 
-    def __getstate__(self) -> list[_Shard]:
-        return self.shards
+    def __getstate__(self) -> tuple[list[_Shard], SetKind]:
+        return self.shards, self.kind
 
-    def __setstate__(self, shards: list[_Shard]) -> None:
-        self.__init__(shards)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[list[_Shard], SetKind]) -> None:
+        self.__init__(*state)  # type: ignore[misc]
+
+
+RecordDataset = ItemDataset[Record]
+ChatDataset = ItemDataset[Chat]
 
 
 @dataclass(frozen=True)
@@ -311,19 +332,49 @@ def load_records(
         FileNotFoundError: there is nothing at `path`.
         OSError: the URL does not answer.
         ValueError: the manifest or a file is missing, a file is cut or changed, the schema version
-            is another, or this kind of URL needs another package.
+            is another, these are chats, or this kind of URL needs another package.
     """
+    dataset = load_set(path, verify=verify, cache_dir=cache_dir)
+    if dataset.kind != "records":
+        raise ValueError(
+            f"{path} holds chats; records are needed here, which `cloc-mllm data build` makes of "
+            "conversations with --as regions"
+        )
+    return cast(RecordDataset, dataset)
+
+
+def load_chats(
+    path: str | Path, *, verify: bool = False, cache_dir: str | Path = ""
+) -> ChatDataset:
+    """Open a directory that `write_chats` made, or one of its files; see `load_records`."""
+    dataset = load_set(path, verify=verify, cache_dir=cache_dir)
+    if dataset.kind != "chats":
+        raise ValueError(f"{path} holds records, chats are needed here")
+    return cast(ChatDataset, dataset)
+
+
+def load_set(
+    path: str | Path, *, verify: bool = False, cache_dir: str | Path = ""
+) -> RecordDataset | ChatDataset:
+    """Open a set of either kind; see `load_records`."""
     place: Place = path if is_url(path) else Path(path)
     if str(place).endswith(".parquet") and (is_url(place) or Path(place).is_file()):
-        return RecordDataset([_Shard(place, _open_parquet(place).metadata.num_rows)])
+        file = _open_parquet(place)
+        kind = (file.schema_arrow.metadata or {}).get(_KIND_KEY, b"records").decode()
+        return _dataset([_Shard(place, file.metadata.num_rows)], kind)
+    manifest = read_manifest(place)
     shards = []
-    for file in read_manifest(place)["files"]:
-        shard = _Shard(join(place, file["name"]), file["rows"], file["sha256"], str(cache_dir))
-        fault = _shard_fault(shard.place, file, verify)
+    for entry in manifest["files"]:
+        shard = _Shard(join(place, entry["name"]), entry["rows"], entry["sha256"], str(cache_dir))
+        fault = _shard_fault(shard.place, entry, verify)
         if fault:
             raise ValueError(f"{shard.place} {fault}; {_REBUILD}")
         shards.append(shard)
-    return RecordDataset(shards)
+    return _dataset(shards, manifest.get("kind", "records"))
+
+
+def _dataset(shards: list[_Shard], kind: str) -> RecordDataset | ChatDataset:
+    return ChatDataset(shards, "chats") if kind == "chats" else RecordDataset(shards, "records")
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

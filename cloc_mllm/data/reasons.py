@@ -47,6 +47,16 @@ REASONS: dict[str, str] = {
     "belong together",
     "unknown_annotation": "an annotation of this id or number; give the files that belong together",
     "box_without_phrase": "words, or a mark, that say what is in the box; write them into the row",
+    # chats and their turns
+    "role_order": "a question of the user and its answer in turn, behind at most one system turn; "
+    "what comes before is kept",
+    "no_answer": "an answer to the last question",
+    "no_turns": "at least one question with its answer",
+    "unknown_role": "system, user (human) or assistant (gpt); tools and functions are not learnt",
+    "image_count": "as many marks <image> as images, or none",
+    "other_media": "texts and images; videos and sounds are not read",
+    "undeclared_frame": "a declared frame of these boxes; say what their numbers are of with "
+    "--frame",
     # rows
     "bad_row": "the layout that `cloc-mllm data build SOURCE --help` describes; mend the row, or "
     "choose the source of its layout",
@@ -61,6 +71,9 @@ SET_ASIDE: dict[str, str] = {
     "other_split": "refs of other splits; --split chooses, without it all are read",
     "no_target": "refs of nothing that is there (gRefCOCO), which no region can hold; "
     "`cloc-mllm eval grec` asks them",
+    "no_region": "questions with their answers that name no box; chats keep them (without "
+    "--as regions)",
+    "unnamed": "boxes that the conversation says nothing of that is a name; chats keep them",
     "no_image": "rows of text alone; a record is of an image",
     "skipped": "tasks and annotations that their annotator skipped (`was_cancelled`)",
     "other_annotation": "further annotations of a task, whose first or ground truth counts; "

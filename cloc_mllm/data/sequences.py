@@ -1,31 +1,31 @@
-"""Sequences of records that are read or made one at a time, when they are asked for."""
+"""Sequences whose items (records, chats) are read or made one at a time, when asked for."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import overload
+from typing import TypeVar, overload
 
-from cloc_mllm.data.records import Record
+Item = TypeVar("Item")
 
 
-class LazyRecords(Sequence[Record]):
-    """Indexes and slices as a list does. A subclass has `__len__` and `_record`."""
+class LazySequence(Sequence[Item]):
+    """Indexes and slices as a list does. A subclass has `__len__` and `_item`."""
 
     @abstractmethod
-    def _record(self, position: int) -> Record:
-        """The record at a position from 0 to `len(self) - 1`."""
+    def _item(self, position: int) -> Item:
+        """The item at a position from 0 to `len(self) - 1`."""
 
     @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> Item: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: slice) -> list[Item]: ...
 
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
-            return [self._record(position) for position in range(*index.indices(len(self)))]
+            return [self._item(position) for position in range(*index.indices(len(self)))]
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return self._record(position)
+        return self._item(position)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+from cloc_mllm.data.conversation_sources import add_conversations
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
 from cloc_mllm.data.readers.coco import looks_like_coco, read_coco
 from cloc_mllm.data.readers.cvat import looks_like_cvat, read_cvat
-from cloc_mllm.data.readers.ferret import looks_like_ferret, read_ferret
+from cloc_mllm.data.readers.ferret import looks_like_ferret
 from cloc_mllm.data.readers.flickr30k_entities import (
     looks_like_flickr30k_entities,
     read_flickr30k_entities,
@@ -30,18 +31,18 @@ from cloc_mllm.data.readers.hf_objects import (
 )
 from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_image_folder
 from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
-from cloc_mllm.data.readers.llava import LlavaFrame, looks_like_llava, read_llava
+from cloc_mllm.data.readers.llava import looks_like_llava
 from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
-from cloc_mllm.data.readers.ms_swift import looks_like_ms_swift, read_ms_swift
+from cloc_mllm.data.readers.ms_swift import looks_like_ms_swift
 from cloc_mllm.data.readers.odgt import looks_like_odgt, read_odgt
 from cloc_mllm.data.readers.open_images import looks_like_open_images, read_open_images
 from cloc_mllm.data.readers.pascal_voc import looks_like_pascal_voc, read_pascal_voc
 from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.readers.plain_csv import looks_like_csv, read_csv
-from cloc_mllm.data.readers.qwen_vl import looks_like_qwen_vl, read_qwen_vl
+from cloc_mllm.data.readers.qwen_vl import looks_like_qwen_vl
 from cloc_mllm.data.readers.refcoco import looks_like_refcoco, read_refcoco
 from cloc_mllm.data.readers.refer import looks_like_refer, read_refer
-from cloc_mllm.data.readers.shikra import looks_like_shikra, read_shikra
+from cloc_mllm.data.readers.shikra import looks_like_shikra
 from cloc_mllm.data.readers.via import looks_like_via, read_via
 from cloc_mllm.data.readers.visual_genome import looks_like_visual_genome, read_visual_genome
 from cloc_mllm.data.readers.yolo import looks_like_yolo, read_yolo
@@ -84,13 +85,12 @@ def add_formats(sources: Any) -> None:
     _add_coco(sources)
     _add_refcoco(sources)
     _add_image_folder(sources)
-    _add_row_formats(sources)
+    add_conversations(sources, _add)
     _add_odgt(sources)
     _add_refer(sources)
     _add_mdetr(sources)
     _add_visual_genome(sources)
     _add_grit(sources)
-    _add_llava(sources)
     _add_yolo(sources)
     _add_pascal_voc(sources)
     _add_cvat(sources)
@@ -192,7 +192,9 @@ def _add_refcoco(sources: Any) -> None:
         sources,
         "refcoco",
         "RefCOCO, RefCOCO+ or RefCOCOg as JSON rows, one per expression",
-        _reads_rows(read_refcoco),
+        lambda args, options, drop_log: read_refcoco(
+            args.rows, args.images, options=options, drop_log=drop_log
+        ),
         rows="JSON file",
         images=_IMAGES,
     )
@@ -214,22 +216,6 @@ def _add_image_folder(sources: Any) -> None:
         type=Path,
         help="JSON folder -> name, or lines `folder name` (default: the folders' names; "
         "ImageNet's for its 1,000 folders)",
-    )
-
-
-def _add_row_formats(sources: Any) -> None:
-    for name, summary, read in (
-        ("shikra", "Shikra's JSON lines, referring or with marked phrases", read_shikra),
-        ("qwen-vl", "Qwen-VL's referring lines or conversations with <box>", read_qwen_vl),
-        ("ferret", "Ferret's conversations with <bbox_location0>", read_ferret),
-        ("ms-swift", "ms-swift's rows with <bbox> and objects", read_ms_swift),
-    ):
-        _add(sources, name, summary, _reads_rows(read), rows=_ROWS, images=_IMAGES)
-
-
-def _reads_rows(read: Any) -> Any:
-    return lambda args, options, drop_log: read(
-        args.rows, args.images, options=options, drop_log=drop_log
     )
 
 
@@ -337,26 +323,6 @@ def _read_grit(
     if args.images is None:
         raise ValueError("--rows need --images, the folder, tar or zip of KEY.jpg")
     return read_grit(args.rows, args.images, options=options, drop_log=drop_log)
-
-
-def _add_llava(sources: Any) -> None:
-    parser = _add(
-        sources,
-        "llava",
-        "LLaVA's conversation JSON with [x1, y1, x2, y2] in the text",
-        lambda args, options, drop_log: read_llava(
-            args.rows, args.images, frame=args.frame, options=options, drop_log=drop_log
-        ),
-        rows="JSON list or JSON lines",
-        images=_IMAGES,
-    )
-    parser.add_argument(
-        "--frame",
-        choices=get_args(LlavaFrame),
-        required=True,
-        help="0..1 of the image padded to a square (LLaVA-1.5's mix) or of the image itself, its "
-        "pixels, or 0..1000 of it; `cloc-mllm data doctor` shows which",
-    )
 
 
 def _add_yolo(sources: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import note_line, set_aside_lines
 from cloc_mllm.data.records import Record
 
@@ -55,6 +56,43 @@ def describe_records(records: Iterable[Record]) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
+def describe_chats(chats: Iterable[Chat]) -> str:
+    """The same for chats."""
+    totals: Counter[str] = Counter({"chats": 0})
+    turns_per_chat: list[int] = []
+    images_per_chat: list[int] = []
+    words: dict[str, list[int]] = {"user": [], "assistant": []}
+    areas: list[float] = []
+    phrases: Counter[str] = Counter()
+    for chat in chats:
+        places = list(chat.places)
+        totals["chats"] += 1
+        totals["without images"] += not chat.images
+        totals["without places"] += not places
+        totals["turns"] += len(chat.turns)
+        totals["of the system"] += sum(turn.role == "system" for turn in chat.turns)
+        totals["boxes"] += sum(len(piece.boxes) for piece in places)
+        totals["points"] += sum(len(piece.points) for piece in places)
+        turns_per_chat.append(len(chat.turns))
+        images_per_chat.append(len(chat.images))
+        for turn in chat.turns:
+            words.setdefault(turn.role, []).append(len(turn.text.split()))
+        phrases.update(piece.phrase.lower() for piece in places if piece.phrase)
+        areas += [(x2 - x1) * (y2 - y1) for piece in places for x1, y1, x2, y2 in piece.boxes]
+    spreads = [
+        ("turns per chat", _spread(turns_per_chat)),
+        ("images per chat", _spread(images_per_chat)),
+        ("words per question", _spread(words["user"])),
+        ("words per answer", _spread(words["assistant"])),
+    ]
+    sections = [_counts("", list(totals.items())), _counts("", spreads)]
+    if areas:
+        sections.append(_counts("box area, share of the image", _histogram(areas, _AREA_EDGES)))
+    if phrases:
+        sections.append(_counts("most frequent phrases", phrases.most_common(_NUM_TOP_PHRASES)))
+    return "\n\n".join(sections)
+
+
 def describe_build(manifest: dict[str, Any]) -> str:
     """Says what the build of a data set dropped (with shares), set aside and noted."""
     lines = ["when it was built"]
@@ -65,7 +103,7 @@ def describe_build(manifest: dict[str, Any]) -> str:
         read = dropped + delivered.get(kind, 0)
         of = f" of {read:,}, {dropped / read:.1%}" if kind in delivered else ""
         lines.append(f"{'dropped:':12} {dropped:>9,} {kind}s{of} ({listed})")
-    lines += set_aside_lines(manifest.get("set_aside", {}))
+    lines += set_aside_lines(manifest.get("set_aside", {}), delivered)
     lines += [note_line(what, count) for what, count in manifest["notes"].items()]
     return "\n".join(lines) if len(lines) > 1 else "nothing was dropped when it was built"
 

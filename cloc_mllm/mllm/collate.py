@@ -1,4 +1,4 @@
-"""Makes training batches of the MLLM from records: questions about pictures or scenes in words.
+"""Makes training batches of the MLLM from records and chats, about pictures or scenes in words.
 
 Letters: B sequences, S canvas side, N image tokens, T text tokens, R regions.
 """
@@ -13,15 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
+from cloc_mllm.data.chats import (
+    Chat,
+    MentionedBox,
+    PlaceText,
+    exchanges_of,
+    mentioned_boxes,
+    write_turn,
+)
 from cloc_mllm.data.conversations import Negative, QuestionAnswer, build_questions
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
+from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, picture_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import SceneTargets, scene_targets
 
-Items = Sequence[tuple[int, Record]]
+Items = Sequence[tuple[int, Record | Chat]]
 
 
 @dataclass
@@ -34,7 +43,7 @@ class MllmBatch:
             with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
         scene: the targets that stand in the place of the pictures, for scenes in words.
         num_dropped: number of questions that did not fit into `max_length`.
-        ids: the records' ids in the order of the pictures, sequence by sequence.
+        ids: of the records and chats, sequence by sequence.
     """
 
     inputs: dict[str, Tensor]
@@ -48,21 +57,31 @@ class MllmBatch:
 
 
 @dataclass(frozen=True)
-class PackedRecord:
-    """A record as one row, with the questions that fit into it."""
+class PackedItem:
+    """A record or chat as one row, with the questions that fit into it.
 
-    record: Record
+    Attributes:
+        pictures: in the order in which the row shows them.
+        mentioned: what its `<region>` tokens stand for, in their order.
+        answer_boxes: of its answers, in their order.
+        num_dropped: questions, with their answers, that did not fit.
+        regions: those of a record that the row asks about.
+    """
+
+    id: str
     row: PackedRow
-    questions: list[QuestionAnswer]
+    pictures: Sequence[Picture]
+    mentioned: Sequence[MentionedBox]
+    answer_boxes: Sequence[Box]
     num_dropped: int
-
-    @property
-    def regions(self) -> list[Region]:
-        return [pair.region for pair in self.questions if pair.region is not None]
+    regions: Sequence[Region] = ()
 
 
 class ConversationCollator:
-    """Makes an `MllmBatch` of `(sample_seed, Record)` items; the seed alone decides the questions.
+    """Makes an `MllmBatch` of `(sample_seed, Record or Chat)` items.
+
+    The seed alone decides the questions about a record. A chat is learnt as it is, from its start
+    on while its questions and answers fit.
 
     Args:
         pictures: False leaves the pictures out and gives `scene` instead.
@@ -96,22 +115,28 @@ class ConversationCollator:
             self.processor.tokenizer.pad_token_id,
         )
         packed = [packed[index] for sequence in sequences for index in sequence]
-        records = [one.record for one in packed]
-        regions = [one.regions for one in packed]
         scene = None
         if self.processor.box_head:
-            answers = [box for one in packed for pair in one.questions for box in pair.answer_boxes]
+            answers = [box for one in packed for box in one.answer_boxes]
             inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
-            boxes = [[region.box for region in row_regions] for row_regions in regions]
-            inputs |= record_inputs(self.processor, records, boxes, self.features)
+            inputs |= picture_inputs(
+                self.processor,
+                [one.pictures for one in packed],
+                [one.mentioned for one in packed],
+                self.features,
+            )
         else:
-            scene = scene_targets(self.processor, records, regions)
+            records = [of for one in packed for of in one.pictures if isinstance(of, Record)]
+            scene = scene_targets(self.processor, records, [one.regions for one in packed])
         num_dropped = sum(one.num_dropped for one in packed)
-        return MllmBatch(inputs, scene, num_dropped, [record.id for record in records])
+        return MllmBatch(inputs, scene, num_dropped, [one.id for one in packed])
 
-    def pack(self, record: Record, seed: int) -> PackedRecord:
-        """Packs the questions of one record into a row; its picture is not read."""
+    def pack(self, item: Record | Chat, seed: int) -> PackedItem:
+        """Packs one item into a row; its pictures are not read."""
+        return self._of_record(item, seed) if isinstance(item, Record) else self._of_chat(item)
+
+    def _of_record(self, record: Record, seed: int) -> PackedItem:
         questions = self._questions(record, np.random.default_rng(seed))
         sizes = [(record.width, record.height)]
         try:
@@ -122,7 +147,49 @@ class ConversationCollator:
         except ValueError as error:
             raise ValueError(f"record {record.id}: {error}") from error
         kept = [questions[index] for index in row.kept]
-        return PackedRecord(record, row, kept, len(questions) - len(kept))
+        regions = [pair.region for pair in kept if pair.region is not None]
+        return PackedItem(
+            record.id,
+            row,
+            [record],
+            [MentionedBox(0, region.box) for region in regions],
+            [box for pair in kept for box in pair.answer_boxes],
+            len(questions) - len(kept),
+            regions,
+        )
+
+    def _of_chat(self, chat: Chat) -> PackedItem:
+        """A chat is cut before the first question that no longer fits with its answer."""
+        processor, with_tokens = self.processor, self.config.region_tokens
+        exchanges = exchanges_of(chat)
+        messages = chat_messages(chat, processor.coordinates, region_tokens=with_tokens)
+        sizes = [(of.width, of.height) for of in chat.images]
+        ids: list[int] = []
+        labels: list[int] = []
+        num_kept = 0
+        for of_exchange, its_labels in processor.encode_exchanges(messages, sizes):
+            if len(ids) + len(of_exchange) > self.config.max_length:
+                break
+            ids += of_exchange
+            labels += its_labels
+            num_kept += 1
+        if not num_kept:
+            raise ValueError(
+                f"chat {chat.id}: conversations.max_length {self.config.max_length} does not hold "
+                f"its first question and answer, {len(of_exchange)} tokens; raise it"
+            )
+        turns = [turn for exchange in exchanges[:num_kept] for turn in exchange]
+        num_shown = sum(piece.kind == "image" for turn in turns for piece in turn.pieces)
+        asking = [turn for turn in turns if with_tokens and turn.role != "assistant"]
+        answering = [turn for turn in turns if turn.role == "assistant"]
+        return PackedItem(
+            chat.id,
+            PackedRow(ids, labels, list(range(len(ids))), [0] * len(ids), list(range(num_kept))),
+            chat.images[:num_shown],
+            [box for turn in asking for box in mentioned_boxes(turn)],
+            [of.box for turn in answering for of in mentioned_boxes(turn)],
+            len(exchanges) - num_kept,
+        )
 
     def _questions(self, record: Record, rng: np.random.Generator) -> list[QuestionAnswer]:
         coordinates, wordings = self.processor.coordinates, self.processor.asked_in
@@ -134,6 +201,16 @@ class ConversationCollator:
                 "`conversations` is above 0; leave such records out of data.train"
             )
         return questions
+
+
+def chat_messages(
+    chat: Chat, box_format: PlaceText, *, region_tokens: bool
+) -> list[dict[str, Any]]:
+    """A chat in the box format, as chat templates take it."""
+    return [
+        {"role": turn.role, "content": write_turn(turn, box_format, region_tokens=region_tokens)}
+        for turn in chat.turns
+    ]
 
 
 def as_messages(pair: QuestionAnswer) -> list[dict[str, Any]]:

@@ -91,6 +91,16 @@ class BoxFormat:
             return []
         return [f"<loc_{index}>" for index in range(self.num_bins)]
 
+    @property
+    def separator(self) -> str:
+        """What stands between boxes that `encode` writes."""
+        return " " if self.kind == "integers" else ""
+
+    @property
+    def answer_separator(self) -> str:
+        """What stands between boxes that `answer` writes."""
+        return "" if self.head else self.separator
+
     def bins(self, box: Sequence[float]) -> tuple[int, int, int, int]:
         """Returns the nearest bins of a normalised xyxy box; a side is at least one bin long.
 
@@ -118,14 +128,9 @@ class BoxFormat:
         text = self.encode(box)
         return BOX_TOKEN if self.head else text
 
-    @property
-    def separator(self) -> str:
-        """What stands between the boxes of one answer."""
-        return " " if self.kind == "integers" and not self.head else ""
-
     def answers(self, boxes: Sequence[Sequence[float]]) -> str:
         """Writes the answer that these normalised boxes are. Raises what `bins` raises."""
-        return self.separator.join(map(self.answer, boxes))
+        return self.answer_separator.join(map(self.answer, boxes))
 
     def link(self, phrase: str, boxes: Sequence[Sequence[float]]) -> str:
         """Writes a phrase of a caption with its boxes: `<p>two crabs</p>BOXES`."""

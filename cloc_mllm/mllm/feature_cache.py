@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloc_mllm.box import Box
+from cloc_mllm.data.chats import ChatImage, MentionedBox
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.regions import place_regions
 
 _PREPARATION = ("image_size", "resize", "padding_rgb", "pixel_mean", "pixel_std")
+Picture = Record | ChatImage  # a record is one picture
 
 
 class FeatureCache:
@@ -41,31 +42,31 @@ class FeatureCache:
     def __init__(self, directory: str | Path, encoder: str) -> None:
         self.root = Path(directory) / encoder
 
-    def __contains__(self, record: Record) -> bool:
-        return self._file(record).is_file()
+    def __contains__(self, picture: Picture) -> bool:
+        return self._file(picture).is_file()
 
-    def load(self, record: Record) -> Tensor:
-        """Loads the tokens of a record's picture.
+    def load(self, picture: Picture) -> Tensor:
+        """Loads the tokens of a picture.
 
         Raises:
             ValueError: there is no such file, or it is damaged.
         """
-        file = self._file(record)
+        file = self._file(picture)
         try:
             return load_file(file)["tokens"]
         except FileNotFoundError as error:
             raise ValueError(
-                f"{self.root} has no features of record {record.id}; was the cache removed during "
+                f"{self.root} has no features of {picture.id}; was the cache removed during "
                 "the run, or is data.feature_cache not shared by all machines?"
             ) from error
         except (SafetensorError, KeyError) as error:
             raise ValueError(
-                f"{file} (record {record.id}) is damaged ({error}); remove it, the next start "
+                f"{file} ({picture.id}) is damaged ({error}); remove it, the next start "
                 "computes it again"
             ) from error
 
-    def save(self, record: Record, tokens: Tensor) -> None:
-        file = self._file(record)
+    def save(self, picture: Picture, tokens: Tensor) -> None:
+        file = self._file(picture)
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=file.parent)
         os.close(descriptor)
@@ -75,8 +76,8 @@ class FeatureCache:
         finally:
             Path(partial).unlink(missing_ok=True)
 
-    def _file(self, record: Record) -> Path:
-        name = hashlib.sha256(record.image).hexdigest()
+    def _file(self, picture: Picture) -> Path:
+        name = hashlib.sha256(picture.image).hexdigest()
         return self.root / name[:2] / f"{name}.safetensors"
 
 
@@ -99,17 +100,49 @@ def encoder_identity(
     return digest.hexdigest()[:16]
 
 
-def record_inputs(
+def picture_inputs(
     processor: ClocMllmProcessor,
-    records: Sequence[Record],
-    boxes: Sequence[Sequence[Box]],
+    rows: Sequence[Sequence[Picture]],
+    mentioned: Sequence[Sequence[MentionedBox]],
     features: FeatureCache | None,
 ) -> dict[str, Tensor]:
-    """Makes the `VisionInputs` of one picture per row with its `boxes`. With a cache, `features`,
-    no picture is decoded."""
+    """Makes `VisionInputs` of rows of pictures; {} where no row has one.
+
+    A picture that occurs several times is prepared once.
+
+    Args:
+        mentioned: for each row what its `<region>` tokens stand for, in the order of the tokens.
+        features: out of them, if they are given, and then no picture is decoded.
+    """
+    distinct = {picture.image: picture for row in rows for picture in row}
+    if not distinct:
+        return {}
+    views = [processor.views((of.width, of.height)) for of in distinct.values()]
     if features is None:
-        return processor.vision_inputs([record.load_image() for record in records], boxes)
-    views = [processor.views((record.width, record.height)) for record in records]
-    rows, regions = [[index] for index in range(len(records))], [[row_boxes] for row_boxes in boxes]
-    tokens = torch.stack([features.load(record) for record in records])
-    return {"pixel_values": tokens, **place_regions(views, rows, regions)}
+        pixels = [
+            processor.image_processor.prepare(view.crop(image))
+            for picture, of_picture in zip(distinct.values(), views, strict=True)
+            for image in [picture.load_image()]
+            for view in of_picture
+        ]
+    else:
+        pixels = [features.load(picture) for picture in distinct.values()]
+    number = {image: index for index, image in enumerate(distinct)}
+    regions = [
+        [[of.box for of in of_row if of.image == index] for index in range(len(row))]
+        for row, of_row in zip(rows, mentioned, strict=True)
+    ]
+    placed = place_regions(views, [[number[p.image] for p in row] for row in rows], regions)
+    order = _order_of_tokens(mentioned)
+    for name in ("region_boxes", "region_image_index"):
+        placed[name] = placed[name][order]
+    return {"pixel_values": torch.stack(pixels), **placed}
+
+
+def _order_of_tokens(mentioned: Sequence[Sequence[MentionedBox]]) -> list[int]:
+    """Where each region lies that `place_regions` has sorted by row and image."""
+    order: list[int] = []
+    for of_row in mentioned:
+        by_image = sorted(range(len(of_row)), key=lambda index: of_row[index].image)
+        order += [len(order) + by_image.index(index) for index in range(len(of_row))]
+    return order

@@ -237,8 +237,13 @@ class ClocMllmProcessor(ProcessorMixin):
         Raises:
             ValueError: the chat template changes earlier messages when one is added.
         """
-        ids: list[int] = []
-        labels: list[int] = []
+        parts = list(self.encode_exchanges(messages, image_sizes))
+        return [i for ids, _ in parts for i in ids], [i for _, labels in parts for i in labels]
+
+    def encode_exchanges(
+        self, messages: Messages, image_sizes: Iterable[tuple[int, int]] = ()
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields what `encode_conversation` joins, each answer with what stands before it."""
         rendered, sizes = "", iter(image_sizes)
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -252,10 +257,9 @@ class ClocMllmProcessor(ProcessorMixin):
                 )
             question_ids = self.tokenize(self._expand_images(prompt[len(rendered) :], sizes))
             answer_ids = self.tokenize(through_answer[len(prompt) :])
-            ids += question_ids + answer_ids
-            labels += [IGNORE_INDEX] * len(question_ids) + self._answer_labels(answer_ids)
+            ignored = [IGNORE_INDEX] * len(question_ids)
+            yield question_ids + answer_ids, ignored + self._answer_labels(answer_ids)
             rendered = through_answer
-        return ids, labels
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """Writes a chat as text by the template, one `<image>` per image."""

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
+from cloc_mllm.data.chats import MentionedBox
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
-from cloc_mllm.mllm.feature_cache import FeatureCache, record_inputs
+from cloc_mllm.mllm.feature_cache import FeatureCache, picture_inputs
 from cloc_mllm.mllm.modeling import VisionInputs
 from cloc_mllm.mllm.processing import token_ids
 from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets
@@ -56,8 +57,9 @@ class AlignmentCollator:
 
     def __call__(self, items: Sequence[tuple[int, Record]]) -> AlignmentBatch:
         records = [record for _, record in items]
-        boxes = [[region.box for region in record.regions] for record in records]
-        vision = record_inputs(self.processor, records, boxes, self.features)
+        boxes = [[MentionedBox(0, region.box) for region in of.regions] for of in records]
+        rows = [[record] for record in records]
+        vision = picture_inputs(self.processor, rows, boxes, self.features)
         regions = [record.regions for record in records]
         return AlignmentBatch(vision, scene_targets(self.processor, records, regions))
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cloc_mllm.config import AlignmentConfig, Stage2Config
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
-from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
+from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, encoder_identity
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.data_order import DataOrder
@@ -27,7 +28,7 @@ _BATCH = 32  # images encoded at a time
 def fill_features(
     model: ClocMllmForConditionalGeneration,
     processor: ClocMllmProcessor,
-    dataset: Sequence[Record],
+    dataset: Sequence[Record | Chat],
     config: Stage2Config,
 ) -> FeatureCache | None:
     """Encodes the images that the run will see and that the cache lacks.
@@ -56,19 +57,20 @@ def fill_features(
     )
     start, num_encoded = time.monotonic(), 0
     encoder = model.vision.encoder.eval()
-    for records, pixel_values in loader:
-        if not records:
+    for pictures, pixel_values in loader:
+        if not pictures:
             continue
         # no `no_grad`: torch then chooses the attention kernel that it chooses in training
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             tokens = encoder(pixel_values.to(device)).tokens
-        for record, record_tokens in zip(records, tokens, strict=True):
-            cache.save(record, record_tokens)
-        num_encoded += len(records)
+        for picture, picture_tokens in zip(pictures, tokens, strict=True):
+            cache.save(picture, picture_tokens)
+        num_encoded += len(pictures)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
         seconds = time.monotonic() - start
-        print(f"{cache.root}: {total:,} of {len(wanted):,} images encoded in {seconds:.0f} s")
+        what = f"{total:,} images of {len(wanted):,} samples"
+        print(f"{cache.root}: {what} encoded in {seconds:.0f} s, the others were there")
     barrier()
     return cache
 
@@ -102,28 +104,33 @@ def check_encoder_is_frozen(
 
 
 class _Missing:
-    """Picks the records that the cache lacks and prepares their images, in a loader worker.
+    """Picks the pictures that the cache lacks and prepares them, in a loader worker.
 
-    Returns the records and their canvases, float[I, 3, S, S].
+    Returns the pictures and their canvases, float[I, 3, S, S].
     """
 
     def __init__(self, cache: FeatureCache, image_processor: ClocMllmImageProcessor) -> None:
         self.cache = cache
         self.image_processor = image_processor
 
-    def __call__(self, records: list[Record]) -> tuple[list[Record], Tensor]:
-        missing = [record for record in records if record not in self.cache]
-        pixels = [self.image_processor.prepare(record.load_image()) for record in missing]
+    def __call__(self, items: list[Record | Chat]) -> tuple[list[Picture], Tensor]:
+        of_items = [of for item in items for of in _pictures_of(item)]
+        missing = list({of.image: of for of in of_items if of not in self.cache}.values())
+        pixels = [self.image_processor.prepare(of.load_image()) for of in missing]
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 
 
-def _seen(dataset: Sequence[Record], config: Stage2Config) -> list[int]:
-    """Finds the records that stage 2 and its alignment see; both start at the same sample."""
+def _pictures_of(item: Record | Chat) -> Sequence[Picture]:
+    return item.images if isinstance(item, Chat) else [item]
+
+
+def _seen(dataset: Sequence[Record | Chat], config: Stage2Config) -> list[int]:
+    """Finds the samples that stage 2 and its alignment see; both start at the same sample."""
     run, alignment, parts = config.run, config.alignment, parts_of(dataset)
     positions = max(
         run.steps * run.global_batch_size, alignment.steps * alignment.global_batch_size
     )
     if not parts:
-        positions = min(len(dataset), positions)  # an epoch has every record
+        positions = min(len(dataset), positions)  # an epoch has every sample
     order = DataOrder(len(dataset), positions, run.seed, parts)
     return sorted({index for _, index in order.batch(0)})

@@ -1,8 +1,9 @@
-"""Finds training records that would stop stage 2 hours later, before it starts.
+"""Looks at the training data before stage 2 starts, for what would stop it hours later.
 
-Only texts are read. A question holds one text of the record. If all texts are short and ordinary,
-as in most records, the record is fine whichever questions are drawn. Otherwise each question with a
-long or odd text is rendered as the model would see it.
+Only texts are read. A question about a record holds one text of it. If all of them are short and
+hold nothing odd, the record is fine whichever questions are drawn, as most records are. Otherwise
+each question that holds a long or odd text is rendered as the model would see it. So is a chat
+whose words hold something odd, or whose first question with its answer may be too long.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from cloc_mllm.data.chats import Chat, exchanges_of
 from cloc_mllm.data.conversations import (
     SEVERAL_BOXES,
     Negative,
@@ -33,6 +35,7 @@ MAX_RECORDS = 200_000  # later records are not checked; a bad one stops the run 
 _NUM_EXAMPLES = 3
 # tokens; a text may split differently inside a question, and some numbers need more tokens
 _MARGIN = 32
+_AROUND = 200  # tokens that a template may write around a question, its answer and a system turn
 _REASONS = {
     "no_question": "gives nothing to learn: no region or caption of it serves a task whose weight "
     "in `conversations` is above 0",
@@ -42,6 +45,7 @@ _REASONS = {
     "cut; take it out of the text",
     "region_tokens": f"has a text that holds {REGION_TOKEN}, which stands for a box; take it out",
     "box_tokens": f"has a text that holds {BOX_TOKEN}, which stands for a box; take it out",
+    "end_tokens": "has an answer that holds the end-of-sequence token; take it out",
     "nothing_learnt": "has an answer without a token to learn (an empty or blank text)",
 }
 _BOX = (0.111, 0.222, 0.888, 0.999)
@@ -93,7 +97,7 @@ class Preflight:
 
 
 def check_records(
-    records: Iterable[Record],
+    records: Iterable[Record | Chat],
     num_records: int,
     collator: ConversationCollator,
     *,
@@ -121,8 +125,11 @@ def check_records(
         leave=False,
     )
     for index, (record, epochs) in enumerate(zip(bar, num_epochs, strict=False)):
-        seeds = (sample_seed(seed, epoch, index) for epoch in range(epochs))
-        fault = check.fault_of(record, seeds)
+        if isinstance(record, Chat):
+            fault = check.fault_of_chat(record)
+        else:
+            seeds = (sample_seed(seed, epoch, index) for epoch in range(epochs))
+            fault = check.fault_of(record, seeds)
         result.num_checked += 1
         if fault is not None:
             reason, what = fault
@@ -134,6 +141,7 @@ class _Check:
     """Checks one record at a time."""
 
     def __init__(self, collator: ConversationCollator) -> None:
+        self.collator = collator
         self.config = collator.config
         self.negatives = collator.negatives
         self.wordings = collator.processor.asked_in
@@ -186,6 +194,44 @@ class _Check:
             if min(lengths) > self.config.max_length:
                 return "too_long", f", {min(lengths)} tokens of {self.config.max_length}"
         return None
+
+    def fault_of_chat(self, chat: Chat) -> tuple[str, str] | None:
+        """The same for a chat: what the model would see of it."""
+        pieces = [piece for turn in chat.turns for piece in turn.pieces]
+        words = [piece.text if piece.kind == "words" else piece.phrase for piece in pieces]
+        if not any(map(self.special.search, words)) and self._surely_fits(chat):
+            return None
+        try:
+            packed = self.collator.pack(chat, 0)
+        except ValueError as error:
+            return "too_long", f", {error}"
+        processor, ids = self.processor, packed.row.input_ids
+        answers = [turn.text for turn in chat.turns if turn.role == "assistant"]
+        if any(processor.tokenizer.eos_token in text for text in answers):
+            return "end_tokens", ""
+        sizes = [(of.width, of.height) for of in packed.pictures]
+        num_views = sum(len(processor.views(size)) for size in sizes)
+        special = {
+            "image_tokens": (processor.image_token, num_views * processor.num_image_tokens),
+            "region_tokens": (REGION_TOKEN, len(packed.mentioned)),
+        }
+        if processor.box_head:
+            special["box_tokens"] = (BOX_TOKEN, len(packed.answer_boxes))
+        for reason, (token, expected) in special.items():
+            if ids.count(processor.tokenizer.convert_tokens_to_ids(token)) != expected:
+                return reason, ""
+        return None
+
+    def _surely_fits(self, chat: Chat) -> bool:
+        """Whether the first question and answer fit, going by their characters alone."""
+        first = exchanges_of(chat)[0]
+        pieces = [piece for turn in first for piece in turn.pieces]
+        text = "".join(piece.text + piece.phrase for piece in pieces)
+        num_boxes = sum(len(piece.boxes) + len(piece.points) for piece in pieces)
+        sizes = [(of.width, of.height) for of in chat.images]
+        num_views = sum(len(self.processor.views(size)) for size in sizes)
+        num_tokens = num_views * self.processor.num_image_tokens + len(text) + 40 * num_boxes
+        return text.isascii() and num_tokens + _AROUND <= self.config.max_length
 
     def possible_questions(
         self, record: Record, negatives: Sequence[Negative]

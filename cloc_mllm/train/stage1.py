@@ -13,7 +13,7 @@ from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.acceptance import refuse_nothing_to_learn
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
-from cloc_mllm.data.mixture import load_training_data, parts_of
+from cloc_mllm.data.mixture import load_training_records, parts_of
 from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
@@ -53,7 +53,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     _check(config)
     model_config = resolve_model(config.model)
     config = dataclasses.replace(with_precision(config), model=model_config)
-    records = load_training_data(config.data)
+    records = load_training_records(config.data)
     refuse_nothing_to_learn(
         records.without_images(),
         learns_regions=config.model.prompter.kind != "none",

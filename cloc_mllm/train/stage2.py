@@ -5,15 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.config import Stage2Config
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.conversations import needs_negatives, negatives_of
-from cloc_mllm.data.mixture import Mixture, load_training_data, parts_of
-from cloc_mllm.data.parquet import RecordDataset, load_records
+from cloc_mllm.data.mixture import (
+    AnyDataset,
+    Mixture,
+    load_training_data,
+    load_training_records,
+    parts_of,
+)
+from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -55,7 +63,9 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     """
     _check(config)
     config = with_precision(config)
-    dataset = load_training_data(config.data)
+    # alignment tells the projectors of scenes, which records alone hold
+    load = load_training_records if config.alignment.steps else load_training_data
+    dataset: AnyDataset | Mixture = load(config.data)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
@@ -76,7 +86,9 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     collator.features = fill_features(model, processor, dataset, config)
     if config.run.compile:
         compile_towers(model, config.run.zero_stage)
-    aligned = align_projectors(model, processor, dataset, config, collator.features)
+    aligned = align_projectors(
+        model, processor, cast(Sequence[Record], dataset), config, collator.features
+    )
     if aligned is not None and aligned.exit_code:
         return aligned
     if config.run.gradient_checkpointing:
@@ -106,9 +118,9 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
 
 
 def _check_data(
-    dataset: RecordDataset | Mixture, collator: ConversationCollator, order: DataOrder, steps: int
+    dataset: AnyDataset | Mixture, collator: ConversationCollator, order: DataOrder, steps: int
 ) -> None:
-    """Refuses records that the run cannot use, and prints one sample."""
+    """Refuses records and chats that the run cannot use, and prints one sample."""
     checked = check_records(
         dataset.without_images(),
         len(dataset),
@@ -162,12 +174,12 @@ def _evaluation(config: Stage2Config, processor: ClocMllmProcessor) -> Evaluate 
     return evaluate
 
 
-def show_sample(record: Record, collator: ConversationCollator, seed: int) -> str:
-    """Writes a record as the model is taught it, with what it must learn to say in [[ ]]."""
+def show_sample(item: Record | Chat, collator: ConversationCollator, seed: int) -> str:
+    """Writes a record or chat as the model is taught it, what it must learn to say in [[ ]]."""
     processor = collator.processor
-    row = collator.pack(record, seed).row
+    row = collator.pack(item, seed).row
     ids, labels = row.input_ids, row.labels
-    pieces, learning = [f"one sample ({record.id}), learnt parts in [[ ]]:\n"], False
+    pieces, learning = [f"one sample ({item.id}), learnt parts in [[ ]]:\n"], False
     for token, label in zip([*ids, None], [*labels, IGNORE_INDEX], strict=True):
         if (label != IGNORE_INDEX) != learning:
             learning = not learning

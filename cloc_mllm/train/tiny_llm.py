@@ -22,7 +22,7 @@ from cloc_mllm.config import TinyLlmConfig
 from cloc_mllm.data.conversations import needs_negatives, negatives_of, tasks_beyond_first
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
-from cloc_mllm.data.sequences import LazyRecords
+from cloc_mllm.data.sequences import LazySequence
 from cloc_mllm.data.wordings import load_wordings
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
@@ -97,7 +97,7 @@ def run_tiny_llm(config: TinyLlmConfig, *, dry_run: bool = False) -> TrainResult
 
 
 @dataclasses.dataclass(frozen=True)
-class Layouts(LazyRecords):
+class Layouts(LazySequence[Record]):
     """The scenes of the training split as records without an image."""
 
     num_scenes: int
@@ -106,7 +106,7 @@ class Layouts(LazyRecords):
     def __len__(self) -> int:
         return self.num_scenes
 
-    def _record(self, position: int) -> Record:
+    def _item(self, position: int) -> Record:
         layout = sample_layout(scene_rng(self.seed, "train", position))
         return Record(
             id=f"layout-{self.seed}-{position:06d}",

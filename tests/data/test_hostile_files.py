@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloc_mllm.data.checks.validate import whole_records
+from cloc_mllm.data.checks.validate import whole_items
 from cloc_mllm.data.commands import main
 from cloc_mllm.data.parquet import load_records, read_manifest, write_records
 from cloc_mllm.data.readers.files import open_files, read_image
@@ -268,7 +268,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def account(directory: Path) -> tuple[int, dict[str, dict[str, int]]]:
     log = DropLog()
-    return len(list(whole_records(directory, log))), log.counts
+    return len(list(whole_items(directory, log))), log.counts
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped"])

@@ -32,6 +32,7 @@ from cloc_mllm.data.checks.frames import (
     weigh,
     written,
 )
+from cloc_mllm.data.conversation_sources import CONVERSATIONS
 from cloc_mllm.data.drop_log import KINDS, DropLog, note_line, set_aside_lines
 from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
@@ -89,12 +90,17 @@ class Judgement:
         """The arguments of the command; its `read(args, drop_log)` yields the records."""
         parser = argparse.ArgumentParser()
         add_formats(parser.add_subparsers(dest="source"))
-        return parser.parse_args([self.source, *arguments(self.options)])
+        return parser.parse_args([self.source, *self._words()])
 
     def command(self, output_dir: str | Path = "runs/data/NAME") -> str:
         """The command that builds it, to be pasted into a shell."""
-        words = ["cloc-mllm", "data", "build", self.source, *arguments(self.options)]
+        words = ["cloc-mllm", "data", "build", self.source, *self._words()]
         return shlex.join([*words, "--output_dir", str(output_dir)])
+
+    def _words(self) -> list[str]:
+        # boxes are judged by the regions that are named, so conversations are read as those
+        is_conversation = self.source in CONVERSATIONS
+        return [*arguments(self.options), *(["--as", "regions"] if is_conversation else [])]
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
@@ -431,7 +437,7 @@ def describe(judgement: Judgement) -> str:
         if what not in (UNNAMED_IMAGES, OTHER_FILES)
     }
     lines += [f"  {note_line(what, n, log.examples.get(what, ()))}" for what, n in notes.items()]
-    lines += [f"  {line}" for line in set_aside_lines(log.set_aside)]
+    lines += [f"  {line}" for line in set_aside_lines(log.set_aside, log.delivered)]
     lines += [f"  but      {fault}" for fault in judgement.faults]
     lines += [f"  doubt    {doubt}" for doubt in judgement.doubts]
     if judgement.reading.lacks:

@@ -10,8 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from cloc_mllm.data.arguments import share
-from cloc_mllm.data.drop_log import KINDS, DropLog
-from cloc_mllm.data.parquet import load_records, read_manifest
+from cloc_mllm.data.chats import Chat, validate_chat
+from cloc_mllm.data.drop_log import KINDS, DropLog, Kind
+from cloc_mllm.data.parquet import load_set, read_manifest
 from cloc_mllm.data.records import Record, validate_record
 from cloc_mllm.data.statistics import describe_build
 from cloc_mllm.data.storage import Place, join, sha256_of
@@ -20,11 +21,11 @@ from cloc_mllm.data.storage import Place, join, sha256_of
 def add_validate(commands: Any) -> None:
     validate = commands.add_parser(
         "validate",
-        help="read every record again; count what is dropped, repaired or damaged",
+        help="read every record or chat again; count what is dropped, repaired or damaged",
         description="Compares every file with its manifest, decodes every image, checks every box "
         "and text. What `build` dropped is shown, but is no fault of the set.",
-        epilog="exit status: 0 fine, 1 more than --max_drop_share of the records, regions, "
-        "expressions or captions dropped now, 2 wrong input",
+        epilog="exit status: 0 fine, 1 more than --max_drop_share of the items of any kind dropped "
+        "now, 2 wrong input",
     )
     validate.add_argument("data", help="a directory that `build` made, or its URL")
     validate.add_argument(
@@ -43,9 +44,12 @@ def add_validate(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     manifest = read_manifest(args.data)
     drop_log = DropLog()
-    whole = whole_records(args.data, drop_log)
-    for record in tqdm(whole, desc="checking", unit=" records", leave=False):
-        check_record(record, drop_log)
+    whole = whole_items(args.data, drop_log)
+    for item in tqdm(whole, desc="checking", unit=" records", leave=False):
+        if isinstance(item, Chat):
+            check_chat(item, drop_log)
+        else:
+            check_record(item, drop_log)
     print(drop_log.summary())
     if explained := drop_log.explained():
         print(f"\n{explained}")
@@ -62,18 +66,20 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if over else 0
 
 
-def whole_records(directory: str | Path, drop_log: DropLog) -> Iterator[Record]:
-    """Records of the files that are what the manifest says; the rows of others are dropped.
+def whole_items(directory: str | Path, drop_log: DropLog) -> Iterator[Record | Chat]:
+    """Records or chats of the files that are what the manifest says; others are dropped.
 
     The reason is `damaged_shard` and the item `FILE/ROW`.
     """
-    for file in read_manifest(directory)["files"]:
+    manifest = read_manifest(directory)
+    kind: Kind = "chat" if manifest.get("kind") == "chats" else "record"
+    for file in manifest["files"]:
         place = join(directory, file["name"])
         if _is_whole(place, file["sha256"]):
-            yield from load_records(place)
+            yield from load_set(place)
             continue
         for row in range(file["rows"]):
-            drop_log.add("record", f"{file['name']}/{row}", "damaged_shard")
+            drop_log.add(kind, f"{file['name']}/{row}", "damaged_shard")
 
 
 def _is_whole(place: Place, sha256: str) -> bool:
@@ -81,6 +87,21 @@ def _is_whole(place: Place, sha256: str) -> bool:
         return sha256_of(place) == sha256
     except FileNotFoundError:
         return False
+
+
+def check_chat(chat: Chat, drop_log: DropLog) -> Chat | None:
+    """`validate_chat`, and a note for each repair."""
+    valid = validate_chat(chat, drop_log)
+    if valid is None:
+        return None
+    if [(of.width, of.height) for of in valid.images] != [
+        (of.width, of.height) for of in chat.images[: len(valid.images)]
+    ]:
+        drop_log.note("repaired: size set to the image file's own")
+    pairs = zip(valid.places, chat.places, strict=False)
+    clipped = sum(now.boxes != before.boxes for now, before in pairs)
+    drop_log.note("repaired: box clipped to the image", clipped)
+    return valid
 
 
 def check_record(record: Record, drop_log: DropLog) -> Record | None:

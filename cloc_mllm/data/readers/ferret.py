@@ -25,7 +25,7 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, ground_turns
+from cloc_mllm.data.readers.grounded_text import BOX, Grounding, count_pairs, ground_turns
 from cloc_mllm.data.readers.llava import named_rows, regions_said, turns_of
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
@@ -48,7 +48,7 @@ def read_ferret(
     Args:
         drop_log: beside the reasons of `validate_record`: rows get `bad_row` and
             `other_layout`, regions `box_without_phrase` (a box that no mark stands for) and
-            `unknown_annotation` (a mark without a box); turns without a box are noted.
+            `unknown_annotation` (a mark without a box); pairs that give no region are set aside.
     """
     rows_of = group_by_photo(named_rows(rows, options, drop_log, own_marks=["<bbox_location"]))
     ids = ids_of_names(rows_of)
@@ -59,7 +59,7 @@ def read_ferret(
             for row in image_rows:
                 said += _said_of_boxes(row, photo, drop_log)
             num_rows = len(image_rows)
-            regions = regions_said(said)
+            regions = regions_said(said, drop_log)
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
@@ -84,11 +84,12 @@ def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str,
     for extra in listed[len(turns) :]:
         for box in as_list(extra):
             drop_log.add("region", photo.name, "box_without_phrase", box)
-    drop_log.note("turns without a box", sum(BOX not in turn for turn in marked))
+    groundings = ground_turns(marked)
+    count_pairs(len(turns), groundings, drop_log)
     boxes = photo.frame(row.get("image_w"), row.get("image_h")).from_xyxy(used)
     return [
         (repr(used[index]), boxes[index], grounding)
-        for grounding in ground_turns(marked)
+        for grounding in groundings
         for index in range(grounding.first, grounding.first + grounding.num_boxes)
     ]
 

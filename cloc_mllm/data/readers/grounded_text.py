@@ -3,11 +3,13 @@
 The three write boxes differently; each reader first puts the mark `BOX` where a box stands. A turn
 then names its boxes in one of three ways:
 
-1. a question with boxes, an answer without: the answer describes the boxes ("Provide a short
-   description for this region: BOX" / "a man on a bench");
+1. a question that asks what is in one box, and nothing else, and an answer without boxes: the
+   answer describes the box ("Provide a short description for this region: BOX" / "a man");
 2. an answer of nothing but boxes: the question refers to them ("... the region this sentence
    describes: the man on the left." / BOX);
 3. text with boxes in it: a box is named by the words before it ("The man BOX holds a bat BOX").
+
+Whatever else is said of a box ("Is the man BOX taller?" / "No, the woman is.") names nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
+from cloc_mllm.data.drop_log import DropLog
+
 BOX = "\ue000"  # a private character, which no text has
 Kind = Literal["description", "expression", "phrase"]
-_ONLY_BOXES = re.compile(rf"^(answer:)?[\s.,;:()\[\]{BOX}]*$", re.IGNORECASE)
+_ONLY_BOXES = re.compile(rf"^(answer:)?(?:[\s.,;:()\[\]{BOX}]|\band\b)*$", re.IGNORECASE)
 # what stands before a referring expression, the surest first
 _CUES = [
     re.compile(cue, re.IGNORECASE)
@@ -40,6 +44,46 @@ _DETERMINER = re.compile(
 _MAX_PHRASE_WORDS = 12
 
 
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.replace("'", "").casefold()))
+
+
+# a question of these words alone asks for nothing but what is in its box
+_WHAT_IS_IN = _words(
+    "a about an and answer area at box bounding brief briefly by can caption category class "
+    "concise contained contains content contents could depicted describe describes description "
+    "detail for give given here identify image in indicated inside is it item kind label "
+    "located location marked me name object of one phrase photo picture please provide region "
+    "see seen sentence short shown single tell that the there thing this type us visible what "
+    "whats which who whos with within word words would you"
+)
+# answers and names of these words alone say nothing of what is there
+_EMPTY_WORDS = _words(
+    "a an and are as at be by can for from he her here him i in is it its me my no not of on "
+    "one or our she that the their them there these they this those to was we were with yes you "
+    "your"
+)
+_YES_OR_NO = re.compile(r"\s*(?:yes|no|not|none|nothing|correct|true|false|sorry)\b", re.IGNORECASE)
+_TRAILING = re.compile(
+    r"(?:\s+(?:is|are|was|were|be|being|at|in|on|within|inside|located|found|shown|seen|here|there|"
+    r"which|that|can|appears?|located|positioned|situated))+$",
+    re.IGNORECASE,
+)
+_NO_NAME_START = re.compile(
+    r"(?:is|are|was|were|be|has|have|had|does|do|did|can|will|would|than|to|of|at|in|on|by|with|from|"
+    r"near|and|or|but|next|behind|beside|under|above|while|because|so|as|for)\b",
+    re.IGNORECASE,
+)
+_QUESTION_START = re.compile(
+    r"(?:what|who|whose|which|where|when|why|how|is|are|was|were|do|does|did|can|could|will|would|has|"
+    r"have|please|tell|give|show|name|describe)\b",
+    re.IGNORECASE,
+)
+_SECOND_QUESTION = re.compile(
+    r"\band (?:what|who|how|why|where|tell|describe|is|are)\b|\?", re.IGNORECASE
+)
+
+
 # how other formats write boxes into texts
 _OTHER_NOTATIONS = {
     "bbox_2d": "JSON answers with `bbox_2d` (Qwen2.5-VL)",
@@ -54,12 +98,18 @@ _OTHER_NOTATIONS = {
 
 
 class Grounding(NamedTuple):
-    """Boxes `first .. first + num_boxes - 1` of the conversation and what is said of them."""
+    """Boxes `first .. first + num_boxes - 1` of the conversation and what is said of them.
+
+    Attributes:
+        text: "" where nothing names them.
+        pair: the number of the question with its answer.
+    """
 
     first: int
     num_boxes: int
     text: str
     kind: Kind
+    pair: int = 0
 
 
 def foreign_notation(texts: Sequence[str], own: Collection[str] = ()) -> str:
@@ -88,27 +138,54 @@ def ground_turns(turns: Sequence[str]) -> list[Grounding]:
         question = turns[position]
         answer = turns[position + 1] if position + 1 < len(turns) else ""
         in_question, in_answer = question.count(BOX), answer.count(BOX)
-        if in_question and not in_answer and answer.strip():
-            groundings.append(Grounding(first, in_question, answer.strip(), "description"))
+        found = []
+        if in_question == 1 and not in_answer and _describes(question, answer):
+            found.append(Grounding(first, 1, answer.strip(), "description"))
         else:
-            groundings += _named_inside(question, first)
+            found += _named_inside(question, first)
         first += in_question
         if in_answer and not in_question and _ONLY_BOXES.match(answer):
-            groundings.append(Grounding(first, in_answer, _referred(question), "expression"))
+            found.append(Grounding(first, in_answer, _referred(question), "expression"))
         else:
-            groundings += _named_inside(answer, first)
+            found += _named_inside(answer, first)
         first += in_answer
+        groundings += [one._replace(pair=position // 2) for one in found]
     return groundings
 
 
+def count_pairs(num_turns: int, groundings: Sequence[Grounding], drop_log: DropLog) -> None:
+    """Counts the questions with their answers that give a region, and sets the others aside."""
+    num_pairs = -(-num_turns // 2)
+    num_kept = len({grounding.pair for grounding in groundings if grounding.text})
+    drop_log.delivered["pair"] += num_kept
+    drop_log.put_aside("pair", "no_region", num_pairs - num_kept)
+
+
+def _describes(question: str, answer: str) -> bool:
+    """Whether an answer says what is in the one box of its question."""
+    if not _words(question.replace(BOX, " ")) <= _WHAT_IS_IN or _YES_OR_NO.match(answer):
+        return False
+    return bool(answer.strip()) and not _says_nothing(answer)
+
+
+def _says_nothing(text: str) -> bool:
+    words = _words(text)
+    return bool(words) and words <= _EMPTY_WORDS
+
+
 def _referred(question: str) -> str:
-    """The referring expression in a question: what follows a cue, or is quoted, or all of it."""
+    """The referring expression in a question: what follows a cue, or is quoted, or all of it.
+
+    "" where the question is one of another kind, as in "Which of them is taller?".
+    """
     cues = (cue.search(question) for cue in _CUES)
     cue = next(filter(None, cues), None)
     text = (question[cue.end() :] if cue else question).strip()
     if quoted := _QUOTED.search(text):
         return quoted["text"].strip()
-    return text[:-1].rstrip() if text.endswith((".", "?", "!")) else text
+    text = text[:-1].rstrip() if text.endswith((".", "?", "!")) else text
+    is_other = _SECOND_QUESTION.search(text) or (cue is None and _QUESTION_START.match(text))
+    return "" if is_other or _says_nothing(text) else text
 
 
 def _named_inside(text: str, first: int) -> list[Grounding]:
@@ -131,8 +208,15 @@ def _named_inside(text: str, first: int) -> list[Grounding]:
 
 
 def _last_name(before: str) -> str:
-    """The words of the last clause, from its last article or other determiner on."""
+    """The words of the last clause, from its last article or other determiner on.
+
+    "" where they name nothing: "is taller than", "No", "It is at", "the region".
+    """
     clause = _CLAUSE.split(before.rstrip(" \t([\"'"))[-1]
     determiners = list(_DETERMINER.finditer(clause))
     name = clause[determiners[-1].start() :] if determiners else clause
-    return " ".join(name.split()[-_MAX_PHRASE_WORDS:])
+    name = _TRAILING.sub("", " ".join(name.split()[-_MAX_PHRASE_WORDS:]))
+    starts = (_NO_NAME_START, _QUESTION_START, _YES_OR_NO)
+    is_none = any(start.match(name) for start in starts) or name.endswith(" of")
+    is_generic = _words(name) <= _WHAT_IS_IN | _EMPTY_WORDS and not name.startswith(("a ", "an "))
+    return "" if is_none or is_generic else name

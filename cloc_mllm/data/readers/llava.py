@@ -29,7 +29,13 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, foreign_notation, ground_turns
+from cloc_mllm.data.readers.grounded_text import (
+    BOX,
+    Grounding,
+    count_pairs,
+    foreign_notation,
+    ground_turns,
+)
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
@@ -70,7 +76,7 @@ def read_llava(
         frame: what 0..1 is of, see above.
         drop_log: beside the reasons of `validate_record`, rows get `bad_row` and `other_layout`
             (no `conversations`, several images, boxes written otherwise); rows without an image are
-            set aside, turns without a box noted.
+            set aside, and so are questions and answers that give no region.
     """
     rows_of = group_by_photo(named_rows(rows, options, drop_log))
     ids = ids_of_names(rows_of)
@@ -82,7 +88,8 @@ def read_llava(
                 said += _said_of_boxes(row, drop_log)
             boxes = _boxes([numbers for numbers, _ in said], photo, frame)
             regions = regions_said(
-                [(repr(numbers), box, g) for (numbers, g), box in zip(said, boxes, strict=True)]
+                [(repr(numbers), box, g) for (numbers, g), box in zip(said, boxes, strict=True)],
+                drop_log,
             )
             num_rows = len(image_rows)
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
@@ -145,16 +152,22 @@ def turns_of(row: Row) -> list[str]:
     return [text.replace(_IMAGE_MARK, "").strip() for text in texts]
 
 
-def regions_said(said: list[tuple[str, Box, Grounding]]) -> list[Region]:
-    """Makes a region per key of (key of the box, box, what is said of it)."""
+def regions_said(said: list[tuple[str, Box, Grounding]], drop_log: DropLog) -> list[Region]:
+    """Makes a region per key of (key of the box, box, what is said of it).
+
+    A box that nothing names is set aside: it has no phrase to learn.
+    """
     by_key: dict[str, list[tuple[Box, Grounding]]] = {}
     for key, box, grounding in said:
         by_key.setdefault(key, []).append((box, grounding))
     regions = []
     for key, same in by_key.items():
-        names = [g.text for _, g in same if g.kind != "expression"]
-        expressions = [g.text for _, g in same if g.kind == "expression"]
-        phrase = (names or expressions or [""])[0]
+        names = [g.text for _, g in same if g.kind != "expression" and g.text]
+        expressions = [g.text for _, g in same if g.kind == "expression" and g.text]
+        if not names and not expressions:
+            drop_log.put_aside("region", "unnamed")
+            continue
+        phrase = (names or expressions)[0]
         others = names[1:] + expressions
         regions.append(Region(box=same[0][0], phrase=phrase, expressions=others, found=key))
     return regions
@@ -168,10 +181,11 @@ def _said_of_boxes(row: Row, drop_log: DropLog) -> list[tuple[list[float], Groun
         for match in _BOX_TEXT.findall(turn)
     ]
     marked = [_BOX_TEXT.sub(BOX, turn.replace(BOX, "")) for turn in turns]
-    drop_log.note("turns without a box", sum(BOX not in turn for turn in marked))
+    groundings = ground_turns(marked)
+    count_pairs(len(turns), groundings, drop_log)
     return [
         (boxes[index], grounding)
-        for grounding in ground_turns(marked)
+        for grounding in groundings
         for index in range(grounding.first, grounding.first + grounding.num_boxes)
     ]
 

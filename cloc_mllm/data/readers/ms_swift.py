@@ -27,7 +27,13 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, foreign_notation, ground_turns
+from cloc_mllm.data.readers.grounded_text import (
+    BOX,
+    Grounding,
+    count_pairs,
+    foreign_notation,
+    ground_turns,
+)
 from cloc_mllm.data.readers.llava import image_of, regions_said
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
@@ -65,7 +71,7 @@ def read_ms_swift(
             for row in image_rows:
                 said += _said_of_boxes(row, photo, drop_log)
             num_rows = len(image_rows)
-            regions = regions_said(said)
+            regions = regions_said(said, drop_log)
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
 
 
@@ -116,7 +122,9 @@ def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str,
         drop_log.add("region", photo.name, "unknown_annotation", found, count)
     boxes = _frame(photo, objects.get("bbox_type") or "real").from_xyxy(stated)
     said = []
-    for grounding in ground_turns(turns):
+    groundings = ground_turns(turns)
+    count_pairs(len(turns), groundings, drop_log)
+    for grounding in groundings:
         for index in range(grounding.first, grounding.first + grounding.num_boxes):
             if index >= len(stated):
                 continue

@@ -54,8 +54,8 @@ def read_qwen_vl(
 ) -> Iterator[Record]:
     """Yields one record per photo.
 
-    Each `<ref>` of a conversation gives one region per box; several boxes share a `group`. Turns
-    without a box are noted, a `<box>` without a `<ref>` is dropped.
+    Each `<ref>` of a conversation gives one region per box; several boxes share a `group`. A
+    question with its answer that has none is set aside, a `<box>` without a `<ref>` is dropped.
 
     Args:
         images: folder, tar or zip of the photos.
@@ -100,8 +100,15 @@ def _to_regions(rows: list[Row], photo: Photo, drop_log: DropLog) -> list[Region
     regions: list[Region] = []
     for index, row in enumerate(rows):
         if "conversations" in row:
-            for number, text in enumerate(_turns(row)):
-                regions += _grounded(text, photo, f"{photo.name}/{index}/{number}", drop_log)
+            turns = _turns(row)
+            of_turns = [
+                _grounded(text, photo, f"{photo.name}/{index}/{number}", drop_log)
+                for number, text in enumerate(turns)
+            ]
+            kept = {number // 2 for number, found in enumerate(of_turns) if found}
+            drop_log.delivered["pair"] += len(kept)
+            drop_log.put_aside("pair", "no_region", -(-len(turns) // 2) - len(kept))
+            regions += [region for found in of_turns for region in found]
         else:
             frame = photo.frame(row.get("width"), row.get("height"))
             (box,) = frame.from_xyxy([row.get("bbox")])
@@ -120,8 +127,6 @@ def _grounded(text: str, photo: Photo, item: str, drop_log: DropLog) -> list[Reg
     rest = _GROUNDED.sub("", text)
     for found in _BOX.findall(rest):
         drop_log.add("region", item, "box_without_phrase", found)
-    if not regions and not _BOX.search(rest):
-        drop_log.note("turns without a box")
     return regions
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.records import Record
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_+-]")
@@ -52,19 +53,34 @@ def safe_name(record_id: str) -> str:
     return "/".join([*filter(None, parts[:-1]), f"{parts[-1]}-{digest}"])
 
 
-def image_suffix(record: Record) -> str:
-    if record.image.startswith(b"\x89PNG"):
+def image_suffix(image: bytes) -> str:
+    if image.startswith(b"\x89PNG"):
         return "png"
-    return "webp" if record.image[8:12] == b"WEBP" else "jpg"
+    return "webp" if image[8:12] == b"WEBP" else "jpg"
 
 
 def write_image(record: Record, folder: Path) -> str:
     """Write the record's image file below `folder`; returns its path there."""
-    name = f"{safe_name(record.id)}.{image_suffix(record)}"
+    return _write_image(
+        f"{safe_name(record.id)}.{image_suffix(record.image)}", record.image, folder
+    )
+
+
+def write_images(chat: Chat, folder: Path) -> list[str]:
+    """Write the images of a chat below `folder`, equal ones once; returns the path of each."""
+    names: dict[bytes, str] = {}
+    for number, of in enumerate(chat.images, 1):
+        if of.image not in names:
+            name = f"{safe_name(f'{chat.id}/{number}')}.{image_suffix(of.image)}"
+            names[of.image] = _write_image(name, of.image, folder)
+    return [names[of.image] for of in chat.images]
+
+
+def _write_image(name: str, image: bytes, folder: Path) -> str:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:  # never over another record's image
-        file.write(record.image)
+    with path.open("xb") as file:  # never over another image
+        file.write(image)
     return name
 
 

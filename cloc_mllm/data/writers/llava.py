@@ -81,12 +81,14 @@ def _turns(record: Record, texts: Sequence[str]) -> list[str]:
 def _boxes(record: Record, frame: Literal["padded", "original"]) -> list[Box]:
     if frame == "original":
         return [region.box for region in record.regions]
-    side = max(record.width, record.height)
-    left, top = (side - record.width) / 2, (side - record.height) / 2
-    padded = []
-    for region in record.regions:
-        x1, y1, x2, y2 = region.box
-        xs = [(x * record.width + left) / side for x in (x1, x2)]
-        ys = [(y * record.height + top) / side for y in (y1, y2)]
-        padded.append((xs[0], ys[0], xs[1], ys[1]))
-    return padded
+    return [to_padded(region.box, record.width, record.height) for region in record.regions]
+
+
+def to_padded(box: Box, width: int, height: int) -> Box:
+    """A box of the image -> 0..1 of the image padded to a square, alike on both sides."""
+    side = max(width, height)
+    left, top = (side - width) / 2, (side - height) / 2
+    x1, y1, x2, y2 = box
+    xs = [(x * width + left) / side for x in (x1, x2)]
+    ys = [(y * height + top) / side for y in (y1, y2)]
+    return xs[0], ys[0], xs[1], ys[1]

@@ -47,7 +47,7 @@ def write_webdataset(
 
 def _members(record: Record) -> Iterator[tuple[str, bytes]]:
     key = safe_name(record.id)
-    yield f"{key}.{image_suffix(record)}", record.image
+    yield f"{key}.{image_suffix(record.image)}", record.image
     caption = record.captions[0] if record.captions else ""
     if record.captions:
         yield f"{key}.txt", caption.encode()
