@@ -102,7 +102,7 @@ def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor
     if config.mllm_hf:
         predictors["mllm"] = TransformersRows(config.mllm_hf, device, config.prompt)
     elif config.mllm != "none":
-        predictors["mllm"] = MllmRows(config.mllm, device, config.batch_size)
+        predictors["mllm"] = MllmRows(config.mllm, device, config.batch_size, config.dtype)
     return predictors
 
 

@@ -72,7 +72,8 @@ REMOVED_SETTINGS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds. Tensors are on the CPU, whole, in float32, by parameter name."""
+    """What a checkpoint holds. Tensors are on the CPU, whole, by parameter name, and have the dtype
+    that they are trained or held in."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]

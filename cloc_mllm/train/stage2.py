@@ -15,6 +15,7 @@ from cloc_mllm.data.conversations import phrases_of
 from cloc_mllm.data.mixture import Mixture, load_training_data, parts_of
 from cloc_mllm.data.parquet import RecordDataset
 from cloc_mllm.data.records import Record
+from cloc_mllm.devices import DTYPES
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
@@ -22,12 +23,13 @@ from cloc_mllm.mllm import (
     build_mllm,
     merge_and_save,
 )
+from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import compile_towers
-from cloc_mllm.train.entry import dry_run_report, with_precision
+from cloc_mllm.train.entry import dry_run_report, with_frozen_dtype, with_precision
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
@@ -53,7 +55,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    config = with_precision(config)
+    config = with_frozen_dtype(with_precision(config))
     dataset = load_training_data(config.data)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
@@ -63,6 +65,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     phrases = phrases_of(dataset) if model.config.says_not_there else []
     collator = ConversationCollator(processor, config.conversations, phrases=phrases)
     freeze_by_lr(model, config.optim)
+    hold_frozen(model, DTYPES[config.model.dtype], taught_parts(config.alignment))
     check_alignment(model, config.alignment)
     evaluate = _evaluation(config, processor)
     if config.data.feature_cache:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from cloc_mllm.config import ModelDtype
 from cloc_mllm.data.conversations import PROMPTS
 from cloc_mllm.evaluation.queries import REGION, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
@@ -20,6 +21,8 @@ from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.shipped import shipped_directory
 
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
 
 @dataclass(frozen=True)
 class MllmRows:
@@ -28,9 +31,11 @@ class MllmRows:
     directory: str
     device: torch.device
     batch_size: int = 64
+    dtype: ModelDtype = "float32"
 
     def identity(self) -> dict[str, Any]:
-        return {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
+        identity = {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
+        return identity if self.dtype == "float32" else identity | {"dtype": self.dtype}
 
     def can_answer(self, asked: QuerySet) -> bool:
         return asked.answer in ("box", "box_or_refusal", "text")
@@ -38,7 +43,9 @@ class MllmRows:
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
-        predictor = GroundingPredictor.from_pretrained(self.directory or None, device=self.device)
+        predictor = GroundingPredictor.from_pretrained(
+            self.directory or None, device=self.device, dtype=self.dtype
+        )
         name = self.directory or "shipped mllm"
         for asked in query_sets:
             yield from predict_mllm(predictor, asked, name, self.batch_size, finished)
@@ -69,7 +76,7 @@ def predict_mllm(
         "box_format": coordinates.kind,
         "num_bins": coordinates.num_bins,
         "decoding": "greedy",
-        "precision": "fp32",
+        "precision": _PRECISIONS[predictor.model.dtype],
         "max_new_tokens": limit,
     }
     todo = [query for query in asked.queries if query.id not in finished]
