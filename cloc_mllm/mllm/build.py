@@ -59,10 +59,15 @@ def build_mllm(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Cl
     model, processor = (_continue if config.init else _assemble)(config, dtype)
     model.vision.requires_grad_(not config.freeze_vision_encoder)
     if config.lora.rank:
-        names = processor.coordinates.tokens() + [BOX_TOKEN] * processor.box_head
-        written = token_ids(processor.tokenizer, names)
+        written = new_token_ids(processor)
         model.language_model = add_lora(model.language_model, config.lora, written)
     return model, processor
+
+
+def new_token_ids(processor: ClocMllmProcessor) -> list[int]:
+    """Returns the tokens that boxes are written with, whose embeddings LoRA trains along."""
+    names = processor.coordinates.tokens() + [BOX_TOKEN] * processor.box_head
+    return token_ids(processor.tokenizer, names)
 
 
 def hold_frozen(

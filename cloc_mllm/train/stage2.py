@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.command_line import parse_job
+from cloc_mllm.command_line import parse_options
 from cloc_mllm.config import Stage2Config
 from cloc_mllm.data.conversations import phrases_of
 from cloc_mllm.data.mixture import Mixture, load_training_data, parts_of
@@ -32,6 +32,7 @@ from cloc_mllm.train.engine import compile_towers
 from cloc_mllm.train.entry import dry_run_report, with_frozen_dtype, with_precision
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
+from cloc_mllm.train.memory import memory_of_step
 from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.preflight import check_records
 
@@ -42,14 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
-    config, dry_run = parse_job(
-        Stage2Config, argv, prog="stage2", description="Tuning of the multimodal LLM (stage 2)."
+    config, options = parse_options(
+        Stage2Config,
+        argv,
+        prog="stage2",
+        description="Tuning of the multimodal LLM (stage 2).",
+        options={
+            "dry_run": (False, "print the settings and what would be done, then stop"),
+            "gpu_memory": (
+                0.0,
+                "GiB of a GPU; with --dry_run: whether a step fits, what to change",
+            ),
+        },
     )
-    return run_stage2(config, dry_run=dry_run).exit_code
+    if options["gpu_memory"] and not options["dry_run"]:
+        raise ValueError("stage2: --gpu_memory is a question to --dry_run; give both")
+    return run_stage2(config, dry_run=options["dry_run"], gpu_gib=options["gpu_memory"]).exit_code
 
 
-def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
+def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 0) -> TrainResult:
     """Trains an MLLM and writes it, LoRA merged, to `config.run.output_dir/model`.
+
+    A dry run only prints what would be done, and a step's memory beside `gpu_gib` GiB of a GPU.
 
     Raises:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
@@ -74,6 +89,8 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         print(dry_run_report(config, model, order) + "\n")
     _check_data(dataset, collator, order, run.steps)
     if dry_run:
+        step = [(seed, dataset[index]) for seed, index in order.batch(0)]
+        print(memory_of_step(config, model, collator, step, gpu_gib))
         return TrainResult(step=0)
     collator.features = fill_features(model, processor, dataset, config)
     if config.run.compile:
