@@ -161,6 +161,7 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
     new = new_token_ids(processor)
     shapes = [StepShape.of_batch(batch) for batch in batches]
     largest = max(shapes, key=lambda shape: shape.num_sequences * shape.num_tokens)
+    assert isinstance(model.config, ClocMllmConfig)
     estimate = estimate_step(config, model.config, new, largest, attention=attention_for_training())
     return Measured(peak, estimate, losses)
 

@@ -70,8 +70,10 @@ class StepShape:
     @classmethod
     def of_batch(cls, batch: MllmBatch) -> StepShape:
         inputs = batch.inputs
+        num_sequences, num_tokens = inputs["input_ids"].shape
         return cls(
-            *inputs["input_ids"].shape,
+            num_sequences,
+            num_tokens,
             num_labels=int((inputs["labels"] != IGNORE_INDEX).sum()),
             num_images=len(inputs["pixel_values"]),
             num_regions=len(inputs["region_boxes"]),
@@ -185,12 +187,11 @@ def _build_on_meta(
 
 
 def _held_bytes(model: ClocMllmForConditionalGeneration, quantization: str) -> Iterator[float]:
-    quantized = set()
+    quantized: set[int] = set()
     if quantization != "none":
+        modules: Iterator[Any] = model.language_model.modules()
         quantized = {
-            id(module.base_layer.weight)
-            for module in model.language_model.modules()
-            if hasattr(module, "lora_A")
+            id(module.base_layer.weight) for module in modules if hasattr(module, "lora_A")
         }
     for parameter in model.parameters():
         if id(parameter) in quantized:
@@ -354,9 +355,12 @@ def memory_of_step(
     new_tokens = new_token_ids(collator.processor)
     attention = "sdpa" if gpu_gib else attention_for_training()
 
+    model_config = model.config
+    assert isinstance(model_config, ClocMllmConfig)
+
     def estimate(changed: Stage2Config) -> StepEstimate:
         return estimate_step(
-            changed, model.config, new_tokens, shape, num_ranks=num_ranks, attention=attention
+            changed, model_config, new_tokens, shape, num_ranks=num_ranks, attention=attention
         )
 
     found = estimate(config)
