@@ -30,17 +30,40 @@ def parse_job(
     description: str,
     flag: tuple[str, str] = ("dry_run", "print the settings and what would be done, then stop"),
 ) -> tuple[Config, bool]:
-    """Reads `--config x.yaml --optim.lr 1e-4 --print_config` and one switch of the command.
+    """Reads the settings of a job and one switch of its command, see `parse_options`.
+
+    Args:
+        flag: name and help of the switch.
+
+    Returns:
+        the settings, and whether the switch was given.
+    """
+    name, help_text = flag
+    config, options = parse_options(
+        config_class, argv, prog=prog, description=description, options={name: (False, help_text)}
+    )
+    return config, options[name]
+
+
+def parse_options(
+    config_class: type[Config],
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    options: dict[str, tuple[Any, str]],
+) -> tuple[Config, dict[str, Any]]:
+    """Reads `--config x.yaml --optim.lr 1e-4 --print_config` and options of the command.
 
     `--local_rank`, which the `deepspeed` launcher adds, is accepted and ignored.
 
     Args:
         config_class: a dataclass; its docstrings are the help.
         argv: the arguments; None takes those of the process.
-        flag: name and help of the switch.
+        options: default and help by name; one whose default is False is a switch.
 
     Returns:
-        the settings, and whether the switch was given.
+        the settings, and the value of each option.
 
     Raises:
         ValueError: an argument or a line of the file is wrong; one line that says what was
@@ -48,7 +71,6 @@ def parse_job(
     """
     from jsonargparse import ArgumentParser
 
-    name, help_text = flag
     parser = ArgumentParser(
         prog=prog, description=description, exit_on_error=False, allow_abbrev=False
     )
@@ -57,13 +79,18 @@ def parse_job(
         action="config",
         help="YAML file, or the name of a shipped one; later arguments override it",
     )
-    parser.add_argument(f"--{name}", action="store_true", help=help_text)
+    for name, (default, help_text) in options.items():
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=help_text)
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default, help=help_text)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_class_arguments(config_class)
     parsed = parse_settings(parser, argv)
     values = parser.instantiate(parsed).as_dict()
     fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{field: values[field] for field in fields}), bool(values[name])
+    config = config_class(**{field: values[field] for field in fields})
+    return config, {name: values[name] for name in options}
 
 
 def parse_settings(parser: Any, argv: Sequence[str] | None) -> Any:

@@ -20,6 +20,8 @@ SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
 BoxLoss = Literal["mse", "l1_giou"]
 Quantization = Literal["none", "4bit", "8bit"]
+FrozenDtype = Literal["auto", "float32", "bfloat16"]
+ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 VisionFeatures = Literal["encoder", "encoder+prompter"]
 RegionFeatures = Literal["prompter", "roi", "coordinates"]
 ImageProjection = Literal["linear", "mlp", "pixel_shuffle", "resampler"]
@@ -360,7 +362,10 @@ class MllmConfig:
             four numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
         box_loss_weight: weight of the head's loss for a box; the loss of a token has weight 1.
         quantization: quantises the frozen language model's linear layers by bitsandbytes: `4bit`
-            (nf4) or `8bit` (LLM.int8). Everything else, and all that is trained, stays float32.
+            (nf4) or `8bit` (LLM.int8).
+        dtype: what the frozen language model and the frozen vision encoder are held in. All that
+            is trained, the Prompter and the projectors stay float32. `auto` is `bfloat16` on a GPU
+            that trains in bf16 (`run.precision`), else `float32`.
     """
 
     init: str = ""
@@ -379,6 +384,7 @@ class MllmConfig:
     box_head: bool = False
     box_loss_weight: float = 2.0
     quantization: Quantization = "none"
+    dtype: FrozenDtype = "auto"
     lora: LoraConfig = field(default_factory=LoraConfig)
 
 

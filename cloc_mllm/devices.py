@@ -1,4 +1,4 @@
-"""Chooses the device and the precision of a command."""
+"""Chooses the device, the precision and the dtype of weights of a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from cloc_mllm.config import Precision
+from cloc_mllm.config import FrozenDtype, Precision
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(device: torch.device | str | None = None) -> torch.device:
@@ -35,3 +37,22 @@ def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:
         capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         native = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return "bf16" if native else "fp32"
+
+
+def resolve_frozen_dtype(
+    dtype: FrozenDtype, precision: Precision = "auto"
+) -> Literal["float32", "bfloat16"]:
+    """Turns `auto` into `bfloat16` on a GPU that trains in bf16, else into `float32`.
+
+    Raises:
+        ValueError: weights held in bfloat16 would be multiplied in float32.
+    """
+    precision = resolve_precision(precision)
+    if dtype == "auto":
+        return "bfloat16" if torch.cuda.is_available() and precision == "bf16" else "float32"
+    if dtype == "bfloat16" and precision == "fp32":
+        raise ValueError(
+            "model.dtype is bfloat16, so the frozen weights are multiplied in bf16, but "
+            "run.precision is fp32; set run.precision to bf16, or model.dtype to float32"
+        )
+    return dtype

@@ -44,6 +44,8 @@ def current_run_settings(values: dict[str, Any]) -> dict[str, Any]:
     prompter = values.get("model", {}).get("prompter", {})
     if prompter:
         current["model"] = current_model_settings(values["model"])
+    if "language_model" in values.get("model", {}):
+        current["model"] = {"dtype": "float32", **values["model"]}  # before it could be chosen
     if "box_head_loss" in prompter:
         current["loss"] = {**values["loss"], "box": prompter["box_head_loss"]}
     if rates := values.get("optim", {}).get("layer_lr"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cloc_mllm.devices import choose_device, resolve_precision
+from cloc_mllm.devices import choose_device, resolve_frozen_dtype, resolve_precision
 
 
 def test_explicit_precision_is_taken_as_given() -> None:
@@ -26,3 +26,11 @@ def test_a_named_device_is_taken_as_given() -> None:
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown device 'gpu0'; expected auto, cpu, cuda"):
         choose_device("gpu0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU auto is bfloat16")
+def test_frozen_weights_stay_float32_on_a_cpu_unless_bfloat16_is_named() -> None:
+    assert resolve_frozen_dtype("auto", "bf16") == "float32"
+    assert resolve_frozen_dtype("bfloat16", "bf16") == "bfloat16"
+    with pytest.raises(ValueError, match="is fp32; set"):
+        resolve_frozen_dtype("bfloat16", "fp32")

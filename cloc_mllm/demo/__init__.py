@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
+from cloc_mllm.config import ModelDtype
 from cloc_mllm.shipped import shipped_directory
 
 if TYPE_CHECKING:
@@ -45,11 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Ctrl-C is the normal end, even while it is still starting
     with uploads, contextlib.suppress(KeyboardInterrupt):
-        app = build_app(*load_predictors(arguments.cloc, arguments.mllm))
+        app = build_app(*load_predictors(arguments.cloc, arguments.mllm, arguments.dtype))
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 
-def load_predictors(cloc: str, mllm: str) -> tuple[ClocPredictor, GroundingPredictor | None]:
+def load_predictors(
+    cloc: str, mllm: str, dtype: ModelDtype = "float32"
+) -> tuple[ClocPredictor, GroundingPredictor | None]:
     """Loads the predictors of the given directories; "" and "" are the shipped ones.
 
     With `cloc` alone there is no language model; `mllm` alone goes with the shipped CLOC.
@@ -59,10 +62,10 @@ def load_predictors(cloc: str, mllm: str) -> tuple[ClocPredictor, GroundingPredi
 
     cloc_predictor = ClocPredictor.from_pretrained(cloc or shipped_directory("cloc"))
     if mllm:
-        return cloc_predictor, GroundingPredictor.from_pretrained(mllm)
+        return cloc_predictor, GroundingPredictor.from_pretrained(mllm, dtype=dtype)
     if cloc:
         return cloc_predictor, None
-    return cloc_predictor, GroundingPredictor.from_pretrained(shipped_directory("mllm"))
+    return cloc_predictor, GroundingPredictor.from_pretrained(dtype=dtype)
 
 
 def _parser() -> ArgumentParser:
@@ -79,6 +82,12 @@ def _parser() -> ArgumentParser:
         default="",
         metavar="DIR",
         help="stage-2 model; the shipped one by default, none when only --cloc is given",
+    )
+    parser.add_argument(
+        "--dtype",
+        type=ModelDtype,
+        default="float32",
+        help="what the MLLM is held in; auto: what its files hold",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cloc_mllm.config import Precision, RegionPrompt, Templates
+from cloc_mllm.config import ModelDtype, Precision, RegionPrompt, Templates
 from cloc_mllm.evaluation.queries import AskedIn
 
 
@@ -39,6 +39,7 @@ class EvalConfig:
         allow_partial: scores a published benchmark also if photos or rows of it are missing.
         batch_size: images, or questions to the MLLM, at a time.
         precision: of the CLOC model; `bf16` is several times faster where `auto` chooses it.
+        dtype: what `mllm` is held in; `auto` is what its files hold.
         region_prompt: how CLOC is told of a true region: its `box`, or a `point`, `scribble` or
             rough `mask` drawn in it.
         templates: what class names are put into: `none` (the bare name), `photo`, our `small` set
@@ -74,6 +75,7 @@ class EvalConfig:
     allow_partial: bool = False
     batch_size: int = 64
     precision: Precision = "fp32"
+    dtype: ModelDtype = "float32"
     region_prompt: RegionPrompt = "box"
     templates: Templates = "none"
     device: str = "auto"

@@ -102,7 +102,9 @@ def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor
     if config.mllm_hf:
         predictors["mllm"] = TransformersRows(config.mllm_hf, device, config.prompt)
     elif config.mllm != "none":
-        predictors["mllm"] = MllmRows(config.mllm, device, config.batch_size, config.wordings)
+        predictors["mllm"] = MllmRows(
+            config.mllm, device, config.batch_size, config.wordings, config.dtype
+        )
     return predictors
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from cloc_mllm.config import ModelDtype
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +34,7 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     check_phrases(arguments.phrases)
     _check_drawing(arguments.output)
     image = open_image(arguments.picture)
-    result = _load_predictor(arguments.mllm).ground(image, arguments.phrases)
+    result = _load_predictor(arguments).ground(image, arguments.phrases)
     for phrase, found in zip(arguments.phrases, result, strict=True):
         boxes = found.boxes.to_pixels().xyxy.tolist()
         for box, score in zip(boxes, found.scores.tolist(), strict=True):
@@ -71,7 +73,7 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     _check_drawing(arguments.output)
     image = open_image(arguments.picture)
     region = _region(arguments, image)
-    result = _load_predictor(arguments.mllm).refer(image, region)
+    result = _load_predictor(arguments).refer(image, region)
     print(f"{_pixels(result.boxes.to_pixels().xyxy[0].tolist())}: {result.labels[0]}")
     _draw(result, arguments.output)
     return 0
@@ -118,16 +120,22 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
     parser.add_argument(
         "--mllm", metavar="DIR", help="a model directory of stage 2 (default: the one that ships)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(ModelDtype),
+        default="float32",
+        help="what the model is held in; auto: what its files hold (default: %(default)s)",
+    )
     return parser
 
 
-def _load_predictor(directory: str | None) -> GroundingPredictor:
+def _load_predictor(arguments: Namespace) -> GroundingPredictor:
     from transformers.utils.logging import disable_progress_bar
 
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
     disable_progress_bar()  # of loading weights, which takes a moment here
-    return GroundingPredictor.from_pretrained(directory)
+    return GroundingPredictor.from_pretrained(arguments.mllm, dtype=arguments.dtype)
 
 
 def _pixels(box: Sequence[float]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
 
+from cloc_mllm.config import ModelDtype
 from cloc_mllm.data.conversations import MAX_BOXES, SEVERAL_BOXES
 from cloc_mllm.data.images import open_image
 from cloc_mllm.data.wordings import NOT_THERE, Task, asked
@@ -107,13 +108,22 @@ class GroundingPredictor:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path | None = None, *, device: torch.device | str | None = None
+        cls,
+        directory: str | Path | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | ModelDtype = "float32",
+        attn_implementation: str | None = None,
     ) -> GroundingPredictor:
-        """Loads a directory that stage 2 wrote, in float32.
+        """Loads a directory that stage 2 wrote.
 
         Args:
             directory: None takes the weights that ship with the package.
             device: None takes a GPU if there is one.
+            dtype: of the language model and the vision encoder; `auto` is what the files hold. What
+                reads or writes coordinates stays float32.
+            attn_implementation: of the language model, as in Transformers (`sdpa`, `eager`,
+                `flash_attention_2`); None lets Transformers choose.
 
         Raises:
             FileNotFoundError: there is no model in the directory, or none ships.
@@ -125,7 +135,9 @@ class GroundingPredictor:
                 f"{directory} is no MLLM directory (processor_config.json is missing); expected "
                 "what stage 2 writes to OUTPUT_DIR/model"
             )
-        model = ClocMllmForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+        model = ClocMllmForConditionalGeneration.from_pretrained(
+            directory, dtype=dtype, attn_implementation=attn_implementation
+        )
         processor = ClocMllmProcessor.from_pretrained(directory)
         torch.nn.Module.to(model, choose_device(device))
         return cls(model, processor)

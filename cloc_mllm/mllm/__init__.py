@@ -7,9 +7,10 @@ from transformers import (
     AutoProcessor,
 )
 
-from cloc_mllm.mllm.build import build_mllm, merge_and_save
+from cloc_mllm.mllm.build import build_mllm
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
+from cloc_mllm.mllm.merging import merge_and_save
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 

@@ -17,9 +17,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from cloc_mllm.config import Quantization
 from cloc_mllm.earlier import by_current_name
-from cloc_mllm.mllm.build import add_embeddings, plain_config
+from cloc_mllm.mllm.build import add_embeddings, cast_encoder
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.language_model import load_language_model
+from cloc_mllm.mllm.merging import plain_config
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
 from cloc_mllm.models.build import check_fingerprint
@@ -34,9 +35,10 @@ def save_adapter(
     processor: ClocMllmProcessor,
     directory: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Saves an adapter. `dtype` is that of the parts; peft's file has its own.
+    """Saves an adapter. `dtype` is that of our parts, None what they are held in; peft's file has
+    its own.
 
     Raises:
         ValueError: the language model was trained whole, so there is no adapter; or it came with an
@@ -58,7 +60,7 @@ def save_adapter(
     # loading makes the rows of new tokens again as `build_mllm` did; LoRA holds what was learnt
     language_model.save_pretrained(out, save_embedding_layers=False)
     parts = {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype)
+        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else None)
         for name, tensor in model.state_dict().items()
         if not name.startswith(_LANGUAGE_MODEL)
     }
@@ -70,15 +72,21 @@ def save_adapter(
 
 
 def load_adapter(
-    directory: str | Path, *, language_model: str = "", quantization: Quantization = "none"
+    directory: str | Path,
+    *,
+    language_model: str = "",
+    quantization: Quantization = "none",
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
-    """Loads an adapter: the model in eval mode and float32, with LoRA as a frozen `PeftModel`.
+    """Loads an adapter: the model in eval mode, with LoRA as a frozen `PeftModel`.
 
-    `merged_copy` merges LoRA into the weights.
+    `merge_and_save` merges LoRA into the weights.
 
     Args:
         language_model: where the language model lies now; "" is where it lay in training.
         quantization: quantisation of the language model, whatever it was in training.
+        dtype: of the language model and the vision encoder, whatever it was in training; the rest
+            is float32.
 
     Raises:
         ValueError: model and processor do not belong together, or a part is missing.
@@ -90,7 +98,7 @@ def load_adapter(
     check_fingerprint(config.fingerprint, processor.fingerprint, "the model")
     trained_on = PeftConfig.from_pretrained(str(directory)).base_model_name_or_path
     base_name = language_model or str(trained_on)
-    base = load_language_model(base_name, quantization)
+    base = load_language_model(base_name, quantization, dtype)
     new = range(len(AutoTokenizer.from_pretrained(base_name)), len(processor.tokenizer))
     add_embeddings(base, new, token_ids(processor.tokenizer, processor.coordinates.tokens()))
     model = ClocMllmForConditionalGeneration(config, base)
@@ -104,4 +112,5 @@ def load_adapter(
             f"{Path(directory) / _PARTS} does not fit {directory}/config.json: missing {lost[:3]}, "
             f"unknown {unknown[:3]}"
         )
+    cast_encoder(model, dtype)
     return model.requires_grad_(False).eval(), processor

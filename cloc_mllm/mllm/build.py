@@ -1,4 +1,4 @@
-"""Assemble an MLLM from a stage-1 directory and a language model; save it whole, LoRA merged."""
+"""Assembles an MLLM from a stage-1 directory and a language model, ready to train."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from transformers import (
 from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.data.conversations import tasks_beyond_first
 from cloc_mllm.data.wordings import load_wordings
+from cloc_mllm.devices import DTYPES, resolve_frozen_dtype
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
-from cloc_mllm.mllm.language_model import (
-    attention_for_training,
-    load_language_model,
-    plain_state,
-)
+from cloc_mllm.mllm.language_model import attention_for_training, load_language_model
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
 from cloc_mllm.mllm.projector import num_image_tokens
 from cloc_mllm.models.build import check_fingerprint, load_cloc
 from cloc_mllm.models.position import sinusoidal_code
+
+# settings of a training, which `model.init` does not bring
+_NOT_OF_THE_FORM = ("init", "freeze_vision_encoder", "lora", "dtype")
 
 
 def build_mllm(
@@ -62,20 +62,62 @@ def build_mllm(
             "peft's DoRA cannot read 8-bit weights on a CPU; set model.quantization to 4bit, or "
             "model.lora.variant to lora or rslora"
         )
-    model, processor = _continue(config) if config.init else _assemble(config)
+    # with LoRA nothing of it is trained; else `hold_frozen` casts what turns out to be frozen
+    dtype = DTYPES[resolve_frozen_dtype(config.dtype)] if config.lora.rank else torch.float32
+    model, processor = (_continue if config.init else _assemble)(config, dtype)
     asks = asks or ConversationConfig()
     processor.teach(load_wordings(asks.wordings), tasks_beyond_first(asks))
     model.config.fingerprint = processor.fingerprint
     model.config.says_not_there = asks.absent > 0
     model.vision.requires_grad_(not config.freeze_vision_encoder)
     if config.lora.rank:
-        names = processor.coordinates.tokens() + [BOX_TOKEN] * processor.box_head
-        written = token_ids(processor.tokenizer, names)
+        written = new_token_ids(processor)
         model.language_model = add_lora(model.language_model, config.lora, written)
     return model, processor
 
 
-def _assemble(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+def new_token_ids(processor: ClocMllmProcessor) -> list[int]:
+    """Returns the tokens that boxes are written with, whose embeddings LoRA trains along."""
+    names = processor.coordinates.tokens() + [BOX_TOKEN] * processor.box_head
+    return token_ids(processor.tokenizer, names)
+
+
+def hold_frozen(
+    model: ClocMllmForConditionalGeneration,
+    dtype: torch.dtype,
+    taught: tuple[str, ...] = (),
+) -> None:
+    """Casts what is frozen of the language model, and the vision encoder if all of it is frozen.
+
+    Call it once it is decided what trains. Projectors, Prompter and box head stay as they are.
+
+    Args:
+        taught: parameters that learn later although they are frozen now, by prefixes of names.
+    """
+    encoder = [
+        (name, p) for name, p in model.named_parameters() if name.startswith("vision.encoder.")
+    ]
+    if not any(p.requires_grad or name.startswith(taught) for name, p in encoder):
+        cast_encoder(model, dtype)
+    for parameter in model.language_model.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def cast_encoder(model: ClocMllmForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Casts weights and saved buffers of the vision encoder; what it computes in its constructor
+    stays as it is, as it does in `from_pretrained`."""
+    encoder = model.vision.encoder
+    saved = encoder.state_dict().keys()
+    buffers = {name: buffer for name, buffer in encoder.named_buffers() if name in saved}
+    for tensor in (*encoder.parameters(), *buffers.values()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+
+
+def _assemble(
+    config: MllmConfig, dtype: torch.dtype
+) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     cloc, _, cloc_config = load_cloc(config.cloc)
     tokenizer = AutoTokenizer.from_pretrained(config.language_model)
     if tokenizer.eos_token is None:
@@ -97,7 +139,7 @@ def _assemble(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
         box_head=box_format.head,
         max_tiles=config.max_tiles,
     )
-    language_model = load_language_model(config.language_model, config.quantization)
+    language_model = load_language_model(config.language_model, config.quantization, dtype)
     model_config = _model_config(config, language_model, cloc_config, processor)
     model = ClocMllmForConditionalGeneration(model_config, language_model)
     model.vision.load_state_dict(cloc.vision.state_dict())
@@ -110,7 +152,9 @@ def _assemble(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
     return model, processor
 
 
-def _continue(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
+def _continue(
+    config: MllmConfig, dtype: torch.dtype
+) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     """Loads an MLLM that stage 2 wrote, to train it further."""
     if not (Path(config.init) / "processor_config.json").is_file():
         raise FileNotFoundError(
@@ -118,14 +162,14 @@ def _continue(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
             "expected what stage 2 writes to OUTPUT_DIR/model, or `cloc-mllm export --mllm --merge`"
         )
     model = ClocMllmForConditionalGeneration.from_pretrained(
-        config.init, dtype=torch.float32, attn_implementation=attention_for_training()
+        config.init, dtype=dtype, attn_implementation=attention_for_training()
     )
     processor = ClocMllmProcessor.from_pretrained(config.init)
     check_fingerprint(model.config.fingerprint, processor.fingerprint, config.init)
     theirs = {**vars(model.config), **vars(processor)}
     for field in dataclasses.fields(MllmConfig):
         given = getattr(config, field.name)
-        if field.name in ("init", "freeze_vision_encoder", "lora") or given == field.default:
+        if field.name in _NOT_OF_THE_FORM or given == field.default:
             continue
         if field.name not in theirs or given != theirs[field.name]:
             raise ValueError(
@@ -134,48 +178,6 @@ def _continue(config: MllmConfig) -> tuple[ClocMllmForConditionalGeneration, Clo
                 "; leave it out, a model that is trained further keeps its form"
             )
     return model, processor
-
-
-def merge_and_save(
-    model: ClocMllmForConditionalGeneration,
-    processor: ClocMllmProcessor,
-    directory: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a plain model directory that loads without peft. `model` itself stays as it is."""
-    plain = merged_copy(model)
-    nn.Module.to(plain, dtype)
-    plain.config.dtype = dtype
-    plain.save_pretrained(directory)
-    processor.save_pretrained(directory)
-
-
-def merged_copy(model: ClocMllmForConditionalGeneration) -> ClocMllmForConditionalGeneration:
-    """A CPU copy in eval mode, in float32, with LoRA merged into the weights it was trained on: of
-    a quantised language model those that its codes stand for, so that it answers as trained."""
-    plain = ClocMllmForConditionalGeneration(plain_config(model))
-    plain.generation_config = model.generation_config
-    if not hasattr(model.language_model, "peft_config"):
-        plain.load_state_dict(plain_state(model))
-        return plain.eval()
-
-    from peft import get_peft_model
-
-    peft_config: Any = copy.copy(model.language_model.peft_config["default"])
-    peft_config.base_model_name_or_path = None
-    plain.language_model = get_peft_model(plain.language_model, peft_config)
-    plain.load_state_dict(plain_state(model))
-    plain.language_model = plain.language_model.merge_and_unload()
-    return plain.eval()
-
-
-def plain_config(model: ClocMllmForConditionalGeneration) -> ClocMllmConfig:
-    """A copy that names neither a quantisation nor a path of this machine."""
-    text_config = model.config.text_config.to_dict()
-    for name in ("quantization_config", "_name_or_path"):
-        text_config.pop(name, None)
-    return ClocMllmConfig(**{**model.config.to_dict(), "text_config": text_config})
 
 
 def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list[int]) -> Any:

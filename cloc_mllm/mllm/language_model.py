@@ -1,8 +1,7 @@
-"""Loads the language model, whole or quantised, and turns it back into float32."""
+"""Loads the language model, in a dtype or quantised, and reads its weights back."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,19 +17,28 @@ def attention_for_training() -> str:
     return "sdpa" if torch.cuda.is_available() else "eager"
 
 
-def load_language_model(name: str, quantization: Quantization = "none") -> PreTrainedModel:
-    """Loads an `AutoModelForCausalLM` in float32, or with its linear layers (not the output layer)
-    in 4 bits (nf4) or 8 bits (LLM.int8) by bitsandbytes."""
+def load_language_model(
+    name: str, quantization: Quantization = "none", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Loads an `AutoModelForCausalLM`, file by file, without a copy in another dtype.
+
+    Args:
+        quantization: puts the linear layers (not the output layer) into 4 bits (nf4) or 8
+            (LLM.int8) by bitsandbytes.
+        dtype: of all other weights, and what 4 bits are multiplied in.
+    """
     options: dict[str, Any] = {"attn_implementation": attention_for_training()}
     if quantization != "none":
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = (
-            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+            BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
             if quantization == "4bit"
             else BitsAndBytesConfig(load_in_8bit=True)
         )
-    language_model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
+    language_model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
     for module in quantized_layers(language_model).values():
         # on such CPUs eval() repacks the weights for bf16, which silently ruins later gradients
         module.support_avx512bf16_for_cpu = False
@@ -47,27 +55,8 @@ def quantized_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Makes a state dict on the CPU in which a quantised layer has the float32 weight that it
-    computes with, under the name of the original layer's weight."""
-    layers = quantized_layers(model)
-    state = {
-        name: tensor.detach().cpu()
-        for name, tensor in model.state_dict().items()
-        if not _is_packed(name, layers)
-    }
-    for layer, module in layers.items():
-        state[f"{layer}.weight"] = _dequantized(module).float().cpu()
-    return state
-
-
-def _is_packed(name: str, layers: Collection[str]) -> bool:
-    """Whether a tensor holds the codes of a quantised layer, or belongs to them:
-    `LAYER.weight`, `LAYER.weight.absmax` and others, `LAYER.weight_format`, `LAYER.SCB`."""
-    return name.partition(".weight")[0] in layers or name.removesuffix(".SCB") in layers
-
-
-def _dequantized(module: Any) -> Tensor:
+def dequantized(module: Any) -> Tensor:
+    """Unpacks the weight that a bitsandbytes layer computes with: float[out, in]."""
     weight = module.weight
     if type(module).__name__ == "Linear4bit":
         from bitsandbytes.functional import dequantize_4bit

@@ -61,14 +61,26 @@ def answer_loss_of_hidden(
         head: float[K, H] -> float[K, V].
     """
     chosen = labels[:, 1:] != IGNORE_INDEX
-    hidden, targets = hidden[:, :-1][chosen], labels[:, 1:][chosen]
+    states, targets = hidden[:, :-1][chosen], labels[:, 1:][chosen]
+    return loss_of_states(states, targets, head, soft_bins, chunk=chunk)
+
+
+def loss_of_states(
+    states: Tensor,
+    targets: Tensor,
+    head: Callable[[Tensor], Tensor],
+    soft_bins: SoftBins | None = None,
+    *,
+    chunk: int = _CHUNK,
+) -> Tensor:
+    """Computes the summed loss of what writes the targets: float[K, H] and int64[K]."""
 
     def summed(hidden: Tensor, targets: Tensor) -> Tensor:
         return _summed(head(hidden), targets, soft_bins)
 
     if len(targets) <= chunk:
-        return summed(hidden, targets)
-    pieces = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        return summed(states, targets)
+    pieces = zip(states.split(chunk), targets.split(chunk), strict=True)
     return torch.stack([checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]).sum()
 
 

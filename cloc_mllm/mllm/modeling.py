@@ -40,6 +40,9 @@ from cloc_mllm.models.build import build_cloc_vision
 from cloc_mllm.models.position import token_cells
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
+# read or write coordinates, and are small: they stay float32 whatever dtype is asked for
+_PRECISE_PARTS = ("projector", "region_projector", "region_encoder", "box_head")
+
 
 class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """`vision` -> `projector` (and `region_projector`) -> `language_model`.
@@ -85,6 +88,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.box_head = AnswerBoxHead(width)
         # some language models change logits after their head, which only `answer_loss` would see
         self._head_reads_hidden = not _changes_logits(config.text_config)
+        self._keep_in_fp32_modules_strict = set(_PRECISE_PARTS)
         self.post_init()
 
     def forward(  # noqa: PLR0913  the signature Transformers calls
@@ -205,28 +209,35 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
         """Makes image features float[I, N, H] and region features float[R, H] for the language
         model."""
-        image = self.encode_images(inputs.pixel_values)
+        image, image_features = self.read_images(inputs.pixel_values, inputs.image_frame)
+        region_image = inputs.image_index[inputs.region_image_index]
+        features = read_regions(self.config.region_features, self.vision, image, inputs)
+        boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
+        return image_features, self.region_projector(features, [boxes])
+
+    def read_images(self, pixel_values: Tensor, frames: Tensor) -> tuple[ImageFeatures, Tensor]:
+        """Encodes images, see `VisionInputs`; also returns their projected features
+        float[I, N, H]."""
+        image = self.encode_images(pixel_values)
+        held, read = (next(p.parameters()).dtype for p in (self.vision.encoder, self.projector))
+        if held != read:
+            image = image._replace(tokens=image.tokens.to(read))
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [image.tokens], [cells]
         if self.config.vision_features == "encoder+prompter":
             regions, boxes = self.vision.read_tokens(image)
             features.append(regions)
             token_boxes.append(boxes)
-        frame = inputs.image_frame[:, None, :]
-        token_boxes = [to_original_frame(boxes, frame) for boxes in token_boxes]
-        image_features = self.projector(features, token_boxes)
-
-        region_image = inputs.image_index[inputs.region_image_index]
-        features = read_regions(self.config.region_features, self.vision, image, inputs)
-        boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
-        return image_features, self.region_projector(features, [boxes])
+        token_boxes = [to_original_frame(boxes, frames[:, None, :]) for boxes in token_boxes]
+        return image, self.projector(features, token_boxes)
 
     def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
         """Encodes images float[I, 3, S, S]; tokens float[I, N, D] are encoded already."""
         if pixel_values.ndim == 3:  # nothing here reads the pooled features
             unread = pixel_values.new_zeros(len(pixel_values), 0)
             return ImageFeatures(unread, pixel_values, self.vision.grid_hw)
-        return self.vision.encode_image(pixel_values.to(self.region_projector.output.weight.dtype))
+        held = next(self.vision.encoder.parameters()).dtype
+        return self.vision.encode_image(pixel_values.to(held))
 
     @torch.no_grad()
     def prefill(self, prefix_ids: Tensor, inputs: VisionInputs) -> tuple[DynamicCache, Tensor]:

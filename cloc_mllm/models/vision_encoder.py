@@ -77,6 +77,7 @@ class VisionEncoder(nn.Module):
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """Applies CLIP's own projection to every token: float[B, N, D] -> float[B, N, E]."""
+        tokens = tokens.to(next(self.parameters()).dtype)
         if self.is_timm:
             return self.visual.head(tokens)
         return tokens if self.visual.proj is None else tokens @ self.visual.proj

@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
+from cloc_mllm.config import ModelDtype
 from cloc_mllm.serve.limits import Limits
 
 _SECONDS_TO_FINISH = 5
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cloc_mllm.stopping import StopRequest
 
         disable_progress_bar()
-        predictor = GroundingPredictor.from_pretrained(arguments.mllm or None)
+        predictor = GroundingPredictor.from_pretrained(
+            arguments.mllm or None, dtype=arguments.dtype
+        )
         name = arguments.name or model_name(arguments.mllm)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -87,6 +90,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--mllm", default="", metavar="DIR", help="stage-2 model; the shipped one by default"
+    )
+    parser.add_argument(
+        "--dtype",
+        type=ModelDtype,
+        default="float32",
+        help="what the model is held in; auto: what its files hold",
     )
     parser.add_argument("--name", default="", help="model name; by default that of its directory")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")

@@ -73,7 +73,8 @@ REMOVED_SETTINGS = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint: whole tensors on the CPU, in float32, by parameter name."""
+    """The content of a checkpoint: whole tensors on the CPU, by parameter name, in the dtype that
+    they are trained or held in."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]

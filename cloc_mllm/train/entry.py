@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from cloc_mllm.config import RunConfig, Stage1Config, Stage2Config, TinyLlmConfig
-from cloc_mllm.devices import resolve_precision
+from cloc_mllm.devices import resolve_frozen_dtype, resolve_precision
 from cloc_mllm.train.data_order import DataOrder
 
 Config = TypeVar("Config", Stage1Config, Stage2Config, TinyLlmConfig)
@@ -23,6 +23,12 @@ def with_precision(config: Config) -> Config:
     """
     precision = resolve_precision(config.run.precision)
     return dataclasses.replace(config, run=dataclasses.replace(config.run, precision=precision))
+
+
+def with_frozen_dtype(config: Stage2Config) -> Stage2Config:
+    """Resolves `model.dtype: auto`, once per run, like the precision, which it depends on."""
+    dtype = resolve_frozen_dtype(config.model.dtype, config.run.precision)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
 
 
 def dry_run_report(

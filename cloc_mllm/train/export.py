@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cloc_mllm.command_line import ArgumentParser
-from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig
+from cloc_mllm.config import (
+    AlignmentConfig,
+    ConversationConfig,
+    LoraConfig,
+    MllmConfig,
+    OptimConfig,
+)
+from cloc_mllm.devices import DTYPES
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
     ClocMllmProcessor,
@@ -17,12 +22,13 @@ from cloc_mllm.mllm import (
     merge_and_save,
 )
 from cloc_mllm.mllm.adapter import ADAPTER_CONFIG, load_adapter, save_adapter
+from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.models.build import check_fingerprint
 from cloc_mllm.models.export import main as export_cloc
+from cloc_mllm.train.alignment import taught_parts
 from cloc_mllm.train.checkpoint import load_checkpoint, newest_whole_checkpoint
+from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.resume import load_weights
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +55,7 @@ def export_mllm(argv: Sequence[str]) -> int:
         help="a stage-2 output directory (its newest checkpoint), or an exported adapter",
     )
     parser.add_argument("--merge", action="store_true", help="one whole model, without peft")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="default: float32")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: what training held each part in")
     parser.add_argument("--language_model", default="", help="if it no longer lies where it did")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="directory to make; must be new"
@@ -58,7 +64,7 @@ def export_mllm(argv: Sequence[str]) -> int:
     model, processor = load_trained(arguments.mllm, arguments.language_model)
     arguments.output_dir.mkdir(parents=True)
     save = merge_and_save if arguments.merge else save_adapter
-    save(model, processor, arguments.output_dir, dtype=_DTYPES[arguments.dtype])
+    save(model, processor, arguments.output_dir, dtype=DTYPES.get(arguments.dtype))
     print(f"wrote {arguments.output_dir}")
     return 0
 
@@ -89,6 +95,9 @@ def load_trained(
     asks = ConversationConfig(**config["conversations"])
     model, processor = build_mllm(_mllm_config(config["model"], language_model), asks)
     check_fingerprint(checkpoint.state["fingerprint"], processor.fingerprint, str(found))
+    freeze_by_lr(model, OptimConfig(layer_lr=config["optim"]["layer_lr"]))
+    taught = taught_parts(AlignmentConfig(**config["alignment"]))
+    hold_frozen(model, DTYPES[config["model"]["dtype"]], taught)
     load_weights(model, checkpoint.weights)
     return model.eval(), processor
 

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.command_line import parse_job
+from cloc_mllm.command_line import parse_options
 from cloc_mllm.config import Stage2Config
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.conversations import needs_negatives, negatives_of
@@ -23,6 +23,7 @@ from cloc_mllm.data.mixture import (
 )
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
+from cloc_mllm.devices import DTYPES
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import (
@@ -31,14 +32,16 @@ from cloc_mllm.mllm import (
     build_mllm,
     merge_and_save,
 )
+from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import compile_towers
-from cloc_mllm.train.entry import dry_run_report, with_precision
+from cloc_mllm.train.entry import dry_run_report, with_frozen_dtype, with_precision
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
+from cloc_mllm.train.memory import memory_of_step
 from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.preflight import check_records
 
@@ -49,20 +52,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
-    config, dry_run = parse_job(
-        Stage2Config, argv, prog="stage2", description="Tuning of the multimodal LLM (stage 2)."
+    config, options = parse_options(
+        Stage2Config,
+        argv,
+        prog="stage2",
+        description="Tuning of the multimodal LLM (stage 2).",
+        options={
+            "dry_run": (False, "print the settings and what would be done, then stop"),
+            "gpu_memory": (
+                0.0,
+                "GiB of a GPU; with --dry_run: whether a step fits, what to change",
+            ),
+        },
     )
-    return run_stage2(config, dry_run=dry_run).exit_code
+    if options["gpu_memory"] and not options["dry_run"]:
+        raise ValueError("stage2: --gpu_memory is a question to --dry_run; give both")
+    return run_stage2(config, dry_run=options["dry_run"], gpu_gib=options["gpu_memory"]).exit_code
 
 
-def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
+def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 0) -> TrainResult:
     """Trains an MLLM and writes it, LoRA merged, to `config.run.output_dir/model`.
+
+    A dry run only prints what would be done, and a step's memory beside `gpu_gib` GiB of a GPU.
 
     Raises:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
-    config = with_precision(config)
+    config = with_frozen_dtype(with_precision(config))
     # alignment tells the projectors of scenes, which records alone hold
     load = load_training_records if config.alignment.steps else load_training_data
     dataset: AnyDataset | Mixture = load(config.data)
@@ -74,6 +91,7 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
     negatives = negatives_of(dataset) if needs_negatives(asks) else []
     collator = ConversationCollator(processor, asks, negatives=negatives)
     freeze_by_lr(model, config.optim)
+    hold_frozen(model, DTYPES[config.model.dtype], taught_parts(config.alignment))
     check_alignment(model, config.alignment)
     evaluate = _evaluation(config, processor)
     if config.data.feature_cache:
@@ -82,6 +100,8 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False) -> TrainResult:
         print(dry_run_report(config, model, order) + "\n")
     _check_data(dataset, collator, order, run.steps)
     if dry_run:
+        step = [(seed, dataset[index]) for seed, index in order.batch(0)]
+        print(memory_of_step(config, model, collator, step, gpu_gib))
         return TrainResult(step=0)
     collator.features = fill_features(model, processor, dataset, config)
     if config.run.compile:

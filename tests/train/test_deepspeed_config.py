@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cloc_mllm.config import OptimConfig, RunConfig
-from cloc_mllm.train.deepspeed_config import deepspeed_config
+from cloc_mllm.train.deepspeed_config import REDUCE_BUCKET, deepspeed_config
 
 
 @pytest.mark.parametrize(("world_size", "per_rank"), [(1, 12), (2, 6), (3, 4)])
@@ -15,7 +15,7 @@ def test_batch_is_shared_evenly(world_size: int, per_rank: int) -> None:
         "train_micro_batch_size_per_gpu": per_rank,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.5,
-        "zero_optimization": {"stage": 2},
+        "zero_optimization": {"stage": 2, "reduce_bucket_size": REDUCE_BUCKET},
     }
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from cloc_mllm.config import ModelDtype
 from cloc_mllm.data.wordings import Task, Wordings
 from cloc_mllm.evaluation.queries import REGION, AskedIn, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
@@ -21,6 +22,8 @@ from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.shipped import shipped_directory
 
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
 
 @dataclass(frozen=True)
 class MllmRows:
@@ -30,10 +33,17 @@ class MllmRows:
     device: torch.device
     batch_size: int = 64
     wordings: AskedIn = "first"
+    dtype: ModelDtype = "float32"
 
     def identity(self) -> dict[str, Any]:
-        identity = {"mllm": model_identity(self.directory or shipped_directory("mllm"))}
-        return identity if self.wordings == "first" else {**identity, "wordings": self.wordings}
+        identity: dict[str, Any] = {
+            "mllm": model_identity(self.directory or shipped_directory("mllm"))
+        }
+        if self.wordings != "first":
+            identity["wordings"] = self.wordings
+        if self.dtype != "float32":
+            identity["dtype"] = self.dtype
+        return identity
 
     def can_answer(self, asked: QuerySet) -> bool:
         return asked.answer in ("box", "box_or_refusal", "boxes", "text")
@@ -41,7 +51,9 @@ class MllmRows:
     def rows(
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
-        predictor = GroundingPredictor.from_pretrained(self.directory or None, device=self.device)
+        predictor = GroundingPredictor.from_pretrained(
+            self.directory or None, device=self.device, dtype=self.dtype
+        )
         name = self.directory or "shipped mllm"
         for asked in query_sets:
             asked = replace(asked, asked_in=self.wordings)
@@ -78,7 +90,7 @@ def predict_mllm(
         "box_format": coordinates.kind,
         "num_bins": coordinates.num_bins,
         "decoding": "greedy",
-        "precision": "fp32",
+        "precision": _PRECISIONS[predictor.model.dtype],
         "max_new_tokens": limit,
     }
     todo = [query for query in asked.queries if query.id not in finished]
