@@ -85,17 +85,9 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 
     dataset: AnyDataset | Mixture = load(config.data)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
-    torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
-    asks = config.conversations
-    model, processor = build_mllm(config.model, asks)
-    negatives = negatives_of(dataset) if needs_negatives(asks) else []
-    collator = ConversationCollator(processor, asks, negatives=negatives)
-    freeze_by_lr(model, config.optim)
-    hold_frozen(model, DTYPES[config.model.dtype], taught_parts(config.alignment))
-    check_alignment(model, config.alignment)
+    model, collator = _build(config, dataset)
+    processor = collator.processor
     evaluate = _evaluation(config, processor)
-    if config.data.feature_cache:
-        check_encoder_is_frozen(model, config.alignment)
     if dry_run:
         print(dry_run_report(config, model, order) + "\n")
     _check_data(dataset, collator, order, run.steps)
@@ -135,6 +127,22 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 
         kept_frozen=taught_parts(config.alignment),
     )
     return train(job, config.run, config.optim)
+
+
+def _build(
+    config: Stage2Config, dataset: AnyDataset | Mixture
+) -> tuple[ClocMllmForConditionalGeneration, ConversationCollator]:
+    """Builds the model, with its frozen parts in their dtype, and the collator of its batches."""
+    torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
+    asks = config.conversations
+    model, processor = build_mllm(config.model, asks)
+    negatives = negatives_of(dataset) if needs_negatives(asks) else []
+    freeze_by_lr(model, config.optim)
+    hold_frozen(model, DTYPES[config.model.dtype], taught_parts(config.alignment))
+    check_alignment(model, config.alignment)
+    if config.data.feature_cache:
+        check_encoder_is_frozen(model, config.alignment)
+    return model, ConversationCollator(processor, asks, negatives=negatives)
 
 
 def _check_data(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_documentation import ROOT, run
+from tests.integration.test_stage1 import clean_environment
 
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.M | re.S)
 
@@ -21,7 +22,7 @@ def test_ten_rows_from_nothing_to_an_answer(tmp_path: Path) -> None:
     (_, rows), (_, commands), (_, question) = BLOCK.findall(page)
     run(rows, tmp_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path}
+    environment = {**clean_environment(), "PATH": path}
     shell = ["bash", "-e", "-c", commands]
     result = subprocess.run(shell, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -100,7 +100,7 @@ def test_the_demo_answers_alike(
             picture = replace(open_picture(tmp_path / name), box=record.regions[0].box)
             found = engine.find(picture, record.regions[0].expressions[0])
             assert found.language_model is not None
-            boxes = found.cloc_head.box, found.language_model.box
+            boxes = found.cloc_head.boxes, found.language_model.boxes
             answers.append((picture.key, boxes, engine.name(picture, ["crab"]).answer))
         assert answers[1] == answers[0]
 
