@@ -126,6 +126,7 @@ class Stage1DataConfig(DataConfig):
             scribble or a rough mask drawn in it, or by all boxes of a phrase that names several.
         allow_no_regions: trains on captions alone where no record has a region; off refuses such
             a set before the first step.
+        allow_no_captions: the same for regions alone where no record has a caption.
         label_noise: spoils the training labels as a detector might: the standard deviation by
             which box corners move, in sides of their box, and the share of regions that get a
             wrong phrase.
@@ -135,6 +136,7 @@ class Stage1DataConfig(DataConfig):
     flip: bool = False
     free_form_share: float = 0.0
     allow_no_regions: bool = False
+    allow_no_captions: bool = False
     label_noise: float = 0.0
 
 

@@ -45,32 +45,44 @@ def refuse_no_regions(drop_log: DropLog) -> None:
 
 
 def refuse_nothing_to_learn(
-    records: Iterable[Record], *, learns_regions: bool, allow_no_regions: bool
+    records: Iterable[Record],
+    *,
+    learns_regions: bool,
+    allow_no_regions: bool = False,
+    allow_no_captions: bool = False,
 ) -> None:
-    """Refuses a training set of stage 1 in which no record has anything to learn.
+    """Refuses a training set of stage 1 in which no record has what a loss learns from.
 
     Args:
-        records: read up to the first record with something to learn; images are not read.
+        records: read up to where all of it was seen; their images are not looked at.
         learns_regions: off for plain CLIP, which learns captions alone.
-        allow_no_regions: whether captions alone are enough if no record has a region.
+        allow_no_regions: learns captions alone where no record has a region.
+        allow_no_captions: learns regions alone where no record has a caption.
 
     Raises:
         ValueError: says how many records there are, and what they lack.
     """
-    num_records = num_captions = 0
+    num_records = num_captions = num_regions = 0
     for record in records:
-        if record.regions and learns_regions:
-            return
         num_records += 1
         num_captions += len(record.captions)
-        if num_captions and (not learns_regions or allow_no_regions):
+        num_regions += len(record.regions)
+        if num_captions and (num_regions or not learns_regions):
             return
-    lacks = "region" if learns_regions and num_captions else "region or caption"
-    lacks = lacks if learns_regions else "caption"
+    has_regions = num_regions > 0 and learns_regions
+    if (num_captions and allow_no_regions) or (has_regions and allow_no_captions):
+        return
+    lacks, option = "region or caption", ""
+    if num_captions:
+        lacks, option = "region", "captions alone with data.allow_no_regions"
+    elif has_regions:
+        lacks, option = "caption", "regions alone with data.allow_no_captions"
+    elif not learns_regions:
+        lacks = "caption"
+    counts = f"{num_captions:,} captions, {num_regions:,} regions"
     advice = "look at it with `cloc-mllm data stats`, and build it with its annotations"
-    if lacks == "region":
-        advice += ", or train on captions alone with data.allow_no_regions"
     raise ValueError(
-        f"none of the {num_records:,} training records has a {lacks} ({num_captions:,} captions), "
-        f"so there is nothing to learn; {advice}"
+        f"none of the {num_records:,} training records has a {lacks} ({counts}), so "
+        f"{'its loss would learn nothing' if option else 'there is nothing to learn'}; {advice}"
+        + (f", or train on {option}" if option else "")
     )

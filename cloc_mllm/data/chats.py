@@ -16,7 +16,7 @@ from PIL import Image
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.drop_log import DropLog, shown
-from cloc_mllm.data.images import ImageError, open_image, storable
+from cloc_mllm.data.images import ImageError, change_of, open_image, storable
 from cloc_mllm.data.records import check_box
 
 Role = Literal["system", "user", "assistant"]
@@ -277,8 +277,8 @@ def _drop_parts(
 def _checked_image(image: ChatImage, drop_log: DropLog) -> ChatImage:
     data, old_format = storable(image.image, name=image.name)
     upright = open_image(data, name=image.name)
-    if old_format:
-        drop_log.note_once(f"{old_format} images converted", image.name)
+    if change := change_of(data, old_format):
+        drop_log.note_once(change, image.name)
     return replace(image, image=data, width=upright.width, height=upright.height)
 
 

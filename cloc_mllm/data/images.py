@@ -152,6 +152,22 @@ def read_header(
     return Header(image.size, turn)
 
 
+DEEP_GREY = "images of 16-bit grey, whose brightness is scaled by their own depth"  # a note
+
+
+def change_of(data: bytes, old_format: str) -> str:
+    """Says, as a note, what a build changes in the picture of an image file; "" if nothing.
+
+    Args:
+        data, old_format: what `storable` returned.
+    """
+    is_png = data.startswith(b"\x89PNG")
+    if old_format:
+        return f"{old_format} images converted to {'PNG' if is_png else 'JPEG'}"
+    is_deep_grey = is_png and data[24:26] == b"\x10\x00"  # bit depth and colour type of the header
+    return DEEP_GREY if is_deep_grey else ""
+
+
 def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, int] | None:
     """Reads the (width, height) of the picture that `open_image` gives; None for no image."""
     header = read_header(data, max_pixels)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.drop_log import DropLog, Kind, shown
-from cloc_mllm.data.images import ImageError, open_image, storable
+from cloc_mllm.data.images import ImageError, change_of, open_image, storable
 
 __all__ = ["SCHEMA_VERSION", "DropLog", "Record", "Region", "check_box", "validate_record"]
 
@@ -108,8 +108,8 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     except ImageError as error:
         drop_record(record, error.reason, error.detail, drop_log)
         return None
-    if old_format:
-        drop_log.note(f"{old_format} images converted to {_format_name(data)}", example=record.id)
+    if change := change_of(data, old_format):
+        drop_log.note(change, example=record.id)
     valid = replace(
         record,
         image=data,
@@ -137,10 +137,6 @@ def drop_record(record: Record, reason: str, found: Any, drop_log: DropLog) -> N
     drop_log.add("caption", str(record.id), reason, count=len(record.captions))
     for index, region in enumerate(record.regions):
         _drop_region(region, f"{record.id}/{index}", reason, "", drop_log)
-
-
-def _format_name(data: bytes) -> str:
-    return "PNG" if data.startswith(b"\x89PNG") else "JPEG"
 
 
 def _id_fault(record_id: Any, drop_log: DropLog) -> str | None:

@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write the towers of a CLOC so that other code loads them as a CLIP.",
         epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:DIR'). "
         "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('DIR'); "
-        "pad pictures to a square with the mean colour first, as LLaVA does. safetensors: all "
-        "weights in DIR/cloc.safetensors, what each name means and the settings in DIR/cloc.json. "
+        "pad pictures to a square with the mean colour, RGB (124, 116, 104), first, as LLaVA does. "
+        "safetensors: all weights in DIR/cloc.safetensors, what each name means and the settings "
+        "in DIR/cloc.json. "
         "For an MLLM see `cloc-mllm export --mllm DIR --help`.",
     )
     parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")

@@ -35,6 +35,7 @@ MANIFEST = "manifest.json"
 # do not enter the arithmetic (`steps` stretches the learning rate schedule, as it should).
 FREE_KEYS = frozenset(
     {
+        "data.allow_no_captions",
         "data.allow_no_regions",
         "conversations.pack",
         "data.cache_dir",

@@ -58,6 +58,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         records.without_images(),
         learns_regions=config.model.prompter.kind != "none",
         allow_no_regions=config.data.allow_no_regions,
+        allow_no_captions=config.data.allow_no_captions,
     )
     dataset: Sequence[Record] = records
     if config.data.label_noise:

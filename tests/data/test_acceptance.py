@@ -76,22 +76,27 @@ BARE, CAPTIONED, BOXED = record(0, 0), record(2, 0), record(0, 1)
 
 
 @pytest.mark.parametrize(
-    ("records", "learns_regions", "allow_no_regions", "message"),
+    ("records", "options", "message"),
     [
-        ([BARE, BOXED], True, False, ""),
-        ([CAPTIONED, CAPTIONED], True, False, "2 training records has a region .4 captions"),
-        ([CAPTIONED, CAPTIONED], True, True, ""),
-        ([BARE, BARE], True, True, "has a region or caption .0 captions"),
-        ([BARE], True, False, "has a region or caption"),
-        ([BOXED], False, False, "has a caption"),
-        ([BOXED, CAPTIONED], False, False, ""),
-        ([], True, False, "none of the 0 training records"),
+        ([BARE, CAPTIONED, BOXED], {}, ""),
+        ([CAPTIONED, CAPTIONED], {}, "2 training records has a region .4 captions, 0 regions"),
+        ([CAPTIONED, CAPTIONED], {"allow_no_regions": True}, ""),
+        ([CAPTIONED], {"allow_no_captions": True}, "has a region .*data.allow_no_regions"),
+        ([BOXED, BOXED], {}, "2 training records has a caption .0 captions, 2 regions"),
+        ([BOXED, BOXED], {"allow_no_captions": True}, ""),
+        ([BOXED], {"allow_no_regions": True}, "has a caption .*data.allow_no_captions"),
+        ([BARE, BARE], {"allow_no_regions": True}, "has a region or caption .0 captions"),
+        ([BARE], {"allow_no_captions": True}, "has a region or caption"),
+        ([BOXED], {"learns_regions": False}, "has a caption .*nothing to learn"),
+        ([BOXED], {"learns_regions": False, "allow_no_captions": True}, "has a caption"),
+        ([BOXED, CAPTIONED], {"learns_regions": False}, ""),
+        ([], {}, "none of the 0 training records"),
     ],
 )
 def test_stage_1_needs_something_to_learn(
-    records: list[Record], learns_regions: bool, allow_no_regions: bool, message: str
+    records: list[Record], options: dict[str, bool], message: str
 ) -> None:
-    options = {"learns_regions": learns_regions, "allow_no_regions": allow_no_regions}
+    options = {"learns_regions": True, **options}
     if not message:
         refuse_nothing_to_learn(records, **options)
         return
@@ -105,4 +110,4 @@ def test_a_good_set_is_read_no_further_than_needed() -> None:
         yield BOXED
         pytest.fail("read on")
 
-    refuse_nothing_to_learn(records(), learns_regions=True, allow_no_regions=False)
+    refuse_nothing_to_learn(records(), learns_regions=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cloc_mllm.data.drop_log import shown
+from cloc_mllm.data.images import DEEP_GREY
 from cloc_mllm.data.records import DropLog, Record, Region, validate_record
 from tests.photos import encoded
 
@@ -310,3 +312,12 @@ def test_drop_log_summary_and_file(tmp_path) -> None:
         "found": "(0, 0, 0, 0) in a picture of 40 x 30",
     }
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize(("mode", "num_notes"), [("I;16", 1), ("L", 0)])
+def test_scaled_grey_is_noted(mode: str, num_notes: int) -> None:
+    file = io.BytesIO()
+    Image.new(mode, (40, 30), 3000 if mode == "I;16" else 30).save(file, "PNG")
+    log = DropLog()
+    assert validate_record(make_record(image=file.getvalue()), log) is not None
+    assert log.notes[DEEP_GREY] == num_notes
