@@ -103,6 +103,11 @@ def _base(config: ModelConfig) -> dict[str, Any]:
     import open_clip
 
     if config.clip_config:
+        if lacking := {"embed_dim", "vision_cfg", "text_cfg"} - set(config.clip_config):
+            raise ValueError(
+                f"model.clip_config lacks {', '.join(sorted(lacking))}; expected all "
+                "that a model's JSON file in open_clip holds"
+            )
         return config.clip_config
     if not config.architecture:
         raise ValueError(

@@ -151,6 +151,8 @@ def test_missing_or_wrong_things_are_named(tmp_path: Path) -> None:
         built(ModelConfig(architecture="ViT-Z-1"))
     with pytest.raises(ValueError, match="architecture` or `clip_config"):
         built(ModelConfig())
+    with pytest.raises(ValueError, match="clip_config lacks text_cfg, vision_cfg"):
+        built(ModelConfig(clip_config={"embed_dim": 8}))
     with pytest.raises(ValueError, match="unknown tokenizer 'words'"):
         load_text_tokenizer("words")
     with pytest.raises(ValueError, match=r"expected pixel_values\[B, 3, 64, 64\]"):
