@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
 _CHUNK = 512  # labelled positions whose logits exist at a time
+# But not more than so many logits: 128 MB in float32. They live about four times over: as the head
+# writes them, in float32, as logarithms of probabilities, and as gradients.
+_NUM_LOGITS = 2**25
 
 
 class SoftBins(NamedTuple):
@@ -26,6 +29,11 @@ class SoftBins(NamedTuple):
     start: int
     num_bins: int
     smoothing: float
+
+
+def chunk_of(vocab_size: int) -> int:
+    """The number of labelled positions whose logits may exist at a time."""
+    return max(1, min(_CHUNK, _NUM_LOGITS // vocab_size))
 
 
 def answer_loss(logits: Tensor, labels: Tensor, soft_bins: SoftBins | None = None) -> Tensor:

@@ -100,6 +100,8 @@ def _plain_weights(
             if id(module.original_module.weight) not in written:
                 written.add(id(module.original_module.weight))
                 yield f"{prefix}weight", module.weight
+            if getattr(module.original_module, "bias", None) is not None:  # of an output layer
+                yield f"{prefix}bias", module.original_module.bias
         elif hasattr(module, "lora_A"):
             done.append(name)
             yield f"{prefix}weight", _merged(module, peft_config, held)

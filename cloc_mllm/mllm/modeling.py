@@ -26,7 +26,7 @@ from cloc_mllm.earlier import RENAMED_WEIGHTS
 from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
-from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, answer_loss_of_hidden
+from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, answer_loss_of_hidden, chunk_of
 from cloc_mllm.mllm.projector import (
     Projector,
     build_image_projector,
@@ -171,7 +171,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         soft_bins = self.config.soft_bins()
         if few_logits:
             hidden, head = outputs.hidden_states[-1], self.get_output_embeddings()
-            total = answer_loss_of_hidden(hidden, labels, head, soft_bins)
+            chunk = chunk_of(self.config.text_config.vocab_size)
+            total = answer_loss_of_hidden(hidden, labels, head, soft_bins, chunk=chunk)
         else:
             total = answer_loss(outputs.logits, labels, soft_bins)
         if self.config.box_token_id is not None:

@@ -134,7 +134,7 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
 
     assert run.precision != "auto"
     bf16 = run.precision == "bf16"
-    whole = copy.deepcopy(model) if run.zero_stage == 3 and is_main() else model
+    shell = _without_weights(model) if run.zero_stage == 3 and is_main() else None
     engine, *_ = deepspeed.initialize(
         model=TrainStep(model, step_fn, bf16=bf16),
         optimizer=build_optimizer(
@@ -144,26 +144,55 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
         dist_init_required=False,
     )
     check_internals(engine, [p for p in model.parameters() if p.requires_grad])
-    engine.whole = whole
+    engine.shell = shell
     return engine
 
 
-def whole_model(engine: Any, model: nn.Module) -> nn.Module:
-    """The model as a plain one: on the main rank it has all weights and makes no collective calls.
+def whole_model(engine: Any, model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Makes a plain model: on the main rank it has all weights and makes no collective calls.
 
     Every rank must call this. At ZeRO stage 3 a rank holds a part of each weight and gathers the
-    other parts during the forward pass, which would hang on one rank alone. So the main rank keeps
-    a second, plain model and copies the weights into it.
+    other parts during the forward pass, which would hang on one rank alone. So the main rank
+    gathers all of them into a second model on `device`, which lives as long as the caller keeps it.
+    At other stages this is `model` itself, wherever it lies.
     """
     if engine.zero_optimization_stage() < 3:
         return model
-    targets = dict(engine.whole.named_parameters()) | dict(engine.whole.named_buffers())
+    empty = dict(engine.shell.named_parameters()) if is_main() else {}
+    filled: dict[int, Any] = {}  # by the id of the empty parameter, as `deepcopy` looks them up
     with torch.no_grad():
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            with gathered(tensor):
+        for name, parameter in model.named_parameters():
+            with gathered(parameter):
                 if is_main():
-                    targets[name].copy_(tensor)
-    return engine.whole.to(engine.device) if is_main() else model
+                    filled[id(empty[name])] = _filled(empty[name], parameter, device)
+        if not is_main():
+            return model
+        whole = copy.deepcopy(engine.shell, filled)
+        for name, buffer in model.named_buffers():
+            whole.get_buffer(name).copy_(buffer)
+    return whole.to(device)
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """Copies a model but for its weights, which have a shape and a dtype and no memory.
+
+    Weights of bitsandbytes carry more than numbers and are copied.
+    """
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+    }
+    return copy.deepcopy(model, empty)  # it takes what the dictionary has for what it finds there
+
+
+def _filled(empty: nn.Parameter, parameter: nn.Parameter, device: torch.device | str) -> Any:
+    if empty.is_meta:
+        whole = parameter.detach().to(device, copy=True)
+        return nn.Parameter(whole, requires_grad=empty.requires_grad)
+    quantized = copy.deepcopy(empty)
+    quantized.copy_(parameter)
+    return quantized
 
 
 def step_if_finite(engine: Any) -> float:

@@ -172,7 +172,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
             if _due(config.log_every, done, last or stopping):
                 log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
             if job.evaluate is not None and not stopping and _due(job.eval_every, done, last):
-                metrics = _evaluate(whole_model(engine, model), job.evaluate)
+                metrics = _evaluate(whole_model(engine, model, device), job.evaluate)
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
                 state, keep = identity | {"step": done}, config.keep_checkpoints
@@ -182,7 +182,7 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
                 log.message(f"stopped after step {done}; the same command continues from there")
                 break
     log.close()
-    final = whole_model(engine, model) if exit_code == 0 else None
+    final = whole_model(engine, model, "cpu") if exit_code == 0 else None
     if final is not None and is_main():
         job.save_model(final, output_dir / "model")
     barrier()

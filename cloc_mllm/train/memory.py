@@ -36,7 +36,7 @@ from cloc_mllm.mllm.build import add_lora, hold_frozen, new_token_ids
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.language_model import attention_for_training
-from cloc_mllm.mllm.losses import IGNORE_INDEX, loss_of_states
+from cloc_mllm.mllm.losses import IGNORE_INDEX, chunk_of, loss_of_states
 from cloc_mllm.train.alignment import taught_parts
 from cloc_mllm.train.deepspeed_config import REDUCE_BUCKET
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
@@ -261,7 +261,8 @@ def _trace(
                 live.before_loss = live.now
                 states = hidden[:, :-1].flatten(0, 1)[: shape.num_labels]
                 targets = torch.zeros(shape.num_labels, dtype=torch.long)
-                loss = loss_of_states(states, targets, model.get_output_embeddings())
+                chunk = chunk_of(model.config.text_config.vocab_size)
+                loss = loss_of_states(states, targets, model.get_output_embeddings(), chunk=chunk)
             del hidden, states
             loss.backward()
     return live

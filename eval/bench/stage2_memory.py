@@ -145,7 +145,7 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
     size = config.run.global_batch_size
     scenes = iter(generate_scenes(size * num_steps, split="train", seed=0))
     records = [[next(scenes) for _ in range(size)] for _ in range(num_steps)]
-    before = _bytes_of("VmRSS")
+    before = bytes_of("VmRSS")
     torch.manual_seed(0)
     model, processor = build_mllm(config.model)
     hold_frozen(model, DTYPES[config.model.dtype])
@@ -163,7 +163,7 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
         step_if_finite(engine)
         losses.append(float(values["loss"].detach()))
     # files count, too: weights that keep their dtype stay mapped from theirs
-    peak = _bytes_of("VmHWM") - before
+    peak = bytes_of("VmHWM") - before
     new = new_token_ids(processor)
     shapes = [StepShape.of_batch(batch) for batch in batches]
     largest = max(shapes, key=lambda shape: shape.num_sequences * shape.num_tokens)
@@ -188,7 +188,7 @@ def estimates(shape: str) -> Iterator[tuple[str, StepEstimate]]:
         yield setting, estimate_step(cheaper_config, model_config, list(range(100)), step)
 
 
-def _bytes_of(name: str) -> int:
+def bytes_of(name: str) -> int:
     """Reads a line of /proc/self/status (Linux): VmRSS is resident memory, VmHWM its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
