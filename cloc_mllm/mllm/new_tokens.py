@@ -22,6 +22,8 @@ class RowsBesideTable(TrainableTokensLayer):
     It knows one adapter, which is never merged: `merging.py` writes merged weights.
     """
 
+    token_indices: Any  # by the adapter's name
+
     def forward_adapters(
         self, x: Tensor, active_adapters: list[str], *args: Any, **kwargs: Any
     ) -> Tensor:
