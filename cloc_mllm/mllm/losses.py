@@ -101,10 +101,11 @@ def _summed(logits: Tensor, targets: Tensor, soft_bins: SoftBins | None) -> Tens
     bins = targets - start
     is_location = (bins >= 0) & (bins < num_bins)
     log_probs = logits.log_softmax(-1)
-    plain = F.nll_loss(log_probs[~is_location], targets[~is_location], reduction="sum")
-    target = smoothed_bins(bins[is_location], num_bins, smoothing)
-    location_log_probs = log_probs[is_location][:, start:][:, :num_bins]
-    return plain - (target * location_log_probs).sum()
+    plain = F.nll_loss(log_probs, targets, reduction="none")
+    # computed for all rows: choosing some would wait for a GPU
+    target = smoothed_bins(bins, num_bins, smoothing)
+    soft = -(target * log_probs[:, start:][:, :num_bins]).sum(-1)
+    return torch.where(is_location, soft, plain).sum()
 
 
 def smoothed_bins(bins: Tensor, num_bins: int, smoothing: float) -> Tensor:

@@ -39,7 +39,7 @@ class RowsBesideTable(TrainableTokensLayer):
         return self._logits(x, rows, ids)
 
     def _embed(self, input_ids: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        place = torch.searchsorted(ids, input_ids).clamp(max=len(ids) - 1)
+        place = torch.searchsorted(ids, input_ids.contiguous()).clamp(max=len(ids) - 1)
         learnt = F.embedding(place, rows)
         scale = self._get_embed_scale()  # some families scale embeddings in their layer's forward
         if scale is not None:

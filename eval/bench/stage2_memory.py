@@ -160,7 +160,7 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
         set_lr(engine.optimizer, lr_factor(step, num_steps, 0))
         values = engine(batch.to(device))
         engine.backward(values["loss"])
-        step_if_finite(engine)
+        step_if_finite(engine, config.optim.grad_clip)
         losses.append(float(values["loss"].detach()))
     # files count, too: weights that keep their dtype stay mapped from theirs
     peak = bytes_of("VmHWM") - before
@@ -181,7 +181,7 @@ def estimates(shape: str) -> Iterator[tuple[str, StepEstimate]]:
     shipped = ClocMllmConfig.from_pretrained(shipped_directory("mllm")).to_dict()
     changes = {"cloc_config": dataclasses.asdict(vit), "text_config": SHAPES[shape]}
     model_config = ClocMllmConfig(**{**shipped, **changes, "projector_width": 0})
-    num_bytes = 4 * 4 * (3 * _IMAGE_SIZE**2 + 1024**2)  # pixels and masks, float32
+    num_bytes = 4 * (4 * 3 * _IMAGE_SIZE**2 + 1024**2)  # pixels in float32, masks in bool
     step = StepShape(4, 1024, num_labels=400, num_images=4, num_regions=12, num_bytes=num_bytes)
     config = Stage2Config(model=MllmConfig(dtype="bfloat16"), run=Stage2RunConfig(precision="bf16"))
     for setting, cheaper_config in [("model.dtype: bfloat16", config), *cheaper(config)]:

@@ -72,7 +72,10 @@ def test_the_file_has_what_transformers_would_save(
 
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ours, theirs = (
-        {key: value.shape for key, value in load_file(tmp_path / name / "model.safetensors").items()}
+        {
+            key: value.shape
+            for key, value in load_file(tmp_path / name / "model.safetensors").items()
+        }
         for name in ("ours", "theirs")
     )
     assert ours == theirs
