@@ -104,14 +104,15 @@ class DataConfig:
         validation: records for the periodic evaluation (see `run.eval_every`); "" skips it.
         cache_dir: keeps the shards of a URL on this disk, each fetched when it is first needed;
             "" reads them in place, with a few requests per record.
-        num_workers: loader processes per rank.
+        num_workers: loader processes per rank; -1 is as many as the cores allow on a machine with
+            GPUs (all but one core per rank, at most 16), and 1 without.
     """
 
     train: str = ""
     mixture: dict[str, float] = field(default_factory=dict)
     validation: str = ""
     cache_dir: str = ""
-    num_workers: int = 1
+    num_workers: int = -1
 
 
 @dataclass
@@ -224,7 +225,8 @@ class RunConfig:
             in fp32), else `fp32`.
         zero_stage: what the ranks share out among them: 1 the optimizer state, 2 also the
             gradients, 3 also the weights (docs/scale.md). A run may resume at another stage.
-        save_every: steps between checkpoints; 0 saves only at the end.
+        save_every: steps between checkpoints; 0 saves only at the end. They are written in the
+            background; only the copy to the host's memory holds up the training.
         log_every: steps between rows of the log; 0 writes only the last.
         keep_checkpoints: how many of the latest checkpoints stay on disk, at least 2.
         resume: continues from the newest whole checkpoint in `output_dir`.
@@ -237,7 +239,7 @@ class RunConfig:
     seed: int = 0
     precision: Precision = "auto"
     zero_stage: Literal[0, 1, 2, 3] = 0
-    save_every: int = 100
+    save_every: int = 1000
     log_every: int = 10
     keep_checkpoints: int = 2
     resume: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from cloc_mllm.config import FrozenDtype, Precision
 
@@ -25,6 +26,14 @@ def choose_device(device: torch.device | str | None = None) -> torch.device:
         raise ValueError(
             f"unknown device {device!r}; expected auto, cpu, cuda or cuda:N"
         ) from error
+
+
+def without_waiting(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a small CPU tensor to a device. A plain copy to a GPU waits until that is done with
+    everything before; one from pinned memory does not."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def resolve_precision(precision: Precision) -> Literal["fp32", "bf16"]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from cloc_mllm.devices import without_waiting
 
 T = TypeVar("T")
 
@@ -37,18 +40,39 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def num_local_ranks() -> int:
+    """The number of ranks on this machine, as torchrun or the DeepSpeed launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
 
 
-def all_reduce_flag(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether a flag is true on any rank."""
-    if not is_distributed():
-        return flag
-    tensor = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return bool(tensor.item())
+def all_reduce_flag(flag: bool, device: torch.device | str = "cpu") -> Tensor:
+    """Makes a tensor float[1] that is 1 where a flag is true on any rank, else 0."""
+    raised = torch.full((1,), float(flag), device=device)
+    if world_size() > 1:
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return raised
+
+
+def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
+    """Gathers a few numbers of every rank, in rank order; several ranks wait for each other."""
+    if world_size() == 1:
+        return [list(counts)]
+    own = without_waiting(torch.tensor(counts), device)
+    gathered = own.new_empty(world_size(), len(counts))
+    dist.all_gather(list(gathered.unbind(0)), own)
+    return gathered.tolist()
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
@@ -77,11 +101,12 @@ def gather_objects(value: T) -> list[T]:
     return gathered
 
 
-def all_gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
+def all_gather_with_grad(rows: Tensor, counts: Sequence[int] | None = None) -> tuple[Tensor, int]:
     """Concatenates the rows of all ranks, in rank order, and keeps the gradient to every rank.
 
     Args:
         rows: float[R_local, E]; R_local may differ between ranks and may be 0.
+        counts: R_local of every rank; None asks them.
 
     Returns:
         float[R_global, E], and the index at which this rank's rows start. In the backward pass each
@@ -89,14 +114,13 @@ def all_gather_with_grad(rows: Tensor) -> tuple[Tensor, int]:
     """
     if not is_distributed() or world_size() == 1:
         return rows, 0
-    counts = torch.zeros(world_size(), dtype=torch.long, device=rows.device)
-    counts[rank()] = rows.shape[0]
-    dist.all_reduce(counts)
-    longest = max(1, int(counts.max()))
+    if counts is None:
+        counts = [number for [number] in gather_counts([len(rows)], rows.device)]
+    longest = max(1, *counts)
     padded = torch.cat([rows, rows.new_zeros(longest - rows.shape[0], rows.shape[1])])
     gathered: Tensor = _GatherRows.apply(padded)
-    kept = [gathered[r, : int(count)] for r, count in enumerate(counts)]
-    return torch.cat(kept), int(counts[: rank()].sum())
+    kept = [gathered[r, :count] for r, count in enumerate(counts)]
+    return torch.cat(kept), sum(counts[: rank()])
 
 
 class _GatherRows(torch.autograd.Function):

@@ -35,6 +35,7 @@ class ClocBatch:
         ids: the records' ids, in order.
         region_masks: float[F, H, W], masks (canvas frame) that prompt instead of a box.
         masked_regions: int64[F], the regions they stand for.
+        made: the batch on the CPU, if this one was moved.
     """
 
     pixel_values: Tensor
@@ -47,9 +48,16 @@ class ClocBatch:
     ids: list[str]
     region_masks: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1))
     masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    made: ClocBatch | None = None
+
+    @property
+    def on_host(self) -> ClocBatch:
+        """The batch as the collator made it."""
+        return self.made or self
 
     def to(self, device: torch.device | str) -> ClocBatch:
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        batch.made = self.on_host
         if batch.pixel_values.dtype == torch.uint8:
             batch.pixel_values = normalize_pixels(batch.pixel_values)
         return batch
@@ -59,7 +67,7 @@ class ClocBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ClocBatch:
-        names = [item.name for item in fields(self) if item.name != "ids"]
+        names = [item.name for item in fields(self) if item.name not in ("ids", "made")]
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **changed)
 

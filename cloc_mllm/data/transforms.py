@@ -28,9 +28,13 @@ def normalize_pixels(
     pixels: Tensor, mean: Sequence[float] = PIXEL_MEAN, std: Sequence[float] = PIXEL_STD
 ) -> Tensor:
     """Normalises uint8[..., 3, S, S] by mean and standard deviation: float32 of that shape."""
-    means = torch.tensor(mean, device=pixels.device)[:, None, None]
-    stds = torch.tensor(std, device=pixels.device)[:, None, None]
+    means, stds = _per_channel(mean, pixels.device), _per_channel(std, pixels.device)
     return pixels.float().div_(255).sub_(means).div_(stds)
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
+    """Makes float32[3, 1, 1] on the device itself; a copy from the host would wait for a GPU."""
+    return torch.stack([torch.full((1, 1), value, device=device) for value in values])
 
 
 def preprocess(

@@ -6,7 +6,7 @@ Letters: R rows of this rank, G rows of all ranks, E embedding width, W ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,17 +17,19 @@ from cloc_mllm.distributed import all_gather_with_grad, all_reduce_logsumexp, wo
 from cloc_mllm.models.position import at_least_float32
 
 TILE_ROWS = 256  # rows of logits in memory at a time
+_GPU_TILE_ROWS, _GPU_TILE_LOGITS = 2048, 2**28  # the logits of a tile are 1 GiB
 _FLAGS = 8  # flags per byte
 
 
-def contrastive_loss(
+def contrastive_loss(  # noqa: PLR0913  its inputs, and two that only save time
     features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
     same_text_threshold: float,
     *,
     logit_bias: Tensor | None = None,
-    tile_rows: int = TILE_ROWS,
+    counts: Sequence[int] | None = None,
+    tile_rows: int = 0,
 ) -> Tensor:
     """Computes CLIP's softmax loss, or SigLIP's sigmoid loss if there is a `logit_bias`.
 
@@ -49,19 +51,21 @@ def contrastive_loss(
         logit_scale: float[1], logarithm of the inverse temperature s; s is cut at 100.
         same_text_threshold: 1.0 or more turns the filter off.
         logit_bias: float[1], b of the sigmoid loss; None takes the softmax loss.
-        tile_rows: rows of logits in memory at a time.
+        counts: R of every rank; None asks them.
+        tile_rows: rows of logits in memory at a time; 0 chooses.
 
     Returns:
         scalar, at least float32; 0 (with a gradient of 0) if the global batch has no rows.
     """
     features = F.normalize(at_least_float32(features), dim=-1)
     text_features = F.normalize(at_least_float32(text_features), dim=-1)
-    all_texts, start = all_gather_with_grad(text_features)
+    all_texts, start = all_gather_with_grad(text_features, counts)
     scale = logit_scale.exp().clamp(max=100.0)
     num_global = all_texts.shape[0]
     if num_global == 0:
         bias_sum = 0.0 if logit_bias is None else logit_bias.sum()
         return (features.sum() + all_texts.sum() + scale.sum() + bias_sum) * 0.0
+    tile_rows = tile_rows or _tile_rows(all_texts)
     same_text = None
     if same_text_threshold < 1.0:
         own = range(start, start + len(features))
@@ -72,6 +76,13 @@ def contrastive_loss(
         return summed * (world_size() / (2 * num_global))
     summed = _TiledSigmoid.apply(features, all_texts, scale, logit_bias.to(scale), tiling)
     return summed * (world_size() / num_global)
+
+
+def _tile_rows(all_texts: Tensor) -> int:
+    """Rows of logits at a time. On a GPU small tiles would be many kernels that do little."""
+    if all_texts.device.type == "cpu":
+        return TILE_ROWS
+    return min(_GPU_TILE_ROWS, max(TILE_ROWS, _GPU_TILE_LOGITS // len(all_texts)))
 
 
 class _Tiling(NamedTuple):

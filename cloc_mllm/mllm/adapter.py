@@ -93,6 +93,8 @@ def load_adapter(
     """
     from peft import PeftConfig, PeftModel
 
+    from cloc_mllm.mllm.new_tokens import keep_rows_beside_table
+
     config = ClocMllmConfig.from_pretrained(directory)
     processor = ClocMllmProcessor.from_pretrained(directory)
     check_fingerprint(config.fingerprint, processor.fingerprint, "the model")
@@ -104,6 +106,7 @@ def load_adapter(
     model = ClocMllmForConditionalGeneration(config, base)
     model.generation_config = GenerationConfig.from_pretrained(str(directory))
     model.language_model = PeftModel.from_pretrained(base, str(directory))
+    keep_rows_beside_table(model.language_model)
     parts = by_current_name(load_file(Path(directory) / _PARTS))
     missing, unknown = model.load_state_dict(parts, strict=False)
     lost = [name for name in missing if not name.startswith(_LANGUAGE_MODEL)]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from cloc_mllm.devices import without_waiting
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, BoxFormat
 
 _SEPARATORS = (", ", ", ", ", ", "]")
@@ -224,20 +225,31 @@ class BoxLogitsProcessor(LogitsProcessor):
         answers = input_ids[:, self.prompt_length :].tolist()
         if self.boxes_only:
             return mask_logits(self.grammar, answers, scores)
-        masked = scores.clone()
-        for row, answer in zip(masked, answers, strict=True):
-            for banned in self.grammar.banned_in_text(answer):
-                row[banned] = -torch.inf
-        return masked
+        banned = [self.grammar.banned_in_text(answer) for answer in answers]
+        return scores.masked_fill(_inside(banned, scores), -torch.inf)
 
 
 def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: Tensor) -> Tensor:
     """Sets to minus infinity the logits float[B, V] of tokens that may not follow each answer."""
+    allowed = [
+        (row, token) for row, answer in enumerate(answers) for token in grammar.allowed(answer)
+    ]
+    rows, tokens = without_waiting(torch.tensor(allowed).reshape(-1, 2), logits.device).unbind(1)
     masked = torch.full_like(logits, -torch.inf)
-    for row, answer in enumerate(answers):
-        allowed = torch.tensor(grammar.allowed(answer), device=logits.device)
-        masked[row, allowed] = logits[row, allowed]
+    masked[rows, tokens] = logits[rows, tokens]
     return masked
+
+
+def _inside(ranges: Sequence[Sequence[slice]], logits: Tensor) -> Tensor:
+    """Marks the tokens that lie in one of their row's ranges: bool[B, V]."""
+    num_tokens, most = logits.shape[1], max(map(len, ranges))
+    bounds = [
+        [part.indices(num_tokens)[:2] for part in row] + [(0, 0)] * (most - len(row))
+        for row in ranges
+    ]
+    start, stop = without_waiting(torch.tensor(bounds), logits.device).split(1, -1)
+    tokens = torch.arange(num_tokens, device=logits.device)
+    return ((tokens >= start) & (tokens < stop)).any(1)
 
 
 def _number_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -184,6 +184,8 @@ def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list
     """`language_model` as a frozen `PeftModel` with trainable LoRA and `new_tokens` embeddings."""
     import peft
 
+    from cloc_mllm.mllm.new_tokens import keep_rows_beside_table
+
     indices = {
         _module_name(language_model, embeddings): new_tokens
         for embeddings in (
@@ -201,7 +203,9 @@ def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list
         target_modules=lora.target_modules,
         trainable_token_indices=indices if new_tokens else None,
     )
-    return peft.get_peft_model(language_model, config)
+    adapted = peft.get_peft_model(language_model, config)
+    keep_rows_beside_table(adapted)
+    return adapted
 
 
 def _model_config(

@@ -5,7 +5,7 @@ Letters: B sequences, S canvas side, N image tokens, T text tokens, R regions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from cloc_mllm.data.conversations import Negative, QuestionAnswer, build_questio
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, picture_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
+from cloc_mllm.mllm.places import Places, places_of
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.scene_tokens import SceneTargets, scene_targets
 
@@ -39,21 +40,31 @@ class MllmBatch:
 
     Attributes:
         inputs: the model's keyword arguments: input_ids, labels, position_ids int64[B, T],
-            attention_mask float[B, 1, T, T]; for pictures also `vision_inputs` of the processor;
-            with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
+            attention_mask bool[B, 1, T, T]; for pictures also `vision_inputs` of the processor, and
+            places; with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
         scene: the targets that stand in the place of the pictures, for scenes in words.
         num_dropped: number of questions that did not fit into `max_length`.
         ids: of the records and chats, sequence by sequence.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     scene: SceneTargets | None
     num_dropped: int
     ids: list[str]
 
     def to(self, device: torch.device | str) -> MllmBatch:
-        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return replace(self, inputs=inputs, scene=self.scene and self.scene.to(device))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MllmBatch:
+        """Pins the tensors, for `DataLoader(pin_memory=True)`, which looks for this method."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MllmBatch:
+        inputs = {
+            name: value.each(change) if isinstance(value, Places) else change(value)
+            for name, value in self.inputs.items()
+        }
+        return replace(self, inputs=inputs, scene=self.scene and self.scene.each(change))
 
 
 @dataclass(frozen=True)
@@ -110,9 +121,10 @@ class ConversationCollator:
         if self.config.pack:
             lengths = [len(one.row.input_ids) for one in packed]
             sequences = balanced_sequences(lengths, self.config.max_length)
-        inputs = pad_sequences(
+        inputs: dict[str, Any] = pad_sequences(
             [[packed[index].row for index in sequence] for sequence in sequences],
             self.processor.tokenizer.pad_token_id,
+            additive=False,
         )
         packed = [packed[index] for sequence in sequences for index in sequence]
         scene = None
@@ -126,6 +138,7 @@ class ConversationCollator:
                 [one.mentioned for one in packed],
                 self.features,
             )
+            inputs["places"] = places_of(inputs, *self.processor.placeholder_ids())
         else:
             records = [of for one in packed for of in one.pictures if isinstance(of, Record)]
             scene = scene_targets(self.processor, records, [one.regions for one in packed])

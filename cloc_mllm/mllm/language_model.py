@@ -38,6 +38,8 @@ def load_language_model(
             if quantization == "4bit"
             else BitsAndBytesConfig(load_in_8bit=True)
         )
+        if torch.cuda.is_available():  # Transformers would take the first GPU on every rank
+            options["device_map"] = {"": torch.cuda.current_device()}
     language_model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
     for module in quantized_layers(language_model).values():
         # on such CPUs eval() repacks the weights for bf16, which silently ruins later gradients

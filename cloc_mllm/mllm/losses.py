@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
 _CHUNK = 512  # labelled positions whose logits exist at a time
+# But not more than so many logits: 128 MB in float32. They live about four times over: as the head
+# writes them, in float32, as logarithms of probabilities, and as gradients.
+_NUM_LOGITS = 2**25
 
 
 class SoftBins(NamedTuple):
@@ -26,6 +29,11 @@ class SoftBins(NamedTuple):
     start: int
     num_bins: int
     smoothing: float
+
+
+def chunk_of(vocab_size: int) -> int:
+    """The number of labelled positions whose logits may exist at a time."""
+    return max(1, min(_CHUNK, _NUM_LOGITS // vocab_size))
 
 
 def answer_loss(logits: Tensor, labels: Tensor, soft_bins: SoftBins | None = None) -> Tensor:
@@ -93,10 +101,11 @@ def _summed(logits: Tensor, targets: Tensor, soft_bins: SoftBins | None) -> Tens
     bins = targets - start
     is_location = (bins >= 0) & (bins < num_bins)
     log_probs = logits.log_softmax(-1)
-    plain = F.nll_loss(log_probs[~is_location], targets[~is_location], reduction="sum")
-    target = smoothed_bins(bins[is_location], num_bins, smoothing)
-    location_log_probs = log_probs[is_location][:, start:][:, :num_bins]
-    return plain - (target * location_log_probs).sum()
+    plain = F.nll_loss(log_probs, targets, reduction="none")
+    # computed for all rows: choosing some would wait for a GPU
+    target = smoothed_bins(bins, num_bins, smoothing)
+    soft = -(target * log_probs[:, start:][:, :num_bins]).sum(-1)
+    return torch.where(is_location, soft, plain).sum()
 
 
 def smoothed_bins(bins: Tensor, num_bins: int, smoothing: float) -> Tensor:

@@ -100,6 +100,8 @@ def _plain_weights(
             if id(module.original_module.weight) not in written:
                 written.add(id(module.original_module.weight))
                 yield f"{prefix}weight", module.weight
+            if getattr(module.original_module, "bias", None) is not None:  # of an output layer
+                yield f"{prefix}bias", module.original_module.bias
         elif hasattr(module, "lora_A"):
             done.append(name)
             yield f"{prefix}weight", _merged(module, peft_config, held)
@@ -144,7 +146,9 @@ def _merged(layer: Any, peft_config: Any, held: torch.dtype) -> Tensor:
         plain.weight = nn.Parameter(dequantized(base).float().cpu())
     else:
         held = base.weight.dtype
-        plain = copy.deepcopy(base).float().cpu()
+        # `deepcopy` takes the parameters that it is given, so that none is copied where it lies
+        held_apart = {id(p): _float32_on_host(p) for p in base.parameters()}
+        plain = copy.deepcopy(base, held_apart)
     config = copy.copy(peft_config)
     config.task_type = config.trainable_token_indices = config.base_model_name_or_path = None
     config.target_modules = [_LAYER]
@@ -154,6 +158,11 @@ def _merged(layer: Any, peft_config: Any, held: torch.dtype) -> Tensor:
     wrapper.load_state_dict(learnt, strict=False)
     wrapper.merge()
     return wrapper.base_layer.weight.to(held)
+
+
+def _float32_on_host(parameter: nn.Parameter) -> nn.Parameter:
+    copied = parameter.detach().to("cpu", torch.float32, copy=True)
+    return nn.Parameter(copied, requires_grad=False)
 
 
 def _save_shards(tensors: Iterator[tuple[str, Tensor]], out: Path, max_shard_bytes: int) -> None:

@@ -26,7 +26,15 @@ from cloc_mllm.earlier import RENAMED_WEIGHTS
 from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
-from cloc_mllm.mllm.losses import IGNORE_INDEX, answer_loss, answer_loss_of_hidden
+from cloc_mllm.mllm.losses import (
+    IGNORE_INDEX,
+    answer_loss,
+    answer_loss_of_hidden,
+    chunk_of,
+    loss_of_states,
+)
+from cloc_mllm.mllm.packing import mask_for
+from cloc_mllm.mllm.places import Places
 from cloc_mllm.mllm.projector import (
     Projector,
     build_image_projector,
@@ -108,12 +116,14 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         answer_boxes: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        places: Places | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Computes logits, and the loss if `labels` are given.
 
         Args:
-            input_ids, attention_mask: int64[B, T].
+            input_ids: int64[B, T].
+            attention_mask: int64[B, T], or bool[B, 1, T, T], where each token may look.
             pixel_values, image_frame, image_index, region_boxes, region_image_index, region_masks:
                 see `VisionInputs`; `image_index` defaults to one image per block, `image_frame` to
                 images without padding. All None for text alone.
@@ -125,6 +135,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 the original image; for a model with a box head.
             num_items_in_batch: divisor of the summed loss; by default the number of labelled
                 positions of this call, at least 1.
+            places: where placeholders and labels are; None looks for them, for which the host waits
+                for a GPU.
 
         Raises:
             ValueError: a row's placeholders do not match its features; an unknown kind of region.
@@ -136,7 +148,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ValueError("pixel_values need input_ids, to know where the features belong")
             regions = (region_boxes, region_image_index, region_masks)
             given = (pixel_values, image_frame, image_index, *regions)
-            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, given)
+            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, given, places)
         elif region_features is not None:
             assert input_ids is not None and region_image_index is not None
             inputs_embeds = self._insert_regions(
@@ -144,12 +156,15 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         elif self.training:
             inputs_embeds = inputs_embeds + self._unseen()
+        if attention_mask is not None and attention_mask.ndim == 4:
+            kernel = self.language_model.config._attn_implementation
+            attention_mask = mask_for(kernel, attention_mask)
         inputs = kwargs | {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
         inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         inputs["return_dict"] = True
         if labels is None:
             return self.language_model(**inputs)
-        return self._learn(inputs, labels, answer_boxes, num_items_in_batch)
+        return self._learn(inputs, labels, answer_boxes, num_items_in_batch, places)
 
     def _embed_tokens(self, input_ids: Tensor | None) -> Tensor:
         if input_ids is None:
@@ -162,6 +177,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor,
         answer_boxes: Tensor | None,
         num_items: Tensor | int | None,
+        places: Places | None,
     ) -> CausalLMOutputWithPast:
         """Computes the language model's output with the loss; in training without most logits."""
         few_logits = self.training and self._head_reads_hidden
@@ -171,18 +187,33 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         soft_bins = self.config.soft_bins()
         if few_logits:
             hidden, head = outputs.hidden_states[-1], self.get_output_embeddings()
-            total = answer_loss_of_hidden(hidden, labels, head, soft_bins)
+            chunk = chunk_of(self.config.text_config.vocab_size)
+            if places:
+                states = hidden.flatten(0, 1).index_select(0, places.learnt)
+                total = loss_of_states(states, places.targets, head, soft_bins, chunk=chunk)
+            else:
+                total = answer_loss_of_hidden(hidden, labels, head, soft_bins, chunk=chunk)
         else:
             total = answer_loss(outputs.logits, labels, soft_bins)
         if self.config.box_token_id is not None:
-            total = total + self._box_loss(outputs.hidden_states[-1], labels, answer_boxes)
+            hidden = outputs.hidden_states[-1]
+            total = total + self._box_loss(hidden, labels, answer_boxes, places)
         if num_items is None:
             num_items = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
         outputs.loss = total / num_items
         return outputs
 
-    def _box_loss(self, hidden: Tensor, labels: Tensor, answer_boxes: Tensor | None) -> Tensor:
-        states = writing_states(hidden, labels, self.config.box_token_id)
+    def _box_loss(
+        self,
+        hidden: Tensor,
+        labels: Tensor,
+        answer_boxes: Tensor | None,
+        places: Places | None,
+    ) -> Tensor:
+        if places:
+            states = hidden.flatten(0, 1).index_select(0, places.boxes)
+        else:
+            states = writing_states(hidden, labels, self.config.box_token_id)
         boxes = states.new_zeros(0, 4) if answer_boxes is None else answer_boxes
         if len(states) != len(boxes):
             raise ValueError(
@@ -206,12 +237,19 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         finally:
             hook.remove()
 
-    def encode_vision(self, inputs: VisionInputs) -> tuple[Tensor, Tensor]:
+    def encode_vision(
+        self, inputs: VisionInputs, most_regions: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Makes image features float[I, N, H] and region features float[R, H] for the language
-        model."""
+        model.
+
+        `most_regions` is the most that any image has; None reads it from the indices.
+        """
         image, image_features = self.read_images(inputs.pixel_values, inputs.image_frame)
         region_image = inputs.image_index[inputs.region_image_index]
-        features = read_regions(self.config.region_features, self.vision, image, inputs)
+        features = read_regions(
+            self.config.region_features, self.vision, image, inputs, most_regions
+        )
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
         return image_features, self.region_projector(features, [boxes])
 
@@ -266,19 +304,40 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return cache, region_features
 
     def _insert_vision(
-        self, input_ids: Tensor, embeds: Tensor, given: Sequence[Tensor | None]
+        self,
+        input_ids: Tensor,
+        embeds: Tensor,
+        given: Sequence[Tensor | None],
+        places: Places | None,
     ) -> Tensor:
         """Puts image and region features into the embeddings of their tokens.
 
         Args:
             given: the fields of `VisionInputs`; all but the first may be None.
         """
+        if places and self._fit(places, given):
+            inputs = VisionInputs(*given)  # type: ignore[arg-type]
+            image_features, region_features = self.encode_vision(inputs, places.most_regions)
+            features = torch.cat(
+                [image_features[inputs.image_index].flatten(0, 1), region_features]
+            )
+            at = torch.cat([places.images, places.regions])
+            joined = embeds.flatten(0, 1).index_copy(0, at, features.to(embeds.dtype))
+            return joined.view_as(embeds)
         block_rows = self._block_rows(input_ids)
         inputs = VisionInputs.filled(len(block_rows), *given)  # type: ignore[arg-type]
         image_features, region_features = self.encode_vision(inputs)
         embeds = self._insert_images(input_ids, embeds, image_features[inputs.image_index])
         region_rows = block_rows[inputs.region_image_index]
         return self._insert_regions(input_ids, embeds, region_features, region_rows)
+
+    def _fit(self, places: Places, given: Sequence[Tensor | None]) -> bool:
+        """Whether there are as many features as places; otherwise a slower look names the row."""
+        _, image_frame, image_index, _, region_image_index, _ = given
+        if image_frame is None or image_index is None or region_image_index is None:
+            return False
+        num_features = len(image_index) * self.num_image_tokens, len(region_image_index)
+        return (len(places.images), len(places.regions)) == num_features
 
     def _block_rows(self, input_ids: Tensor) -> Tensor:
         return rows_of_blocks(input_ids == self.config.image_token_id, self.num_image_tokens)

@@ -109,9 +109,16 @@ def _cost(sequences: Sequence[Sequence[int]], lengths: Sequence[int]) -> float:
     return len(sequences) * longest * (1 + longest / _TOKENS_OF_EVEN_COST)
 
 
-def pad_sequences(sequences: Sequence[Sequence[PackedRow]], pad_token_id: int) -> dict[str, Tensor]:
-    """Makes input_ids, labels, position_ids int64[B, T] and an additive attention_mask
-    float32[B, 1, T, T]. The rows of a sequence follow each other and do not see each other."""
+def pad_sequences(
+    sequences: Sequence[Sequence[PackedRow]], pad_token_id: int, *, additive: bool = True
+) -> dict[str, Tensor]:
+    """Makes input_ids, labels, position_ids int64[B, T] and an attention_mask. The rows of a
+    sequence follow each other and do not see each other.
+
+    Args:
+        additive: the mask is float32[B, 1, T, T], as any attention takes it; else bool, a quarter
+            of the bytes, see `mask_for`.
+    """
 
     def padded(field: str, fill: int) -> Tensor:
         values = [[v for row in rows for v in getattr(row, field)] for rows in sequences]
@@ -121,12 +128,29 @@ def pad_sequences(sequences: Sequence[Sequence[PackedRow]], pad_token_id: int) -
         "input_ids": padded("input_ids", pad_token_id),
         "labels": padded("labels", IGNORE_INDEX),
         "position_ids": padded("position_ids", 0),
-        "attention_mask": _block_mask(sequences),
+        "attention_mask": _additive(_visible(sequences)) if additive else _visible(sequences),
     }
 
 
-def _block_mask(sequences: Sequence[Sequence[PackedRow]]) -> Tensor:
-    """Makes the mask: 0 where a token may look, the lowest float elsewhere.
+def mask_for(attention: str, visible: Tensor) -> Tensor:
+    """Makes the mask that a kernel takes.
+
+    Args:
+        attention: `eager` adds its mask to the logits; others, as `sdpa`, take bool.
+        visible: bool[B, 1, T, T], where each token may look; a mask of numbers stays as it is.
+    """
+    return _additive(visible) if attention == "eager" and visible.dtype == torch.bool else visible
+
+
+def _additive(visible: Tensor) -> Tensor:
+    """0 where a token may look, the lowest float elsewhere."""
+    lowest = torch.finfo(torch.float32).min
+    mask = torch.full(visible.shape, lowest, device=visible.device)
+    return mask.masked_fill_(visible, 0.0)
+
+
+def _visible(sequences: Sequence[Sequence[PackedRow]]) -> Tensor:
+    """Marks where each token may look: bool[B, 1, T, T].
 
     A token looks back at its own question and at the shared start of its row. Padding looks at
     padding, so that its softmax is defined.
@@ -142,9 +166,7 @@ def _block_mask(sequences: Sequence[Sequence[PackedRow]]) -> Tensor:
         shared.append(shared_of)
     key = _padded(own, _PADDING)[:, None, :]
     query, start = key.mT, _padded(shared, _PADDING)[:, :, None]
-    visible = ((key == query) | (key == start)).tril_()
-    mask = torch.full(visible.shape, torch.finfo(torch.float32).min)
-    return mask.masked_fill_(visible, 0.0)[:, None]
+    return ((key == query) | (key == start)).tril_()[:, None]
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

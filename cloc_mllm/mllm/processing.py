@@ -129,6 +129,11 @@ class ClocMllmProcessor(ProcessorMixin):
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", name, **kwargs)
         return [tokenizer, ClocMllmImageProcessor(**saved) if saved else None]
 
+    def placeholder_ids(self) -> tuple[int, int, int | None]:
+        """The ids of `<image>`, `<region>` and, with a box head, `<box>`."""
+        region_id, box_id = self.tokenizer.convert_tokens_to_ids([REGION_TOKEN, BOX_TOKEN])
+        return self.image_token_id, region_id, box_id if self.box_head else None
+
     @property
     def image_size(self) -> int:
         """S in pixels."""

@@ -194,12 +194,17 @@ def region_dims(kind: str, vision: ClocVision) -> list[int]:
 
 
 def read_regions(
-    kind: str, vision: ClocVision, image: ImageFeatures, inputs: VisionInputs
+    kind: str,
+    vision: ClocVision,
+    image: ImageFeatures,
+    inputs: VisionInputs,
+    most_regions: int | None = None,
 ) -> list[Tensor]:
     """Reads the features of all regions: a list of float[R, D_i].
 
     Args:
         kind: `MllmConfig.region_features`.
+        most_regions: see `RegionEncoder.embed_boxes`.
 
     Raises:
         ValueError: there are masks, but the model knows boxes alone.
@@ -214,7 +219,7 @@ def read_regions(
         features = roi_align_tokens(image.tokens, image.grid_hw, boxes, image_index)
         features = features.to(image.tokens.dtype)
     else:
-        features = vision.embed_boxes(image, boxes, image_index)
+        features = vision.embed_boxes(image, boxes, image_index, most_regions)
     if masks is None:
         return [features]
     masked = masks.flatten(1).any(1).nonzero()[:, 0]

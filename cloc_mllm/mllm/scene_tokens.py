@@ -10,7 +10,7 @@ H width of the language model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -45,8 +45,9 @@ class SceneTargets:
     region_names: Tensor
     region_boxes: Tensor
 
-    def to(self, device: torch.device | str) -> SceneTargets:
-        return SceneTargets(*(getattr(self, field.name).to(device) for field in fields(self)))
+    def each(self, change: Callable[[Tensor], Tensor]) -> SceneTargets:
+        """The same with every tensor changed, as by a copy to a device."""
+        return SceneTargets(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
 def scene_targets(

@@ -7,6 +7,7 @@ Letters: B images, N image tokens, D token width, E embedding width, R regions o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -35,6 +36,11 @@ class ClocInputs(Protocol):
     region_phrase_index: Tensor
     region_masks: Tensor
     masked_regions: Tensor
+
+    @property
+    def on_host(self) -> ClocInputs:
+        """The same on the CPU, where the small parts are read without waiting for a GPU."""
+        ...
 
 
 class Temperature(NamedTuple):
@@ -101,9 +107,11 @@ class ClocVision(nn.Module):
         """Encodes each image once; every prompt below reuses the result."""
         return self.encoder(pixel_values)
 
-    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
+    def embed_boxes(
+        self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
+    ) -> Tensor:
         """See `RegionEncoder.embed_boxes`."""
-        return self.region_encoder.embed_boxes(image, boxes, image_index)
+        return self.region_encoder.embed_boxes(image, boxes, image_index, most)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
         """See `RegionEncoder.embed_masks`."""
@@ -172,10 +180,17 @@ class Cloc(nn.Module):
     def forward(self, batch: ClocInputs) -> ClocOutputs:
         temperature = Temperature(self.logit_scale, self.logit_bias).clone()
         is_clip = not self.vision.region_encoder.has_region_loss
-        phrase_input_ids = batch.phrase_input_ids[: 0 if is_clip else None]
-        captions, phrases = self._encode_texts(batch.caption_input_ids, phrase_input_ids)
+        taken = slice(0 if is_clip else None)
+        captions, phrases = self._encode_texts(
+            [batch.caption_input_ids, batch.phrase_input_ids[taken]],
+            [batch.on_host.caption_input_ids, batch.on_host.phrase_input_ids[taken]],
+        )
         prompts = RegionPrompts(
-            batch.boxes, batch.region_image_index, batch.region_masks, batch.masked_regions
+            batch.boxes,
+            batch.region_image_index,
+            batch.region_masks,
+            batch.masked_regions,
+            (batch.on_host.region_image_index, batch.on_host.masked_regions),
         )
         if is_clip:
             image_features, *_ = self._encode_images(batch.pixel_values, prompts, None)
@@ -194,11 +209,11 @@ class Cloc(nn.Module):
             located,
         )
 
-    def _encode_texts(self, *groups: Tensor) -> list[Tensor]:
-        """Features of each group of texts: int64[P, T] -> float[P, E]."""
+    def _encode_texts(self, groups: Sequence[Tensor], on_host: Sequence[Tensor]) -> list[Tensor]:
+        """Features of each group of texts: int64[P, T] -> float[P, E]; see `encode_groups`."""
         size = self.micro_batch_size
         if not 0 < size < max(map(len, groups)):
-            return self.text.encode_groups(*groups)
+            return self.text.encode_groups(*groups, on_host=on_host)
         return [
             torch.cat(
                 [checkpoint(self.text, part, use_reentrant=False) for part in ids.split(size)]

@@ -33,7 +33,8 @@ def sinusoidal_code(coordinates: Tensor, dim: int, max_frequency: float = 64.0) 
     num_frequencies, remainder = divmod(dim, 2 * num_coordinates)
     if remainder or not num_frequencies:
         raise ValueError(f"cannot split a code of width {dim} over {num_coordinates} coordinates")
-    exponents = torch.linspace(0, 1, num_frequencies).to(coordinates)
+    exponents = torch.linspace(0, 1, num_frequencies, device=coordinates.device)
+    exponents = exponents.to(coordinates.dtype)
     frequencies = 0.5 * (2 * max_frequency) ** exponents
     angles = math.pi * coordinates.unsqueeze(-1) * frequencies
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(-2)
@@ -46,8 +47,8 @@ def token_cells(grid_hw: tuple[int, int], device: torch.device) -> Tensor:
     y, x = torch.meshgrid(
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
     )
-    size = torch.tensor([width, height, width, height], device=device)
-    return torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / size
+    sides = [x / width, y / height, (x + 1) / width, (y + 1) / height]
+    return torch.stack(sides, -1).reshape(-1, 4)
 
 
 def cell_coverage(boxes: Tensor, cells: Tensor) -> Tensor:
@@ -73,5 +74,6 @@ def mask_boxes(masks: Tensor) -> Tensor:
     frame. No mask is empty."""
     height, width = masks.shape[1:]
     pixels = masks_to_boxes(masks)  # of the first and the last pixel
-    edges = pixels + pixels.new_tensor([0, 0, 1, 1])
-    return edges / pixels.new_tensor([width, height, width, height])
+    left, top, right, bottom = pixels.unbind(-1)
+    sides = [left / width, top / height, (right + 1) / width, (bottom + 1) / height]
+    return torch.stack(sides, -1)

@@ -6,12 +6,15 @@ Letters: P texts, T tokens (longest of the batch), E embedding width.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cloc_mllm.devices import without_waiting
 from cloc_mllm.models.attention import fast_attention
 
 # The cost of one more call of the tower, forward and backward, in tokens of a larger call. On a CPU
@@ -40,32 +43,39 @@ class TextEncoder(nn.Module):
         if not len(input_ids):  # not every tower takes an empty batch
             # not self(...): ZeRO-3 wants the same calls of modules on every rank
             return self.forward(input_ids.new_ones(1, 1))[:0]
-        with fast_attention(self.text, input_ids):
+        # open_clip pools with indices that it makes on the default device, and would copy them
+        place = input_ids.device if input_ids.device.type == "cuda" else nullcontext()
+        with place, fast_attention(self.text, input_ids):
             return self._forward_any_length(input_ids)
 
-    def encode_groups(self, *groups: Tensor) -> list[Tensor]:
+    def encode_groups(
+        self, *groups: Tensor, on_host: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """Features of several groups of texts: int64[P, T] -> float[P, E] each.
 
         Texts of all groups are sorted by length into buckets, one call of the tower per bucket, so
         that a long text does not lengthen all others. The cost of a call (`_CALL_TOKENS`) decides
         how many there are. The features equal those of `forward` up to rounding: matrix products of
         other sizes sum in another order.
+
+        Args:
+            on_host: the groups on the CPU, whose lengths are read without waiting for a GPU; None
+                copies them.
         """
         pad_id = self._pad_id
         if pad_id is None or self._is_partitioned or not sum(map(len, groups)):
             return [self(group) for group in groups]
-        longest = max(group.shape[1] for group in groups)
-        input_ids = torch.cat(
-            [F.pad(group, (0, longest - group.shape[1]), value=pad_id) for group in groups]
-        )
-        lengths = self._lengths(input_ids)
+        input_ids = _padded_alike(groups, pad_id)
+        lengths = self._lengths(_padded_alike(on_host or groups, pad_id).cpu())
         call_tokens = _CALL_TOKENS.get(input_ids.device.type, _CALL_TOKENS_ELSEWHERE)
         shorter, rows, features = 0, [], []
         for bound in bucket_bounds(lengths.tolist(), call_tokens):
             rows.append(((lengths > shorter) & (lengths <= bound)).nonzero()[:, 0])
-            features.append(self(input_ids[rows[-1], :bound]))
+            chosen = without_waiting(rows[-1], input_ids.device)
+            features.append(self(input_ids[chosen, :bound]))
             shorter = bound
-        in_order = torch.cat(features)[torch.cat(rows).argsort()]
+        order = without_waiting(torch.cat(rows).argsort(), input_ids.device)
+        in_order = torch.cat(features)[order]
         return list(in_order.split([len(group) for group in groups]))
 
     @property
@@ -107,6 +117,13 @@ class TextEncoder(nn.Module):
             return self.text(input_ids)
         finally:
             self.text.attn_mask = full_mask
+
+
+def _padded_alike(groups: Sequence[Tensor], pad_id: int) -> Tensor:
+    """Joins groups of texts at the length of the longest: int64[P, T]."""
+    longest = max(group.shape[1] for group in groups)
+    padded = [F.pad(group, (0, longest - group.shape[1]), value=pad_id) for group in groups]
+    return torch.cat(padded)
 
 
 def bucket_bounds(lengths: list[int], call_tokens: int) -> list[int]:

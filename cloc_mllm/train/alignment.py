@@ -9,7 +9,7 @@ language model.) With `alignment.vision_lr` the vision encoder learns along with
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
 from cloc_mllm.data.chats import MentionedBox
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
+from cloc_mllm.devices import without_waiting
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, picture_inputs
 from cloc_mllm.mllm.modeling import VisionInputs
@@ -38,14 +39,23 @@ class AlignmentBatch:
     Attributes:
         vision: the processor's tensors for the images with all their regions.
         scene: the targets.
+        most_regions: the most regions that any image has.
     """
 
     vision: dict[str, Tensor]
     scene: SceneTargets
+    most_regions: int
 
     def to(self, device: torch.device | str) -> AlignmentBatch:
-        vision = {name: value.to(device, non_blocking=True) for name, value in self.vision.items()}
-        return AlignmentBatch(vision, self.scene.to(device))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> AlignmentBatch:
+        """Pins the tensors, for `DataLoader(pin_memory=True)`, which looks for this method."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> AlignmentBatch:
+        vision = {name: change(value) for name, value in self.vision.items()}
+        return AlignmentBatch(vision, self.scene.each(change), self.most_regions)
 
 
 class AlignmentCollator:
@@ -61,7 +71,8 @@ class AlignmentCollator:
         rows = [[record] for record in records]
         vision = picture_inputs(self.processor, rows, boxes, self.features)
         regions = [record.regions for record in records]
-        return AlignmentBatch(vision, scene_targets(self.processor, records, regions))
+        most = int(vision["region_image_index"].bincount().max()) if any(regions) else 0
+        return AlignmentBatch(vision, scene_targets(self.processor, records, regions), most)
 
 
 def align_projectors(
@@ -164,10 +175,10 @@ def alignment_step(processor: ClocMllmProcessor) -> StepFn:
     def step(model: nn.Module, batch: AlignmentBatch) -> dict[str, Tensor]:
         assert isinstance(model, ClocMllmForConditionalGeneration)
         with torch.no_grad():
-            location_ids = torch.tensor(location, device=model.device)
+            location_ids = without_waiting(torch.tensor(location), model.device)
             cells, regions = embed_scene(batch.scene, model.get_input_embeddings(), location_ids)
         inputs = VisionInputs(**batch.vision)
-        image_features, region_features = model.encode_vision(inputs)
+        image_features, region_features = model.encode_vision(inputs, batch.most_regions)
         variance = cells.var((0, 1)).mean()
         cell_loss = _mean_square(image_features - cells) / variance
         region_loss = _mean_square(region_features - regions) / variance

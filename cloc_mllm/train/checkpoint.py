@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,38 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for old in list_checkpoints(root)[:-keep]:
         _discard(old)
     return final
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread while training goes on, one after the other.
+
+    As a context it waits for the last one at its end. What a write raises is raised there, or at
+    the next write.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def write(self, root: Path, checkpoint: Checkpoint, keep: int) -> None:
+        """Starts `save_checkpoint`, once the one before is written. The tensors of the checkpoint
+        must not change any more."""
+        self.wait()
+        self._pending = self._pool.submit(save_checkpoint, root, checkpoint, keep)
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=True)
+        if error[0] is None:
+            self.wait()
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:

@@ -6,6 +6,7 @@ The number of ranks and workers and the history of the run do not matter.
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -16,9 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from cloc_mllm.data.mixture import Part
+from cloc_mllm.distributed import num_cores, num_local_ranks
 from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.interleave import cycle_of
 
+_MOST_WORKERS = 16
+# what torch says of a worker that could not write a batch to /dev/shm
+_OUT_OF_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
 _PREFETCH_BATCHES = 4  # per worker, so that a slow image or step makes no process wait
 
 SampleKey = tuple[int, int]  # (epoch, index into the dataset)
@@ -136,6 +141,15 @@ class SeededDataset:
         return len(self.dataset)
 
 
+def choose_workers(num_workers: int) -> int:
+    """Chooses the number of loader processes of a rank, see `data.num_workers`."""
+    if num_workers >= 0:
+        return num_workers
+    if not torch.cuda.is_available():
+        return 1
+    return max(1, min(_MOST_WORKERS, num_cores() // num_local_ranks() - 1))
+
+
 def load_batches(
     dataset: Sequence[Any],
     keys: RankBatches,
@@ -147,6 +161,7 @@ def load_batches(
     The worker processes live as long as the iterator. Each has one thread (torch sees to that) and
     opens its own files. They ignore Ctrl-C, because the main process ends them when it has saved.
     """
+    num_workers = choose_workers(num_workers)
     loader: DataLoader[Any] = DataLoader(
         SeededDataset(dataset, keys.order.seed),  # type: ignore[arg-type]
         batch_sampler=keys,
@@ -159,7 +174,50 @@ def load_batches(
     batches = iter(loader)
     try:
         yield from batches
+    except RuntimeError as error:
+        reasons = f"{error} {error.__cause__}"  # the loader may only say that a worker is gone
+        if any(sign in reasons for sign in _OUT_OF_SHARED_MEMORY):
+            raise ValueError(_shared_memory_message(num_workers)) from error
+        raise
     finally:
         # the traceback of an error keeps `batches`, and Python would wait for its workers at exit
         if num_workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _shared_memory_message(num_workers: int) -> str:
+    """Says what of /dev/shm is there and what fills it."""
+    disk = shutil.disk_usage("/dev/shm")
+    return (
+        f"a loader worker died for lack of shared memory: of the {disk.total / 1e9:.1f} GB of "
+        f"/dev/shm {disk.free / 1e9:.1f} are free, and each of {num_workers} workers per rank "
+        f"keeps up to {_PREFETCH_BATCHES} batches there; enlarge it (docker run --shm-size 32g, or "
+        "mount -o remount,size=32g /dev/shm), or lower data.num_workers"
+    )
+
+
+def on_device(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Yields the batches moved to a device. To a GPU the next one is copied, on a stream of its
+    own, while the step of the one before runs.
+
+    A batch must not be used any more when the next one is asked for, and the GPU must be done with
+    it: each step ends with a wait for its gradient's norm.
+    """
+    if device.type == "cpu":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            following = batch.to(device), copies.record_event()
+        if ahead is not None:
+            yield _when_copied(*ahead)
+        ahead = following
+    if ahead is not None:
+        yield _when_copied(*ahead)
+
+
+def _when_copied(batch: Any, copied: torch.cuda.Event) -> Any:
+    torch.cuda.current_stream().wait_event(copied)
+    return batch

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.distributed import (
+    all_reduce_flag,
     all_reduce_sum,
     is_distributed,
     is_main,
     local_rank,
+    num_cores,
+    num_local_ranks,
     world_size,
 )
 from cloc_mllm.models.text_encoder import TextEncoder
@@ -42,6 +45,7 @@ from cloc_mllm.train.deepspeed_internals import (
 from cloc_mllm.train.optim import build_optimizer
 
 _ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), ("momentum",)
+_CLIP_EPSILON = 1e-6  # as torch and DeepSpeed have it
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # the main rank evaluates while the others wait
 
 StepFn = Callable[[nn.Module, Any], dict[str, Tensor]]
@@ -73,7 +77,9 @@ def start_processes() -> torch.device:
     Without a launcher, which would set RANK, the group is this process alone.
     """
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank())
+        index = _gpu_of_rank(local_rank(), torch.cuda.device_count())
+        os.environ["LOCAL_RANK"] = str(index)  # DeepSpeed takes the GPU of this number
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
@@ -96,6 +102,23 @@ def start_processes() -> torch.device:
         **alone,
     )
     return device
+
+
+def _gpu_of_rank(local_rank: int, num_gpus: int) -> int:
+    """Chooses the GPU of a rank. Where each rank sees a single one, as `srun --gpus-per-task 1`
+    makes it, that is the one.
+
+    Raises:
+        ValueError: the machine shows fewer GPUs than it has ranks.
+    """
+    if num_gpus == 1:
+        return 0
+    if local_rank >= num_gpus:
+        raise ValueError(
+            f"this rank is LOCAL_RANK {local_rank} of its machine, but {num_gpus} GPUs are "
+            "visible; start as many ranks as there are GPUs, or show one GPU to each rank"
+        )
+    return local_rank
 
 
 def compile_towers(model: nn.Module, zero_stage: int) -> None:
@@ -134,7 +157,7 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
 
     assert run.precision != "auto"
     bf16 = run.precision == "bf16"
-    whole = copy.deepcopy(model) if run.zero_stage == 3 and is_main() else model
+    shell = _without_weights(model) if run.zero_stage == 3 and is_main() else None
     engine, *_ = deepspeed.initialize(
         model=TrainStep(model, step_fn, bf16=bf16),
         optimizer=build_optimizer(
@@ -144,48 +167,88 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
         dist_init_required=False,
     )
     check_internals(engine, [p for p in model.parameters() if p.requires_grad])
-    engine.whole = whole
+    engine.shell = shell
     return engine
 
 
-def whole_model(engine: Any, model: nn.Module) -> nn.Module:
-    """The model as a plain one: on the main rank it has all weights and makes no collective calls.
+def whole_model(engine: Any, model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Makes a plain model: on the main rank it has all weights and makes no collective calls.
 
     Every rank must call this. At ZeRO stage 3 a rank holds a part of each weight and gathers the
-    other parts during the forward pass, which would hang on one rank alone. So the main rank keeps
-    a second, plain model and copies the weights into it.
+    other parts during the forward pass, which would hang on one rank alone. So the main rank
+    gathers all of them into a second model on `device`, which lives as long as the caller keeps it.
+    At other stages this is `model` itself, wherever it lies.
     """
     if engine.zero_optimization_stage() < 3:
         return model
-    targets = dict(engine.whole.named_parameters()) | dict(engine.whole.named_buffers())
+    empty = dict(engine.shell.named_parameters()) if is_main() else {}
+    filled: dict[int, Any] = {}  # by the id of the empty parameter, as `deepcopy` looks them up
     with torch.no_grad():
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            with gathered(tensor):
+        for name, parameter in model.named_parameters():
+            with gathered(parameter):
                 if is_main():
-                    targets[name].copy_(tensor)
-    return engine.whole.to(engine.device) if is_main() else model
+                    filled[id(empty[name])] = _filled(empty[name], parameter, device)
+        if not is_main():
+            return model
+        whole = copy.deepcopy(engine.shell, filled)
+        for name, buffer in model.named_buffers():
+            whole.get_buffer(name).copy_(buffer)
+    return whole.to(device)
 
 
-def step_if_finite(engine: Any) -> float:
+def _without_weights(model: nn.Module) -> nn.Module:
+    """Copies a model but for its weights, which have a shape and a dtype and no memory.
+
+    Weights of bitsandbytes carry more than numbers and are copied.
+    """
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+    }
+    return copy.deepcopy(model, empty)  # it takes what the dictionary has for what it finds there
+
+
+def _filled(empty: nn.Parameter, parameter: nn.Parameter, device: torch.device | str) -> Any:
+    if empty.is_meta:
+        whole = parameter.detach().to(device, copy=True)
+        return nn.Parameter(whole, requires_grad=empty.requires_grad)
+    quantized = copy.deepcopy(empty)
+    quantized.copy_(parameter)
+    return quantized
+
+
+def step_if_finite(engine: Any, grad_clip: float, *, flag: bool = False) -> tuple[float, bool]:
     """Takes the optimizer step, unless the gradient of any rank is not finite.
 
     The gradients are already summed over ranks, so their norm is the same on all ranks, and it is
     not finite if any rank's loss or gradient was not. In that case weights and optimizer state stay
     as they are on every rank.
 
+    Args:
+        grad_clip: longer gradients are scaled to this norm; 0 leaves them.
+        flag: anything that all ranks are to know. It comes with the norm, so that a GPU is waited
+            for once.
+
     Returns:
-        The gradient norm before clipping; `inf` or `nan` if the step was skipped.
+        The gradient norm before clipping, `inf` or `nan` if the step was skipped; whether the flag
+        of any rank is true.
     """
+    flags = all_reduce_flag(flag, engine.device)
     if engine.zero_optimization():
-        engine.step()  # computes the norm of the partitioned gradient and checks it itself
-        return float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
+        engine.step()  # computes the norm of the partitioned gradient, checks and clips it itself
+        norm = float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
+        return norm, bool(flags.item())
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients))
+    total = nn.utils.get_total_norm(gradients)
+    norm, flagged = torch.cat([total.reshape(1), flags.to(total.dtype)]).tolist()
     if math.isfinite(norm):
+        if grad_clip and norm > grad_clip:
+            torch._foreach_mul_(gradients, grad_clip / (norm + _CLIP_EPSILON))
         engine.step()
     else:
         engine.zero_grad()
-    return norm
+    return norm, bool(flagged)
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:
@@ -200,15 +263,18 @@ def seed_everything(seed: int, step: int, rank: int) -> None:
 
 
 def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], int]:
-    """Collects the optimizer's moments, whole, on the CPU, and AdamW's step count.
+    """Collects the optimizer's moments, whole, on the main rank's CPU, and AdamW's step count.
 
     Every rank must call this: under ZeRO each owns a part of each moment.
 
     Returns:
-        the moments by `{moment}.{parameter name}`, shaped like the parameter, and the step count.
+        the moments by `{moment}.{parameter name}`, shaped like the parameter, and the step count;
+        nothing on other ranks.
     """
     moments: dict[str, Tensor] = {}
     num_steps = 0
+    if not is_main() and not engine.zero_optimization():
+        return moments, num_steps  # the main rank has everything
     for name, parameter, names in _trainable(engine, model):
         place = moment_place(engine, parameter)
         # empty before the first step
@@ -221,7 +287,8 @@ def optimizer_state(engine: Any, model: nn.Module) -> tuple[dict[str, Tensor], i
                 whole[place.own] = state[moment].flatten()[place.part]
             if engine.zero_optimization():
                 whole = all_reduce_sum(whole)
-            moments[f"{moment}.{name}"] = whole.reshape(shape).cpu()
+            if is_main():
+                moments[f"{moment}.{name}"] = whole.reshape(shape).cpu()
     return moments, num_steps
 
 
@@ -241,8 +308,9 @@ def load_optimizer_state(engine: Any, model: nn.Module, checkpoint: Checkpoint) 
         if "step" in state:
             state["step"].fill_(checkpoint.state["optimizer_steps"])
         for moment in names:
-            saved = checkpoint.optimizer[f"{moment}.{name}"].to(parameter.device).flatten()
-            state[moment].view(-1)[place.part] = saved[place.own]
+            # a checkpoint's file is mapped, so only this rank's part of it is read
+            saved = checkpoint.optimizer[f"{moment}.{name}"].flatten()[place.own]
+            state[moment].view(-1)[place.part] = saved.to(parameter.device)
 
 
 def _state_with(place: MomentPlace, moments: tuple[str, ...]) -> dict[str, Tensor]:
@@ -280,6 +348,5 @@ def _share_cores() -> None:
     With more threads than cores the ranks spin while they wait for each other, and are 10 to 30
     times slower. torchrun sets OMP_NUM_THREADS; the `deepspeed` launcher does not.
     """
-    num_local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    if num_local > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
+    if num_local_ranks() > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, num_cores() // num_local_ranks()))

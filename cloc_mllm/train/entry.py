@@ -6,12 +6,16 @@ import dataclasses
 import os
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from torch import nn
 
-from cloc_mllm.config import RunConfig, Stage1Config, Stage2Config, TinyLlmConfig
+from cloc_mllm.config import DataConfig, RunConfig, Stage1Config, Stage2Config, TinyLlmConfig
 from cloc_mllm.devices import resolve_frozen_dtype, resolve_precision
-from cloc_mllm.train.data_order import DataOrder
+from cloc_mllm.distributed import num_cores, num_local_ranks
+from cloc_mllm.train.data_order import DataOrder, choose_workers
+
+_FED_BY = 5  # workers that a ViT-B/16 keeps busy on an H100, by the estimate in docs/scale.md
 
 Config = TypeVar("Config", Stage1Config, Stage2Config, TinyLlmConfig)
 
@@ -37,8 +41,30 @@ def dry_run_report(
     """Lists the resolved config, the parts that train or are frozen, and the size of batches."""
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return "\n".join(
-        [resolved, *_parameter_table(model), "", *_batch_arithmetic(config.run, order)]
+        [
+            resolved,
+            *_parameter_table(model),
+            "",
+            *_batch_arithmetic(config.run, order),
+            *([] if isinstance(config, TinyLlmConfig) else _loader(config.data)),
+        ]
     )
+
+
+def _loader(data: DataConfig) -> list[str]:
+    """The loader's processes beside this machine's cores, with a warning where they do not fit."""
+    workers, ranks, cores = choose_workers(data.num_workers), num_local_ranks(), num_cores()
+    lines = [f"loader workers:   {workers} per rank, {ranks} rank(s) on {cores} cores"]
+    if (workers + 1) * ranks > cores:
+        lines.append(
+            "warning: ranks and workers share cores; lower data.num_workers or take more cores"
+        )
+    elif torch.cuda.is_available() and workers < min(_FED_BY, cores // ranks - 1):
+        lines.append(
+            f"warning: {workers} worker(s) may not feed a GPU (docs/scale.md); raise "
+            "data.num_workers, or set it to -1"
+        )
+    return lines
 
 
 def _parameter_table(model: nn.Module) -> list[str]:

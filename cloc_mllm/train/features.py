@@ -19,7 +19,7 @@ from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, encoder_identity
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.stopping import ignore_stop_signals
-from cloc_mllm.train.data_order import DataOrder
+from cloc_mllm.train.data_order import DataOrder, choose_workers
 from cloc_mllm.train.engine import start_processes
 
 _BATCH = 32  # images encoded at a time
@@ -52,7 +52,7 @@ def fill_features(
         _BATCH,
         sampler=wanted[rank() :: world_size()],
         collate_fn=_Missing(cache, processor.image_processor),
-        num_workers=config.data.num_workers,
+        num_workers=choose_workers(config.data.num_workers),
         worker_init_fn=ignore_stop_signals,
     )
     start, num_encoded = time.monotonic(), 0

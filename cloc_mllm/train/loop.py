@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.data.mixture import Part
 from cloc_mllm.distributed import (
-    all_reduce_flag,
     barrier,
     gather_objects,
     is_main,
@@ -24,8 +24,8 @@ from cloc_mllm.distributed import (
 )
 from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
 from cloc_mllm.stopping import StopRequest
-from cloc_mllm.train.checkpoint import list_checkpoints
-from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
+from cloc_mllm.train.checkpoint import CheckpointWriter, list_checkpoints
+from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches, on_device
 from cloc_mllm.train.deepspeed_internals import linear_as_it_was
 from cloc_mllm.train.engine import (
     StepFn,
@@ -148,17 +148,17 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     keys = RankBatches(order, first_step, config.steps, rank(), world_size())
     batches = load_batches(job.dataset, keys, job.collate_fn, job.num_workers)
     _set_train_mode(model)
-    with StopRequest() as stop:
-        for step, batch in enumerate(batches, first_step):
+    with StopRequest() as stop, CheckpointWriter() as writer:
+        for step, batch in enumerate(on_device(batches, device), first_step):
             factor = lr_factor(step, config.steps, optim.warmup_steps)
             set_lr(engine.optimizer, factor)
             seed_everything(config.seed, step, rank())
-            losses = engine(batch.to(device))
+            losses = engine(batch)
             engine.backward(losses["loss"])
-            grad_norm = step_if_finite(engine)
+            wants_to_stop = stop.requested or time.monotonic() > deadline
+            grad_norm, stopping = step_if_finite(engine, optim.grad_clip, flag=wants_to_stop)
             done = step + 1
             last = done == config.steps
-            stopping = all_reduce_flag(stop.requested or time.monotonic() > deadline, device)
             log.advance()
 
             numbers = {"lr": factor * optim.lr, "grad_norm": grad_norm}
@@ -166,23 +166,24 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
                 num_skipped += 1
                 ids = {"sample_ids": _sample_ids(job, order, step)}
                 log.row(done, "skipped", _mean_over_ranks(losses) | numbers | ids)
+                writer.wait()
                 _stop_if_diverged(num_skipped, done, checkpoints)
             else:
                 num_skipped = 0
             if _due(config.log_every, done, last or stopping):
                 log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
             if job.evaluate is not None and not stopping and _due(job.eval_every, done, last):
-                metrics = _evaluate(whole_model(engine, model), job.evaluate)
+                metrics = _evaluate(whole_model(engine, model, device), job.evaluate)
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
-                state, keep = identity | {"step": done}, config.keep_checkpoints
-                save_run(engine, model, state, checkpoints, keep=keep, kept_frozen=job.kept_frozen)
+                write = partial(writer.write, checkpoints, keep=config.keep_checkpoints)
+                save_run(engine, model, identity | {"step": done}, write, job.kept_frozen)
             if stopping and not last:
                 exit_code = _agreed_exit_code(stop.signal_number)
                 log.message(f"stopped after step {done}; the same command continues from there")
                 break
     log.close()
-    final = whole_model(engine, model) if exit_code == 0 else None
+    final = whole_model(engine, model, "cpu") if exit_code == 0 else None
     if final is not None and is_main():
         job.save_model(final, output_dir / "model")
     barrier()

@@ -36,7 +36,8 @@ from cloc_mllm.mllm.build import add_lora, hold_frozen, new_token_ids
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.language_model import attention_for_training
-from cloc_mllm.mllm.losses import IGNORE_INDEX, loss_of_states
+from cloc_mllm.mllm.losses import IGNORE_INDEX, chunk_of, loss_of_states
+from cloc_mllm.mllm.packing import mask_for
 from cloc_mllm.train.alignment import taught_parts
 from cloc_mllm.train.deepspeed_config import REDUCE_BUCKET
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
@@ -78,7 +79,7 @@ class StepShape:
             num_labels=int((inputs["labels"] != IGNORE_INDEX).sum()),
             num_images=len(inputs["pixel_values"]),
             num_regions=len(inputs["region_boxes"]),
-            num_bytes=sum(tensor.nbytes for tensor in inputs.values()),
+            num_bytes=sum(leaf.nbytes for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)),
             has_features=inputs["pixel_values"].ndim == 3,
         )
 
@@ -261,7 +262,8 @@ def _trace(
                 live.before_loss = live.now
                 states = hidden[:, :-1].flatten(0, 1)[: shape.num_labels]
                 targets = torch.zeros(shape.num_labels, dtype=torch.long)
-                loss = loss_of_states(states, targets, model.get_output_embeddings())
+                chunk = chunk_of(model.config.text_config.vocab_size)
+                loss = loss_of_states(states, targets, model.get_output_embeddings(), chunk=chunk)
             del hidden, states
             loss.backward()
     return live
@@ -303,7 +305,7 @@ def _inputs(model: ClocMllmForConditionalGeneration, shape: StepShape) -> dict[s
         "frames": torch.zeros(num_images, 4),
         "regions": [torch.zeros(num_regions, norm.normalized_shape[0]) for norm in norms],
         "boxes": torch.zeros(num_regions, 4),
-        "attention_mask": torch.zeros(tokens[0], 1, tokens[1], tokens[1]),
+        "attention_mask": torch.ones(tokens[0], 1, tokens[1], tokens[1], dtype=torch.bool),
         "position_ids": torch.zeros(tokens, dtype=torch.long),
     }
 
@@ -327,6 +329,8 @@ def _hidden_states(
         (input_ids == model.config.region_token_id, region_features),
     ):
         embeds = embeds.masked_scatter(is_place[..., None], features.to(embeds.dtype))
+    kernel: Any = model.language_model.config._attn_implementation
+    rest["attention_mask"] = mask_for(kernel, rest["attention_mask"])
     outputs = model.language_model(
         inputs_embeds=embeds, logits_to_keep=1, output_hidden_states=True, use_cache=False, **rest
     )

@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
         self._adamw: torch.optim.AdamW | None = None
         others = [group for group in self.param_groups if not group["muon"]]
         if others:
-            self._adamw = torch.optim.AdamW(others, betas=betas)
+            # fused: it keeps its step counts on the GPU and never asks for them
+            self._adamw = torch.optim.AdamW(others, betas=betas, fused=True)
             self._adamw.state = self.state
 
     @torch.no_grad()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.distributed import barrier, gather_objects, is_main
+from cloc_mllm.distributed import gather_objects, is_main
 from cloc_mllm.train.checkpoint import (
     Checkpoint,
     check_same_run,
@@ -16,7 +17,6 @@ from cloc_mllm.train.checkpoint import (
     load_checkpoint,
     newest_whole_checkpoint,
     remove_leftovers,
-    save_checkpoint,
 )
 from cloc_mllm.train.deepspeed_internals import gathered
 from cloc_mllm.train.engine import optimizer_state
@@ -63,24 +63,21 @@ def save_run(
     engine: Any,
     model: nn.Module,
     state: dict[str, Any],
-    root: Path,
-    *,
-    keep: int,
+    write: Callable[[Checkpoint], None],
     kept_frozen: tuple[str, ...],
 ) -> None:
-    """Writes a checkpoint. Every rank must call this; the main rank writes.
+    """Collects a checkpoint. Every rank must call this; the main rank writes it.
 
     Args:
         state: the identity of the run and its `step`.
-        keep: number of checkpoints that stay on disk.
+        write: called on the main rank, with tensors that training no longer changes.
         kept_frozen: frozen parameters to store, see `Job`.
     """
     moments, optimizer_steps = optimizer_state(engine, model)
     weights = _weights(model, kept_frozen)
     if is_main():
         state = state | {"optimizer_steps": optimizer_steps}
-        save_checkpoint(root, Checkpoint(weights, moments, state), keep)
-    barrier()
+        write(Checkpoint(weights, moments, state))
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:

@@ -37,7 +37,7 @@ from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
 from cloc_mllm.train.data_order import DataOrder
-from cloc_mllm.train.engine import compile_towers
+from cloc_mllm.train.engine import compile_towers, start_processes
 from cloc_mllm.train.entry import dry_run_report, with_frozen_dtype, with_precision
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
@@ -85,6 +85,8 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 
     dataset: AnyDataset | Mixture = load(config.data)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
+    if not dry_run:
+        start_processes()  # a quantised language model is loaded straight onto this rank's GPU
     model, collator = _build(config, dataset)
     processor = collator.processor
     evaluate = _evaluation(config, processor)
@@ -168,7 +170,7 @@ def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
     num_labels = (batch.inputs["labels"] != IGNORE_INDEX).sum()
     num_items = all_reduce_sum(num_labels.float()) / world_size()
     outputs = model(**batch.inputs, num_items_in_batch=num_items)
-    dropped = outputs.loss.new_tensor(float(batch.num_dropped))
+    dropped = outputs.loss.new_full((), float(batch.num_dropped))
     return {"loss": outputs.loss, "dropped_questions": dropped}
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,13 @@ from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.data.sequences import LazySequence
 from cloc_mllm.data.wordings import load_wordings
+from cloc_mllm.devices import without_waiting
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.coordinates import REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
+from cloc_mllm.mllm.packing import mask_for
 from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
 from cloc_mllm.mllm.scene_tokens import embed_scene
 from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
@@ -133,10 +136,12 @@ def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
         assert isinstance(model, LlamaForCausalLM) and batch.scene is not None
         embeddings = model.get_input_embeddings()
         cells, regions = embed_scene(
-            batch.scene, embeddings, torch.tensor(location, device=model.device)
+            batch.scene, embeddings, without_waiting(torch.tensor(location), model.device)
         )
         inputs = dict(batch.inputs)
         input_ids, labels = inputs.pop("input_ids"), inputs.pop("labels")
+        kernel: Any = model.config._attn_implementation
+        inputs["attention_mask"] = mask_for(kernel, inputs["attention_mask"])
         embeds = embeddings(input_ids)
         for token_id, tokens in ((processor.image_token_id, cells), (region_id, regions)):
             scale = config.noise * tokens.detach().std() if tokens.numel() else 0.0

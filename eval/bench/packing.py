@@ -157,7 +157,7 @@ class PackedSteps:
             set_lr(self.engine.optimizer, lr_factor(step, len(self.batches), _OPTIM.warmup_steps))
             seed_everything(0, step, 0)
             self.engine.backward(self.engine(batch.to(self.device))["loss"])
-            step_if_finite(self.engine)
+            step_if_finite(self.engine, _OPTIM.grad_clip)
 
 
 def matched_sides(

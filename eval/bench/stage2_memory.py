@@ -145,7 +145,7 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
     size = config.run.global_batch_size
     scenes = iter(generate_scenes(size * num_steps, split="train", seed=0))
     records = [[next(scenes) for _ in range(size)] for _ in range(num_steps)]
-    before = _bytes_of("VmRSS")
+    before = bytes_of("VmRSS")
     torch.manual_seed(0)
     model, processor = build_mllm(config.model)
     hold_frozen(model, DTYPES[config.model.dtype])
@@ -160,10 +160,10 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
         set_lr(engine.optimizer, lr_factor(step, num_steps, 0))
         values = engine(batch.to(device))
         engine.backward(values["loss"])
-        step_if_finite(engine)
+        step_if_finite(engine, config.optim.grad_clip)
         losses.append(float(values["loss"].detach()))
     # files count, too: weights that keep their dtype stay mapped from theirs
-    peak = _bytes_of("VmHWM") - before
+    peak = bytes_of("VmHWM") - before
     new = new_token_ids(processor)
     shapes = [StepShape.of_batch(batch) for batch in batches]
     largest = max(shapes, key=lambda shape: shape.num_sequences * shape.num_tokens)
@@ -181,14 +181,14 @@ def estimates(shape: str) -> Iterator[tuple[str, StepEstimate]]:
     shipped = ClocMllmConfig.from_pretrained(shipped_directory("mllm")).to_dict()
     changes = {"cloc_config": dataclasses.asdict(vit), "text_config": SHAPES[shape]}
     model_config = ClocMllmConfig(**{**shipped, **changes, "projector_width": 0})
-    num_bytes = 4 * 4 * (3 * _IMAGE_SIZE**2 + 1024**2)  # pixels and masks, float32
+    num_bytes = 4 * (4 * 3 * _IMAGE_SIZE**2 + 1024**2)  # pixels in float32, masks in bool
     step = StepShape(4, 1024, num_labels=400, num_images=4, num_regions=12, num_bytes=num_bytes)
     config = Stage2Config(model=MllmConfig(dtype="bfloat16"), run=Stage2RunConfig(precision="bf16"))
     for setting, cheaper_config in [("model.dtype: bfloat16", config), *cheaper(config)]:
         yield setting, estimate_step(cheaper_config, model_config, list(range(100)), step)
 
 
-def _bytes_of(name: str) -> int:
+def bytes_of(name: str) -> int:
     """Reads a line of /proc/self/status (Linux): VmRSS is resident memory, VmHWM its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):

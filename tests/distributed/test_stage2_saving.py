@@ -63,22 +63,10 @@ KINDS = {
     "whole": ({}, "fp32"),
     "whole_bf16": ({}, "bf16"),
 }
+HELD = ("lora_held", "4bit_held", "whole_held")
+EVERYWHERE = [*product(("lora", "4bit", "whole", *HELD), (0, 2, 3))]
 # `lora_bf16` is autocast, with float32 weights all the same, so one stage on two ranks shows it
-RUNS = {
-    1: [
-        *product(("lora", "4bit", "whole"), (0, 2, 3)),
-        *product(("lora_held",), (0, 1, 2, 3)),
-        ("4bit_held", 0),
-        ("whole_held", 0),
-    ],
-    2: [
-        *product(("lora", "4bit", "whole"), (0, 2, 3)),
-        ("lora_bf16", 2),
-        ("whole_bf16", 2),
-        *product(("lora_held", "4bit_held"), (2, 3)),
-        ("whole_held", 3),
-    ],
-}
+RUNS = {1: [*EVERYWHERE, ("lora_held", 1)], 2: [*EVERYWHERE, ("lora_bf16", 2), ("whole_bf16", 2)]}
 # A merged product rounds once more, W + BA against (W)x + B(Ax); held in bf16 W + BA has 8 bits.
 MERGED = {"float32": {"atol": 1e-4, "rtol": 1e-4}, "bfloat16": {"atol": 0.1, "rtol": 0.02}}
 CELLS = [

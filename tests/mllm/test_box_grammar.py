@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerBase
 
 from cloc_mllm.data.tokenizer import train_byte_level_bpe
@@ -200,6 +202,34 @@ def test_masked_logits_keep_what_may_come() -> None:
     assert kept[1].nonzero().flatten().tolist() == [start + 18, start + 19]
     assert torch.equal(actual[kept], logits[kept])
     assert torch.equal(actual, mask_logits(grammar, answers.tolist(), logits))
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations, each of which is a kernel or more on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("boxes_only", [True, False])
+def test_more_rows_are_not_more_operations(boxes_only: bool) -> None:
+    grammar = BoxGrammar(tokenizer_for(LOCATIONS), LOCATIONS)
+    first = grammar.location_start
+    numbers = []
+    for num_rows in (1, 9):
+        answers = torch.tensor([[0, first + 3]] * num_rows)
+        logits = torch.zeros(num_rows, first + 30)
+        with Operations() as operations:
+            BoxLogitsProcessor(grammar, 1, boxes_only=boxes_only)(answers, logits)
+        numbers.append(operations.number)
+    assert numbers[0] == numbers[1] > 0
 
 
 def test_a_tokenizer_that_cannot_write_a_box_is_refused() -> None:

@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from cloc_mllm.config import LoraConfig, MllmConfig
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
 from cloc_mllm.mllm.build import hold_frozen
 
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 
-def test_shards_load_as_one_file_does(mllm_config: MllmConfig, tmp_path: Path) -> None:
-    model, processor = build_mllm(replace(mllm_config, lora=LoraConfig(rank=2)))
+
+def held_model(config: MllmConfig, rank: int, dtype: Any) -> tuple[Any, Any]:
+    """A model as stage 2 trains it: what is frozen has the dtype."""
+    model, processor = build_mllm(replace(config, lora=LoraConfig(rank=rank), dtype=dtype))
+    hold_frozen(model, getattr(torch, dtype))
+    return model, processor
+
+
+@DTYPES
+def test_shards_load_as_one_file_does(mllm_config: MllmConfig, tmp_path: Path, dtype: Any) -> None:
+    model, processor = held_model(mllm_config, 2, dtype)
 
     merge_and_save(model, processor, tmp_path / "one")
     merge_and_save(model, processor, tmp_path / "many", max_shard_bytes=10_000)
@@ -24,6 +36,9 @@ def test_shards_load_as_one_file_does(mllm_config: MllmConfig, tmp_path: Path) -
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
     assert len(files) > 3
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for tensor in load_file(tmp_path / "one" / "model.safetensors").values()
+    )
     assert sorted(set(index["weight_map"].values())) == files
     one, many = (
         ClocMllmForConditionalGeneration.from_pretrained(tmp_path / name).state_dict()
@@ -42,12 +57,13 @@ def test_saving_again_leaves_no_shard_behind(mllm_config: MllmConfig, tmp_path: 
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
 
 
+@DTYPES
 @pytest.mark.parametrize("rank", [0, 2], ids=["whole", "lora"])
 def test_the_file_has_what_transformers_would_save(
-    mllm_config: MllmConfig, tmp_path: Path, rank: int
+    mllm_config: MllmConfig, tmp_path: Path, rank: int, dtype: Any
 ) -> None:
     """Names, and tied weights once."""
-    model, processor = build_mllm(replace(mllm_config, lora=LoraConfig(rank=rank)))
+    model, processor = held_model(mllm_config, rank, dtype)
     merge_and_save(model, processor, tmp_path / "ours")
     loaded, info = ClocMllmForConditionalGeneration.from_pretrained(
         tmp_path / "ours", output_loading_info=True
@@ -56,9 +72,13 @@ def test_the_file_has_what_transformers_would_save(
 
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ours, theirs = (
-        (tmp_path / name / "model.safetensors").stat().st_size for name in ("ours", "theirs")
+        {
+            key: value.shape
+            for key, value in load_file(tmp_path / name / "model.safetensors").items()
+        }
+        for name in ("ours", "theirs")
     )
-    assert abs(ours - theirs) < 1000
+    assert ours == theirs
 
 
 def test_what_is_frozen_is_held_in_bfloat16_and_what_learns_in_float32(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -152,3 +154,15 @@ def test_workers_keep_the_order_and_have_one_thread_each(num_workers: int) -> No
     batches = list(load_batches(range(100, 150), keys, with_num_threads, num_workers))
     assert [items for items, _ in batches] == [[samples[key] for key in batch] for batch in keys]
     assert num_workers == 0 or {num_threads for _, num_threads in batches} == {1}
+
+
+def test_a_worker_without_shared_memory_says_what_to_do() -> None:
+    """Linux kills a process that touches a page of a full /dev/shm."""
+
+    def dies(_: object) -> None:
+        os.kill(os.getpid(), signal.SIGBUS)
+
+    order = DataOrder(8, 4, seed=0)
+    batches = load_batches(range(8), RankBatches(order, 0, 2, 0, 1), dies, num_workers=1)
+    with pytest.raises(ValueError, match=r"/dev/shm .* are free.*lower data\.num_workers"):
+        list(batches)

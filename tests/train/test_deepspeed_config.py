@@ -19,6 +19,12 @@ def test_batch_is_shared_evenly(world_size: int, per_rank: int) -> None:
     }
 
 
+def test_without_zero_deepspeed_does_not_clip() -> None:
+    """Our own step does, which knows the norm."""
+    actual = deepspeed_config(RunConfig(zero_stage=0), OptimConfig(grad_clip=0.5), world_size=1)
+    assert actual["gradient_clipping"] == 0.0
+
+
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match=r"global_batch_size is 10.*4 ranks.*multiple of 4"):
         deepspeed_config(RunConfig(global_batch_size=10), OptimConfig(), world_size=4)

@@ -20,6 +20,7 @@ from cloc_mllm.config import (
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import build_mllm
+from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
 from cloc_mllm.models.vision_encoder import VisionEncoder
@@ -60,8 +61,14 @@ def losses_of(config: Stage2Config) -> list[float]:
 
 
 @pytest.mark.parametrize("prompter_learns", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_loss_and_gradients_are_equal(config, prompter_learns: bool, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "held"),
+    [("fp32", torch.float32), ("bf16", torch.float32), ("bf16", torch.bfloat16)],
+    ids=["fp32", "bf16", "bf16 weights"],
+)
+def test_loss_and_gradients_are_equal(
+    config, prompter_learns: bool, precision: str, held: torch.dtype
+) -> None:
     """Bit for bit: the pictures are encoded in the batch that they are learnt from. In one of
     another size matrix products may round otherwise, here by up to 5e-7 of a token's number."""
     config.run.precision, config.conversations.pack = precision, False
@@ -69,6 +76,8 @@ def test_loss_and_gradients_are_equal(config, prompter_learns: bool, precision: 
     model, processor = build_mllm(config.model)
     model.vision.requires_grad_(prompter_learns)
     model.vision.encoder.requires_grad_(False)
+    hold_frozen(model, held)
+    assert next(model.vision.encoder.parameters()).dtype == held
     records = load_records(config.data.train)[:3]
     cache = fill_features(model, processor, records, config)
     actual, expected = {}, {}
@@ -125,7 +134,9 @@ def test_another_encoder_finds_nothing(config: Stage2Config) -> None:
     with torch.no_grad():
         next(model.vision.encoder.parameters()).flatten()[0] += 1e-3
     names.add(encoder_identity(model, processor, bf16=False))
-    assert len(names) == 5
+    hold_frozen(model, torch.bfloat16)
+    names.add(encoder_identity(model, processor, bf16=True))
+    assert len(names) == 6
 
 
 def test_another_picture_of_the_same_id_finds_nothing(config: Stage2Config, tiny_scenes) -> None:

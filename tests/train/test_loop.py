@@ -19,6 +19,8 @@ from cloc_mllm.config import OptimConfig
 from cloc_mllm.data.images import ImageError, open_image
 from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.data_order import DataOrder
+from cloc_mllm.train.deepspeed_internals import linear_as_it_was
+from cloc_mllm.train.engine import start_engine, start_processes, whole_model
 from cloc_mllm.train.logging import read_log
 from cloc_mllm.train.loop import MAX_SKIPPED_IN_A_ROW, DivergedError, Job, train
 from tests.train.toy import (
@@ -186,6 +188,29 @@ def test_a_run_may_resume_at_another_zero_stage(tmp_path: Path) -> None:
         assert actual.state["optimizer_steps"] == expected.state["optimizer_steps"] == 10
         torch.testing.assert_close(actual.weights, expected.weights, atol=1e-6, rtol=0)
         torch.testing.assert_close(actual.optimizer, expected.optimizer, atol=1e-6, rtol=0)
+
+
+def test_zero_3_starts_without_a_second_copy_of_the_weights(tmp_path: Path) -> None:
+    """The main rank makes a whole model when it needs one, and the caller lets it go."""
+    model, device = ToyModel(), start_processes()
+    model.head.weight.requires_grad_(False)
+    model.register_buffer("seen", torch.zeros(2))
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with linear_as_it_was():
+        engine = start_engine(
+            model, step_fn, run_config(tmp_path, zero_stage=3), OptimConfig(warmup_steps=0)
+        )
+    assert all(parameter.is_meta for parameter in engine.shell.parameters())
+    model.get_buffer("seen").add_(1)
+    expected["seen"] += 1
+
+    for _ in range(2):
+        whole = whole_model(engine, model, device)
+        actual = whole.state_dict()
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
+        assert not whole.get_parameter("head.weight").requires_grad
+        assert whole.get_parameter("encoder.weight").requires_grad
 
 
 def test_torch_is_left_as_it_was(tmp_path: Path) -> None:

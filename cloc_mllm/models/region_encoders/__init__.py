@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cloc_mllm.devices import without_waiting
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 
@@ -21,27 +22,41 @@ class RegionPrompts(NamedTuple):
         image_index: int64[R].
         masks: float[F, H, W] in 0..1 over the canvas; each prompts instead of its region's box.
         masked_regions: int64[F], the regions that have a mask.
+        on_host: `image_index` and `masked_regions` on the CPU, so that choosing regions waits for
+            no GPU; None copies them.
     """
 
     boxes: Tensor
     image_index: Tensor
     masks: Tensor
     masked_regions: Tensor
+    on_host: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def most_per_image(self) -> int:
+        """The most regions that any image has."""
+        image_index, _ = self._indices
+        return int(image_index.bincount().max()) if len(image_index) else 0
 
     def select_images(self, first: int, stop: int) -> tuple[RegionPrompts, Tensor]:
         """Selects the prompts of images `first` .. `stop`; also returns which regions they are:
         int64[R']."""
-        own = ((self.image_index >= first) & (self.image_index < stop)).nonzero()[:, 0]
-        place = torch.full_like(self.image_index, -1)
-        place[own] = torch.arange(len(own), device=own.device)
-        masked = place[self.masked_regions]
-        part = RegionPrompts(
-            self.boxes[own],
-            self.image_index[own] - first,
-            self.masks[masked >= 0],
-            masked[masked >= 0],
+        image_index, masked = self._indices
+        own = ((image_index >= first) & (image_index < stop)).nonzero()[:, 0]
+        place = torch.full_like(image_index, -1)
+        place[own] = torch.arange(len(own))
+        own_masks = (place[masked] >= 0).nonzero()[:, 0]
+        on_host = (image_index[own] - first, place[masked][own_masks])
+        own, own_masks, masked = (
+            without_waiting(index, self.boxes.device) for index in (own, own_masks, on_host[1])
         )
+        own_index = self.image_index[own] - first
+        part = RegionPrompts(self.boxes[own], own_index, self.masks[own_masks], masked, on_host)
         return part, own
+
+    @property
+    def _indices(self) -> tuple[Tensor, Tensor]:
+        return self.on_host or (self.image_index.cpu(), self.masked_regions.cpu())
 
 
 class RegionEncoder(Protocol):
@@ -61,8 +76,14 @@ class RegionEncoder(Protocol):
     predicts_boxes: bool
     takes_masks: bool
 
-    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """The embedding z of each box: `boxes: float[R, 4]` -> float[R, E]."""
+    def embed_boxes(
+        self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
+    ) -> Tensor:
+        """The embedding z of each box: `boxes: float[R, 4]` -> float[R, E].
+
+        `most` is the most boxes that any image has; None reads it from the index, for which the
+        host waits for a GPU.
+        """
         ...
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:

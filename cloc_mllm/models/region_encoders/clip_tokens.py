@@ -31,7 +31,9 @@ class ClipTokenEncoder(nn.Module):
         super().__init__()
         self.project_tokens = project_tokens
 
-    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
+    def embed_boxes(
+        self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
+    ) -> Tensor:
         return pool_under_boxes(self.project_tokens(image.tokens), image, boxes, image_index)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:

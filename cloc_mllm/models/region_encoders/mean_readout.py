@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from cloc_mllm.models.position import at_least_float32
 
 _TILE_PROMPTS = 8  # prompts of one image whose mixtures are in memory at a time
+_GPU_TILE_NUMBERS = 2**26  # of a tile; 256 MiB, of which backward holds about four
 
 
 class ImageOutputs(NamedTuple):
@@ -119,8 +120,8 @@ def _inverse_deviation(
 class _SummedGelu(torch.autograd.Function):
     """Computes sum_n GELU(sum_j shared_weights_jqn shared_jn + sum_k own_weights_qnk own_qk).
 
-    It takes a few prompts at a time, and again for the gradient, so that float[B, Q, N, H] never
-    exists as a whole.
+    It takes a few images and prompts at a time, and again for the gradient, so that
+    float[B, Q, N, H] never exists as a whole.
 
     Args:
         shared: float[2, B, N, H]; shared_weights: float[2, B, Q, N].
@@ -133,8 +134,8 @@ class _SummedGelu(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(shared, shared_weights, own, own_weights)
         summed = own.new_empty(own.shape[0], own.shape[1], own.shape[3])
-        for image, prompts, mixtures in _tiles(shared, shared_weights, own, own_weights):
-            summed[image, prompts] = F.gelu(mixtures).sum(1)
+        for images, prompts, mixtures in _tiles(shared, shared_weights, own, own_weights):
+            summed[images, prompts] = F.gelu(mixtures).sum(2)
         return summed
 
     @staticmethod
@@ -144,29 +145,39 @@ class _SummedGelu(torch.autograd.Function):
         to_shared, to_shared_weights, to_own, to_own_weights = grads
         shared, shared_weights, own, own_weights = inputs
         with torch.autocast(grad.device.type, enabled=False):
-            for image, prompts, mixtures in _tiles(*inputs):
-                at = image, prompts
+            for images, prompts, mixtures in _tiles(*inputs):
+                at = images, prompts
                 # contiguous: on an expanded gradient the CPU's kernel is 8 times slower
-                error = grad[at].unsqueeze(1).expand_as(mixtures).contiguous()
+                error = grad[at].unsqueeze(2).expand_as(mixtures).contiguous()
                 error = torch.ops.aten.gelu_backward(error, mixtures)
                 for j in range(2):
                     weighted = error * shared_weights[j][at].unsqueeze(-1)
-                    to_shared[j, image] += weighted.sum(0)
-                    to_shared_weights[j][at] = (error * shared[j, image]).sum(-1)
-                to_own[at] = own_weights[at].transpose(1, 2) @ error
-                to_own_weights[at] = error @ own[at].transpose(1, 2)
+                    to_shared[j, images] += weighted.sum(1)
+                    to_shared_weights[j][at] = (error * shared[j, images].unsqueeze(1)).sum(-1)
+                to_own[at] = own_weights[at].transpose(2, 3) @ error
+                to_own_weights[at] = error @ own[at].transpose(2, 3)
         return grads
 
 
 def _tiles(
     shared: Tensor, shared_weights: Tensor, own: Tensor, own_weights: Tensor
-) -> Iterator[tuple[int, slice, Tensor]]:
-    """Yields the inputs of GELU: (image, a slice of its prompts, float[prompts, N, H])."""
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yields the inputs of GELU: slices of images and of their prompts, and
+    float[images, prompts, N, H]."""
     num_images, num_prompts, num_own, _ = own.shape
-    for image, first in product(range(num_images), range(0, num_prompts, _TILE_PROMPTS)):
-        at = image, slice(first, first + _TILE_PROMPTS)
-        mixed = shared[0, image] * shared_weights[0][at].unsqueeze(-1)
-        mixed.addcmul_(shared[1, image], shared_weights[1][at].unsqueeze(-1))
+    step = _images_per_tile(shared)
+    for i, q in product(range(0, num_images, step), range(0, num_prompts, _TILE_PROMPTS)):
+        images, prompts = at = slice(i, i + step), slice(q, q + _TILE_PROMPTS)
+        mixed = shared[0, images].unsqueeze(1) * shared_weights[0][at].unsqueeze(-1)
+        mixed.addcmul_(shared[1, images].unsqueeze(1), shared_weights[1][at].unsqueeze(-1))
         for k in range(num_own):
-            mixed.addcmul_(own[at][:, None, k], own_weights[at][:, :, k, None])
-        yield *at, mixed
+            mixed.addcmul_(own[at][:, :, None, k], own_weights[at][..., k, None])
+        yield images, prompts, mixed
+
+
+def _images_per_tile(shared: Tensor) -> int:
+    """One on a CPU, whose cache holds a small tile; on a GPU as many as make a few kernels long."""
+    if shared.device.type == "cpu":
+        return 1
+    num_tokens, hidden_width = shared.shape[-2:]
+    return max(1, _GPU_TILE_NUMBERS // (_TILE_PROMPTS * num_tokens * hidden_width))

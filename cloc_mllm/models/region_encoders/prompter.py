@@ -48,8 +48,10 @@ class PrompterEncoder(nn.Module):
         self.box_head = box_head
         self.takes_masks = prompter.mask is not None
 
-    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
-        return self.prompter.embed_boxes(self.prompter.prepare(image), boxes, image_index)
+    def embed_boxes(
+        self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
+    ) -> Tensor:
+        return self.prompter.embed_boxes(self.prompter.prepare(image), boxes, image_index, most)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
         return self.prompter.embed_masks(self.prompter.prepare(image), masks, image_index)
@@ -68,13 +70,14 @@ class PrompterEncoder(nn.Module):
     def forward(
         self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor
     ) -> tuple[Tensor, Tensor]:
-        boxes, image_index, masks, masked = prompts
+        boxes, image_index, masks, masked, _ = prompts
+        most = prompts.most_per_image
         context = self.prompter.prepare(image)
-        z = self.prompter.embed_boxes(context, boxes, image_index)
+        z = self.prompter.embed_boxes(context, boxes, image_index, most)
         if self.takes_masks:  # without masks, too: every rank must touch every parameter
             z_of_masks = self.prompter.embed_masks(context, masks, image_index[masked])
             z = z.index_copy(0, masked, z_of_masks)
-        z_of_texts = self.prompter.embed_texts(context, text_features, image_index)
+        z_of_texts = self.prompter.embed_texts(context, text_features, image_index, most)
         return z, self.box_head(z_of_texts)
 
 
@@ -164,9 +167,14 @@ class Prompter(nn.Module):
             outputs = self._outputs_at_image_tokens(tokens, self.query(normed), keys, values)
         return ImageContext(tokens, keys, values, cells, image.grid_hw, outputs)
 
-    def embed_boxes(self, context: ImageContext, boxes: Tensor, image_index: Tensor) -> Tensor:
-        """The embedding z of each box: `boxes: float[R, 4]` canvas frame -> float[R, E]."""
-        grid = _place_prompts(image_index, len(context.tokens))
+    def embed_boxes(
+        self, context: ImageContext, boxes: Tensor, image_index: Tensor, most: int | None = None
+    ) -> Tensor:
+        """The embedding z of each box: `boxes: float[R, 4]` canvas frame -> float[R, E].
+
+        `most`: see `RegionEncoder.embed_boxes`.
+        """
+        grid = _place_prompts(image_index, len(context.tokens), most)
         return grid.pack(self.embed_box_grid(context, grid.spread(boxes)))
 
     def embed_box_grid(self, context: ImageContext, boxes: Tensor) -> Tensor:
@@ -195,10 +203,14 @@ class Prompter(nn.Module):
         return grid.pack(self._attend(grid.spread(prompts).unflatten(-1, (2, -1)), context, bias))
 
     def embed_texts(
-        self, context: ImageContext, text_features: Tensor, image_index: Tensor
+        self,
+        context: ImageContext,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None = None,
     ) -> Tensor:
         """The embedding z of each text: `text_features: float[R, E]` -> float[R, E]."""
-        grid = _place_prompts(image_index, len(context.tokens))
+        grid = _place_prompts(image_index, len(context.tokens), most)
         texts = grid.spread(text_features)
         prompts = self.text_token(self.text_norm(texts)).unsqueeze(2)
         bias = None
@@ -327,13 +339,20 @@ class _PromptGrid(NamedTuple):
         return grid[self.image_index, self.place]
 
 
-def _place_prompts(image_index: Tensor, num_images: int) -> _PromptGrid:
-    """Gives each prompt the next free place of its image; `image_index: int64[R]`."""
-    counts = image_index.bincount(minlength=num_images)
+def _place_prompts(image_index: Tensor, num_images: int, most: int | None = None) -> _PromptGrid:
+    """Gives each prompt the next free place of its image; `image_index: int64[R]`.
+
+    `most`: see `RegionEncoder.embed_boxes`.
+    """
+    # not bincount, which waits for a GPU
+    counts = image_index.new_zeros(num_images).index_add_(
+        0, image_index, torch.ones_like(image_index)
+    )
     order = image_index.argsort(stable=True)
     first = (counts.cumsum(0) - counts)[image_index]
     place = order.argsort() - first
-    return _PromptGrid(image_index, place, (num_images, int(counts.max())))
+    width = int(counts.max()) if most is None else most
+    return _PromptGrid(image_index, place, (num_images, width))
 
 
 def _shared_product(a: Tensor, b: Tensor) -> Tensor:

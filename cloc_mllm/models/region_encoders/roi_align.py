@@ -31,7 +31,9 @@ class RoIAlignEncoder(nn.Module):
         super().__init__()
         self.projection = nn.Linear(token_dim, embed_dim, bias=False)
 
-    def embed_boxes(self, image: ImageFeatures, boxes: Tensor, image_index: Tensor) -> Tensor:
+    def embed_boxes(
+        self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
+    ) -> Tensor:
         return self.projection(roi_align_tokens(image.tokens, image.grid_hw, boxes, image_index))
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
@@ -62,6 +64,7 @@ def roi_align_tokens(
     """
     height, width = grid_hw
     grid = at_least_float32(tokens.transpose(1, 2).unflatten(-1, (height, width)))
-    on_grid = boxes.to(grid) * grid.new_tensor([width, height, width, height])
+    left, top, right, bottom = boxes.to(grid).unbind(-1)
+    on_grid = torch.stack([left * width, top * height, right * width, bottom * height], -1)
     rois = torch.cat([image_index[:, None].to(on_grid.dtype), on_grid], 1)
     return roi_align(grid, rois, _BINS_PER_SIDE, sampling_ratio=2, aligned=True).mean((2, 3))

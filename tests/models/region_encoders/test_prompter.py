@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cloc_mllm.models.position import cell_coverage, token_cells
+from cloc_mllm.models.region_encoders import mean_readout
 from cloc_mllm.models.region_encoders.prompter import Prompter
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
@@ -173,3 +174,33 @@ def test_a_batch_without_prompts_still_reaches_every_parameter(readout: str) -> 
     (z.sum() + text_z.sum()).backward()
     without = [name for name, p in prompter.named_parameters() if p.grad is None]
     assert without == []
+
+
+@pytest.mark.parametrize("images_per_tile", [2, 3, 100])
+def test_images_share_tiles_of_the_mean_readout(
+    monkeypatch: pytest.MonkeyPatch, images_per_tile: int
+) -> None:
+    """As on a GPU; on a CPU each image has tiles of its own."""
+    results = []
+    for step in (1, images_per_tile):
+        monkeypatch.setattr(mean_readout, "_images_per_tile", lambda _, step=step: step)
+        torch.manual_seed(0)
+        prompter = Prompter(
+            TOKEN_DIM,
+            EMBED_DIM,
+            16,
+            readout="mean",
+            spatial_prior="both",
+            text_prior="linear",
+            free_form=False,
+        )
+        image = ImageFeatures(torch.zeros(4, EMBED_DIM), torch.randn(4, 12, TOKEN_DIM), GRID_HW)
+        boxes = torch.rand(len(IMAGE_INDEX), 4).sort(-1).values
+        z = prompter.embed_boxes(prompter.prepare(image), boxes, IMAGE_INDEX, most=9)
+        z.square().sum().backward()
+        gradients = {n: p.grad for n, p in prompter.named_parameters() if p.grad is not None}
+        results.append({"z": z.detach(), **gradients})
+    expected, actual = results
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], msg=name)
