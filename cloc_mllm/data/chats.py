@@ -198,6 +198,7 @@ def validate_chat(
     | turn | `role_order` | a system turn not at the start, or two turns of one side in a row |
     | turn | `no_answer` | the last question has none |
     | turn | `empty_text` | nothing but white space |
+    | turn | `image_in_answer` | an answer shows an image |
     | turn | `bad_text` | not encodable as UTF-8 (a lone surrogate) |
     | turn | `not_finite`, `inverted`, `zero_area`, `outside`, `mostly_outside` | of a box, as for
       records; boxes of less than a pixel are kept |
@@ -216,6 +217,7 @@ def validate_chat(
     if not chat.id.strip() or chat.id in drop_log.delivered_ids:
         drop_chat(chat, "duplicate_id" if chat.id.strip() else "missing_id", chat.id, drop_log)
         return None
+    _show_stated_boxes(chat, drop_log)
     try:
         images = [_checked_image(image, drop_log) for image in chat.images]
     except ImageError as error:
@@ -230,6 +232,16 @@ def validate_chat(
     valid = replace(chat, images=images[: sum(map(_num_shown, kept))], turns=kept)
     drop_log.deliver(chat.id, "chat", turn=len(kept), place=sum(1 for _ in valid.places))
     return valid
+
+
+def _show_stated_boxes(chat: Chat, drop_log: DropLog) -> None:
+    """Shows the boxes of each image, as they are stated, to who watches the reader."""
+    if drop_log.watch is None:
+        return
+    for index, image in enumerate(chat.images):
+        places = [piece for piece in chat.places if piece.image == index]
+        boxes = [box for piece in places for box in piece.boxes]
+        drop_log.watch(image.image, boxes, [piece.phrase for piece in places for _ in piece.boxes])
 
 
 def _kept_turns(
@@ -299,6 +311,8 @@ def _checked_turn(turn: Turn, images: Sequence[ChatImage]) -> tuple[Turn, str, s
     """The turn with its boxes clipped, and the first fault with what was found."""
     if not turn.text.strip() and all(piece.kind == "words" for piece in turn.pieces):
         return turn, "empty_text", f"nothing said by the {turn.role}"
+    if turn.role == "assistant" and any(piece.kind == "image" for piece in turn.pieces):
+        return turn, "image_in_answer", shown(turn.text)
     try:
         "".join(piece.text + piece.phrase for piece in turn.pieces).encode()
     except UnicodeEncodeError:

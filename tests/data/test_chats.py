@@ -101,6 +101,7 @@ def test_a_chat_is_kept_up_to_its_first_bad_box(reason: str) -> None:
         ([ASK, TELL, TELL, ASK, TELL], 2, "role_order"),
         ([ASK, TELL, SYSTEM, ASK, TELL], 2, "role_order"),
         ([ASK, assistant(" \n")], 0, "empty_text"),
+        ([ASK, TELL, user("Draw it"), assistant("Here: ", image_mark(0))], 2, "image_in_answer"),
         ([ASK, TELL, user(""), TELL], 2, "empty_text"),
         ([ASK, TELL, user("\ud800"), TELL], 2, "bad_text"),
         ([ASK, TELL, user("x", place(image=1)), TELL], 2, "unknown_image"),
