@@ -129,6 +129,8 @@ class PlaceText(Protocol):
 
     def encode_point(self, point: Point) -> str: ...
 
+    def linked(self, phrase: str, places: str) -> str: ...
+
 
 class MentionedBox(NamedTuple):
     """A box that a turn mentions, of one of the chat's images."""
@@ -140,8 +142,9 @@ class MentionedBox(NamedTuple):
 def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False) -> str:
     """Writes a turn in a box format; `Turn.text` is the source's own.
 
-    A phrase that the source marks stands before its boxes as plain words. Points are written as
-    two numbers of the format, also where boxes of answers come from a box head.
+    A phrase that the source marks is linked to its places, as in the grounded captions of records:
+    `<p>two dogs</p>BOXES`. What merely stands before a box stays words. Points are written as two
+    numbers of the format, also where boxes of answers come from a box head.
 
     Args:
         region_tokens: writes ` <region>` behind each box of a question; `mentioned_boxes` lists
@@ -162,7 +165,10 @@ def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False
             mark = f" {REGION_MARK} " if region_tokens else ""
             places = [box_format.encode(box) + mark for box in piece.boxes]
         places += [box_format.encode_point(point) for point in piece.points]
-        return " ".join(filter(None, (piece.phrase, separator.join(places).rstrip())))
+        text = separator.join(places).rstrip()
+        return (
+            box_format.linked(piece.phrase, text) if piece.phrase and text else piece.phrase + text
+        )
 
     return "".join(map(written, turn.pieces))
 
@@ -238,10 +244,12 @@ def _show_stated_boxes(chat: Chat, drop_log: DropLog) -> None:
     """Shows the boxes of each image, as they are stated, to who watches the reader."""
     if drop_log.watch is None:
         return
-    for index, image in enumerate(chat.images):
-        places = [piece for piece in chat.places if piece.image == index]
-        boxes = [box for piece in places for box in piece.boxes]
-        drop_log.watch(image.image, boxes, [piece.phrase for piece in places for _ in piece.boxes])
+    stated: list[list[tuple[Box, str]]] = [[] for _ in chat.images]
+    for piece in chat.places:
+        if piece.image < len(stated):
+            stated[piece.image] += [(box, piece.phrase) for box in piece.boxes]
+    for image, of in zip(chat.images, stated, strict=True):
+        drop_log.watch(image.image, [box for box, _ in of], [phrase for _, phrase in of])
 
 
 def _kept_turns(

@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.images import ImageSource
 from cloc_mllm.data.wordings import FIRST_WORDINGS, SINGLE, Task, Wordings
 from cloc_mllm.geometry import Boxes
@@ -264,20 +262,10 @@ class ClocMllmProcessor(ProcessorMixin):
             rendered = through_answer
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """Writes a chat as text by the template, one `<image>` per image.
-
-        Raises:
-            ValueError: the template refuses the chat, as some do a system turn.
-        """
-        try:
-            return self.apply_chat_template(
-                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
-            )
-        except TemplateError as error:
-            roles = ", ".join(str(message["role"]) for message in messages)
-            raise ValueError(
-                f"the language model's chat template refuses turns of {shown(roles)}: {error}"
-            ) from error
+        """Writes a chat as text by the template, one `<image>` per image."""
+        return self.apply_chat_template(
+            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+        )
 
     def pad(
         self,

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jinja2 import TemplateError
 from tqdm import tqdm
 
 from cloc_mllm.data.chats import Chat, drop_chat, exchanges_of
@@ -237,7 +238,7 @@ class _Check:
             packed = self.collator.pack(chat, 0)
         except TooLongError as error:
             return "too_long", f", {error}"
-        except ValueError as error:
+        except (TemplateError, ValueError) as error:
             return "template", f", {error}"
         processor, ids = self.processor, packed.row.input_ids
         answers = [turn.text for turn in chat.turns if turn.role == "assistant"]
