@@ -149,9 +149,14 @@ class Stage2DataConfig(DataConfig):
         feature_cache: directory that keeps the frozen encoder's tokens of each image, so that no
             step decodes an image or runs the encoder (docs/stage2.md). All ranks must see it. ""
             is off.
+        skip_chats: leaves out the chats that the model cannot learn from (a first question and
+            answer longer than `conversations.max_length`, words that the model reserves, roles
+            that its chat template refuses) and lists them with their reasons in
+            `run.output_dir/skipped_chats.jsonl`. Off refuses to start with such a chat.
     """
 
     feature_cache: str = ""
+    skip_chats: bool = False
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from cloc_mllm.data.acceptance import RefusedBuildError
 from cloc_mllm.data.arguments import positive, share
 from cloc_mllm.data.checks.judge import describe_all, judge, the_one, unknown_layout, verdict
+from cloc_mllm.data.conversation_sources import add_kind
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import DROPS_NAME, write_chats, write_records
 from cloc_mllm.data.records import Record, validate_record
@@ -138,6 +139,7 @@ def _add_auto(sources: Any) -> None:
         help="folder, tar or zip (default: looked for in and beside PATH)",
     )
     add_read_options(auto)
+    add_kind(auto)
 
 
 def _chosen(args: argparse.Namespace) -> argparse.Namespace:
@@ -146,7 +148,7 @@ def _chosen(args: argparse.Namespace) -> argparse.Namespace:
     Raises:
         ValueError: none or several fit, or images are missing; all readings were printed before.
     """
-    judgements = judge(args.path, args.images, read_options(args))
+    judgements = judge(args.path, args.images, read_options(args), args.conversations_as)
     if not judgements:
         raise ValueError(f"{args.path}: {unknown_layout(args.path, args.encoding)}")
     print(f"{describe_all(judgements)}\n")

@@ -129,6 +129,8 @@ class PlaceText(Protocol):
 
     def encode_point(self, point: Point) -> str: ...
 
+    def linked(self, phrase: str, places: str) -> str: ...
+
 
 class MentionedBox(NamedTuple):
     """A box that a turn mentions, of one of the chat's images."""
@@ -140,8 +142,9 @@ class MentionedBox(NamedTuple):
 def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False) -> str:
     """Writes a turn in a box format; `Turn.text` is the source's own.
 
-    A phrase that the source marks stands before its boxes as plain words. Points are written as
-    two numbers of the format, also where boxes of answers come from a box head.
+    A phrase that the source marks is linked to its places, as in the grounded captions of records:
+    `<p>two dogs</p>BOXES`. What merely stands before a box stays words. Points are written as two
+    numbers of the format, also where boxes of answers come from a box head.
 
     Args:
         region_tokens: writes ` <region>` behind each box of a question; `mentioned_boxes` lists
@@ -162,7 +165,10 @@ def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False
             mark = f" {REGION_MARK} " if region_tokens else ""
             places = [box_format.encode(box) + mark for box in piece.boxes]
         places += [box_format.encode_point(point) for point in piece.points]
-        return " ".join(filter(None, (piece.phrase, separator.join(places).rstrip())))
+        text = separator.join(places).rstrip()
+        return (
+            box_format.linked(piece.phrase, text) if piece.phrase and text else piece.phrase + text
+        )
 
     return "".join(map(written, turn.pieces))
 
@@ -198,6 +204,7 @@ def validate_chat(
     | turn | `role_order` | a system turn not at the start, or two turns of one side in a row |
     | turn | `no_answer` | the last question has none |
     | turn | `empty_text` | nothing but white space |
+    | turn | `image_in_answer` | an answer shows an image |
     | turn | `bad_text` | not encodable as UTF-8 (a lone surrogate) |
     | turn | `not_finite`, `inverted`, `zero_area`, `outside`, `mostly_outside` | of a box, as for
       records; boxes of less than a pixel are kept |
@@ -216,6 +223,7 @@ def validate_chat(
     if not chat.id.strip() or chat.id in drop_log.delivered_ids:
         drop_chat(chat, "duplicate_id" if chat.id.strip() else "missing_id", chat.id, drop_log)
         return None
+    _show_stated_boxes(chat, drop_log)
     try:
         images = [_checked_image(image, drop_log) for image in chat.images]
     except ImageError as error:
@@ -230,6 +238,18 @@ def validate_chat(
     valid = replace(chat, images=images[: sum(map(_num_shown, kept))], turns=kept)
     drop_log.deliver(chat.id, "chat", turn=len(kept), place=sum(1 for _ in valid.places))
     return valid
+
+
+def _show_stated_boxes(chat: Chat, drop_log: DropLog) -> None:
+    """Shows the boxes of each image, as they are stated, to who watches the reader."""
+    if drop_log.watch is None:
+        return
+    stated: list[list[tuple[Box, str]]] = [[] for _ in chat.images]
+    for piece in chat.places:
+        if piece.image < len(stated):
+            stated[piece.image] += [(box, piece.phrase) for box in piece.boxes]
+    for image, of in zip(chat.images, stated, strict=True):
+        drop_log.watch(image.image, [box for box, _ in of], [phrase for _, phrase in of])
 
 
 def _kept_turns(
@@ -299,6 +319,8 @@ def _checked_turn(turn: Turn, images: Sequence[ChatImage]) -> tuple[Turn, str, s
     """The turn with its boxes clipped, and the first fault with what was found."""
     if not turn.text.strip() and all(piece.kind == "words" for piece in turn.pieces):
         return turn, "empty_text", f"nothing said by the {turn.role}"
+    if turn.role == "assistant" and any(piece.kind == "image" for piece in turn.pieces):
+        return turn, "image_in_answer", shown(turn.text)
     try:
         "".join(piece.text + piece.phrase for piece in turn.pieces).encode()
     except UnicodeEncodeError:

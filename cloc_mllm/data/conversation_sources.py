@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import DropLog
@@ -21,8 +21,9 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import as_dict
 
-# the formats that are also read as regions
-CONVERSATIONS = ("llava", "ferret", "qwen-vl", "ms-swift", "shikra")
+ConversationKind = Literal["chats", "regions"]
+CHATS_ALONE = ("internvl", "llama-factory", "openai")  # formats that are not read as regions
+CONVERSATIONS = ("llava", "ferret", "qwen-vl", "ms-swift", "shikra", *CHATS_ALONE)
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -67,6 +68,18 @@ def add_conversations(sources: Any, add: Add) -> None:
         )
 
 
+def add_kind(parser: argparse.ArgumentParser) -> None:
+    """Adds `args.conversations_as`: what `build auto` and `doctor` read conversations as."""
+    parser.add_argument(
+        "--as",
+        dest="conversations_as",
+        choices=get_args(ConversationKind),
+        default="",
+        help="read conversations as chats (default) or as records of the boxes in them; other "
+        "files are records always",
+    )
+
+
 def _add_frame(parser: argparse.ArgumentParser, name: str) -> None:
     is_llava = name == "llava"
     parser.add_argument(
@@ -98,8 +111,8 @@ def _read_conversations(name: str, read_regions: Any) -> Any:
 
 
 def _kind_of(rows: Path, encoding: str) -> str:
-    """Files whose first row holds no turns (referring lines) have nothing but regions."""
+    """Files whose first row is a text with boxes and holds no turns have nothing but regions."""
     _, first = next(read_rows(rows, encoding), ("", None))
     first = as_dict(first)
-    is_line = bool({"bbox", "sentence"} & first.keys()) and not has_turns(first)
+    is_line = bool({"bbox", "sentence", "text"} & first.keys()) and not has_turns(first)
     return "regions" if is_line else "chats"

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+
 from cloc_mllm.config import DataConfig
-from cloc_mllm.data.parquet import ChatDataset, RecordDataset, load_set
+from cloc_mllm.data.chats import Chat
+from cloc_mllm.data.parquet import ChatDataset, ItemDataset, RecordDataset, load_set
 from cloc_mllm.data.sequences import LazySequence
 
-AnyDataset = RecordDataset | ChatDataset
+
+class KeptChats(LazySequence[Chat]):
+    """The chats of a data set that are not left out, in their order."""
+
+    kind = "chats"
+
+    def __init__(self, chats: ChatDataset, is_kept: Sequence[bool]) -> None:
+        assert len(is_kept) == len(chats)
+        self.chats = chats
+        self.is_kept = np.array(is_kept, dtype=bool)
+        self.positions = np.flatnonzero(self.is_kept)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def _item(self, position: int) -> Chat:
+        return self.chats[int(self.positions[position])]
+
+    def without_images(self) -> Iterator[Chat]:
+        """See `ItemDataset.without_images`."""
+        return itertools.compress(self.chats.without_images(), self.is_kept)
+
+
+AnyDataset = RecordDataset | ChatDataset | KeptChats
 
 
 class Part(NamedTuple):
@@ -93,6 +119,33 @@ def load_training_records(config: DataConfig) -> RecordDataset | Mixture:
             "build the conversations with --as regions (or set alignment.steps to 0)"
         )
     return cast(RecordDataset | Mixture, dataset)
+
+
+def keep_chats(dataset: AnyDataset | Mixture, keep: Callable[[Chat], bool]) -> AnyDataset | Mixture:
+    """Leaves out the chats for which `keep` is false; it sees them without their images.
+
+    Raises:
+        ValueError: a data set has no chat left.
+    """
+
+    def kept(name: str, of: AnyDataset) -> AnyDataset:
+        if not isinstance(of, ItemDataset) or of.kind != "chats":
+            return of
+        chats = cast(ChatDataset, of)
+        chosen = KeptChats(chats, [keep(chat) for chat in chats.without_images()])
+        if not len(chosen):
+            raise ValueError(
+                f"none of the {len(chats):,} chats{name} can be learnt from (data.skip_chats): "
+                "raise conversations.max_length, or leave them out of the data"
+            )
+        return chosen
+
+    if not isinstance(dataset, Mixture):
+        return kept("", dataset)
+    names = [part.name for part in dataset.parts]
+    sets = zip(names, dataset.datasets, strict=True)
+    weights = {part.name: part.weight for part in dataset.parts}
+    return Mixture({name: kept(f" of {name}", of) for name, of in sets}, weights)
 
 
 def parts_of(dataset: Sequence[Any]) -> tuple[Part, ...]:

@@ -51,6 +51,8 @@ REASONS: dict[str, str] = {
     "role_order": "a question of the user and its answer in turn, behind at most one system turn; "
     "what comes before is kept",
     "no_answer": "an answer to the last question",
+    "image_in_answer": "images in questions, as the model answers in words; a mark <image> that "
+    "shows none is to be taken out",
     "no_turns": "at least one question with its answer",
     "unknown_role": "system, user (human) or assistant (gpt); tools and functions are not learnt",
     "image_count": "as many marks <image> as images, or none",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +12,9 @@ from cloc_mllm.data.conversation_sources import add_conversations
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
+from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.coco import looks_like_coco, read_coco
 from cloc_mllm.data.readers.cvat import looks_like_cvat, read_cvat
-from cloc_mllm.data.readers.ferret import looks_like_ferret
 from cloc_mllm.data.readers.flickr30k_entities import (
     looks_like_flickr30k_entities,
     read_flickr30k_entities,
@@ -33,7 +34,6 @@ from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_im
 from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
 from cloc_mllm.data.readers.llava import looks_like_llava
 from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
-from cloc_mllm.data.readers.ms_swift import looks_like_ms_swift
 from cloc_mllm.data.readers.odgt import looks_like_odgt, read_odgt
 from cloc_mllm.data.readers.open_images import looks_like_open_images, read_open_images
 from cloc_mllm.data.readers.pascal_voc import looks_like_pascal_voc, read_pascal_voc
@@ -65,8 +65,11 @@ LOOKS: dict[str, Callable[[Place], Iterator[Reading]]] = {
     "grit": looks_like_grit,
     "odgt": looks_like_odgt,
     "llava": looks_like_llava,
-    "ferret": looks_like_ferret,
-    "ms-swift": looks_like_ms_swift,
+    "ferret": partial(chat_readings, source="ferret"),
+    "ms-swift": partial(chat_readings, source="ms-swift"),
+    "internvl": partial(chat_readings, source="internvl"),
+    "llama-factory": partial(chat_readings, source="llama-factory"),
+    "openai": partial(chat_readings, source="openai"),
     "yolo": looks_like_yolo,
     "pascal-voc": looks_like_pascal_voc,
     "cvat": looks_like_cvat,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.results import Answer
-from cloc_mllm.mllm.coordinates import BOX_TOKEN
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, linked_phrases
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 
 
@@ -61,6 +61,7 @@ def read_answer(
     else:
         placed = [(start + num_blanks, end + num_blanks) for start, end, _ in found]
         scores = [_probability(processor, ids, log_probs.tolist(), place) for place in placed]
+    spans = [(start, end) for start, end, _ in found]
     confidence = float(log_probs.mean().exp()) if length else None
     num_new_tokens = min(length + 1, len(written.ids))
     has_ended = cut is not None or length < len(written.ids) or num_new_tokens < written.limit
@@ -68,13 +69,14 @@ def read_answer(
         text,
         Boxes.normalized([box for _, _, box in found], image_wh),
         torch.tensor(scores, dtype=torch.float64),
-        [(start, end) for start, end, _ in found],
+        spans,
         min(written.head_scores, default=confidence),
         processor.coordinates.parse(text, written.head_boxes).failure,
         box_failures,
         "stop" if has_ended else "length",
         written.num_prompt_tokens,
         num_new_tokens,
+        linked_phrases(text, spans),
     )
 
 

@@ -145,6 +145,7 @@ class Answer:
             hold integers, and any box may be cut at the answer's limit.
         finish_reason: `length` if the limit or the context ended the answer.
         num_prompt_tokens, num_new_tokens: counts that include image tokens and the end of sequence.
+        phrases: the phrase that the text links each box to (`<p>a crab</p>BOX`); "" for none.
     """
 
     text: str
@@ -157,3 +158,4 @@ class Answer:
     finish_reason: Literal["stop", "length"] = "stop"
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
+    phrases: Sequence[str] = ()

@@ -34,6 +34,10 @@ from cloc_mllm.mllm.scene_tokens import SceneTargets, scene_targets
 Items = Sequence[tuple[int, Record | Chat]]
 
 
+class TooLongError(ValueError):
+    """A chat of which not even the first question and answer fit into `max_length`."""
+
+
 @dataclass
 class MllmBatch:
     """One rank's batch.
@@ -187,7 +191,7 @@ class ConversationCollator:
             labels += its_labels
             num_kept += 1
         if not num_kept:
-            raise ValueError(
+            raise TooLongError(
                 f"chat {chat.id}: conversations.max_length {self.config.max_length} does not hold "
                 f"its first question and answer, {len(of_exchange)} tokens; raise it"
             )

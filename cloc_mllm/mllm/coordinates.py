@@ -35,6 +35,8 @@ _POINTS = {
 }
 
 _HEAD_BOX = re.compile(re.escape(BOX_TOKEN))
+# a phrase that is linked to the boxes behind it
+_LINK = re.compile(rf"<p>([^<>]*)</p>\s*(?=\[|<loc_|{BOX_TOKEN})")
 
 
 class PlacedBox(NamedTuple):
@@ -134,7 +136,12 @@ class BoxFormat:
 
     def link(self, phrase: str, boxes: Sequence[Sequence[float]]) -> str:
         """Writes a phrase of a caption with its boxes: `<p>two crabs</p>BOXES`."""
-        return f"<p>{phrase}</p>{self.answers(boxes)}"
+        return self.linked(phrase, self.answers(boxes))
+
+    @staticmethod
+    def linked(phrase: str, places: str) -> str:
+        """Writes a phrase and the text of its places: `<p>PHRASE</p>PLACES`."""
+        return f"<p>{phrase}</p>{places}"
 
     def in_order(self, boxes: Iterable[XYXY]) -> list[XYXY]:
         """Sorts boxes as answers list them: from left to right, then from top to bottom.
@@ -169,6 +176,8 @@ class BoxFormat:
     def parse(self, text: str, regressed: Sequence[Sequence[float]] = ()) -> ParsedBoxes:
         """Reads the boxes of an answer, which must be boxes and nothing else. Never raises.
 
+        Phrases that are linked to boxes (`link`) may stand before them.
+
         Args:
             regressed: what the head read for each `<box>` of the text, normalised.
         """
@@ -177,6 +186,7 @@ class BoxFormat:
             return ParsedBoxes([], "empty")
         if text == NOT_THERE:
             return ParsedBoxes([], "not_there")
+        text = _LINK.sub("", text)
         if self.head:
             return _parse_regressed(text, regressed)
         one, whole = _PATTERNS[self.kind]
@@ -246,6 +256,22 @@ class BoxFormat:
         if right == left or bottom == top:
             return "zero_area"
         return None
+
+
+def linked_phrases(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """Lists the phrase that each box of a text is linked to (`BoxFormat.link`); "" for none.
+
+    Args:
+        spans: where the boxes stand, `text[start:end]` each, in their order.
+    """
+    phrase_at = {match.end(): match[1] for match in _LINK.finditer(text)}
+    phrases: list[str] = []
+    last_end = None
+    for start, end in spans:
+        follows = last_end is not None and not text[last_end:start].strip()
+        phrases.append(phrase_at.get(start, phrases[-1] if follows else ""))
+        last_end = end
+    return phrases
 
 
 def _parse_regressed(text: str, regressed: Sequence[Sequence[float]]) -> ParsedBoxes:

@@ -59,14 +59,17 @@ def box_objects(answer: Answer, label: str | None) -> list[dict[str, Any]]:
     """Makes the objects of an answer's boxes.
 
     `xyxy` is in pixels of the image, so it is left out unless the request has exactly one image.
+
+    Args:
+        label: what was looked for, of boxes that the answer links to no phrase of their own.
     """
     normalized, scores = answer.boxes.xyxy.tolist(), answer.scores.tolist()
     shown: list[dict[str, Any]] = [
         {"text": answer.text[start:end], "xyxy_norm": box, "confidence": score}
         for (start, end), box, score in zip(answer.spans, normalized, scores, strict=True)
     ]
-    if label is not None:
-        shown = [box | {"label": label} for box in shown]
+    labels = [phrase or label for phrase in answer.phrases]
+    shown = [box | ({"label": of} if of else {}) for box, of in zip(shown, labels, strict=True)]
     if answer.boxes.image_wh is not None:
         pixels = answer.boxes.to_pixels().xyxy.tolist()
         shown = [box | {"xyxy": xyxy} for box, xyxy in zip(shown, pixels, strict=True)]

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jinja2 import TemplateError
 from tqdm import tqdm
 
-from cloc_mllm.data.chats import Chat, exchanges_of
+from cloc_mllm.data.chats import Chat, drop_chat, exchanges_of
 from cloc_mllm.data.conversations import (
     SEVERAL_BOXES,
     Negative,
@@ -25,8 +26,10 @@ from cloc_mllm.data.conversations import (
     build_questions,
     possible_questions,
 )
+from cloc_mllm.data.drop_log import DropLog
+from cloc_mllm.data.mixture import AnyDataset, Mixture, keep_chats
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.mllm.collate import ConversationCollator, as_messages
+from cloc_mllm.mllm.collate import ConversationCollator, TooLongError, as_messages
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.data_order import sample_seed
@@ -46,6 +49,7 @@ _REASONS = {
     "region_tokens": f"has a text that holds {REGION_TOKEN}, which stands for a box; take it out",
     "box_tokens": f"has a text that holds {BOX_TOKEN}, which stands for a box; take it out",
     "end_tokens": "has an answer that holds the end-of-sequence token; take it out",
+    "template": "has turns that the language model's chat template cannot write",
     "nothing_learnt": "has an answer without a token to learn (an empty or blank text)",
 }
 _BOX = (0.111, 0.222, 0.888, 0.999)
@@ -91,8 +95,8 @@ class Preflight:
         refused = sum(map(len, self.ids.values()))
         raise ValueError(
             f"{refused:,} records cannot be trained on ({checked}). Repair them, or leave them out "
-            "with `cloc-mllm data filter` (--min_regions 1, or --without_ids FILE):\n  "
-            + "\n  ".join(lines)
+            "with `cloc-mllm data filter` (--min_regions 1, or --without_ids FILE), chats with "
+            "data.skip_chats:\n  " + "\n  ".join(lines)
         )
 
 
@@ -137,6 +141,31 @@ def check_records(
     return result
 
 
+def skip_chats(
+    dataset: AnyDataset | Mixture, collator: ConversationCollator, drop_log: DropLog
+) -> AnyDataset | Mixture:
+    """Leaves out every chat that `check_records` would refuse.
+
+    Args:
+        drop_log: counts each chat, with its turns and places, as delivered or under its reason.
+
+    Raises:
+        ValueError: a data set has no chat left.
+    """
+    check = _Check(collator)
+
+    def is_fit(chat: Chat) -> bool:
+        fault = check.fault_of_chat(chat)
+        if fault is not None:
+            drop_chat(chat, fault[0], fault[1].removeprefix(", "), drop_log)
+            return False
+        num_places = sum(1 for _ in chat.places)
+        drop_log.deliver(chat.id, "chat", turn=len(chat.turns), place=num_places)
+        return True
+
+    return keep_chats(dataset, is_fit)
+
+
 class _Check:
     """Checks one record at a time."""
 
@@ -149,6 +178,8 @@ class _Check:
         self.coordinates = collator.processor.coordinates
         special = [*self.processor.tokenizer.all_special_tokens, IMAGE_TOKEN, REGION_TOKEN]
         special += [BOX_TOKEN] * self.processor.box_head
+        # roles of a first exchange that the chat template writes: with a system turn, and without
+        self.written_roles: set[tuple[str, ...]] = set()
         self.special = re.compile("|".join(map(re.escape, special)))
         box = self.processor.tokenize(self.coordinates.link("", [_BOX]))
         self.box_tokens = len(box)
@@ -199,12 +230,16 @@ class _Check:
         """The same for a chat: what the model would see of it."""
         pieces = [piece for turn in chat.turns for piece in turn.pieces]
         words = [piece.text if piece.kind == "words" else piece.phrase for piece in pieces]
-        if not any(map(self.special.search, words)) and self._surely_fits(chat):
+        roles = tuple(turn.role for turn in exchanges_of(chat)[0])
+        is_plain = not any(map(self.special.search, words)) and roles in self.written_roles
+        if is_plain and self._surely_fits(chat):
             return None
         try:
             packed = self.collator.pack(chat, 0)
-        except ValueError as error:
+        except TooLongError as error:
             return "too_long", f", {error}"
+        except (TemplateError, ValueError) as error:
+            return "template", f", {error}"
         processor, ids = self.processor, packed.row.input_ids
         answers = [turn.text for turn in chat.turns if turn.role == "assistant"]
         if any(processor.tokenizer.eos_token in text for text in answers):
@@ -220,6 +255,7 @@ class _Check:
         for reason, (token, expected) in special.items():
             if ids.count(processor.tokenizer.convert_tokens_to_ids(token)) != expected:
                 return reason, ""
+        self.written_roles.add(roles)
         return None
 
     def _surely_fits(self, chat: Chat) -> bool:

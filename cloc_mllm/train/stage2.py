@@ -14,6 +14,7 @@ from cloc_mllm.command_line import parse_options
 from cloc_mllm.config import Stage2Config
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.conversations import needs_negatives, negatives_of
+from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.mixture import (
     AnyDataset,
     Mixture,
@@ -43,7 +44,9 @@ from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.memory import memory_of_step
 from cloc_mllm.train.optim import freeze_by_lr
-from cloc_mllm.train.preflight import check_records
+from cloc_mllm.train.preflight import check_records, skip_chats
+
+SKIPPED_NAME = "skipped_chats.jsonl"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,11 +86,13 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 
     # alignment tells the projectors of scenes, which records alone hold
     load = load_training_records if config.alignment.steps else load_training_data
     dataset: AnyDataset | Mixture = load(config.data)
-    mixture, run = parts_of(dataset), config.run
-    order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     if not dry_run:
         start_processes()  # a quantised language model is loaded straight onto this rank's GPU
     model, collator = _build(config, dataset)
+    if config.data.skip_chats:
+        dataset = _without_unfit_chats(dataset, collator, "" if dry_run else config.run.output_dir)
+    mixture, run = parts_of(dataset), config.run
+    order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     processor = collator.processor
     evaluate = _evaluation(config, processor)
     if dry_run:
@@ -145,6 +150,23 @@ def _build(
     if config.data.feature_cache:
         check_encoder_is_frozen(model, config.alignment)
     return model, ConversationCollator(processor, asks, negatives=negatives)
+
+
+def _without_unfit_chats(
+    dataset: AnyDataset | Mixture, collator: ConversationCollator, output_dir: str
+) -> AnyDataset | Mixture:
+    """Skips chats that cannot be learnt from, says how many, and lists them in the run's folder."""
+    drop_log = DropLog()
+    try:
+        return skip_chats(dataset, collator, drop_log)
+    finally:
+        if launched_rank() == 0:
+            print(f"chats for the model (data.skip_chats):\n{drop_log.summary()}")
+            if output_dir and drop_log.drops:
+                path = Path(output_dir) / SKIPPED_NAME
+                path.parent.mkdir(parents=True, exist_ok=True)
+                drop_log.write(path)
+                print(f"every skipped chat with its reason: {path}")
 
 
 def _check_data(

@@ -101,6 +101,7 @@ def test_a_chat_is_kept_up_to_its_first_bad_box(reason: str) -> None:
         ([ASK, TELL, TELL, ASK, TELL], 2, "role_order"),
         ([ASK, TELL, SYSTEM, ASK, TELL], 2, "role_order"),
         ([ASK, assistant(" \n")], 0, "empty_text"),
+        ([ASK, TELL, user("Draw it"), assistant("Here: ", image_mark(0))], 2, "image_in_answer"),
         ([ASK, TELL, user(""), TELL], 2, "empty_text"),
         ([ASK, TELL, user("\ud800"), TELL], 2, "bad_text"),
         ([ASK, TELL, user("x", place(image=1)), TELL], 2, "unknown_image"),
@@ -172,21 +173,21 @@ TWO = place("<box>", phrase="two dogs", boxes=(BOX, (0.5, 0.5, 1.0, 1.0)), point
     [
         (
             BoxFormat("integers"),
-            "<image>see two dogs [100, 300, 400, 699] [500, 500, 999, 999] [250, 500]!",
-            "see two dogs [100, 300, 400, 699] [500, 500, 999, 999] [250, 500]!",
+            "<image>see <p>two dogs</p>[100, 300, 400, 699] [500, 500, 999, 999] [250, 500]!",
+            "see <p>two dogs</p>[100, 300, 400, 699] [500, 500, 999, 999] [250, 500]!",
         ),
         (
             BoxFormat("location_tokens", 11),
-            "<image>see two dogs <loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
+            "<image>see <p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
             "<loc_2><loc_5>!",
-            "see two dogs <loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
+            "see <p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
             "<loc_2><loc_5>!",
         ),
         (
             BoxFormat("location_tokens", 11, head=True),
-            "<image>see two dogs <loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
+            "<image>see <p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
             "<loc_2><loc_5>!",
-            "see two dogs <box><box><loc_2><loc_5>!",
+            "see <p>two dogs</p><box><box><loc_2><loc_5>!",
         ),
     ],
     ids=["integers", "location tokens", "box head"],
@@ -196,6 +197,17 @@ def test_a_turn_in_each_box_format(box_format: BoxFormat, question: str, answer:
     assert write_turn(assistant("see ", TWO, "!"), box_format) == answer
 
 
+def test_chats_and_records_write_linked_phrases_alike() -> None:
+    box_format = BoxFormat("integers")
+    marked = dataclasses.replace(TWO, points=())
+    actual = write_turn(assistant("There are ", marked, "."), box_format)
+    assert actual == f"There are {box_format.link('two dogs', marked.boxes)}."
+    alone = Piece("place", "<ref>two dogs</ref>", phrase="two dogs")
+    assert write_turn(user("Find ", alone, "!"), box_format) == "Find two dogs!"
+    plain = dataclasses.replace(marked, phrase="")
+    assert "<p>" not in write_turn(assistant("two dogs ", plain), box_format)
+
+
 def test_region_tokens_stand_behind_the_boxes_of_questions() -> None:
     turn = user("What is ", place(), "?")
     box_format = BoxFormat("integers")
@@ -203,9 +215,8 @@ def test_region_tokens_stand_behind_the_boxes_of_questions() -> None:
     assert write_turn(turn, box_format, region_tokens=True) == expected
     assert mentioned_boxes(turn) == [(0, BOX)]
     two = user("Compare ", TWO, ".")
-    expected = (
-        "Compare two dogs [100, 300, 400, 699] <region> [500, 500, 999, 999] <region> [250, 500]."
-    )
+    boxes = "[100, 300, 400, 699] <region> [500, 500, 999, 999] <region> [250, 500]"
+    expected = f"Compare <p>two dogs</p>{boxes}."
     assert " ".join(write_turn(two, box_format, region_tokens=True).split()) == expected
     said = dataclasses.replace(turn, role="assistant")
     assert "<region>" not in write_turn(said, box_format, region_tokens=True)

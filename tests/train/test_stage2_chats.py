@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,62 @@ def test_alignment_needs_records(config: Stage2Config) -> None:
     config.alignment = AlignmentConfig(steps=1)
     with pytest.raises(ValueError, match=r"holds chats, but stage 1 and the alignment .* --as reg"):
         run_stage2(config)
+
+
+def test_chats_that_do_not_fit_are_skipped_and_counted(
+    config: Stage2Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [
+        row("<image>\nHi", "a crab " * 400, "Sure?", "Yes.", image="a.png"),
+        row("Say it", "a </s> b"),
+    ]
+    mixture = config.data.mixture
+    records = str(tmp_path / "records")
+    config.data.mixture = {str(built(tmp_path / "more", [bad[0], *ROWS, bad[1]])): 1, records: 1}
+    with pytest.raises(ValueError, match=r"2 records cannot be .* chats with data\.skip_chats"):
+        run_stage2(config)
+    config.data.skip_chats = True
+    run_stage2(config, dry_run=True)
+    assert not Path(config.run.output_dir).exists()
+    assert "chats:               5 kept         2 dropped" in capsys.readouterr().out
+    config.run.steps = 4
+    run_stage2(config)
+    lines = (Path(config.run.output_dir) / "skipped_chats.jsonl").read_text().splitlines()
+    skipped = list(map(json.loads, lines))
+    reasons = [(of["kind"], of["reason"]) for of in skipped]
+    expected = [("chat", "too_long"), *[("turn", "too_long")] * 4]
+    assert reasons == [*expected, ("chat", "end_tokens"), *[("turn", "end_tokens")] * 2]
+    with_skips = [row["loss"] for row in metrics_of(config)]
+    config.data = dataclasses.replace(config.data, mixture=mixture)  # without the bad ones
+    config.run = dataclasses.replace(config.run, output_dir=str(tmp_path / "clean"))
+    run_stage2(config)
+    assert [row["loss"] for row in metrics_of(config)] == with_skips
+
+
+def test_a_set_of_which_every_chat_is_skipped_is_refused(
+    config: Stage2Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chats = built(tmp_path / "more", [row("Say it", "a </s> b")])
+    config.data = Stage2DataConfig(train=str(chats), num_workers=0, skip_chats=True)
+    with pytest.raises(ValueError, match=r"none of the 1 chats can be learnt from"):
+        run_stage2(config)
+    assert "1 dropped (end_tokens 1)" in capsys.readouterr().out
+
+
+def test_a_chat_template_that_refuses_a_turn_is_a_fault_of_the_chat(
+    mllm_config: MllmConfig, tmp_path: Path
+) -> None:
+    rows = [row("Hi", "Hello"), row("Hi", "Hello", system="Be brief."), row("Hi", "Hello")]
+    items = list(load_chats(built(tmp_path / "chats", rows)).without_images())
+    _, processor = build_mllm(mllm_config)
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    )
+    processor.chat_template = refuses + processor.chat_template
+    collator = ConversationCollator(processor, ConversationConfig(max_length=300))
+    found = check_records(items, 3, collator, seed=0, num_epochs=[1, 1, 1])
+    assert list(found.ids) == ["template"] and len(found.ids["template"]) == 1
+    assert found.ids["template"] == ["line 2, no system"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from cloc_mllm.box import Box
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.checks.frames import Case, Diagnosis, diagnose, to_pixels
 from cloc_mllm.data.checks.judge import (
     Judgement,
@@ -27,12 +28,14 @@ from cloc_mllm.data.checks.judge import (
     unknown_layout,
     verdict,
 )
-from cloc_mllm.data.drawing import contact_sheet, draw_record, draw_regions, region_color
+from cloc_mllm.data.conversation_sources import add_kind
+from cloc_mllm.data.drawing import contact_sheet, draw_chat, draw_record, draw_regions, region_color
 from cloc_mllm.data.images import FILE_FORMATS, ImageError, open_image, read_header, storable
 from cloc_mllm.data.readers import as_dict, as_list
 from cloc_mllm.data.readers.boxes import TURNED, box_frame
 from cloc_mllm.data.readers.files import Files, open_files, read_image
 from cloc_mllm.data.readers.places import ROW_SUFFIXES
+from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import add_read_options, read_options
 from cloc_mllm.data.texts import read_json, read_rows
 from cloc_mllm.geometry import Boxes
@@ -69,6 +72,7 @@ def add_doctor(commands: Any) -> None:
         help="folder, tar or zip (default: looked for in and beside PATH)",
     )
     add_read_options(doctor)
+    add_kind(doctor)
     doctor.add_argument("--output", metavar="PNG", type=Path, help="draw the overlays here")
     doctor.add_argument(
         "--num", metavar="N", type=int, default=12, help="overlays (default: %(default)s)"
@@ -84,7 +88,9 @@ def add_doctor(commands: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     has_keys = args.box_key or args.text_key or args.truth_key
-    judgements = [] if has_keys else judge(args.path, args.images, read_options(args))
+    judgements = (
+        [] if has_keys else judge(args.path, args.images, read_options(args), args.conversations_as)
+    )
     if not judgements:
         return _run_on_rows(args)
     print(describe_all(judgements))
@@ -99,15 +105,19 @@ def _draw_judgements(judgements: Sequence[Judgement], args: argparse.Namespace) 
     fitting = [judgement for judgement in judgements if not judgement.faults] or judgements
     pictures, titles = [], []
     for judgement in fitting[:_MAX_FRAMES_SHOWN]:
-        for record in [record for record in judgement.records if record.regions][: args.num]:
-            pictures.append(draw_record(record))
-            titles.append(f"{judgement.source}, {judgement.reading.frame}: {record.id}")
+        for item in list(filter(_has_boxes, judgement.items))[: args.num]:
+            pictures.append(draw_chat(item) if isinstance(item, Chat) else draw_record(item))
+            titles.append(f"{judgement.source}, {judgement.reading.frame}: {item.id}")
     if not pictures:
         print("no overlay: no reading has a picture with a box")
         return
     args.output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, titles).save(args.output)
     print(f"{len(pictures)} overlays drawn on {args.output}")
+
+
+def _has_boxes(item: Record | Chat) -> bool:
+    return any(item.places) if isinstance(item, Chat) else bool(item.regions)
 
 
 def _run_on_rows(args: argparse.Namespace) -> int:

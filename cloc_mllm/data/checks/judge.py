@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cloc_mllm.box import Box
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.checks.frames import (
     FRAMES,
     MIN_BOXES,
@@ -32,7 +33,7 @@ from cloc_mllm.data.checks.frames import (
     weigh,
     written,
 )
-from cloc_mllm.data.conversation_sources import CONVERSATIONS
+from cloc_mllm.data.conversation_sources import CHATS_ALONE, CONVERSATIONS, ConversationKind
 from cloc_mllm.data.drop_log import KINDS, DropLog, note_line, set_aside_lines
 from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
@@ -41,7 +42,7 @@ from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
-NUM_RECORDS = 200  # records per reading that are judged
+NUM_ITEMS = 200  # records or chats per reading that are judged
 MAX_DROP_SHARE = 0.05  # as in `data build`
 _LOW_REACH = 0.75  # if declared boxes reach less far, another frame that fits is worth a question
 _WHOLES = ("record", "chat")  # what a reader yields
@@ -62,8 +63,8 @@ class Judgement:
         boxes: (xyxy in 0..1 as stated, unclipped; size of the image) of each box.
         phrases: the phrase of each box.
         turned: the boxes in photos with an EXIF turn.
-        records: the first records that were delivered.
-        share_missing: share of the records whose image is not there.
+        items: the first records or chats that were delivered.
+        share_missing: share of the items whose image is not there.
         faults: reasons why the files have another format.
         doubts: reasons why they may have another format nevertheless.
     """
@@ -75,7 +76,7 @@ class Judgement:
     boxes: list[tuple[Box, Size]] = field(default_factory=list)
     phrases: list[Any] = field(default_factory=list)
     turned: list[Box] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+    items: list[Record | Chat] = field(default_factory=list)
     share_missing: float = 0.0
     faults: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
@@ -84,23 +85,18 @@ class Judgement:
     @property
     def is_blind(self) -> bool:
         """Whether no image was found, so that the layout alone is judged."""
-        return not self.records and not self.faults
+        return not self.items and not self.faults
 
     def parsed(self) -> argparse.Namespace:
-        """The arguments of the command; its `read(args, drop_log)` yields the records."""
+        """The arguments of the command; its `read(args, drop_log)` yields records or chats."""
         parser = argparse.ArgumentParser()
         add_formats(parser.add_subparsers(dest="source"))
-        return parser.parse_args([self.source, *self._words()])
+        return parser.parse_args([self.source, *arguments(self.options)])
 
     def command(self, output_dir: str | Path = "runs/data/NAME") -> str:
         """The command that builds it, to be pasted into a shell."""
-        words = ["cloc-mllm", "data", "build", self.source, *self._words()]
+        words = ["cloc-mllm", "data", "build", self.source, *arguments(self.options)]
         return shlex.join([*words, "--output_dir", str(output_dir)])
-
-    def _words(self) -> list[str]:
-        # boxes are judged by the regions that are named, so conversations are read as those
-        is_conversation = self.source in CONVERSATIONS
-        return [*arguments(self.options), *(["--as", "regions"] if is_conversation else [])]
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:
@@ -117,7 +113,10 @@ def arguments(options: Mapping[str, Any]) -> list[str]:
 
 
 def judge(
-    path: str | Path, images: str | Path | None = None, options: ReadOptions = DEFAULTS
+    path: str | Path,
+    images: str | Path | None = None,
+    options: ReadOptions = DEFAULTS,
+    kind: ConversationKind | Literal[""] = "",
 ) -> list[Judgement]:
     """Judges every reading of what lies at a path: the ones that fit first.
 
@@ -125,6 +124,7 @@ def judge(
         path: a file, a folder, a zip or a tar.
         images: the place of the images; without it they are looked for in and beside `path`.
         options: the user's options for all files.
+        kind: what conversations are read as; "" is chats wherever there are turns.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
@@ -144,7 +144,11 @@ def judge(
         said["images"] = Path(images)
     for at in [place, *(Place(table, options.encoding) for table in place.tables())]:
         try:
-            found = [(source, list(looks_like(at))) for source, looks_like in LOOKS.items()]
+            found = [
+                (source, list(looks_like(at)))
+                for source, looks_like in LOOKS.items()
+                if kind != "regions" or source not in CHATS_ALONE
+            ]
         except ValueError as error:
             if at is place:
                 raise
@@ -156,7 +160,8 @@ def judge(
             seen |= {repr((source, reading.options)) for reading in new}
             if new:
                 places = [said["images"]] if images is not None else _image_places(at, place)
-                judgements += _judged_together(source, new, said, places)
+                of_kind = {"as": kind} if source in CONVERSATIONS else {}
+                judgements += _judged_together(source, new, {**said, **of_kind}, places)
     _part(judgements)
     judgements = [judgement for judgement in judgements if not _is_weaker(judgement, judgements)]
     return sorted(judgements, key=lambda judgement: bool(judgement.faults))
@@ -256,8 +261,8 @@ def _run(source: str, reading: Reading, options: dict[str, Any]) -> Judgement:
     judgement.log.watch = lambda *found: _keep_boxes(judgement, *found)
     args = judgement.parsed()
     try:
-        with closing(args.read(args, judgement.log)) as records:
-            judgement.records = list(itertools.islice(records, NUM_RECORDS))
+        with closing(args.read(args, judgement.log)) as items:
+            judgement.items = list(itertools.islice(items, NUM_ITEMS))
     except ValueError as error:
         judgement.faults.append(str(error))
         return judgement
@@ -283,7 +288,7 @@ def _weigh_losses(judgement: Judgement) -> None:
     log = judgement.log
     dropped = [drop.reason for drop in log.drops if drop.kind in _WHOLES]
     num_missing = sum(reason in _NOT_THERE for reason in dropped)
-    num_read = len(dropped) + len(judgement.records)
+    num_read = len(dropped) + len(judgement.items)
     judgement.share_missing = num_missing / max(1, num_read)
     for kind in KINDS:
         reasons = log.counts.get(kind, {})
@@ -296,8 +301,8 @@ def _weigh_losses(judgement: Judgement) -> None:
             found = f"; first {first.item!r}: {first.found}" if first.found else ""
             judgement.faults.append(f"{share:.0%} of the {kind}s are lost ({listed}){found}")
     holds_parts = any(log.delivered[kind] for kind in KINDS if kind not in (*_WHOLES, "row"))
-    if judgement.records and not holds_parts:
-        judgement.faults.append("no record has a region or a caption")
+    if judgement.items and not holds_parts:
+        judgement.faults.append("no record has a region or a caption, no chat a turn")
     if not num_read and not judgement.faults:
         judgement.faults.append("it holds no record")
 
@@ -416,8 +421,8 @@ def describe(judgement: Judgement) -> str:
             f"  boxes    {judgement.reading.frame}, {judgement.reading.order}, as declared"
         )
     log = judgement.log
-    if judgement.records:
-        first = "the first " if len(judgement.records) == NUM_RECORDS else ""
+    if judgement.items:
+        first = "the first " if len(judgement.items) == NUM_ITEMS else ""
         read = first + ", ".join(
             f"{log.delivered[kind]:,} {kind}s" for kind in KINDS if log.delivered[kind]
         )

@@ -15,6 +15,7 @@ answer. Everything else stays as it is.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -154,6 +155,15 @@ def find_brackets(
 def num_brackets(text: str) -> int:
     """Counts `[four, numbers, in, brackets]` outside of code."""
     return sum(not match["code"] for match in _BRACKETS.finditer(text))
+
+
+def stated_numbers(text: str) -> list[list[float]]:
+    """Lists the finite numbers of brackets of four and of JSON answers, not of code and marks."""
+    text = _MARKED.sub(" ", text)
+    brackets = [match.group() for match in _BRACKETS.finditer(text) if not match["code"]]
+    answers = [match.group() for match in _JSON.finditer(text)]
+    found = [_numbers(written) for written in (*brackets, *answers)]
+    return [[value for value in numbers if math.isfinite(value)] for numbers in found]
 
 
 def find_marked(text: str, image: int, photo: Photo | None) -> list[Match]:

@@ -65,7 +65,7 @@ _ROLES: dict[str, Role] = {
     "chatgpt": "assistant",
 }
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
-_SWIFT_FRAMES: dict[Any, Frame] = {
+_SWIFT_FRAMES: dict[str, Frame] = {
     "real": "pixels",
     "norm1": "original",
     "norm1000": "thousandths",
@@ -171,7 +171,7 @@ def _photos(
 
     def names() -> list[tuple[str, ...]]:
         told = (row for _, row in read_rows(rows, options.encoding) if isinstance(row, dict))
-        found = (name for row in told for name in _stated_images(row))
+        found = (name for row in told for name in stated_images(row))
         return [names_of(name) for name in found if isinstance(name, str)]
 
     return open_photos(images, drop_log, options, names)
@@ -195,7 +195,7 @@ def _to_chat(told: _Told, photos: Photos | None, style: Style, drop_log: DropLog
 
 def _read_turns(told: _Told, style: Style) -> tuple[str, str] | None:
     """Fills in turns and images, and returns the fault of a row that is no chat."""
-    messages = _messages(told.row)
+    messages = messages_of(told.row)
     listed = _listed_images(told.row)
     inline: list[str | bytes] = []
     media = [f"{key} {shown(told.row[key])}" for key in _OTHER_MEDIA if told.row.get(key)]
@@ -239,10 +239,10 @@ def _put_images_first(told: _Told) -> None:
 
 
 def has_turns(row: Row) -> bool:
-    return bool(_messages(row))
+    return bool(messages_of(row))
 
 
-def _messages(row: Row) -> list[tuple[str, Any]]:
+def messages_of(row: Row) -> list[tuple[str, Any]]:
     """Lists (role, content) of the turns of a row, whatever its layout calls them."""
     listed = row.get("conversations", row.get("messages", row.get("conversation")))
     found: list[tuple[str, Any]] = []
@@ -315,9 +315,10 @@ def _listed_images(row: Row) -> list[str | bytes]:
     return [_content_of(id_key(name) or "") for name in named]
 
 
-def _stated_images(row: Row) -> list[str | bytes]:
+def stated_images(row: Row) -> list[str | bytes]:
+    """Lists the names of the images of a row, and the bytes of those inside it."""
     names = _listed_images(row)
-    messages = _messages(row)
+    messages = messages_of(row)
     for _, content in messages:
         try:
             names += _pieces_of(content, 0, cut=not _has_parts(messages))[1]
@@ -355,6 +356,7 @@ class _Lift:
         self.photos = photos
         self.style = style
         self.drop_log = drop_log
+        self.has_several = len({id(of) for of in photos}) > 1
         self.num_shown = 0  # images up to the turn that is read
         self.objects = _swift_objects(told.row) if style.source == "ms-swift" else {}
         self.refs = list(as_list(self.objects.get("ref")))
@@ -408,14 +410,14 @@ class _Lift:
         if photo is not None:
             left = sum(num_brackets(of.text) for of in pieces if of.kind == "words")
             self.drop_log.note(WHOLE_NUMBERS, left, example=self.told.id)
-        if len({id(of) for of in self.photos}) > 1 and style.source != "ms-swift":
+        if self.has_several and style.source != "ms-swift":
             num_boxes = sum(bool(of.boxes or of.points) for of in pieces)
             self.drop_log.note(LAST_SHOWN, num_boxes, example=self.told.id)
         return pieces
 
     def _find_swift(self, text: str) -> list[Match]:
         """Reads `<ref-object>` and `<bbox>`, which take the next of `objects` each."""
-        kind = self.objects.get("bbox_type") or "real"
+        kind = str(self.objects.get("bbox_type") or "real")
         matches = []
         for match in _SWIFT.finditer(text):
             phrase = ""
@@ -520,7 +522,7 @@ def _swift_objects(row: Row) -> Row:
             stated = None
     if isinstance(stated, list):
         listed = [as_dict(one) for one in stated]
-        kinds = [one.get("bbox_type") for one in listed if one.get("bbox_type")]
+        kinds = [str(one["bbox_type"]) for one in listed if one.get("bbox_type")]
         return {
             "ref": [one.get("caption", "") for one in listed],
             "bbox": [one.get("bbox") for one in listed],

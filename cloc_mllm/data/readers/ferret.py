@@ -28,7 +28,6 @@ from cloc_mllm.data.readers import (
 from cloc_mllm.data.readers.grounded_text import BOX, Grounding, count_pairs, ground_turns
 from cloc_mllm.data.readers.llava import named_rows, regions_said, turns_of
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record
 
 SOURCE = "ferret"
@@ -96,9 +95,3 @@ def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str,
 
 def _mark_boxes(turn: str, known: set[str]) -> str:
     return _MARK.sub(lambda mark: BOX if mark[0] in known else "", turn.replace(BOX, ""))
-
-
-def looks_like_ferret(place: Place) -> Iterator[Reading]:
-    if place.has_rows_with("conversations", "box_x1y1x2y2"):
-        why = f"{place.path.name} has conversations with box_x1y1x2y2"
-        yield Reading(why, {"rows": place.path}, "pixels")

@@ -29,6 +29,7 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
+from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.grounded_text import (
     BOX,
     Grounding,
@@ -43,13 +44,6 @@ from cloc_mllm.data.texts import read_rows
 
 SOURCE = "llava"
 LlavaFrame = Literal["padded", "original", "pixels", "thousandths"]
-FRAME_NAMES: dict[str, str] = {
-    "padded": "0..1 padded",
-    "original": "0..1",
-    "pixels": "pixels",
-    "thousandths": "0..1000",
-}
-_LARGEST_SHARE = 1.5  # a box in 0..1 never reaches beyond its image by half of it
 # nan and inf are boxes, too: bad ones, to be counted
 _NUMBER = r"\s*-?(?:\d*\.?\d+(?:e[-+]?\d+)?|nan|inf)\s*"
 _BOX_TEXT = re.compile(rf"\[({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER})\]", re.IGNORECASE)
@@ -195,18 +189,10 @@ def looks_like_llava(place: Place) -> Iterator[Reading]:
     name = place.path.name
     turns = [turn for row in place.rows for turn in turns_of(row)]
     stated = [numbers for turn in turns for numbers in _BOX_TEXT.findall(turn)]
-    largest = max((float(n) for numbers in stated for n in numbers.split(",")), default=0)
     is_bench = place.has_rows_with("question_id", "image", "category", "text")
     if is_bench or (place.has_rows_with("image", "text") and stated):
         boxes = "with [x1, y1, x2, y2] in texts" if stated else "without a box"
         why = f"the rows of {name} have image and text as Ferret-Bench, {boxes}"
         yield Reading(why, {"rows": place.path, "frame": "original"}, "0..1" if stated else "")
         return
-    is_foreign = place.mentions("<img>") or place.has_rows_with("box_x1y1x2y2")
-    if is_foreign or not place.has_rows_with("conversations"):
-        return
-    why = f"{name} has LLaVA's conversations, the largest number of a box is {largest:g}"
-    frames = ("padded", "original") if largest <= _LARGEST_SHARE else ("pixels", "thousandths")
-    for frame in frames if stated else ("original",):
-        options = {"rows": place.path, "frame": frame}
-        yield Reading(why, options, FRAME_NAMES[frame], is_declared=False)
+    yield from chat_readings(place, SOURCE)

@@ -36,14 +36,12 @@ from cloc_mllm.data.readers.grounded_text import (
 )
 from cloc_mllm.data.readers.llava import image_of, regions_said
 from cloc_mllm.data.readers.names import ids_of_names
-from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record
 from cloc_mllm.data.texts import read_rows
 
 SOURCE = "ms-swift"
 _BOX_MARK, _REF_MARK, _IMAGE_MARK = "<bbox>", "<ref-object>", "<image>"
 _SCALES = {"norm1": 1.0, "norm1000": 1000.0}
-_FRAMES = {"real": "pixels", "norm1": "0..1", "norm1000": "0..1000"}
 Row = dict[str, Any]
 
 
@@ -154,16 +152,3 @@ def _turns(row: Row, refs: list[Any]) -> list[str]:
             filled += f"{next(left, '')}{piece}"
         turns.append(filled.replace(_BOX_MARK, BOX).strip())
     return turns
-
-
-def looks_like_ms_swift(place: Place) -> Iterator[Reading]:
-    if place.has_rows_with("messages"):
-        kinds = {as_dict(row.get("objects")).get("bbox_type") or "real" for row in place.rows}
-        stated = f", bbox_type {' and '.join(sorted(map(str, kinds)))}"
-        has_objects = any("objects" in row for row in place.rows)
-        why = f"{place.path.name} has messages{stated if has_objects else ''}"
-        frame = _FRAMES.get(str(min(kinds, key=str)), "") if len(kinds) == 1 else ""
-        yield Reading(why, {"rows": place.path}, frame if has_objects else "")
-    elif place.has_rows_with("query", "response"):
-        why = f"{place.path.name} has query and response, ms-swift's older layout"
-        yield Reading(why, {"rows": place.path})

@@ -29,6 +29,7 @@ from cloc_mllm.data.readers import (
     regions_of_expressions,
     single,
 )
+from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.grounded_text import foreign_notation
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
@@ -135,6 +136,4 @@ def looks_like_qwen_vl(place: Place) -> Iterator[Reading]:
     if place.has_rows_with("image", "sent", "bbox"):
         why = f"the rows of {name} have image, sent, bbox"
         yield Reading(why, {"rows": place.path}, "pixels")
-    elif place.has_rows_with("conversations") and place.mentions("<img>"):
-        why = f"{name} has conversations with <img>, boxes in <box>"
-        yield Reading(why, {"rows": place.path}, "0..1000")
+    yield from chat_readings(place, SOURCE)

@@ -163,11 +163,14 @@ def _drop(row: Row, reason: str, found: str, drop_log: DropLog) -> None:
 
 
 def looks_like_refer(place: Place) -> Iterator[Reading]:
-    """A pickle `refs(...).p`; it is not opened to look at."""
+    """A pickle `refs(...).p`, which is not opened to look at, or rows of gRefCOCO's refs."""
     name = place.path.name
-    if not (name.startswith("refs") and name.endswith(".p")):
+    if name.startswith("refs") and name.endswith(".p"):
+        why = f"{name} is called as RefCOCO's refs are published"
+    elif place.has_rows_with("ref_id", "ann_id", "sentences"):
+        why = f"the rows of {name} have ref_id, ann_id and sentences as gRefCOCO's refs"
+    else:
         return
-    why = f"{name} is called as RefCOCO's refs are published"
     instances = place.sibling("instances.json")
     if instances is None:
         lacks = "--instances, the instances.json that is published with it"

@@ -29,6 +29,7 @@ from cloc_mllm.data.readers import (
     regions_of_expressions,
     single,
 )
+from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
@@ -131,3 +132,4 @@ def looks_like_shikra(place: Place) -> Iterator[Reading]:
         if place.has_rows_with(*keys):
             why = f"the rows of {place.path.name} have Shikra's {', '.join(keys)}"
             yield Reading(why, {"rows": place.path}, "pixels")
+    yield from chat_readings(place, SOURCE)

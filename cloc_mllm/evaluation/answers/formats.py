@@ -16,6 +16,7 @@ from cloc_mllm.evaluation.answers.notations import (
     ANY_NUMBER,
     DECIMAL,
     INTEGER,
+    LINK,
     QWEN_REF,
     REF,
     Notation,
@@ -80,7 +81,7 @@ def _location_tokens(num_bins: int) -> AnswerFormat:
         f"{num_bins} bins a side, x first: n / {last} (-N for any number of bins N)",
         _LOC_TEMPLATE,
         Coordinates("bins", divisor=last, largest=last),
-        boxes_in(_LOC, "(?:BOX)+"),
+        boxes_in(_LOC, f"(?:(?:{LINK})?BOX)+"),
     )
 
 
@@ -99,7 +100,7 @@ _ALL = [
     AnswerFormat("resized-pixels", _AS_SEEN, _FOUR, Coordinates("resized"), _DECIMALS),
     AnswerFormat(
         "cloc", "our shipped model: 100 location tokens, x first: n / 99", _LOC_TEMPLATE,
-        Coordinates("bins", divisor=99, largest=99), boxes_in(_LOC, "(?:BOX)+")),
+        Coordinates("bins", divisor=99, largest=99), boxes_in(_LOC, f"(?:(?:{LINK})?BOX)+")),
     _location_tokens(1000),
     AnswerFormat(
         "gemini", f"{_IN_1000}, y first: [y1, x1, y2, x2]",

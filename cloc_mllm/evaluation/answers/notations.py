@@ -19,10 +19,11 @@ ANY_NUMBER = (
 GAP = r"(?:\s{0,8}[,;、]\s{0,8}|\s{1,8})"
 FOUR = GAP.join([ANY_NUMBER] * 4)
 REF = "<ref>[^<]*</ref>"
+LINK = r"<p>[^<]*</p>\s*"  # our own, of mllm.coordinates
 QWEN_REF = r"<\|object_ref_start\|>[^<]*<\|object_ref_end\|>"
 # words about a box, whose brackets are none: <ref>sign [12, 3]</ref>, "label": "sign [12, 3]"
 _LABEL = re.compile(
-    rf"{REF}|{QWEN_REF}|<phrase>[^<]*</phrase>|"
+    rf"{REF}|{LINK}|{QWEN_REF}|<phrase>[^<]*</phrase>|"
     r"[\"'](?:label|name|object|phrase|description|category|class|text|text_content|caption|title)"
     r"[\"']\s{0,8}:\s{0,8}(?:\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
 )
@@ -68,10 +69,11 @@ def boxes_in(box: str, whole: str) -> Notation:
 
 
 def bracketed(one_number: str, opening: str = "[", closing: str = "]") -> Notation:
-    """Four numbers in brackets; several boxes with a comma, a semicolon or nothing between."""
+    """Four numbers in brackets, a linked phrase before them or none; several boxes with a comma, a
+    semicolon or nothing between."""
     numbers = ", ?".join([one_number] * 4)
     box = re.escape(opening) + numbers + re.escape(closing)
-    return boxes_in(box, r"BOX(?:[,;]?\s*BOX)*")
+    return boxes_in(box, rf"(?:{LINK})?BOX(?:[,;]?\s*(?:{LINK})?BOX)*")
 
 
 def in_json(key: str) -> Notation:
