@@ -101,7 +101,8 @@ class DataConfig:
         train: directory or file of Parquet records, or its URL (`s3://bucket/set`).
         mixture: several such data sets in the place of `train`, each with a weight:
             `{DIR_A: 2, DIR_B: 1}` takes two of every three samples from DIR_A.
-        validation: records for the periodic evaluation (see `run.eval_every`); "" skips it.
+        validation: records for the periodic evaluation (see `run.eval_every`), for stage 2 also
+            chats, whose answers' perplexity is computed; "" skips it.
         cache_dir: keeps the shards of a URL on this disk, each fetched when it is first needed;
             "" reads them in place, with a few requests per record.
         num_workers: loader processes per rank; -1 is as many as the cores allow on a machine with
@@ -286,7 +287,7 @@ class Stage2RunConfig(TowerRunConfig):
 
     Args:
         eval_questions: how many questions of each kind (where is a phrase, what is in a box) an
-            evaluation asks. They are drawn once, by `seed`.
+            evaluation asks, drawn once, by `seed`; or how many chats, from the first on, it reads.
     """
 
     eval_questions: int = 300

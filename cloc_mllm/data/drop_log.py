@@ -73,11 +73,11 @@ class DropLog:
         _count(self.set_aside, kind, reason, count)
 
     def note(self, what: str, count: int = 1, example: str = "") -> None:
-        """Notes something that is no loss, with the name of an example."""
+        """Notes something that is no loss, with the name of an example; each name is shown once."""
         if count:
             self.notes[what] += count
             examples = self.examples.setdefault(what, [])
-            if example and len(examples) < _NUM_EXAMPLES:
+            if example and len(examples) < _NUM_EXAMPLES and shown(example) not in examples:
                 examples.append(shown(example))
 
     def note_once(self, what: str, name: str) -> None:

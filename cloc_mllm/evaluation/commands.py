@@ -1,4 +1,4 @@
-"""Runs `cloc-mllm eval`: tasks on records, one task with its own options, or scoring of rows."""
+"""Runs `cloc-mllm eval`: tasks on records, a task with its own options, or another part by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from cloc_mllm.evaluation.tasks import task_class, task_names
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-# `cloc-mllm eval NAME ...` that read rows and need no model
-SUBCOMMANDS = {"compare": "cloc_mllm.evaluation.compare", "score": "cloc_mllm.evaluation.score"}
+# `cloc-mllm eval NAME ...` that are no tasks
+SUBCOMMANDS = {
+    "compare": "cloc_mllm.evaluation.compare",
+    "perplexity": "cloc_mllm.evaluation.perplexity",
+    "score": "cloc_mllm.evaluation.score",
+}
 _EPILOG = """\
 cloc-mllm eval TASK --help     one task with its own options, such as refcoco or pope
 cloc-mllm eval TASK TASK ...   several tasks on the same records, with the options below
 cloc-mllm eval score --help    rows of any model to numbers; no model, no GPU
 cloc-mllm eval compare A B     two finished evaluations side by side
+cloc-mllm eval perplexity CHATS MODEL ...   how well models predict the answers of chats
 
 tasks:
 """

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from cloc_mllm.config import Precision
+from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.evaluation.metrics import pairs_by_task
+from cloc_mllm.evaluation.perplexity import token_losses
 from cloc_mllm.evaluation.predictors.cloc import ClocSettings, predict_cloc
 from cloc_mllm.evaluation.predictors.mllm import predict_mllm
 from cloc_mllm.evaluation.queries import QuerySet
@@ -17,6 +22,7 @@ from cloc_mllm.evaluation.rows.rows import merge_by_id
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.evaluation.tasks import EvalData, all_scorers, task_class
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.models.cloc import Cloc
 
 # the tasks that CLOC answers without a language model, from records alone
@@ -104,6 +110,14 @@ def quick_answer_metrics(
         rows = list(predict_mllm(predictor, asked, "", batch_size, progress=False))
         scores[asked.task] = scorers[asked.task].score(merge_by_id(rows, asked.references))
     return _headlines(scores)
+
+
+def quick_chat_metrics(
+    model: nn.Module, processor: ClocMllmProcessor, chats: Sequence[Chat], *, max_length: int
+) -> dict[str, float]:
+    """Computes loss per token of the answers of chats and perplexity."""
+    loss = token_losses(model, processor, chats, max_length=max_length).mean()
+    return {"chats/loss": loss, "chats/perplexity": math.exp(loss)}
 
 
 def _headlines(scores: Mapping[str, Mapping[str, QueryScores]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from cloc_mllm.data.mixture import (
     load_training_records,
     parts_of,
 )
-from cloc_mllm.data.parquet import load_records
+from cloc_mllm.data.parquet import ChatDataset, RecordDataset, load_set
 from cloc_mllm.data.records import Record
 from cloc_mllm.devices import DTYPES
 from cloc_mllm.distributed import all_reduce_sum, launched_rank, world_size
@@ -197,22 +197,27 @@ def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
 
 
 def _evaluation(config: Stage2Config, processor: ClocMllmProcessor) -> Evaluate | None:
-    """Scores answers to questions drawn from `data.validation`; None if there are no such records.
+    """Scores answers to questions drawn from `data.validation`, or the perplexity on its chats;
+    None if there is no such set.
 
     Raises:
         ValueError: the records hold nothing to ask, or no question is to be asked.
     """
     if not config.data.validation:
         return None
-    from cloc_mllm.evaluation.quick import draw_questions, quick_answer_metrics
+    from cloc_mllm.evaluation.quick import draw_questions, quick_answer_metrics, quick_chat_metrics
 
     number = config.run.eval_questions
     if number < 1:
         raise ValueError(
             f"run.eval_questions is {number}; ask at least one, or leave data.validation empty"
         )
-    records = load_records(config.data.validation, cache_dir=config.data.cache_dir)
-    questions = draw_questions(records, number, config.run.seed)
+    items = load_set(config.data.validation, cache_dir=config.data.cache_dir)
+    if items.kind == "chats":
+        chats = cast(ChatDataset, items)[:number]
+        length = config.conversations.max_length
+        return lambda model: quick_chat_metrics(model, processor, chats, max_length=length)
+    questions = draw_questions(cast(RecordDataset, items), number, config.run.seed)
     if not questions:
         raise ValueError(
             f"data.validation: the records of {config.data.validation} have no regions to ask "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from cloc_mllm.data.conversations import shared_texts
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import OTHER_SHAPE, RESTORED
 from cloc_mllm.data.readers.flickr30k_entities import (
@@ -72,16 +73,21 @@ def test_one_photo(source: Path) -> None:
     woman, left_hat, right_hat = record.regions
     assert woman.box == pytest.approx((0.1, 0.1, 0.5, 0.4))
     assert (woman.phrase, woman.expressions) == ("A woman", ["The lady"])
-    assert (woman.category, woman.group) == ("people", "1")
+    assert woman.group == "1"
     assert right_hat.box == pytest.approx((0.2, 0.0, 0.4, 0.4))
-    assert {(hat.phrase, hat.group, hat.category) for hat in (left_hat, right_hat)} == {
-        ("her red hats", "2", "clothing")
-    }
+    assert {(hat.phrase, hat.group) for hat in (left_hat, right_hat)} == {("her red hats", "2")}
     assert log.counts == {}
     assert log.notes == {
         "chains without a box (the scene, not visual, unmarked)": 2,
         OTHER_SHAPE: 1,  # squashed to a square
     }
+
+
+def test_types_are_not_asked_for(source: Path) -> None:
+    """`people` and `clothing` are no names of things: "where are the two clothings?"."""
+    (record,) = read(source)
+    assert {region.category for region in record.regions} == {""}
+    assert list(shared_texts(record)) == ["her red hats"]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -178,8 +184,7 @@ def test_mentions_keep_their_order_and_differ() -> None:
         "[/EN#5/animals a cat] [/EN#5/animals A CAT] [/EN#5/other it]"
     )
     assert captions == ["a cat A CAT it"]
-    assert chains["5"].texts == ["a cat", "it"]
-    assert chains["5"].category == "animals"
+    assert chains["5"] == ["a cat", "it"]
 
 
 def test_real_validation_photos(shared_data: Path) -> None:

@@ -290,6 +290,13 @@ def test_what_is_said_of_an_image_counts_once() -> None:
     assert log.summary().splitlines()[-1].endswith("5 resized (a, b, c, ...)")
 
 
+def test_an_example_is_shown_once() -> None:
+    log = DropLog()
+    for name in ("a", "a", "b"):
+        log.note("boxes taken for the last image", 2, example=name)
+    assert log.summary().splitlines()[-1].endswith("6 boxes taken for the last image (a, b, ...)")
+
+
 def test_drop_log_summary_and_file(tmp_path) -> None:
     log = DropLog()
     validate_record(make_record(regions=[Region((0, 0, 0, 0), "cat")]), log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from cloc_mllm.config import (
     MllmConfig,
     Stage2Config,
     Stage2DataConfig,
+    Stage2RunConfig,
     TowerOptimConfig,
-    TowerRunConfig,
 )
 from cloc_mllm.data.parquet import load_chats, write_records
 from cloc_mllm.mllm import build_mllm
@@ -67,7 +68,7 @@ def config(mllm_config: MllmConfig, tiny_scenes: Any, tmp_path: Path) -> Stage2C
         data=Stage2DataConfig(mixture={str(chats): 1, str(tmp_path / "records"): 1}, num_workers=0),
         conversations=ConversationConfig(questions_per_image=2, max_length=400),
         optim=TowerOptimConfig(lr=1e-2, warmup_steps=0),
-        run=TowerRunConfig(
+        run=Stage2RunConfig(
             output_dir=str(tmp_path / "run"),
             steps=20,
             global_batch_size=4,
@@ -79,6 +80,20 @@ def config(mllm_config: MllmConfig, tiny_scenes: Any, tmp_path: Path) -> Stage2C
 
 def metrics_of(config: Stage2Config) -> list[dict[str, Any]]:
     return read_log(Path(config.run.output_dir) / "log.jsonl")
+
+
+def test_validation_chats_give_perplexity(config: Stage2Config, tmp_path: Path) -> None:
+    """Taught by heart, the chats become less and less perplexing; training does not notice."""
+    config.data.validation = str(built(tmp_path / "validation", ROWS))
+    config.run.steps, config.run.eval_every, config.run.eval_questions = 10, 5, 4
+    run_stage2(config)
+    halfway, end = read_log(Path(config.run.output_dir) / "log.jsonl", "eval")
+    assert end["chats/perplexity"] == pytest.approx(math.exp(end["chats/loss"]))
+    assert end["chats/loss"] < halfway["chats/loss"]
+    with_evaluation = [row["loss"] for row in metrics_of(config)]
+    config.data.validation, config.run.output_dir = "", str(tmp_path / "without")
+    run_stage2(config)
+    assert [row["loss"] for row in metrics_of(config)] == with_evaluation
 
 
 @pytest.mark.parametrize("box_head", [False, True], ids=["written", "head"])

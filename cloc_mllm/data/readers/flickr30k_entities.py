@@ -47,13 +47,6 @@ class Mention(NamedTuple):
     boxes: list[Box]
 
 
-class Chain(NamedTuple):
-    """The captions' words for one thing: its first type and its distinct names, in order."""
-
-    category: str
-    texts: list[str]
-
-
 def read_flickr30k_entities(
     annotations: str | Path,
     images: str | Path,
@@ -64,8 +57,9 @@ def read_flickr30k_entities(
 ) -> Iterator[Record]:
     """Yields one record per photo with its captions and one region per box.
 
-    A region's phrase is its chain's first mention, the chain's other mentions are `expressions`,
-    the chain's id is `group` and the type (people, clothing, ...) is `category`. A box that
+    A region's phrase is its chain's first mention, the chain's other mentions are `expressions`
+    and the chain's id is `group`. Its type (people, clothing, bodyparts, other) is no `category`:
+    it does not name the thing, and the photo shows more of its type than is annotated. A box that
     several chains share becomes a region for each. Chains without a box are noted, not dropped.
 
     Args:
@@ -173,15 +167,13 @@ def _usable_boxes(root: ET.Element, notes: Counter[str]) -> dict[str, list[Box]]
     return boxes_of
 
 
-def parse_sentences(text: str) -> tuple[list[str], dict[str, Chain]]:
-    """Reads a sentence file: its captions without marks, and the chains by id."""
-    chains: dict[str, Chain] = {}
+def parse_sentences(text: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Reads a sentence file: its captions without marks, and the distinct names of each chain."""
+    chains: dict[str, list[str]] = {}
     for mention in _MENTION.finditer(text):
-        chain = chains.setdefault(
-            mention["chain"], Chain(category=mention["types"].split("/")[0], texts=[])
-        )
-        if mention["text"].casefold() not in map(str.casefold, chain.texts):
-            chain.texts.append(mention["text"])
+        names = chains.setdefault(mention["chain"], [])
+        if mention["text"].casefold() not in map(str.casefold, names):
+            names.append(mention["text"])
     lines = lines_of(_MENTION.sub(lambda mention: mention["text"], text))
     return [line for line in lines if line.strip()], chains
 
@@ -203,20 +195,19 @@ def _chain_boxes(root: ET.Element, frame: BoxFrame) -> list[tuple[str, list[str 
 
 
 def _to_regions(
-    root: ET.Element, frame: BoxFrame, chains: dict[str, Chain], drop_log: DropLog
+    root: ET.Element, frame: BoxFrame, chains: dict[str, list[str]], drop_log: DropLog
 ) -> list[Region]:
     boxes = _chain_boxes(root, frame)
     unboxed = chains.keys() - {chain_id for chain_id, _, _ in boxes}
     drop_log.note("chains without a box (the scene, not visual, unmarked)", len(unboxed))
     regions = []
     for chain_id, stated, box in boxes:
-        category, texts = chains.get(chain_id, Chain("", [""]))  # a box that no caption mentions
+        phrase, *others = chains.get(chain_id, [""])  # "" for a box that no caption mentions
         regions.append(
             Region(
                 box=box,
-                phrase=texts[0],
-                expressions=texts[1:],
-                category=category,
+                phrase=phrase,
+                expressions=others,
                 group=chain_id,
                 found=stated,
             )
