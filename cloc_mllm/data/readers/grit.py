@@ -93,7 +93,7 @@ def read_grit_tars(
                 drop_log.add("record", key, "bad_row", row)
                 continue
             data = next((sample[name] for name in _IMAGE_COLUMNS if name in sample), b"")
-            photo = Photo(key, data, drop_log=drop_log, boxes_of=options.boxes_of)
+            photo = Photo(key, data, "", "", drop_log, options.boxes_of, options.max_side)
             yield from _to_record(row, photo, drop_log)
 
 
@@ -118,7 +118,8 @@ def read_grit_parquet(
     if images is None:
         for row in all_rows():
             data = _embedded_image(row)
-            photo = Photo(str(row.get("key")), data, drop_log=drop_log, boxes_of=options.boxes_of)
+            name = str(row.get("key"))
+            photo = Photo(name, data, "", "", drop_log, options.boxes_of, options.max_side)
             yield from _to_record(row, photo, drop_log)
         return
 

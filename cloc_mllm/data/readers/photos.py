@@ -28,10 +28,12 @@ class ReadOptions:
         encoding: of text files without a byte order mark; "" is UTF-8.
         boxes_of: which picture boxes of a photo with an EXIF orientation are of: what the stated
             size tells, the `upright` or the `stored` one.
+        max_side: records hold larger photos reduced to this long side, in pixels; 0 keeps all.
     """
 
     encoding: str = ""
     boxes_of: BoxesOf = "stated"
+    max_side: int = 0
 
 
 DEFAULTS = ReadOptions()
@@ -47,6 +49,7 @@ class Photo:
         fault: why there is none: `missing_image`, `ambiguous_image`, `file_too_large`; else "".
         found: the fault in words.
         drop_log: gets the remarks on stated sizes.
+        max_side: see `ReadOptions`.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Photo:
     found: str = ""
     drop_log: DropLog | None = None
     boxes_of: BoxesOf = "stated"
+    max_side: int = 0
 
     def refused(self, fault: str, found: str) -> Photo:
         """The photo with a fault of its annotation, under which its record is dropped."""
@@ -123,7 +127,8 @@ class Photos:
         return self._photo(name, data, "" if data else "missing_image", f"{match.path} is empty")
 
     def _photo(self, name: str, data: bytes, fault: str, found: str) -> Photo:
-        return Photo(name, data, fault, found, self._drop_log, self._options.boxes_of)
+        options = self._options
+        return Photo(name, data, fault, found, self._drop_log, options.boxes_of, options.max_side)
 
     def _match(self, names: Names) -> Match:
         if self._settled is None:
