@@ -138,6 +138,8 @@ def judge(
     said: dict[str, Any] = {"encoding": options.encoding}
     if options.boxes_of != DEFAULTS.boxes_of:
         said["boxes_of"] = options.boxes_of
+    if options.restore_shape:
+        said["restore_shape"] = True
     if options.max_side:
         said["max_side"] = options.max_side
     if images is not None:

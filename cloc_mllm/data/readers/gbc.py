@@ -85,7 +85,7 @@ def read_gbc_tars(
                 drop_log.add("record", key, "bad_row", "no JSON with vertices")
                 continue
             data = next((sample[name] for name in _IMAGES if name in sample), b"")
-            photo = Photo(key, data, "", "", drop_log, options.boxes_of, options.max_side)
+            photo = Photo(key, data, drop_log=drop_log, options=options)
             yield from _to_record(key, row, photo, drop_log)
 
 
