@@ -18,10 +18,10 @@ PEERS := lmms-eval
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint gpu-check clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 quickstart: $(STAMP) ## set up, then the whole road on built-in data: train, evaluate, report
 	HF_HUB_OFFLINE=1 $(BIN)/cloc-mllm quickstart
@@ -33,6 +33,9 @@ lint: $(STAMP) ## ruff (lint and format) and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-check: $(STAMP) ## set up, then what a GPU must be able to do, in at most 8 minutes; says what it skips
+	HF_HUB_OFFLINE=1 $(BIN)/python eval/bench/gpu_check.py
 
 clean: ## remove the set-up and the caches; runs/ stays
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -458,9 +458,14 @@ def test_importing_the_command_is_light() -> None:
     assert result.stdout.strip() == "[] True"
 
 
+# for data that do not ship, named by what they are for
+STAGE1_RECIPES = ("coco-hours", "b16-day", "l14-day", "paper")
+STAGE2_RECIPES = ("ferret-like", "llava15-like", "small")
 CONFIG_CLASSES = {
     "training/configs/stage1_*.yaml": Stage1Config,
+    **{f"training/configs/{name}.yaml": Stage1Config for name in STAGE1_RECIPES},
     "training/configs/stage2_*.yaml": Stage2Config,
+    **{f"training/configs/{name}.yaml": Stage2Config for name in STAGE2_RECIPES},
     "training/configs/tiny_llm_*.yaml": TinyLlmConfig,
     "eval/configs/ablation*.yaml": AblationConfig,
     "eval/configs/[!a]*.yaml": EvalConfig,

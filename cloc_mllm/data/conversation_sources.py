@@ -100,6 +100,8 @@ def _read_conversations(name: str, read_regions: Any) -> Any:
         args.kind = args.kind or _kind_of(args.rows, args.encoding)
         frame = vars(args).get("frame")
         if args.kind == "chats":
+            if options.max_side:
+                raise ValueError("--max_side is for records; chats keep their images as they are")
             style = style_of(name, frame)
             return read_chats(args.rows, args.images, style, options=options, drop_log=drop_log)
         if args.images is None:

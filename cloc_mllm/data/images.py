@@ -26,6 +26,7 @@ MAX_IMAGE_PIXELS = 64_000_000  # checked in the header, before any pixel is deco
 # decode by 1.3 grey levels, as a bilinear from a bicubic resize; at a ratio of 1.1 by 1.7, at 2 by
 # 0.6 (640 px photos, mean over pixels).
 DRAFT_MARGIN = 1.25
+_REDUCED_QUALITY = 90  # of JPEGs, 0 to 95
 GREY_BITS = (8, 10, 12, 14, 16)  # the depths that cameras and scanners write
 
 _ORIENTATION_TAG = 0x0112
@@ -172,6 +173,21 @@ def upright_size(data: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[int, 
     """Reads the (width, height) of the picture that `open_image` gives; None for no image."""
     header = read_header(data, max_pixels)
     return None if header is None else header.upright_wh
+
+
+def reduced(image: Image.Image, max_side: int) -> tuple[bytes, Image.Image]:
+    """Reduces an upright RGB picture to a long side of `max_side` pixels.
+
+    Returns:
+        the JPEG file of it, of quality 90, and the smaller picture.
+    """
+    scale = max_side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    picture = image.resize(size, Image.Resampling.BICUBIC)
+    picture.info = {}  # no EXIF: it is upright
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_REDUCED_QUALITY)
+    return file.getvalue(), picture
 
 
 def storable(data: bytes, *, name: str = "") -> tuple[bytes, str]:

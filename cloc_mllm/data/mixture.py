@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -102,6 +103,12 @@ def load_training_data(config: DataConfig) -> AnyDataset | Mixture:
         if not len(datasets[name]):
             raise ValueError(f"{name} of data.mixture has no records; leave it out")
     return Mixture(datasets, config.mixture)
+
+
+def missing_sets(config: DataConfig) -> list[str]:
+    """Names the local data sets of `data.train` or `data.mixture` that are not there (yet)."""
+    named = [config.train] if config.train else list(config.mixture)
+    return [name for name in named if "://" not in name and not Path(name).exists()]
 
 
 def load_training_records(config: DataConfig) -> RecordDataset | Mixture:

@@ -77,6 +77,8 @@ SET_ASIDE: dict[str, str] = {
     "--as regions)",
     "unnamed": "boxes that the conversation says nothing of that is a name; chats keep them",
     "no_image": "rows of text alone; a record is of an image",
+    "unsaid": "utterances without a content word",
+    "unheard": "utterances during which the mouse hardly moved",
     "skipped": "tasks and annotations that their annotator skipped (`was_cancelled`)",
     "other_annotation": "further annotations of a task, whose first or ground truth counts; "
     "--all_annotations keeps them",

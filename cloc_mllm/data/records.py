@@ -12,7 +12,7 @@ from PIL import Image
 
 from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.drop_log import DropLog, Kind, shown
-from cloc_mllm.data.images import ImageError, change_of, open_image, storable
+from cloc_mllm.data.images import ImageError, change_of, open_image, reduced, storable
 
 __all__ = ["SCHEMA_VERSION", "DropLog", "Record", "Region", "check_box", "validate_record"]
 
@@ -69,7 +69,7 @@ class Record:
         return open_image(self.image, name=self.id, wanted_side=wanted_side)
 
 
-def validate_record(record: Record, drop_log: DropLog) -> Record | None:
+def validate_record(record: Record, drop_log: DropLog, max_side: int = 0) -> Record | None:
     """Takes everything unusable out of a record and counts each drop by its reason.
 
     Nothing else decides this. Width and height become those of the upright image; an image file of
@@ -96,6 +96,10 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
     whose phrase is refused is dropped; an unusable category or group becomes "". The parts of a
     dropped record or region are dropped and counted with it.
 
+    Args:
+        max_side: a larger image is reduced to this long side, in pixels; 0 keeps all. Boxes are
+            shares of it, so they stay, but for those that become smaller than a pixel.
+
     Returns:
         the record, or None if it cannot be used.
     """
@@ -110,6 +114,9 @@ def validate_record(record: Record, drop_log: DropLog) -> Record | None:
         return None
     if change := change_of(data, old_format):
         drop_log.note(change, example=record.id)
+    if 0 < max_side < max(image.size):
+        data, image = reduced(image, max_side)
+        drop_log.note(f"photos reduced to {max_side} pixels (--max_side)", example=record.id)
     valid = replace(
         record,
         image=data,

@@ -8,23 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
+from cloc_mllm.data.arguments import positive
 from cloc_mllm.data.conversation_sources import add_conversations
-from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
 from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.coco import looks_like_coco, read_coco
 from cloc_mllm.data.readers.cvat import looks_like_cvat, read_cvat
+from cloc_mllm.data.readers.finehard import looks_like_finehard
 from cloc_mllm.data.readers.flickr30k_entities import (
     looks_like_flickr30k_entities,
     read_flickr30k_entities,
 )
-from cloc_mllm.data.readers.grit import (
-    looks_like_grit,
-    read_grit,
-    read_grit_parquet,
-    read_grit_tars,
-)
+from cloc_mllm.data.readers.gbc import looks_like_gbc
+from cloc_mllm.data.readers.grit import looks_like_grit
 from cloc_mllm.data.readers.hf_objects import (
     ObjectColumns,
     looks_like_hf_objects,
@@ -33,6 +30,7 @@ from cloc_mllm.data.readers.hf_objects import (
 from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_image_folder
 from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
 from cloc_mllm.data.readers.llava import looks_like_llava
+from cloc_mllm.data.readers.localized_narratives import looks_like_localized_narratives
 from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
 from cloc_mllm.data.readers.odgt import looks_like_odgt, read_odgt
 from cloc_mllm.data.readers.open_images import looks_like_open_images, read_open_images
@@ -46,8 +44,8 @@ from cloc_mllm.data.readers.shikra import looks_like_shikra
 from cloc_mllm.data.readers.via import looks_like_via, read_via
 from cloc_mllm.data.readers.visual_genome import looks_like_visual_genome, read_visual_genome
 from cloc_mllm.data.readers.yolo import looks_like_yolo, read_yolo
-from cloc_mllm.data.records import Record
 from cloc_mllm.data.texts import read_text
+from cloc_mllm.data.web_sources import add_web_sets
 
 _IMAGES = "folder, tar or zip"
 _ROWS = "JSON list, JSON lines or CSV"
@@ -63,6 +61,9 @@ LOOKS: dict[str, Callable[[Place], Iterator[Reading]]] = {
     "flickr30k-entities": looks_like_flickr30k_entities,
     "visual-genome": looks_like_visual_genome,
     "grit": looks_like_grit,
+    "finehard": looks_like_finehard,
+    "gbc": looks_like_gbc,
+    "localized-narratives": looks_like_localized_narratives,
     "odgt": looks_like_odgt,
     "llava": looks_like_llava,
     "ferret": partial(chat_readings, source="ferret"),
@@ -93,7 +94,7 @@ def add_formats(sources: Any) -> None:
     _add_refer(sources)
     _add_mdetr(sources)
     _add_visual_genome(sources)
-    _add_grit(sources)
+    add_web_sets(sources, _add)
     _add_yolo(sources)
     _add_pascal_voc(sources)
     _add_cvat(sources)
@@ -147,10 +148,18 @@ def add_read_options(parser: argparse.ArgumentParser) -> None:
         help="stretch photos that were squashed after annotation (to squares, say) back to the "
         "shape that their annotation states",
     )
+    parser.add_argument(
+        "--max_side",
+        metavar="PX",
+        type=positive,
+        default=0,
+        help="reduce larger photos of records to this long side (JPEG, quality 90), so that the "
+        "loader decodes less; take 1.4 times the tower's canvas (default: keep them as they are)",
+    )
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
-    return ReadOptions(args.encoding, args.boxes_of, args.restore_shape)
+    return ReadOptions(args.encoding, args.boxes_of, args.restore_shape, args.max_side)
 
 
 def _ids(args: argparse.Namespace) -> list[str] | None:
@@ -301,37 +310,6 @@ def _add_visual_genome(sources: Any) -> None:
     parser.add_argument(
         "--image_data", metavar="PATH", type=Path, help="image_data.json, if images were resized"
     )
-
-
-def _add_grit(sources: Any) -> None:
-    parser = _add(
-        sources,
-        "grit",
-        "GRIT (Kosmos-2): WebDataset tars of img2dataset, Parquet tables or JSON lines",
-        _read_grit,
-    )
-    files = parser.add_mutually_exclusive_group(required=True)
-    files.add_argument("--tars", metavar="TAR", type=Path, nargs="+")
-    files.add_argument("--tables", metavar="PARQUET", type=Path, nargs="+")
-    files.add_argument("--rows", metavar="FILE", type=Path, help="JSON lines; needs --images")
-    parser.add_argument(
-        "--images",
-        metavar="PATH",
-        type=Path,
-        help="of --rows and --tables: folder, tar or zip (tables: default, a column of theirs)",
-    )
-
-
-def _read_grit(
-    args: argparse.Namespace, options: ReadOptions, drop_log: DropLog
-) -> Iterator[Record]:
-    if args.tars:
-        return read_grit_tars(args.tars, options=options, drop_log=drop_log)
-    if args.tables:
-        return read_grit_parquet(args.tables, args.images, options=options, drop_log=drop_log)
-    if args.images is None:
-        raise ValueError("--rows need --images, the folder, tar or zip of KEY.jpg")
-    return read_grit(args.rows, args.images, options=options, drop_log=drop_log)
 
 
 def _add_yolo(sources: Any) -> None:

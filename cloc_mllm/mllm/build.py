@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,7 +29,8 @@ from cloc_mllm.mllm.language_model import attention_for_training, load_language_
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
 from cloc_mllm.mllm.projector import num_image_tokens
-from cloc_mllm.models.build import check_fingerprint, load_cloc
+from cloc_mllm.models.build import build_cloc_vision, check_fingerprint, load_cloc
+from cloc_mllm.models.clip_config import ResolvedModel, read_cloc_config
 from cloc_mllm.models.position import sinusoidal_code
 
 # settings of a training, which `model.init` does not bring
@@ -51,17 +54,7 @@ def build_mllm(
         ValueError: settings that exclude each other; a tokenizer without an end of sequence.
         FileNotFoundError: `config.cloc` is no stage-1 model directory, or `config.init` no MLLM's.
     """
-    if config.quantization != "none" and not config.lora.rank:
-        raise ValueError(
-            f"a {config.quantization} language model cannot be trained whole; set model.lora.rank "
-            "above 0"
-        )
-    dora_in_8_bits = config.quantization == "8bit" and config.lora.variant == "dora"
-    if dora_in_8_bits and not torch.cuda.is_available():
-        raise ValueError(
-            "peft's DoRA cannot read 8-bit weights on a CPU; set model.quantization to 4bit, or "
-            "model.lora.variant to lora or rslora"
-        )
+    _check_quantization(config)
     # with LoRA nothing of it is trained; else `hold_frozen` casts what turns out to be frozen
     dtype = DTYPES[resolve_frozen_dtype(config.dtype)] if config.lora.rank else torch.float32
     model, processor = (_continue if config.init else _assemble)(config, dtype)
@@ -74,6 +67,20 @@ def build_mllm(
         written = new_token_ids(processor)
         model.language_model = add_lora(model.language_model, config.lora, written)
     return model, processor
+
+
+def _check_quantization(config: MllmConfig) -> None:
+    if config.quantization != "none" and not config.lora.rank:
+        raise ValueError(
+            f"a {config.quantization} language model cannot be trained whole; set model.lora.rank "
+            "above 0"
+        )
+    dora_in_8_bits = config.quantization == "8bit" and config.lora.variant == "dora"
+    if dora_in_8_bits and not torch.cuda.is_available():
+        raise ValueError(
+            "peft's DoRA cannot read 8-bit weights on a CPU; set model.quantization to 4bit, or "
+            "model.lora.variant to lora or rslora"
+        )
 
 
 def new_token_ids(processor: ClocMllmProcessor) -> list[int]:
@@ -119,32 +126,15 @@ def _assemble(
     config: MllmConfig, dtype: torch.dtype
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     cloc, _, cloc_config = load_cloc(config.cloc)
-    tokenizer = AutoTokenizer.from_pretrained(config.language_model)
-    if tokenizer.eos_token is None:
-        raise ValueError(
-            f"the tokenizer of {config.language_model} has no eos token, so answers never end; "
-            "set one and save it there"
-        )
-    box_format = BoxFormat(config.box_format, config.num_bins, config.box_head)
-    num_old = len(tokenizer)
-    add_special_tokens(tokenizer, box_format)
-    processor = ClocMllmProcessor(
-        tokenizer,
-        image_size=cloc_config.image_size,
-        num_image_tokens=num_image_tokens(
-            config.projector, cloc.vision.grid_hw, config.num_queries
-        ),
-        box_format=box_format.kind,
-        num_bins=box_format.num_bins,
-        box_head=box_format.head,
-        max_tiles=config.max_tiles,
-    )
+    processor = _processor(config, cloc_config.image_size, cloc.vision.grid_hw)
+    tokenizer, box_format = processor.tokenizer, processor.coordinates
     language_model = load_language_model(config.language_model, config.quantization, dtype)
-    model_config = _model_config(config, language_model, cloc_config, processor)
+    model_config = _model_config(config, language_model.config, cloc_config, processor)
     model = ClocMllmForConditionalGeneration(model_config, language_model)
     model.vision.load_state_dict(cloc.vision.state_dict())
     model.generation_config = _generation_config(language_model, tokenizer)
     location = token_ids(tokenizer, box_format.tokens())
+    num_old = len(AutoTokenizer.from_pretrained(config.language_model))
     add_embeddings(language_model, range(num_old, len(tokenizer)), location)
     model.config.text_config.vocab_size = language_model.config.vocab_size
     for projector in (model.projector, model.region_projector):
@@ -152,21 +142,76 @@ def _assemble(
     return model, processor
 
 
+def _processor(config: MllmConfig, image_size: int, grid_hw: tuple[int, int]) -> ClocMllmProcessor:
+    """Makes the processor of a new MLLM, whose tokenizer has the tokens of images and boxes."""
+    tokenizer = AutoTokenizer.from_pretrained(config.language_model)
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {config.language_model} has no eos token, so answers never end; "
+            "set one and save it there"
+        )
+    box_format = BoxFormat(config.box_format, config.num_bins, config.box_head)
+    add_special_tokens(tokenizer, box_format)
+    return ClocMllmProcessor(
+        tokenizer,
+        image_size=image_size,
+        num_image_tokens=num_image_tokens(config.projector, grid_hw, config.num_queries),
+        box_format=box_format.kind,
+        num_bins=box_format.num_bins,
+        box_head=box_format.head,
+        max_tiles=config.max_tiles,
+    )
+
+
+def mllm_shapes(
+    config: MllmConfig, asks: ConversationConfig, cloc_config: ResolvedModel | None = None
+) -> tuple[ClocMllmConfig, ClocMllmProcessor]:
+    """Reads what `build_mllm` would build, without any weights: of the language model only its
+    config and its tokenizer are needed.
+
+    Args:
+        cloc_config: of the encoder; None reads it from the directory `config.cloc`.
+
+    Raises:
+        ValueError, FileNotFoundError: see `build_mllm`.
+    """
+    _check_quantization(config)
+    if config.init:
+        model_config, processor = _read_continued(config)
+    else:
+        cloc_config = cloc_config or read_cloc_config(config.cloc)
+        with torch.device("meta"):
+            grid_hw = build_cloc_vision(cloc_config).grid_hw
+        processor = _processor(config, cloc_config.image_size, grid_hw)
+        text_config = AutoConfig.from_pretrained(config.language_model)
+        text_config.vocab_size = max(text_config.vocab_size, len(processor.tokenizer))
+        model_config = _model_config(config, text_config, cloc_config, processor)
+    processor.teach(load_wordings(asks.wordings), tasks_beyond_first(asks))
+    return model_config, processor
+
+
 def _continue(
     config: MllmConfig, dtype: torch.dtype
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     """Loads an MLLM that stage 2 wrote, to train it further."""
+    _, processor = _read_continued(config)
+    model = ClocMllmForConditionalGeneration.from_pretrained(
+        config.init, dtype=dtype, attn_implementation=attention_for_training()
+    )
+    return model, processor
+
+
+def _read_continued(config: MllmConfig) -> tuple[ClocMllmConfig, ClocMllmProcessor]:
+    """Reads the config and the processor of the MLLM in `config.init`, and refuses other forms."""
     if not (Path(config.init) / "processor_config.json").is_file():
         raise FileNotFoundError(
             f"model.init {config.init} is no MLLM directory (processor_config.json is missing); "
             "expected what stage 2 writes to OUTPUT_DIR/model, or `cloc-mllm export --mllm --merge`"
         )
-    model = ClocMllmForConditionalGeneration.from_pretrained(
-        config.init, dtype=dtype, attn_implementation=attention_for_training()
-    )
+    model_config = ClocMllmConfig.from_pretrained(config.init)
     processor = ClocMllmProcessor.from_pretrained(config.init)
-    check_fingerprint(model.config.fingerprint, processor.fingerprint, config.init)
-    theirs = {**vars(model.config), **vars(processor)}
+    check_fingerprint(model_config.fingerprint, processor.fingerprint, config.init)
+    theirs = {**vars(model_config), **vars(processor)}
     for field in dataclasses.fields(MllmConfig):
         given = getattr(config, field.name)
         if field.name in _NOT_OF_THE_FORM or given == field.default:
@@ -177,7 +222,7 @@ def _continue(
                 f"{'has ' + repr(theirs[field.name]) if field.name in theirs else 'brings its own'}"
                 "; leave it out, a model that is trained further keeps its form"
             )
-    return model, processor
+    return model_config, processor
 
 
 def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list[int]) -> Any:
@@ -210,7 +255,7 @@ def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list
 
 def _model_config(
     config: MllmConfig,
-    language_model: PreTrainedModel,
+    text_config: PreTrainedConfig,
     cloc_config: ModelConfig,
     processor: ClocMllmProcessor,
 ) -> ClocMllmConfig:
@@ -227,7 +272,7 @@ def _model_config(
     vision_only = dataclasses.replace(cloc_config, clip_config=clip_config, tokenizer="")
     return ClocMllmConfig(
         # a copy: Transformers changes the attention setting of a config that joins another
-        text_config=copy.deepcopy(language_model.config),
+        text_config=copy.deepcopy(text_config),
         cloc_config=dataclasses.asdict(vision_only),
         image_token_id=image_token_id,
         region_token_id=region_token_id,

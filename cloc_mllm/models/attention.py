@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -17,10 +18,12 @@ def fast_attention(tower: nn.Module, inputs: Tensor) -> Iterator[None]:
 
     In that case the backward pass of torch's fused kernel is 2-6 times slower than plain products,
     which round as much as the rest of a bf16 step. Gradient checkpointing is left out: its second
-    forward pass comes in backward, outside of this context, and must be like the first.
+    forward pass comes in backward, outside of this context, and must be like the first. So are fake
+    tensors, with which an estimate asks what a step needs on a GPU (`train/memory.py`).
     """
     if not (
         inputs.device.type == "cpu"
+        and not isinstance(inputs, FakeTensor)
         and torch.is_grad_enabled()
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16

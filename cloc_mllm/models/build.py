@@ -55,16 +55,34 @@ def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) ->
     """
     tokenizer = tokenizer or load_tokenizer(config)
     clip, parts = _build_clip(config, tokenizer)
+    cloc = _add_regions(clip, config)
+    if config.init:
+        report = load_parts(cloc, parts)
+        if launched_rank() == 0:
+            print(report.table(f"model.init {config.init}"), flush=True)
+    return cloc
+
+
+def build_cloc_shapes(config: ResolvedModel, tokenizer: TextTokenizer) -> Cloc:
+    """Builds a CLOC on the meta device: parameters have shapes and no memory, and no weights are
+    read or downloaded, whatever `config.init` names."""
+    clip_config = full_clip_config(config, tokenizer)
+    with torch.device("meta"):
+        clip = _empty_clip(clip_config)
+        set_timm_size(clip.visual, config.image_size)
+        cloc = _add_regions(clip, config)
+    _check_tokenizer(clip.text, clip_config["text_cfg"], tokenizer)
+    return cloc
+
+
+def _add_regions(clip: Any, config: ResolvedModel) -> Cloc:
+    """Wraps both towers of open_clip's model and adds the region encoder."""
     embed_dim = int(full_clip_config(config)["embed_dim"])
     encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
     vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
     if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
         cloc.logit_scale.data.copy_(clip.logit_scale.reshape(1))
-    if config.init:
-        report = load_parts(cloc, parts)
-        if launched_rank() == 0:
-            print(report.table(f"model.init {config.init}"), flush=True)
     return cloc
 
 
@@ -175,12 +193,9 @@ def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, d
     Returns:
         the model with the weights of `init`, and the other parts of `init` (see `load_init`).
     """
-    from open_clip.model import CustomTextCLIP
-
     source = find_init(config)
     clip_config = full_clip_config(config, tokenizer)
-    known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
-    model: Any = CustomTextCLIP(**{k: v for k, v in clip_config.items() if k in known})
+    model = _empty_clip(clip_config)
     _check_tokenizer(model.text, clip_config["text_cfg"], tokenizer)
     parts = {} if source is None else load_init(model, source)
     if config.pretrained_image:
@@ -189,6 +204,13 @@ def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, d
         load_tower(model.text.transformer, config.pretrained_text)
     set_timm_size(model.visual, config.image_size)
     return model, parts
+
+
+def _empty_clip(clip_config: dict[str, Any]) -> Any:
+    from open_clip.model import CustomTextCLIP
+
+    known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
+    return CustomTextCLIP(**{k: v for k, v in clip_config.items() if k in known})
 
 
 def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokenizer) -> None:

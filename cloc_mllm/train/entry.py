@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,101 @@ from cloc_mllm.train.data_order import DataOrder, choose_workers
 _FED_BY = 5  # workers that a ViT-B/16 keeps busy on an H100, by the estimate in docs/scale.md
 
 Config = TypeVar("Config", Stage1Config, Stage2Config, TinyLlmConfig)
+
+
+RESERVED_GIB = 1.0  # CUDA's context, libraries' workspaces, and what the allocator cannot use
+_FLOAT32_SHARE = 0.5  # of the float32 peak that the contrastive losses are taken to reach
+
+DRY_RUN_OPTIONS: dict[str, tuple[Any, str]] = {
+    "dry_run": (
+        False,
+        "print settings, parameters, memory and FLOPs, then stop; reads no weights",
+    ),
+    "gpu": ("", "with --dry_run: the card to plan for, for instance h100: does it fit, how long"),
+    "gpus": (0, "with --dry_run: number of GPUs (default: the launcher's)"),
+    "gpu_memory": (0.0, "with --dry_run: GiB of another card"),
+    "mfu": (0.3, "with --gpu: the share of the card's bf16 peak that training is taken to reach"),
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its data sheet.
+
+    Attributes:
+        memory_gib: of it.
+        bf16, float32: dense peak, in FLOP/s.
+    """
+
+    memory_gib: float
+    bf16: float
+    float32: float
+
+
+CARDS = {
+    "a100": Card(80, 312e12, 19.5e12),
+    "a100-40": Card(40, 312e12, 19.5e12),
+    "h100": Card(80, 989e12, 67e12),
+    "h200": Card(141, 989e12, 67e12),
+    "l40s": Card(48, 362e12, 91.6e12),
+    "rtx3090": Card(24, 71e12, 35.6e12),
+    "rtx4090": Card(24, 165e12, 82.6e12),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The GPUs that a dry run is asked about.
+
+    Attributes:
+        num_gpus: that share the batch.
+        card: the key of `CARDS`; "" if none was named.
+        memory_gib: of one GPU; 0 does not ask whether a step fits.
+        mfu: the share of the card's bf16 peak that is taken to be reached.
+    """
+
+    num_gpus: int = 1
+    card: str = ""
+    memory_gib: float = 0.0
+    mfu: float = 0.3
+
+    @classmethod
+    def of_options(cls, options: dict[str, Any]) -> Plan:
+        """Reads `DRY_RUN_OPTIONS`.
+
+        Raises:
+            ValueError: the card is unknown, or something is asked without `--dry_run`.
+        """
+        asked = [name for name in ("gpu", "gpus", "gpu_memory") if options[name]]
+        if asked and not options["dry_run"]:
+            raise ValueError(f"--{asked[0]} is a question to --dry_run; give both")
+        card = options["gpu"]
+        if card and card not in CARDS:
+            raise ValueError(
+                f"--gpu {card} is unknown; known are {', '.join(CARDS)}. For another card ask with "
+                "--gpu_memory GIB whether a step fits"
+            )
+        memory = options["gpu_memory"] or (CARDS[card].memory_gib if card else 0.0)
+        num_gpus = options["gpus"] or int(os.environ.get("WORLD_SIZE", "1"))
+        return cls(num_gpus, card, memory, options["mfu"])
+
+    def times(self, flops: int, steps: int, float32_flops: int = 0) -> list[str]:
+        """Writes how long a step and the run take; nothing if no card was named.
+
+        Args:
+            flops, float32_flops: of one GPU's step, in bf16 and in float32.
+        """
+        if not self.card:
+            return []
+        card = CARDS[self.card]
+        seconds = flops / (card.bf16 * self.mfu) + float32_flops / (card.float32 * _FLOAT32_SHARE)
+        hours = seconds * steps / 3600
+        return [
+            f"time of a step: {seconds:.3g} s at {self.mfu:.0%} of {card.bf16 / 1e12:.0f} TFLOP/s "
+            "(assumed; without loading, communication and saving)",
+            f"time of the run: {hours:,.1f} h on {self.num_gpus} x {self.card} = "
+            f"{hours * self.num_gpus / 24:,.2f} GPU-days",
+        ]
 
 
 def with_precision(config: Config) -> Config:
@@ -36,16 +132,23 @@ def with_frozen_dtype(config: Stage2Config) -> Stage2Config:
 
 
 def dry_run_report(
-    config: Stage1Config | Stage2Config | TinyLlmConfig, model: nn.Module, order: DataOrder
+    config: Stage1Config | Stage2Config | TinyLlmConfig,
+    model: nn.Module,
+    order: DataOrder | None,
+    num_ranks: int = 1,
 ) -> str:
-    """Lists the resolved config, the parts that train or are frozen, and the size of batches."""
+    """Lists the resolved config, the parts that train or are frozen, and the size of batches.
+
+    Args:
+        order: None if the data are not there yet.
+    """
     resolved = yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
     return "\n".join(
         [
             resolved,
             *_parameter_table(model),
             "",
-            *_batch_arithmetic(config.run, order),
+            *_batch_arithmetic(config.run, order, num_ranks),
             *([] if isinstance(config, TinyLlmConfig) else _loader(config.data)),
         ]
     )
@@ -81,14 +184,13 @@ def _parameter_table(model: nn.Module) -> list[str]:
     ]
 
 
-def _batch_arithmetic(run: RunConfig, order: DataOrder) -> list[str]:
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+def _batch_arithmetic(run: RunConfig, order: DataOrder | None, num_ranks: int) -> list[str]:
     images = run.steps * run.global_batch_size
     return [
         f"images per step:  {run.global_batch_size} = {num_ranks} rank(s) x "
         f"{run.global_batch_size // num_ranks}",
         f"images seen:      {images:,} = {run.steps:,} steps x {run.global_batch_size}",
-        *_epochs(run, order),
+        *([] if order is None else _epochs(run, order)),
     ]
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,25 +26,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from cloc_mllm.config import Stage2Config
-from cloc_mllm.data.chats import Chat
-from cloc_mllm.data.records import Record
+from cloc_mllm.config import Quantization, Stage2Config, TowerOptimConfig, TowerRunConfig
 from cloc_mllm.devices import DTYPES
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration
-from cloc_mllm.mllm.build import add_lora, hold_frozen, new_token_ids
-from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
+from cloc_mllm.mllm.build import add_lora, hold_frozen
+from cloc_mllm.mllm.collate import MllmBatch
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.losses import IGNORE_INDEX, chunk_of, loss_of_states
 from cloc_mllm.mllm.packing import mask_for
 from cloc_mllm.train.alignment import taught_parts
 from cloc_mllm.train.deepspeed_config import REDUCE_BUCKET
+from cloc_mllm.train.entry import RESERVED_GIB, Plan
 from cloc_mllm.train.optim import freeze_by_lr, param_groups
 
 GIB = 2**30
 _FLOAT32 = 4
-# Of a GPU's memory: the CUDA context, libraries' workspaces, and what the allocator cannot use.
-_RESERVED = 1 * GIB
 _LIVE_PARAMETERS = 10**9  # ZeRO-3 keeps so many gathered (stage3_max_live_parameters)
 _4BIT_BYTES, _8BIT_BYTES = 0.5 + 4 / 64, 1.0  # nf4 has a float32 scale per 64 weights
 
@@ -68,6 +64,35 @@ class StepShape:
     num_regions: int
     num_bytes: int
     has_features: bool = False
+
+    @classmethod
+    def assumed(
+        cls, config: Stage2Config, model: ClocMllmForConditionalGeneration, num_ranks: int
+    ) -> StepShape:
+        """The largest batch of one rank that `config` allows: each sequence is full and shows one
+        image in all its tiles; half of the tokens are learnt."""
+        asks = config.conversations
+        num_images = 1 + config.model.max_tiles
+        side = model.config.cloc_model_config().image_size
+        num_bytes = _FLOAT32 * (num_images * 3 * side**2 + asks.max_length**2)
+        return cls(
+            1,
+            asks.max_length,
+            num_labels=asks.max_length // 2,
+            num_images=num_images,
+            num_regions=asks.questions_per_image,
+            num_bytes=num_bytes,
+        ).times(config.run.global_batch_size // num_ranks)
+
+    def times(self, number: int) -> StepShape:
+        """A batch of so many times as many sequences."""
+        counts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        longer = {
+            name: value * number
+            for name, value in counts.items()
+            if name not in ("num_tokens", "has_features")
+        }
+        return dataclasses.replace(self, **longer)
 
     @classmethod
     def of_batch(cls, batch: MllmBatch) -> StepShape:
@@ -130,29 +155,11 @@ def estimate_step(
         new_tokens: ids whose embeddings LoRA trains along.
         attention: of the language model, as in Transformers.
     """
-    model = _build_on_meta(config, model_config, new_tokens, attention)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    num_trainable = sum(p.numel() for p in trainable)
-    num_moments = sum(
-        (1 if group["muon"] else 2) * p.numel()
-        for group in param_groups(model, config.optim)
-        for p in group["params"]
+    model = build_on_meta(config, model_config, new_tokens, attention)
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights, gradients, optimizer = held_state(
+        model, config.optim, config.run, num_ranks, config.model.quantization
     )
-    weights = int(sum(_held_bytes(model, config.model.quantization)))
-    gradients = num_trainable * _FLOAT32
-    optimizer = num_moments * _FLOAT32
-    stage = config.run.zero_stage
-    if stage >= 1:  # ZeRO steps on a flat float32 copy of its share of the weights
-        optimizer = (optimizer + num_trainable * _FLOAT32) // num_ranks
-    if stage == 2:
-        gradients = gradients // num_ranks
-    if stage in (1, 2):
-        gradients += REDUCE_BUCKET * _FLOAT32
-    if stage == 3:
-        gradients //= num_ranks
-        num_weights = sum(p.numel() for p in model.parameters())
-        gathered = min(weights, weights * _LIVE_PARAMETERS // num_weights)
-        weights = min(weights, weights // num_ranks + gathered)
     live = _trace(model, config, shape)
     kept = min(live.peak, num_trainable * _FLOAT32)  # gradients are counted above
     logits = min(live.peak - kept, max(0, live.peak - live.before_loss - kept))
@@ -167,7 +174,39 @@ def estimate_step(
     )
 
 
-def _build_on_meta(
+def held_state(
+    model: nn.Module,
+    optim: TowerOptimConfig,
+    run: TowerRunConfig,
+    num_ranks: int,
+    quantization: Quantization = "none",
+) -> tuple[int, int, int]:
+    """Counts bytes of weights, gradients and optimizer state that ZeRO leaves on a rank."""
+    num_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_moments = sum(
+        (1 if group["muon"] else 2) * p.numel()
+        for group in param_groups(model, optim)
+        for p in group["params"]
+    )
+    weights = int(sum(_held_bytes(model, quantization)))
+    gradients = num_trainable * _FLOAT32
+    optimizer = num_moments * _FLOAT32
+    stage = run.zero_stage
+    if stage >= 1:  # ZeRO steps on a flat float32 copy of its share of the weights
+        optimizer = (optimizer + num_trainable * _FLOAT32) // num_ranks
+    if stage == 2:
+        gradients = gradients // num_ranks
+    if stage in (1, 2):
+        gradients += REDUCE_BUCKET * _FLOAT32
+    if stage == 3:
+        gradients //= num_ranks
+        num_weights = sum(p.numel() for p in model.parameters())
+        gathered = min(weights, weights * _LIVE_PARAMETERS // num_weights)
+        weights = min(weights, weights // num_ranks + gathered)
+    return weights, gradients, optimizer
+
+
+def build_on_meta(
     config: Stage2Config, model_config: ClocMllmConfig, new_tokens: Sequence[int], attention: str
 ) -> ClocMllmForConditionalGeneration:
     """What `run_stage2` trains, with weights that have a shape and a dtype but no memory."""
@@ -188,10 +227,10 @@ def _build_on_meta(
     return model
 
 
-def _held_bytes(model: ClocMllmForConditionalGeneration, quantization: str) -> Iterator[float]:
+def _held_bytes(model: nn.Module, quantization: Quantization) -> Iterator[float]:
     quantized: set[int] = set()
     if quantization != "none":
-        modules: Iterator[Any] = model.language_model.modules()
+        modules: Iterator[Any] = model.get_submodule("language_model").modules()
         quantized = {
             id(module.base_layer.weight) for module in modules if hasattr(module, "lora_A")
         }
@@ -203,7 +242,7 @@ def _held_bytes(model: ClocMllmForConditionalGeneration, quantization: str) -> I
     yield from (buffer.nbytes for buffer in model.buffers())
 
 
-class _LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations made and nobody has let go.
 
     Attributes:
@@ -245,16 +284,16 @@ def _storage_key(tensor: Tensor) -> int:
 
 def _trace(
     model: ClocMllmForConditionalGeneration, config: Stage2Config, shape: StepShape
-) -> _LiveBytes:
+) -> LiveBytes:
     """Runs a step's forward and backward pass without numbers."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        _make_fake(model)
+        make_fake(model)
         model.train()
         inputs = _inputs(model, shape)
         given = [leaf for leaf in tree_leaves(inputs) if leaf is not None]
-        live = _LiveBytes([*model.parameters(), *model.buffers(), *given])
+        live = LiveBytes([*model.parameters(), *model.buffers(), *given])
         with live:
             bf16 = config.run.precision == "bf16"
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -269,7 +308,7 @@ def _trace(
     return live
 
 
-def _make_fake(model: nn.Module) -> None:
+def make_fake(model: nn.Module) -> None:
     """Puts fake tensors on the CPU in the place of all parameters (tied ones stay tied)."""
     made = {
         id(old): nn.Parameter(_empty_like(old), requires_grad=old.requires_grad)
@@ -337,42 +376,37 @@ def _hidden_states(
     return outputs.hidden_states[-1]
 
 
-def memory_of_step(
+def cost_of_stage2(
     config: Stage2Config,
-    model: ClocMllmForConditionalGeneration,
-    collator: ConversationCollator,
-    step: Sequence[tuple[int, Record | Chat]],
-    gpu_gib: float = 0.0,
+    model_config: ClocMllmConfig,
+    new_tokens: Sequence[int],
+    shape: StepShape,
+    plan: Plan,
 ) -> str:
-    """Writes what a step of this run needs, part by part, and what to change if it does not fit.
+    """Writes what a step of this run needs, part by part, what to change if it does not fit, and
+    how long the run takes.
 
-    The number of ranks is that of the launcher. Where `gpu_gib` asks about a GPU, or there is one,
-    attention is the fused kernel that trains there.
+    Where `plan` asks about a GPU, or there is one, attention is the fused kernel that trains there.
 
     Args:
-        step: the items of the whole batch, of which a rank has its share.
-        gpu_gib: memory of a GPU in GiB; 0 asks nothing.
+        model_config, new_tokens: see `estimate_step`.
+        shape: of one rank's share of the batch.
     """
-    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    shape = StepShape.of_batch(collator(step[: len(step) // num_ranks]))
-    if config.data.feature_cache:
-        shape = shape.with_features(model)
-    new_tokens = new_token_ids(collator.processor)
-    attention = "sdpa" if gpu_gib else attention_for_training()
-
-    model_config = model.config
-    assert isinstance(model_config, ClocMllmConfig)
+    attention = "sdpa" if plan.memory_gib else attention_for_training()
 
     def estimate(changed: Stage2Config) -> StepEstimate:
         return estimate_step(
-            changed, model_config, new_tokens, shape, num_ranks=num_ranks, attention=attention
+            changed, model_config, new_tokens, shape, num_ranks=plan.num_gpus, attention=attention
         )
 
     found = estimate(config)
     title = (
-        f"estimated memory of a step, per GPU ({num_ranks} rank(s), ZeRO {config.run.zero_stage})"
+        f"estimated memory of a step, per GPU ({plan.num_gpus} rank(s), "
+        f"ZeRO {config.run.zero_stage})"
     )
-    return "\n".join([title, *_table(found), *_advice(estimate, config, found, gpu_gib)])
+    times = plan.times(found.flops, config.run.steps)
+    advice = _advice(estimate, config, found, plan.memory_gib)
+    return "\n".join([title, *_table(found), *advice, *times])
 
 
 def _table(found: StepEstimate) -> list[str]:
@@ -389,8 +423,8 @@ def _advice(
     """Changes that make it fit, one on top of the other, the ones that cost least first."""
     if not gpu_gib:
         return []
-    room = gpu_gib * GIB - _RESERVED
-    wanted = f"{gpu_gib:g} GiB of a GPU, of which {_RESERVED / GIB:g} is kept for CUDA"
+    room = (gpu_gib - RESERVED_GIB) * GIB
+    wanted = f"{gpu_gib:g} GiB of a GPU, of which {RESERVED_GIB:g} is kept for CUDA"
     if found.total <= room:
         return [f"fits into {wanted}"]
     lines = [f"does not fit into {wanted}; change in this order until it does:"]

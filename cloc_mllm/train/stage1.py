@@ -9,24 +9,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cloc_mllm.command_line import parse_job
+from cloc_mllm.command_line import parse_options
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.acceptance import refuse_nothing_to_learn
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
-from cloc_mllm.data.mixture import load_training_records, parts_of
+from cloc_mllm.data.mixture import Mixture, load_training_records, missing_sets, parts_of
 from cloc_mllm.data.noise import NoisyLabels
-from cloc_mllm.data.parquet import load_records
+from cloc_mllm.data.parquet import RecordDataset, load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import preprocessing_fingerprint
 from cloc_mllm.losses.cloc_loss import cloc_loss
-from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
+from cloc_mllm.models.build import build_cloc, build_cloc_shapes, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import StepFn, compile_towers
-from cloc_mllm.train.entry import dry_run_report, with_precision
+from cloc_mllm.train.entry import DRY_RUN_OPTIONS, Plan, dry_run_report, with_precision
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
+from cloc_mllm.train.memory_stage1 import cost_of_stage1
 from cloc_mllm.train.optim import freeze_by_lr
 
 _EVALUATION_RECORDS = 256  # the first ones of the validation set, in each periodic evaluation
@@ -38,13 +39,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, or 128 + the number of the signal that stopped the run.
     """
-    config, dry_run = parse_job(
-        Stage1Config, argv, prog="stage1", description="CLOC pre-training (stage 1)."
+    config, options = parse_options(
+        Stage1Config,
+        argv,
+        prog="stage1",
+        description="CLOC pre-training (stage 1).",
+        options=DRY_RUN_OPTIONS,
     )
-    return run_stage1(config, dry_run=dry_run).exit_code
+    plan = Plan.of_options(options)
+    if options["dry_run"]:
+        dry_run_stage1(config, plan)
+        return 0
+    return run_stage1(config).exit_code
 
 
-def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
+def dry_run_stage1(config: Stage1Config, plan: Plan) -> None:
+    """Prints what a run would do and need. It reads no weights, and data only if they are there.
+
+    Raises:
+        ValueError: the configuration or the data cannot be used.
+    """
+    _check(config)
+    model_config = resolve_model(config.model)
+    config = dataclasses.replace(with_precision(config), model=model_config)
+    order, missing = None, missing_sets(config.data)
+    if not missing:
+        records = _load(config)
+        run = config.run
+        order = DataOrder(len(records), run.global_batch_size, run.seed, parts_of(records))
+    model = build_cloc_shapes(model_config, load_tokenizer(model_config))
+    freeze_by_lr(model, config.optim)
+    print(dry_run_report(config, model, order, plan.num_gpus))
+    if missing:
+        print(f"not there yet:    {', '.join(missing)} (`cloc-mllm data build` makes a data set)")
+    print(f"regions seen:     {_regions(config)}\n\n{cost_of_stage1(config, model, plan)}")
+
+
+def _load(config: Stage1Config) -> RecordDataset | Mixture:
+    records = load_training_records(config.data)
+    refuse_nothing_to_learn(
+        records.without_images(),
+        learns_regions=config.model.prompter.kind != "none",
+        allow_no_regions=config.data.allow_no_regions,
+        allow_no_captions=config.data.allow_no_captions,
+    )
+    return records
+
+
+def run_stage1(config: Stage1Config) -> TrainResult:
     """Trains a CLOC and writes it to `config.run.output_dir/model`.
 
     Raises:
@@ -53,13 +95,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     _check(config)
     model_config = resolve_model(config.model)
     config = dataclasses.replace(with_precision(config), model=model_config)
-    records = load_training_records(config.data)
-    refuse_nothing_to_learn(
-        records.without_images(),
-        learns_regions=config.model.prompter.kind != "none",
-        allow_no_regions=config.data.allow_no_regions,
-        allow_no_captions=config.data.allow_no_captions,
-    )
+    records = _load(config)
     dataset: Sequence[Record] = records
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
@@ -67,11 +103,6 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     torch.manual_seed(config.run.seed)  # the initial weights
     model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
-    if dry_run:
-        batch_size, seed = config.run.global_batch_size, config.run.seed
-        order = DataOrder(len(records), batch_size, seed, parts_of(records))
-        print(f"{dry_run_report(config, model, order)}\nregions seen:     {_regions(config)}")
-        return TrainResult(step=0)
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
     if config.run.compile:

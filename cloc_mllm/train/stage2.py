@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.command_line import parse_options
-from cloc_mllm.config import Stage2Config
+from cloc_mllm.config import Stage1Config, Stage2Config
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.conversations import needs_negatives, negatives_of
 from cloc_mllm.data.drop_log import DropLog
@@ -20,6 +20,7 @@ from cloc_mllm.data.mixture import (
     Mixture,
     load_training_data,
     load_training_records,
+    missing_sets,
     parts_of,
 )
 from cloc_mllm.data.parquet import ChatDataset, RecordDataset, load_set
@@ -33,16 +34,24 @@ from cloc_mllm.mllm import (
     build_mllm,
     merge_and_save,
 )
-from cloc_mllm.mllm.build import hold_frozen
+from cloc_mllm.mllm.build import hold_frozen, mllm_shapes, new_token_ids
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
+from cloc_mllm.models.clip_config import ResolvedModel, full_clip_config, resolve_model
+from cloc_mllm.shipped import CONFIGS
 from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import compile_towers, start_processes
-from cloc_mllm.train.entry import dry_run_report, with_frozen_dtype, with_precision
+from cloc_mllm.train.entry import (
+    DRY_RUN_OPTIONS,
+    Plan,
+    dry_run_report,
+    with_frozen_dtype,
+    with_precision,
+)
 from cloc_mllm.train.features import check_encoder_is_frozen, fill_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
-from cloc_mllm.train.memory import memory_of_step
+from cloc_mllm.train.memory import StepShape, build_on_meta, cost_of_stage2
 from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.preflight import check_records, skip_chats
 
@@ -60,48 +69,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         prog="stage2",
         description="Tuning of the multimodal LLM (stage 2).",
-        options={
-            "dry_run": (False, "print the settings and what would be done, then stop"),
-            "gpu_memory": (
-                0.0,
-                "GiB of a GPU; with --dry_run: whether a step fits, what to change",
-            ),
-        },
+        options=DRY_RUN_OPTIONS,
     )
-    if options["gpu_memory"] and not options["dry_run"]:
-        raise ValueError("stage2: --gpu_memory is a question to --dry_run; give both")
-    return run_stage2(config, dry_run=options["dry_run"], gpu_gib=options["gpu_memory"]).exit_code
+    return run_stage2(config, options["dry_run"], Plan.of_options(options)).exit_code
 
 
-def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 0) -> TrainResult:
+def run_stage2(
+    config: Stage2Config, dry_run: bool = False, plan: Plan | None = None
+) -> TrainResult:
     """Trains an MLLM and writes it, LoRA merged, to `config.run.output_dir/model`.
 
-    A dry run only prints what would be done, and a step's memory beside `gpu_gib` GiB of a GPU.
+    A dry run only prints what would be done, and what a step needs on the GPUs of `plan`.
 
     Raises:
         ValueError, FileNotFoundError: the configuration or the data cannot be used.
     """
     _check(config)
     config = with_frozen_dtype(with_precision(config))
-    # alignment tells the projectors of scenes, which records alone hold
-    load = load_training_records if config.alignment.steps else load_training_data
-    dataset: AnyDataset | Mixture = load(config.data)
-    if not dry_run:
-        start_processes()  # a quantised language model is loaded straight onto this rank's GPU
+    if dry_run:
+        _dry_run(config, plan or Plan())
+        return TrainResult(step=0)
+    dataset = _load(config)
+    start_processes()  # a quantised language model is loaded straight onto this rank's GPU
     model, collator = _build(config, dataset)
     if config.data.skip_chats:
-        dataset = _without_unfit_chats(dataset, collator, "" if dry_run else config.run.output_dir)
+        dataset = _without_unfit_chats(dataset, collator, config.run.output_dir)
     mixture, run = parts_of(dataset), config.run
     order = DataOrder(len(dataset), run.global_batch_size, run.seed, mixture)
     processor = collator.processor
     evaluate = _evaluation(config, processor)
-    if dry_run:
-        print(dry_run_report(config, model, order) + "\n")
     _check_data(dataset, collator, order, run.steps)
-    if dry_run:
-        step = [(seed, dataset[index]) for seed, index in order.batch(0)]
-        print(memory_of_step(config, model, collator, step, gpu_gib))
-        return TrainResult(step=0)
     collator.features = fill_features(model, processor, dataset, config)
     if config.run.compile:
         compile_towers(model, config.run.zero_stage)
@@ -136,6 +133,59 @@ def run_stage2(config: Stage2Config, *, dry_run: bool = False, gpu_gib: float = 
     return train(job, config.run, config.optim)
 
 
+def _load(config: Stage2Config) -> AnyDataset | Mixture:
+    # alignment tells the projectors of scenes, which records alone hold
+    load = load_training_records if config.alignment.steps else load_training_data
+    return load(config.data)
+
+
+def _dry_run(config: Stage2Config, plan: Plan) -> None:
+    """Prints what a run would do and need. It reads no weights, and data only if they are there."""
+    model_config, processor = mllm_shapes(config.model, config.conversations, _planned_cloc(config))
+    new_tokens = new_token_ids(processor)
+    model = build_on_meta(config, model_config, new_tokens, "sdpa")
+    _check_frozen(model, config)
+    if missing := missing_sets(config.data):
+        print(dry_run_report(config, model, None, plan.num_gpus))
+        print(f"not there yet:    {', '.join(missing)} (`cloc-mllm data build` makes a data set)")
+        shape = StepShape.assumed(config, model, plan.num_gpus)
+        print(f"assumed:          each sequence is full ({config.conversations.max_length} tokens)")
+    else:
+        dataset, run = _load(config), config.run
+        collator = _collator(config, processor, dataset)
+        if config.data.skip_chats:
+            dataset = _without_unfit_chats(dataset, collator, "")
+        order = DataOrder(len(dataset), run.global_batch_size, run.seed, parts_of(dataset))
+        _evaluation(config, processor)
+        print(dry_run_report(config, model, order, plan.num_gpus) + "\n")
+        _check_data(dataset, collator, order, run.steps)
+        share = run.global_batch_size // plan.num_gpus
+        step = [(seed, dataset[index]) for seed, index in order.batch(0)[:share]]
+        shape = StepShape.of_batch(collator(step))
+    if config.data.feature_cache:
+        shape = shape.with_features(model)
+    print("\n" + cost_of_stage2(config, model_config, new_tokens, shape, plan))
+
+
+def _planned_cloc(config: Stage2Config) -> ResolvedModel | None:
+    """The model of the shipped stage-1 config that writes to `model.cloc`, if that is not there
+    yet; so a stage 2 can be planned before stage 1 was run."""
+    wanted = Path(config.model.cloc)
+    if config.model.init or wanted.exists():
+        return None
+    for path in sorted((CONFIGS / "training").glob("*.yaml")):
+        if f"output_dir: {wanted.parent}\n" in path.read_text() and wanted.name == "model":
+            stage1, _ = parse_options(
+                Stage1Config, ["--config", str(path)], prog="stage1", description="", options={}
+            )
+            print(f"{wanted} is not there yet; its shapes are those of the config {path.stem}")
+            model = resolve_model(stage1.model)
+            clip_config = full_clip_config(model)
+            saved = dataclasses.replace(model, clip_config=clip_config, architecture="", init="")
+            return ResolvedModel(saved)
+    return None
+
+
 def _build(
     config: Stage2Config, dataset: AnyDataset | Mixture
 ) -> tuple[ClocMllmForConditionalGeneration, ConversationCollator]:
@@ -143,13 +193,24 @@ def _build(
     torch.manual_seed(config.run.seed)  # the initial weights of projectors and LoRA
     asks = config.conversations
     model, processor = build_mllm(config.model, asks)
-    negatives = negatives_of(dataset) if needs_negatives(asks) else []
     freeze_by_lr(model, config.optim)
     hold_frozen(model, DTYPES[config.model.dtype], taught_parts(config.alignment))
+    _check_frozen(model, config)
+    return model, _collator(config, processor, dataset)
+
+
+def _check_frozen(model: ClocMllmForConditionalGeneration, config: Stage2Config) -> None:
     check_alignment(model, config.alignment)
     if config.data.feature_cache:
         check_encoder_is_frozen(model, config.alignment)
-    return model, ConversationCollator(processor, asks, negatives=negatives)
+
+
+def _collator(
+    config: Stage2Config, processor: ClocMllmProcessor, dataset: AnyDataset | Mixture
+) -> ConversationCollator:
+    asks = config.conversations
+    negatives = negatives_of(dataset) if needs_negatives(asks) else []
+    return ConversationCollator(processor, asks, negatives=negatives)
 
 
 def _without_unfit_chats(

@@ -328,3 +328,35 @@ def test_scaled_grey_is_noted(mode: str, num_notes: int) -> None:
     log = DropLog()
     assert validate_record(make_record(image=file.getvalue()), log) is not None
     assert log.notes[DEEP_GREY] == num_notes
+
+
+@pytest.mark.parametrize(("max_side", "size"), [(0, (400, 300)), (400, (400, 300)), (80, (80, 60))])
+def test_large_photos_are_reduced_with_their_boxes(max_side: int, size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", (400, 300), "green")
+    picture.paste("red", (100, 150, 300, 240))
+    regions = [
+        Region((0.25, 0.5, 0.75, 0.8), "the red one"),
+        Region((0.1, 0.1, 0.11, 0.5), "a post, 4 pixels wide"),
+    ]
+    log = DropLog()
+    record = validate_record(
+        make_record(image=encoded(picture, "JPEG"), regions=regions), log, max_side
+    )
+    assert record is not None
+    image = record.load_image()
+    assert image.size == size == (record.width, record.height)
+    left, top, right, bottom = record.regions[0].box
+    inside = image.crop(
+        (
+            int(left * size[0]) + 3,
+            int(top * size[1]) + 3,
+            int(right * size[0]) - 3,
+            int(bottom * size[1]) - 3,
+        )
+    )
+    red, green, _ = (channel.getextrema() for channel in inside.split())
+    assert red[0] > 200 and green[1] < 60
+    is_reduced = size == (80, 60)
+    assert log.counts == ({"region": {"too_small": 1}} if is_reduced else {})
+    assert any("--max_side" in what for what in log.notes) == is_reduced
+    assert log.delivered["region"] == len(record.regions) == 2 - is_reduced

@@ -13,7 +13,7 @@ from cloc_mllm.config import LoraConfig, MllmConfig, OptimConfig, Stage2Config, 
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.build import hold_frozen, new_token_ids
-from cloc_mllm.train.memory import StepEstimate, StepShape, _LiveBytes, estimate_step
+from cloc_mllm.train.memory import LiveBytes, StepEstimate, StepShape, estimate_step
 from cloc_mllm.train.optim import freeze_by_lr
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
 
@@ -90,7 +90,7 @@ def test_more_tokens_and_no_checkpointing_need_more(mllm_config: MllmConfig) -> 
 def test_live_bytes_follow_what_autograd_keeps() -> None:
     x = torch.zeros(100, 50)
     weight = torch.zeros(50, 50, requires_grad=True)
-    with _LiveBytes([x, weight]) as live:
+    with LiveBytes([x, weight]) as live:
         hidden = x @ weight.t()  # 20,000 bytes; the view of the weight is none
         assert live.now == 20_000
         loss = hidden.sigmoid().sum()  # sigmoid keeps its result

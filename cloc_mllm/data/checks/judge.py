@@ -140,6 +140,8 @@ def judge(
         said["boxes_of"] = options.boxes_of
     if options.restore_shape:
         said["restore_shape"] = True
+    if options.max_side:
+        said["max_side"] = options.max_side
     if images is not None:
         said["images"] = Path(images)
     for at in [place, *(Place(table, options.encoding) for table in place.tables())]:

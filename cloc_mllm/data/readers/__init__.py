@@ -78,7 +78,8 @@ def deliver(  # noqa: PLR0913  the parts of a record
     if isinstance(image, Photo) and image.fault:
         drop_record(record, image.fault, image.found, drop_log)
     else:
-        valid = validate_record(record, drop_log)
+        max_side = image.options.max_side if isinstance(image, Photo) else 0
+        valid = validate_record(record, drop_log, max_side)
     if valid is not None:
         drop_log.delivered["row"] += num_rows
         yield valid

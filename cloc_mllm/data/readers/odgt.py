@@ -1,7 +1,9 @@
 """Objects365 and others as JSON lines, one per image: odgt, and ODVG of Grounding DINO's trainers.
 
 - ODVG: `{"filename", "width", "height", "detection": {"instances": [{"bbox": [x1, y1, x2, y2],
-  "category"}]}}`, or `"grounding": {"caption", "regions": [{"bbox", "phrase"}]}`, or both.
+  "category"}]}}`, or `"grounding": {"caption", "regions": [{"bbox", "phrase"}]}`, or both. A
+  phrase may have a list of boxes. GroundingCap-1M (LLMDet, Fu et al. 2025) adds `"conversations":
+  [{"value": question}, {"value": a long caption}]`.
 - odgt (CrowdHuman's and Objects365's tools): `{"ID" (or "fpath"), "width", "height", "gtboxes":
   [{"tag", "box" (or "fbox"): [x, y, width, height]}]}`.
 
@@ -71,6 +73,7 @@ def read_odgt(
             frame = photo.frame(row.get("width"), row.get("height"))
             caption = as_dict(row.get("grounding")).get("caption")
             captions = [] if caption is None else [caption]
+            captions += _long_caption(row)
             regions = _to_regions(row, frame, item, keep_ignored, drop_log)
             yield from deliver(ids[name], photo, SOURCE, captions, regions, drop_log)
 
@@ -90,17 +93,46 @@ def _to_regions(
         num_all = len(tagged)
         tagged = [thing for thing in tagged if thing.get("tag") != _IGNORED_TAG]
         drop_log.put_aside("region", "ignored", num_all - len(tagged))
+    phrases = [part for thing in phrases for part in _of_one_box(thing)]
     named = [(thing.get("category", ""), True) for thing in instances]
-    named += [(thing.get("phrase", ""), False) for thing in phrases]
+    named += [(_one_text(thing.get("phrase", "")), False) for thing in phrases]
     named += [(thing.get("tag", ""), True) for thing in tagged]
     boxes = frame.from_xyxy([thing.get("bbox") for thing in [*instances, *phrases]])
     boxes += frame.from_xywh([thing.get("box", thing.get("fbox")) for thing in tagged])
     return [
-        Region(box=box, phrase=name, category=name if is_class else "", found=thing)
+        Region(
+            box=box,
+            phrase=name,
+            category=name if is_class else "",
+            group=thing.get("group", ""),
+            found=thing,
+        )
         for box, (name, is_class), thing in zip(
             boxes, named, [*instances, *phrases, *tagged], strict=True
         )
     ]
+
+
+def _of_one_box(thing: Row) -> list[Row]:
+    """A phrase once for each of its boxes, which are then a group."""
+    boxes = as_list(thing.get("bbox"))
+    if not boxes or not isinstance(boxes[0], list):
+        return [thing]
+    group = _one_text(thing.get("phrase", "")) if len(boxes) > 1 else ""
+    return [{**thing, "bbox": box, "group": group} for box in boxes]
+
+
+def _one_text(phrase: Any) -> Any:
+    """Joins the parts of a phrase that its caption has in several places."""
+    if isinstance(phrase, list) and all(isinstance(part, str) for part in phrase):
+        return " ".join(phrase)
+    return phrase
+
+
+def _long_caption(row: Row) -> list[Any]:
+    """GroundingCap's caption of the whole image."""
+    turns = [as_dict(turn) for turn in as_list(row.get("conversations"))]
+    return [turns[1]["value"]] if len(turns) > 1 and turns[1].get("value") else []
 
 
 def _objects(value: Any, item: str, drop_log: DropLog) -> list[Row]:

@@ -38,11 +38,13 @@ class ReadOptions:
             size tells, the `upright` or the `stored` one.
         restore_shape: stretch photos that were squashed after annotation back to the shape that
             their annotation states.
+        max_side: records hold larger photos reduced to this long side, in pixels; 0 keeps all.
     """
 
     encoding: str = ""
     boxes_of: BoxesOf = "stated"
     restore_shape: bool = False
+    max_side: int = 0
 
 
 DEFAULTS = ReadOptions()

@@ -1,0 +1,122 @@
+"""The recipes for real data, each planned on the meta device: no GPU, no data, no weights, no hub.
+
+Tokenizers and the shapes of language models come from the hub for a user; here the tokenizer is one
+at hand and the shapes are written down.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
+
+from cloc_mllm.shipped import CONFIGS
+from cloc_mllm.train import stage1, stage2
+from tests.tiny_mllm import llm_dir
+
+__all__ = ["llm_dir"]
+
+VICUNA_7B = LlamaConfig()  # the defaults of Transformers are LLaMA's 7 B, which Vicuna has
+QWEN2_5_05B = Qwen2Config(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    vocab_size=151_936,
+    tie_word_embeddings=True,
+)
+PRETRAINING = [
+    # name, GPUs, expected millions of parameters, largest expected GPU-days
+    ("coco-hours", 1, 162.5, 0.5),
+    ("b16-day", 8, 159.5, 8.0),
+    ("l14-day", 8, 445.9, 8.0),
+    ("paper", 64, 159.5, 200.0),
+]
+
+
+def gpu_days(told: str) -> str:
+    (found,) = re.findall(r"= ([\d.,]+) GPU-days", told)
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "millions", "most_days"), PRETRAINING, ids=[row[0] for row in PRETRAINING]
+)
+def test_pretraining_is_planned(  # noqa: PLR0913  fixtures
+    name: str,
+    gpus: int,
+    millions: float,
+    most_days: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    offline = ["--model.tokenizer", "open_clip:ViT-B-16"]
+    asked = ["--dry_run", "--gpu", "h100", "--gpus", str(gpus)]
+
+    assert stage1.main(["--config", name, *asked, *offline]) == 0
+
+    told = capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    counts = re.search(r"^all +([\d,]+) +([\d,]+)$", told, re.MULTILINE)
+    assert counts is not None
+    total = sum(int(count.replace(",", "")) for count in counts.groups())
+    assert total / 1e6 == pytest.approx(millions, rel=0.01)
+    assert "not there yet:    runs/data/" in told
+    assert "FLOPs of a step, per GPU:" in told
+    assert "fits into 80 GiB of a GPU" in told
+    assert 0 < float(gpu_days(told).replace(",", "")) <= most_days
+    header = (CONFIGS / "training" / f"{name}.yaml").read_text()
+    assert f"{gpu_days(told)} GPU-days" in header
+
+
+@pytest.mark.parametrize(
+    ("name", "language_model", "card", "gpus", "millions"),
+    [
+        ("ferret-like", VICUNA_7B, "a100", 8, 7_056),
+        ("llava15-like", VICUNA_7B, "a100", 8, 7_376),
+        ("small", QWEN2_5_05B, "rtx4090", 1, 612),
+    ],
+    ids=["ferret-like", "llava15-like", "small"],
+)
+def test_stage_2_is_planned_before_stage_1_was_run(  # noqa: PLR0913  fixtures
+    name: str,
+    language_model: PreTrainedConfig,
+    card: str,
+    gpus: int,
+    millions: float,
+    llm_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(llm_dir, tmp_path / "llm")
+    for weights in (tmp_path / "llm").glob("*.safetensors"):
+        weights.unlink()
+    language_model.save_pretrained(tmp_path / "llm")
+    monkeypatch.chdir(tmp_path)
+    asked = ["--dry_run", "--gpu", card, "--gpus", str(gpus), "--model.language_model", "llm"]
+
+    assert stage2.main(["--config", name, *asked]) == 0
+
+    told = capsys.readouterr().out
+    assert "/model is not there yet; its shapes are those of the config" in told
+    counts = re.search(r"^all +([\d,]+) +([\d,]+)$", told, re.MULTILINE)
+    assert counts is not None
+    total = sum(int(count.replace(",", "")) for count in counts.groups())
+    assert total / 1e6 == pytest.approx(millions, rel=0.02)
+    assert re.search(r"^fits into \d+ GiB of a GPU", told, re.MULTILINE)
+    header = (CONFIGS / "training" / f"{name}.yaml").read_text()
+    assert f"{gpu_days(told)} GPU-days" in header
+
+
+def test_questions_need_a_dry_run_and_a_known_card() -> None:
+    with pytest.raises(ValueError, match="--gpus is a question to --dry_run"):
+        stage1.main(["--config", "paper", "--gpus", "8"])
+    with pytest.raises(ValueError, match="--gpu h1000 is unknown; known are a100"):
+        stage1.main(["--config", "paper", "--gpu", "h1000", "--dry_run"])
