@@ -82,9 +82,9 @@ class ModelConfig:
         architecture: an open_clip model name (`ViT-B-16`); "" if `clip_config` or `init` says it.
         clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
-            dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory that stage 1
-            wrote, whose region parts come along where name and shape fit (a table says which).
-            "" starts from scratch.
+            dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory: of
+            stage 1, whose region parts come along where name and shape fit (a table says which),
+            of open_clip, or of Hugging Face (docs/encoders.md). "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         token_strides: pixels per token side that image tokens are taken at, for a tower of several
@@ -95,7 +95,8 @@ class ModelConfig:
             architecture's, or `init`'s.
         context_length: longest text in tokens (longer texts are cut); 0 takes the architecture's.
         contrastive_loss: of L_CLIP and L_CLOC: `softmax` is CLIP's and the paper's; `sigmoid` is
-            SigLIP's, with a learnable bias for each of the two.
+            SigLIP's, with a learnable bias for each of the two; `auto` is what the tower was
+            trained with.
     """
 
     architecture: str = ""
@@ -107,7 +108,7 @@ class ModelConfig:
     token_strides: list[int] = field(default_factory=list)
     tokenizer: str = ""
     context_length: int = 0
-    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
+    contrastive_loss: Literal["auto", "softmax", "sigmoid"] = "auto"
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
 

@@ -44,7 +44,8 @@ def current_model_settings(values: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if name not in left_out}
     prompter = {"text_prior": "region", **values.get("prompter", {})}
     prompter.pop("box_head_loss", None)
-    return {"preprocess": _FIRST_PREPROCESS, **kept, "prompter": prompter}
+    first = {"preprocess": _FIRST_PREPROCESS, "contrastive_loss": "softmax"}
+    return {**first, **kept, "prompter": prompter}
 
 
 def current_run_settings(values: dict[str, Any]) -> dict[str, Any]:

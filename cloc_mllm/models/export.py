@@ -78,6 +78,8 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
         FileExistsError: `out` exists.
     """
     cloc, tokenizer, config = load_cloc(directory)
+    if cloc.vision.encoder.is_hf:
+        raise ValueError("the image tower is a model of Transformers; export it with --to hf-clip")
     clip_config = {**_clip_config(cloc, config), "custom_text": True}
     text = clip_config["text_cfg"] = dict(clip_config["text_cfg"])
     out.mkdir(parents=True)
@@ -100,6 +102,8 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
 def export_hf_clip(directory: str | Path, out: Path) -> None:
     """Writes a Transformers `CLIPVisionModelWithProjection` with its image processor.
 
+    A tower that is a model of Transformers (SigLIP, DINOv2 ...) is written as what it is.
+
     Raises:
         ValueError: the image tower is not a plain CLIP ViT, which is all that class can hold.
         FileExistsError: `out` exists.
@@ -107,8 +111,12 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
     cloc, _, config = load_cloc(directory)
-    model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
-    model.load_state_dict(_hf_state(cloc.vision.encoder))
+    encoder = cloc.vision.encoder
+    if encoder.is_hf:
+        model = encoder.visual.model
+    else:
+        model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
+        model.load_state_dict(_hf_state(encoder))
     out.mkdir(parents=True)
     model.save_pretrained(out)
     CLIPImageProcessor(**_hf_image_processing(Preprocessing.of(config))).save_pretrained(out)

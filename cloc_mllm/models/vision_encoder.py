@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.attention import fast_attention
+from cloc_mllm.models.hf_towers import HfVisionTower
 
 
 class ImageFeatures(NamedTuple):
@@ -32,7 +33,7 @@ class ImageFeatures(NamedTuple):
 
 
 class VisionEncoder(nn.Module):
-    """An open_clip image tower (native ViT or ResNet, or timm) that also returns its tokens.
+    """An image tower of open_clip (ViT, ResNet, timm) or Transformers that also returns its tokens.
 
     Args:
         preprocessing: what its pixels go through before.
@@ -66,7 +67,8 @@ class VisionEncoder(nn.Module):
         self.embed_dim = embed_dim
         self.is_timm = hasattr(visual, "trunk")
         self.is_resnet = hasattr(visual, "attnpool")
-        if not self.is_timm and not hasattr(visual, "forward_intermediates"):
+        self.is_hf = isinstance(visual, HfVisionTower)
+        if not self.is_timm and not self.is_hf and not hasattr(visual, "forward_intermediates"):
             raise ValueError(
                 f"image tower {type(visual).__name__} has no token output; "
                 "use a ViT, a ResNet or a timm tower of open_clip"
@@ -113,6 +115,8 @@ class VisionEncoder(nn.Module):
                 return self._forward_timm(pixel_values)
             if self.is_resnet:
                 return self._forward_resnet(pixel_values)
+            if self.is_hf:
+                return ImageFeatures(*self.visual(pixel_values), self.grid_hw)
             return self._forward_native(pixel_values)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
@@ -121,6 +125,8 @@ class VisionEncoder(nn.Module):
         tokens = tokens[..., -self.token_dims[-1] :].to(next(self.parameters()).dtype)
         if self.is_timm:
             return self.visual.head(tokens)
+        if self.is_hf:
+            return self.visual.project_tokens(tokens)
         if self.is_resnet:  # attention pooling that attends to this token alone
             pool = self.visual.attnpool
             return pool.c_proj(pool.v_proj(tokens))
@@ -184,7 +190,8 @@ class VisionEncoder(nn.Module):
         if self.is_resnet:
             width = self.visual.attnpool.v_proj.in_features
             return {4 * 2**i: _Scale(width // 2 ** (3 - i), i + 1) for i in range(4)}
-        return {self.visual.patch_size[0]: _Scale(self.visual.transformer.width, 0)}
+        width = self.visual.width if self.is_hf else self.visual.transformer.width
+        return {self.visual.patch_size[0]: _Scale(width, 0)}
 
     def _own_grid(self) -> tuple[int, int]:
         """Rows and columns of the last scale: of a ViT those of its patches, else by the stride."""
