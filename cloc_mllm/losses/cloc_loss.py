@@ -18,6 +18,7 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
 
     lambda = `config.region_weight` * (images with regions) / (images), counted over all ranks. For
     a plain CLIP there is `clip` alone; a region encoder that predicts no boxes has no `grounding`.
+    `same_text` is the share of pairs that L_CLOC leaves out because their texts say the same.
     """
     clip = contrastive_loss(
         outputs.image_features,
@@ -38,14 +39,17 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
     )
     with_regions, images, num_regions = all_reduce_sum(counts).tolist()
     weight = config.region_weight * with_regions / images
+    filtered = torch.zeros((), device=index.device)
     region = contrastive_loss(
         outputs.region_features,
         outputs.region_text_features,
         outputs.region_temperature.logit_scale,
         config.same_text_threshold,
         logit_bias=outputs.region_temperature.logit_bias,
+        filtered_share=filtered,
     )
     terms |= {"loss": terms["loss"] + weight * region, "cloc": region.detach()}
+    terms["same_text"] = filtered
     if outputs.located_boxes is not None and config.grounding_weight > 0:
         boxes = grounding_loss(outputs.located_boxes, batch.boxes, int(num_regions), config.box)
         terms["loss"] = terms["loss"] + weight * config.grounding_weight * boxes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from cloc_mllm.train.entry import dry_run_report, with_precision
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 
+_COLLAPSED = 0.9  # share of pairs left out from which a run is warned of
 _EVALUATION_RECORDS = 256  # the first ones of the validation set, in each periodic evaluation
 
 
@@ -99,6 +101,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         default_config=dataclasses.asdict(Stage1Config()),
         fingerprint=dict(Preprocessing.of(model_config).fingerprint(tokenizer)),
         evaluate=_evaluation(config, tokenizer),
+        warn=partial(warn_of_collapse, config),
         eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,
         mixture=parts_of(records),
@@ -142,6 +145,20 @@ def stage1_step(config: Stage1Config) -> StepFn:
             return cloc_loss(outputs, batch, config.loss)
 
     return step
+
+
+def warn_of_collapse(config: Stage1Config, done: int, terms: dict[str, float]) -> str:
+    """Says so if the filter takes the texts of nearly all regions for the same, so that L_CLOC has
+    nothing to tell apart. Texts of an untrained tower are alike, too, so warm-up is left out."""
+    share = terms.get("same_text", 0.0)
+    if share < _COLLAPSED or done <= config.optim.warmup_steps:
+        return ""
+    return (
+        f"step {done}: loss.same_text_threshold {config.loss.same_text_threshold} leaves out "
+        f"{share:.0%} of the pairs of regions and texts, because the texts' features are alike, so "
+        "the region loss teaches nothing; lower the rate of the text tower (optim.layer_lr: {text: "
+        "...}) or start from a trained one"
+    )
 
 
 def _evaluation(config: Stage1Config, tokenizer: TextTokenizer) -> Evaluate | None:
