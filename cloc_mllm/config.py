@@ -55,6 +55,26 @@ class PrompterConfig:
 
 
 @dataclass
+class PreprocessConfig:
+    """How a picture becomes the tower's pixels. What is left open is as the tower was trained.
+
+    Args:
+        resize: `letterbox` resizes the long side to the canvas and pads the short one, as in the
+            paper; `squash` resizes both sides, as SigLIP does. A CLIP that was trained on crops
+            gets `letterbox`, because a crop loses regions.
+        interpolation: kernel of the resize.
+        mean, std: three numbers each, for pixels in 0..1.
+        padding_rgb: three numbers in 0..255, the colour of the padding; left open, the mean colour.
+    """
+
+    resize: Literal["auto", "letterbox", "squash"] = "auto"
+    interpolation: Literal["auto", "bicubic", "bilinear", "lanczos"] = "auto"
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    padding_rgb: list[int] = field(default_factory=list)
+
+
+@dataclass
 class ModelConfig:
     """The towers and what CLOC adds to them.
 
@@ -62,17 +82,21 @@ class ModelConfig:
         architecture: an open_clip model name (`ViT-B-16`); "" if `clip_config` or `init` says it.
         clip_config: open_clip's own model config (`embed_dim`, `vision_cfg`, `text_cfg`).
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
-            dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory that stage 1
-            wrote, whose region parts come along where name and shape fit (a table says which).
-            "" starts from scratch.
+            dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory: of
+            stage 1, whose region parts come along where name and shape fit (a table says which),
+            of open_clip, or of Hugging Face (docs/encoders.md). "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
+        token_strides: pixels per token side that image tokens are taken at, for a tower of several
+            scales (ConvNeXt, ResNet, EfficientNet): [16, 32] gives 14 x 14 tokens at 224 px, which
+            hold both scales side by side. Empty takes the tower's last scale alone (or `init`'s).
         tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the
             built-in scenes' text), or a directory with `tokenizer.json`; "" takes the
             architecture's, or `init`'s.
         context_length: longest text in tokens (longer texts are cut); 0 takes the architecture's.
         contrastive_loss: of L_CLIP and L_CLOC: `softmax` is CLIP's and the paper's; `sigmoid` is
-            SigLIP's, with a learnable bias for each of the two.
+            SigLIP's, with a learnable bias for each of the two; `auto` is what the tower was
+            trained with.
     """
 
     architecture: str = ""
@@ -81,16 +105,22 @@ class ModelConfig:
     pretrained_image: str = ""
     pretrained_text: str = ""
     image_size: int = 0
+    token_strides: list[int] = field(default_factory=list)
     tokenizer: str = ""
     context_length: int = 0
-    contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
+    contrastive_loss: Literal["auto", "softmax", "sigmoid"] = "auto"
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `dataclasses.asdict`, also of what earlier versions wrote."""
         values = current_model_settings(values)
-        return cls(**values | {"prompter": PrompterConfig(**values["prompter"])})
+        parts = {
+            "preprocess": PreprocessConfig(**values["preprocess"]),
+            "prompter": PrompterConfig(**values["prompter"]),
+        }
+        return cls(**values | parts)
 
 
 @dataclass

@@ -16,8 +16,8 @@ from torch import Tensor
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.shapes import SHAPE_KINDS, boxes_mask, sample_shape
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import PADDING_RGB, image_to_pixels, normalize_pixels
-from cloc_mllm.geometry import Boxes, Letterbox
+from cloc_mllm.data.transforms import Preprocessing
+from cloc_mllm.geometry import Boxes, CanvasTransform
 
 
 @dataclass
@@ -26,7 +26,7 @@ class ClocBatch:
 
     Attributes:
         pixel_values: uint8[B, 3, S, S] from the collator, a quarter of the bytes to pass between
-            processes; `to` turns them into the model's normalised float32.
+            processes; `to` turns them into the normalised float32 that `preprocessing` says.
         caption_input_ids: int64[C, T], one for each image that has any caption.
         caption_image_index: int64[C].
         phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
@@ -35,6 +35,7 @@ class ClocBatch:
         ids: the records' ids, in order.
         region_masks: float[F, H, W], masks (canvas frame) that prompt instead of a box.
         masked_regions: int64[F], the regions they stand for.
+        preprocessing: the model's; None if the pixels are normalised already.
         made: the batch on the CPU, if this one was moved.
     """
 
@@ -48,6 +49,7 @@ class ClocBatch:
     ids: list[str]
     region_masks: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1))
     masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    preprocessing: Preprocessing | None = None
     made: ClocBatch | None = None
 
     @property
@@ -58,8 +60,9 @@ class ClocBatch:
     def to(self, device: torch.device | str) -> ClocBatch:
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         batch.made = self.on_host
-        if batch.pixel_values.dtype == torch.uint8:
-            batch.pixel_values = normalize_pixels(batch.pixel_values)
+        if self.preprocessing is not None:
+            batch.pixel_values = self.preprocessing.normalize(batch.pixel_values)
+            batch.preprocessing = None
         return batch
 
     def pin_memory(self) -> ClocBatch:
@@ -67,7 +70,7 @@ class ClocBatch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> ClocBatch:
-        names = [item.name for item in fields(self) if item.name not in ("ids", "made")]
+        names = [of.name for of in fields(self) if isinstance(getattr(self, of.name), Tensor)]
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **changed)
 
@@ -76,6 +79,7 @@ class ClocCollator:
     """Makes a `ClocBatch` of `(sample_seed, Record)` items; the seed alone decides random choices.
 
     Args:
+        preprocessing: the model's.
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
         flip: whether half of the images are mirrored.
         free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
@@ -84,13 +88,13 @@ class ClocCollator:
     def __init__(
         self,
         tokenizer: TextTokenizer,
-        image_size: int,
+        preprocessing: Preprocessing,
         regions_per_image: int = 4,
         flip: bool = False,
         free_form_share: float = 0.0,
     ) -> None:
         self.tokenizer = tokenizer
-        self.image_size = image_size
+        self.preprocessing = preprocessing
         self.regions_per_image = regions_per_image
         self.flip = flip
         self.free_form_share = free_form_share
@@ -107,18 +111,18 @@ class ClocCollator:
         for position, (seed, record) in enumerate(items):
             rng = np.random.default_rng(seed)
             flip = self.flip and bool(rng.random() < 0.5)
-            letterbox = Letterbox(record.width, record.height, self.image_size, flip)
-            image = record.load_image(wanted_side=self.image_size)
-            pixels.append(image_to_pixels(letterbox.apply(image, PADDING_RGB)))
+            transform = self.preprocessing.transform(record.width, record.height, flip=flip)
+            image = record.load_image(wanted_side=transform.wanted_side)
+            pixels.append(self.preprocessing.canvas(image, transform))
             if record.captions:
                 captions.append(record.captions[rng.integers(len(record.captions))])
                 caption_index.append(position)
             regions = self._draw(record.regions, rng)
             for i, region in enumerate(regions):
                 if self.free_form_share and rng.random() < self.free_form_share:
-                    masks[len(image_index) + i] = _mask(region, record, letterbox, rng)
+                    masks[len(image_index) + i] = _mask(region, record, transform, rng)
             xyxy = [region.box for region in regions]
-            boxes.append(letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
+            boxes.append(transform.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
             image_index += [position] * len(regions)
             phrase_index += [phrases.setdefault(r.phrase.lower(), len(phrases)) for r in regions]
         return ClocBatch(
@@ -130,6 +134,7 @@ class ClocCollator:
             region_image_index=torch.tensor(image_index, dtype=torch.long),
             region_phrase_index=torch.tensor(phrase_index, dtype=torch.long),
             ids=[record.id for _, record in items],
+            preprocessing=self.preprocessing,
             **_packed_masks(masks),
         )
 
@@ -140,10 +145,12 @@ class ClocCollator:
         return [regions[i] for i in chosen]
 
 
-def _mask(region: Region, record: Record, letterbox: Letterbox, rng: np.random.Generator) -> Tensor:
+def _mask(
+    region: Region, record: Record, transform: CanvasTransform, rng: np.random.Generator
+) -> Tensor:
     """Draws a shape in the region's box, or all boxes that its phrase names together."""
     group = [r.box for r in record.regions if region.group and r.group == region.group]
-    canvas = letterbox.to_canvas(Boxes.normalized(group or [region.box])).xyxy.tolist()
+    canvas = transform.to_canvas(Boxes.normalized(group or [region.box])).xyxy.tolist()
     if len(canvas) > 1:
         return boxes_mask(canvas)
     return sample_shape(SHAPE_KINDS[rng.integers(len(SHAPE_KINDS))], canvas[0], rng)

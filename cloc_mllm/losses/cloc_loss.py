@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cloc_mllm.config import LossConfig
@@ -39,6 +40,7 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
 
     lambda = `config.region_weight` * (images with regions) / (images), counted over all ranks. For
     a plain CLIP there is `clip` alone; a region encoder that predicts no boxes has no `grounding`.
+    `same_text` is the share of pairs that L_CLOC leaves out because their texts say the same.
     """
     counts = _Counts.gather(batch)
     clip = contrastive_loss(
@@ -54,6 +56,7 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
         return terms
     assert outputs.region_text_features is not None and outputs.region_temperature is not None
     weight = config.region_weight * sum(counts.with_regions) / sum(counts.images)
+    filtered = torch.zeros((), device=outputs.region_features.device)
     region = contrastive_loss(
         outputs.region_features,
         outputs.region_text_features,
@@ -61,8 +64,10 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
         config.same_text_threshold,
         logit_bias=outputs.region_temperature.logit_bias,
         counts=counts.regions,
+        filtered_share=filtered,
     )
     terms |= {"loss": terms["loss"] + weight * region, "cloc": region.detach()}
+    terms["same_text"] = filtered
     if outputs.located_boxes is not None and config.grounding_weight > 0:
         boxes = grounding_loss(outputs.located_boxes, batch.boxes, sum(counts.regions), config.box)
         terms["loss"] = terms["loss"] + weight * config.grounding_weight * boxes

@@ -21,7 +21,7 @@ _GPU_TILE_ROWS, _GPU_TILE_LOGITS = 2048, 2**28  # the logits of a tile are 1 GiB
 _FLAGS = 8  # flags per byte
 
 
-def contrastive_loss(  # noqa: PLR0913  its inputs, and two that only save time
+def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and a second result
     features: Tensor,
     text_features: Tensor,
     logit_scale: Tensor,
@@ -30,6 +30,7 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, and two that only save time
     logit_bias: Tensor | None = None,
     counts: Sequence[int] | None = None,
     tile_rows: int = 0,
+    filtered_share: Tensor | None = None,
 ) -> Tensor:
     """Computes CLIP's softmax loss, or SigLIP's sigmoid loss if there is a `logit_bias`.
 
@@ -53,6 +54,8 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, and two that only save time
         logit_bias: float[1], b of the sigmoid loss; None takes the softmax loss.
         counts: R of every rank; None asks them.
         tile_rows: rows of logits in memory at a time; 0 chooses.
+        filtered_share: float scalar that is set to the share of pairs (i, j != i) that the filter
+            leaves out, scaled as the loss is.
 
     Returns:
         scalar, at least float32; 0 (with a gradient of 0) if the global batch has no rows.
@@ -69,7 +72,13 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, and two that only save time
     same_text = None
     if same_text_threshold < 1.0:
         own = range(start, start + len(features))
-        same_text = _same_text_bits(all_texts.detach(), own, same_text_threshold, tile_rows)
+        same_text, num_marked = _same_text_bits(
+            all_texts.detach(), own, same_text_threshold, tile_rows
+        )
+        if filtered_share is not None:
+            filtered_share.copy_(
+                num_marked * (world_size() / max(1, num_global * (num_global - 1)))
+            )
     tiling = _Tiling(start, tile_rows, same_text)
     if logit_bias is None:
         summed = _TiledInfoNCE.apply(features, all_texts, scale, tiling)
@@ -190,14 +199,17 @@ def _tiles(
         yield rows, logits
 
 
-def _same_text_bits(all_texts: Tensor, own: range, threshold: float, tile_rows: int) -> Tensor:
-    """Marks the other texts that equal a row's own: uint8[R, ceil(G / 8)].
+def _same_text_bits(
+    all_texts: Tensor, own: range, threshold: float, tile_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Marks the other texts that equal a row's own: uint8[R, ceil(G / 8)]; and counts the marks.
 
     Bit k of column c stands for text k * ceil(G / 8) + c. At one bit per pair the marks are small
     enough to keep, so that forward and backward share one product.
     """
     parts = all_texts.chunk(_FLAGS)
     bits = torch.zeros(len(own), len(parts[0]), dtype=torch.uint8, device=all_texts.device)
+    num_marked = torch.zeros((), dtype=torch.long, device=all_texts.device)
     for rows in _slices(len(own), tile_rows):
         first = own.start + rows.start
         texts = all_texts[first : own.start + rows.stop]
@@ -205,7 +217,8 @@ def _same_text_bits(all_texts: Tensor, own: range, threshold: float, tile_rows: 
             same_text = texts @ part.T > threshold
             same_text.diagonal(first - bit * len(parts[0])).fill_(False)
             bits[rows, : len(part)] |= same_text.to(torch.uint8) << bit
-    return bits
+            num_marked += same_text.sum()
+    return bits, num_marked
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:

@@ -21,10 +21,12 @@ from transformers import (
 
 from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.data.conversations import tasks_beyond_first
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.data.wordings import load_wordings
 from cloc_mllm.devices import DTYPES, resolve_frozen_dtype
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.mllm.language_model import attention_for_training, load_language_model
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
@@ -126,7 +128,7 @@ def _assemble(
     config: MllmConfig, dtype: torch.dtype
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     cloc, _, cloc_config = load_cloc(config.cloc)
-    processor = _processor(config, cloc_config.image_size, cloc.vision.grid_hw)
+    processor = _processor(config, cloc_config, cloc.vision.grid_hw)
     tokenizer, box_format = processor.tokenizer, processor.coordinates
     language_model = load_language_model(config.language_model, config.quantization, dtype)
     model_config = _model_config(config, language_model.config, cloc_config, processor)
@@ -142,7 +144,9 @@ def _assemble(
     return model, processor
 
 
-def _processor(config: MllmConfig, image_size: int, grid_hw: tuple[int, int]) -> ClocMllmProcessor:
+def _processor(
+    config: MllmConfig, cloc_config: ResolvedModel, grid_hw: tuple[int, int]
+) -> ClocMllmProcessor:
     """Makes the processor of a new MLLM, whose tokenizer has the tokens of images and boxes."""
     tokenizer = AutoTokenizer.from_pretrained(config.language_model)
     if tokenizer.eos_token is None:
@@ -154,7 +158,7 @@ def _processor(config: MllmConfig, image_size: int, grid_hw: tuple[int, int]) ->
     add_special_tokens(tokenizer, box_format)
     return ClocMllmProcessor(
         tokenizer,
-        image_size=image_size,
+        ClocMllmImageProcessor.of(Preprocessing.of(cloc_config)),
         num_image_tokens=num_image_tokens(config.projector, grid_hw, config.num_queries),
         box_format=box_format.kind,
         num_bins=box_format.num_bins,
@@ -182,7 +186,7 @@ def mllm_shapes(
         cloc_config = cloc_config or read_cloc_config(config.cloc)
         with torch.device("meta"):
             grid_hw = build_cloc_vision(cloc_config).grid_hw
-        processor = _processor(config, cloc_config.image_size, grid_hw)
+        processor = _processor(config, cloc_config, grid_hw)
         text_config = AutoConfig.from_pretrained(config.language_model)
         text_config.vocab_size = max(text_config.vocab_size, len(processor.tokenizer))
         model_config = _model_config(config, text_config, cloc_config, processor)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloc_mllm.config import PrompterConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
-from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.distributed import launched_rank
 from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
@@ -28,6 +29,7 @@ from cloc_mllm.models.clip_config import (
     reads_padding,
 )
 from cloc_mllm.models.cloc import Cloc, ClocVision
+from cloc_mllm.models.hf_towers import HfTextTower, HfVisionTower
 from cloc_mllm.models.initialize import (
     WEIGHTS_FILE,
     find_init,
@@ -54,10 +56,10 @@ def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) ->
         ValueError: `init` or the tokenizer does not fit the towers.
     """
     tokenizer = tokenizer or load_tokenizer(config)
-    clip, parts = _build_clip(config, tokenizer)
+    clip, parts, fresh = _build_clip(config, tokenizer)
     cloc = _add_regions(clip, config)
     if config.init:
-        report = load_parts(cloc, parts)
+        report = load_parts(cloc, parts, fresh)
         if launched_rank() == 0:
             print(report.table(f"model.init {config.init}"), flush=True)
     return cloc
@@ -68,7 +70,7 @@ def build_cloc_shapes(config: ResolvedModel, tokenizer: TextTokenizer) -> Cloc:
     read or downloaded, whatever `config.init` names."""
     clip_config = full_clip_config(config, tokenizer)
     with torch.device("meta"):
-        clip = _empty_clip(clip_config)
+        clip = _Towers(clip_config)
         set_timm_size(clip.visual, config.image_size)
         cloc = _add_regions(clip, config)
     _check_tokenizer(clip.text, clip_config["text_cfg"], tokenizer)
@@ -78,9 +80,13 @@ def build_cloc_shapes(config: ResolvedModel, tokenizer: TextTokenizer) -> Cloc:
 def _add_regions(clip: Any, config: ResolvedModel) -> Cloc:
     """Wraps both towers of open_clip's model and adds the region encoder."""
     embed_dim = int(full_clip_config(config)["embed_dim"])
-    encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
+    preprocessing = Preprocessing.of(config)
+    encoder = VisionEncoder(clip.visual, preprocessing, embed_dim, config.token_strides)
     vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
-    cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    if config.contrastive_loss == "sigmoid":
+        loss = "sigmoid"
+    cloc = Cloc(vision, TextEncoder(clip.text), loss)
     if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
         cloc.logit_scale.data.copy_(clip.logit_scale.reshape(1))
     return cloc
@@ -94,14 +100,12 @@ def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
 
 def build_cloc_vision(config: ResolvedModel) -> ClocVision:
     """Builds the image side alone, with random weights, for instance inside an MLLM."""
-    import open_clip.model
-
     clip_config = full_clip_config(config)
-    visual = open_clip.model._build_vision_tower(
-        clip_config["embed_dim"], clip_config["vision_cfg"], clip_config.get("quick_gelu", False)
-    )
+    visual = _build_image_tower(clip_config)
     set_timm_size(visual, config.image_size)
-    encoder = VisionEncoder(visual, config.image_size, clip_config["embed_dim"])
+    encoder = VisionEncoder(
+        visual, Preprocessing.of(config), clip_config["embed_dim"], config.token_strides
+    )
     return ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
 
 
@@ -126,7 +130,7 @@ def save_cloc(
     )
     contents = {
         "model": dataclasses.asdict(saved),
-        "fingerprint": preprocessing_fingerprint(config.image_size, tokenizer),
+        "fingerprint": Preprocessing.of(config).fingerprint(tokenizer),
     }
     (directory / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n")
     state = {
@@ -148,7 +152,7 @@ def load_cloc(
     tokenizer = load_tokenizer(config)
     contents = json.loads((Path(directory) / CONFIG_FILE).read_text())
     check_fingerprint(
-        contents["fingerprint"], preprocessing_fingerprint(config.image_size, tokenizer), directory
+        contents["fingerprint"], Preprocessing.of(config).fingerprint(tokenizer), directory
     )
     model = build_cloc(config, tokenizer)
     state = read_weights(Path(directory))
@@ -176,9 +180,9 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
     if config.kind == "none":
         return ClipTokenEncoder(encoder.project_tokens)
     prompter = Prompter(
-        encoder.token_dim,
+        encoder.token_dims,
         encoder.embed_dim,
-        config.width or encoder.token_dim,
+        config.width or encoder.token_dims[-1],
         readout=config.readout,
         spatial_prior=config.spatial_prior,
         text_prior=config.text_prior,
@@ -187,30 +191,66 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
     return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
 
 
-def _build_clip(config: ResolvedModel, tokenizer: TextTokenizer) -> tuple[Any, dict[str, Tensor]]:
-    """Builds open_clip's CustomTextCLIP, so that both kinds of text tower sit at `.text`.
+def _build_clip(
+    config: ResolvedModel, tokenizer: TextTokenizer
+) -> tuple[_Towers, dict[str, Tensor], list[str]]:
+    """Builds the towers, with the weights of `init`.
 
     Returns:
-        the model with the weights of `init`, and the other parts of `init` (see `load_init`).
+        the towers, and what `load_init` returns of `init`.
     """
     source = find_init(config)
     clip_config = full_clip_config(config, tokenizer)
-    model = _empty_clip(clip_config)
+    model = _Towers(clip_config)
     _check_tokenizer(model.text, clip_config["text_cfg"], tokenizer)
-    parts = {} if source is None else load_init(model, source)
+    parts: dict[str, Tensor] = {}
+    fresh: list[str] = []
+    if source is not None:
+        parts, fresh = load_init(model, source, config.image_size)
     if config.pretrained_image:
         load_tower(getattr(model.visual, "trunk", model.visual), config.pretrained_image)
     if config.pretrained_text:
         load_tower(model.text.transformer, config.pretrained_text)
     set_timm_size(model.visual, config.image_size)
-    return model, parts
+    return model, parts, fresh
 
 
-def _empty_clip(clip_config: dict[str, Any]) -> Any:
-    from open_clip.model import CustomTextCLIP
+class _Towers(nn.Module):
+    """Both towers and the temperature by the names of open_clip's CustomTextCLIP, which knows no
+    towers of Transformers."""
 
-    known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale"}
-    return CustomTextCLIP(**{k: v for k, v in clip_config.items() if k in known})
+    visual: Any
+    text: Any
+
+    def __init__(self, clip_config: dict[str, Any]) -> None:
+        super().__init__()
+        self.visual = _build_image_tower(clip_config)
+        self.text = _build_text_tower(clip_config)
+        scale = clip_config.get("init_logit_scale", math.log(1 / 0.07))
+        self.logit_scale = nn.Parameter(torch.ones([]) * scale)
+        self.logit_bias: nn.Parameter | None = None
+
+
+def _build_image_tower(clip_config: dict[str, Any]) -> Any:
+    import open_clip.model
+
+    vision, embed_dim = clip_config["vision_cfg"], clip_config["embed_dim"]
+    if "hf_config" in vision:
+        return HfVisionTower(vision["hf_config"], vision["image_size"], embed_dim)
+    return open_clip.model._build_vision_tower(
+        embed_dim, vision, clip_config.get("quick_gelu", False)
+    )
+
+
+def _build_text_tower(clip_config: dict[str, Any]) -> Any:
+    import open_clip.model
+
+    text = clip_config["text_cfg"]
+    if "hf_config" in text:
+        return HfTextTower(text["hf_config"])
+    return open_clip.model._build_text_tower(
+        clip_config["embed_dim"], text, clip_config.get("quick_gelu", False)
+    )
 
 
 def _check_tokenizer(text: Any, text_cfg: dict[str, Any], tokenizer: TextTokenizer) -> None:

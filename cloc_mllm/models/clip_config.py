@@ -6,10 +6,12 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, Literal, NewType
 
-from cloc_mllm.config import ModelConfig
+from cloc_mllm.config import ModelConfig, PreprocessConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, end_token_id
+from cloc_mllm.data.transforms import Preprocessing
+from cloc_mllm.models.starts import as_preprocess, foreign_config, start_directory
 
 CONFIG_FILE = "config.json"
 _DEFAULT_ARCHITECTURE = "ViT-B-16"  # all native text towers have its BPE
@@ -24,11 +26,9 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
 
     Raises:
         ValueError: the architecture is unknown, or nothing names one.
-        FileNotFoundError: `init` is a directory, but not one that stage 1 wrote.
+        FileNotFoundError: `init` is a directory, but of no known layout.
     """
-    start = read_cloc_config(config.init) if Path(config.init or "missing").is_dir() else None
-    if start is not None and not (config.architecture or config.clip_config):
-        config = dataclasses.replace(config, clip_config=start.clip_config)
+    config, start = _with_towers_of_start(config)
     base = _base(config)
     if "multimodal_cfg" in base or base["text_cfg"].get("embed_cls"):
         raise ValueError(
@@ -38,13 +38,43 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     image_size = start.image_size if start else base["vision_cfg"].get("image_size", 224)
     context_length = start.context_length if start else base["text_cfg"].get("context_length", 77)
     tokenizer = start.tokenizer if start else _tokenizer_of(config, base["text_cfg"])
+    own = start.preprocess if start else _preprocess_of_tower(config)
+    loss = start.contrastive_loss if start else _loss_of(base)
+    if not (tokenizer or config.tokenizer):
+        raise ValueError(
+            f"model.init {config.init} brings no tokenizer; name it in model.tokenizer, for "
+            "instance huggingface:DIR with its tokenizer files"
+        )
     resolved = dataclasses.replace(
         config,
         image_size=config.image_size or image_size,
+        token_strides=config.token_strides or (start.token_strides if start else []),
         context_length=config.context_length or context_length,
         tokenizer=config.tokenizer or tokenizer,
+        contrastive_loss=loss if config.contrastive_loss == "auto" else config.contrastive_loss,
+        preprocess=_filled(config.preprocess, own),
     )
-    return ResolvedModel(resolved)
+    whole = Preprocessing.of(resolved).config()
+    return ResolvedModel(dataclasses.replace(resolved, preprocess=whole))
+
+
+def _with_towers_of_start(config: ModelConfig) -> tuple[ModelConfig, ModelConfig | None]:
+    """`config` with the towers of the directory that `init` names, and that directory's config.
+
+    The towers of a stage-1 directory may be replaced by `architecture`; those of other layouts have
+    their own classes.
+    """
+    directory = start_directory(config.init)
+    if directory is None:
+        return config, None
+    foreign = foreign_config(directory, config.architecture)
+    if foreign is not None:
+        towers = dataclasses.replace(config, architecture="", clip_config=foreign.clip_config)
+        return towers, foreign
+    start = read_cloc_config(directory)
+    if config.architecture or config.clip_config:
+        return config, start
+    return dataclasses.replace(config, clip_config=start.clip_config), start
 
 
 def read_cloc_config(directory: str | Path) -> ResolvedModel:
@@ -84,16 +114,18 @@ def full_clip_config(
     vision["image_size"] = config.image_size
     if config.init:  # its weights replace all others
         vision["timm_model_pretrained"] = text["hf_model_pretrained"] = False
-    if not text.get("hf_model_name"):
+    if not text.get("hf_model_name") and "hf_config" not in text:
         text["context_length"] = config.context_length
         if tokenizer is not None:
-            text |= _text_changes(text, tokenizer, has_weights=bool(config.init))
+            text |= _text_changes(text, tokenizer, _vocabulary(config, text, tokenizer))
     return base
 
 
 def reads_padding(text_cfg: dict[str, Any]) -> bool:
     """Whether the features of a text tower depend on the padding, as those of SigLIP, CLIPA and
     MobileCLIP do. Every text must then be padded to the context length, as in its training."""
+    if "hf_config" in text_cfg:
+        return True
     native = not text_cfg.get("hf_model_name")
     causal = not text_cfg.get("no_causal_mask")
     return native and not (causal and text_cfg.get("pool_type") in (None, "argmax", "eos"))
@@ -130,8 +162,42 @@ def _tokenizer_of(config: ModelConfig, text_cfg: dict[str, Any]) -> str:
     return f"open_clip:{config.architecture or _DEFAULT_ARCHITECTURE}"
 
 
+def _loss_of(clip_config: dict[str, Any]) -> Literal["softmax", "sigmoid"]:
+    return "sigmoid" if "init_logit_bias" in clip_config else "softmax"
+
+
+def _preprocess_of_tower(config: ModelConfig) -> PreprocessConfig:
+    """The preprocessing that open_clip gives the weights `init` names, or, for weights of one's
+    own, all weights of the architecture."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    tags = list_pretrained_tags_by_model(config.architecture) if config.architecture else []
+    tags = [config.init] if config.init in tags else tags
+    known = [as_preprocess(get_pretrained_cfg(config.architecture, tag)) for tag in tags]
+    return known[0] if known and all(of == known[0] for of in known) else PreprocessConfig()
+
+
+def _vocabulary(config: ModelConfig, text_cfg: dict[str, Any], tokenizer: TextTokenizer) -> int:
+    """How many tokens a native text tower embeds: as many as its weights, if there are any.
+
+    A tokenizer may have fewer, also in a saved model. A named architecture without weights fits
+    itself to the tokenizer.
+    """
+    known = int(text_cfg.get("vocab_size", 0))
+    if config.init and known:
+        return known
+    return max(known, tokenizer.vocab_size) if config.clip_config else tokenizer.vocab_size
+
+
+def _filled(given: PreprocessConfig, own: PreprocessConfig) -> PreprocessConfig:
+    """`given`, with what it leaves open from `own`."""
+    left_open = vars(PreprocessConfig())
+    values = vars(given).items()
+    return PreprocessConfig(**{k: getattr(own, k) if v == left_open[k] else v for k, v in values})
+
+
 def _text_changes(
-    text_cfg: dict[str, Any], tokenizer: TextTokenizer, *, has_weights: bool
+    text_cfg: dict[str, Any], tokenizer: TextTokenizer, vocab_size: int
 ) -> dict[str, Any]:
     """The settings of a native text tower that its tokenizer decides: the number of tokens and
     where to pool.
@@ -142,9 +208,7 @@ def _text_changes(
     Raises:
         ValueError: the tower would pool at a wrong token.
     """
-    changes: dict[str, Any] = {}
-    if not (has_weights and "vocab_size" in text_cfg):
-        changes["vocab_size"] = tokenizer.vocab_size
+    changes: dict[str, Any] = {"vocab_size": vocab_size}
     if reads_padding(text_cfg):
         return changes
     end, pool_type = end_token_id(tokenizer), text_cfg.get("pool_type")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.initialize import EXPORTED
@@ -32,14 +33,6 @@ NAMES = {
     "region.logit_scale": "log temperature of region against text",
     "region.logit_bias": "bias of region against text (sigmoid loss)",
     "region.": "all that CLOC adds to CLIP, by the names of its region encoder (prompter.kind)",
-}
-
-PREPROCESS = {
-    "mean": PIXEL_MEAN,
-    "std": PIXEL_STD,
-    "interpolation": "bicubic",
-    "resize_mode": "longest",
-    "fill_color": PADDING_RGB,
 }
 
 _HF_LAYER = {
@@ -85,6 +78,8 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
         FileExistsError: `out` exists.
     """
     cloc, tokenizer, config = load_cloc(directory)
+    if cloc.vision.encoder.is_hf:
+        raise ValueError("the image tower is a model of Transformers; export it with --to hf-clip")
     clip_config = {**_clip_config(cloc, config), "custom_text": True}
     text = clip_config["text_cfg"] = dict(clip_config["text_cfg"])
     out.mkdir(parents=True)
@@ -96,13 +91,18 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
     if text.get("hf_model_name"):
         cloc.text.text.config.save_pretrained(out / "text_tower")
         text["hf_model_name"] = str((out / "text_tower").resolve())
-    contents = {"model_cfg": clip_config, "preprocess_cfg": PREPROCESS}
+    contents = {
+        "model_cfg": clip_config,
+        "preprocess_cfg": _preprocess_cfg(Preprocessing.of(config)),
+    }
     (out / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
     save_file(_contiguous(_open_clip_state(cloc)), out / "open_clip_model.safetensors")
 
 
 def export_hf_clip(directory: str | Path, out: Path) -> None:
     """Writes a Transformers `CLIPVisionModelWithProjection` with its image processor.
+
+    A tower that is a model of Transformers (SigLIP, DINOv2 ...) is written as what it is.
 
     Raises:
         ValueError: the image tower is not a plain CLIP ViT, which is all that class can hold.
@@ -111,17 +111,15 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
     cloc, _, config = load_cloc(directory)
-    model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
-    model.load_state_dict(_hf_state(cloc.vision.encoder))
+    encoder = cloc.vision.encoder
+    if encoder.is_hf:
+        model = encoder.visual.model
+    else:
+        model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
+        model.load_state_dict(_hf_state(encoder))
     out.mkdir(parents=True)
     model.save_pretrained(out)
-    size = config.image_size
-    CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(PIXEL_MEAN),
-        image_std=list(PIXEL_STD),
-    ).save_pretrained(out)
+    CLIPImageProcessor(**_hf_image_processing(Preprocessing.of(config))).save_pretrained(out)
 
 
 def export_safetensors(directory: str | Path, out: Path) -> None:
@@ -147,7 +145,8 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
         },
         "clip_config": _clip_config(cloc, config),
         "prompter": dataclasses.asdict(config.prompter),
-        "preprocess": PREPROCESS | {"size": config.image_size},
+        "token_strides": list(cloc.vision.encoder.token_strides),
+        "preprocess": _preprocess_cfg(Preprocessing.of(config)) | {"size": config.image_size},
         "box_frame": "xyxy, 0..1, of the padded square",
         "tokenizer": tokenizer.save(out),
         "context_length": config.context_length,
@@ -166,6 +165,32 @@ def _clip_config(cloc: Cloc, config: ModelConfig) -> dict[str, Any]:
     """open_clip's model config. open_clip builds a bias only if it is told where one starts."""
     bias = cloc.logit_bias
     return config.clip_config | ({} if bias is None else {"init_logit_bias": bias.item()})
+
+
+def _preprocess_cfg(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The preprocessing by open_clip's names."""
+    return {
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "interpolation": preprocessing.interpolation,
+        "resize_mode": "squash" if preprocessing.resize == "squash" else "longest",
+        "fill_color": preprocessing.padding_rgb,
+    }
+
+
+def _hf_image_processing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The preprocessing as arguments of an image processor of Transformers. None of them pads, so
+    pictures for a letterbox must be padded to a square before, as LLaVA does."""
+    side = {"height": preprocessing.size, "width": preprocessing.size}
+    squashes = preprocessing.resize == "squash"
+    return {
+        "size": side if squashes else {"shortest_edge": preprocessing.size},
+        "crop_size": side,
+        "do_center_crop": not squashes,
+        "resample": int(Image.Resampling[preprocessing.interpolation.upper()]),
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
 
 
 def _open_clip_state(cloc: Cloc) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ Names of the towers are open_clip's: `visual.*`, `text.*` (or the old ones, with
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
 from cloc_mllm.earlier import by_current_name
 from cloc_mllm.models.clip_config import read_cloc_config
+from cloc_mllm.models.starts import foreign_state, is_foreign, start_directory
 
 WEIGHTS_FILE = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -42,8 +42,8 @@ def find_init(config: ModelConfig) -> Path | None:
         list_pretrained_tags_by_model,
     )
 
-    if not config.init or Path(config.init).is_dir():
-        return Path(config.init) if config.init else None
+    if not config.init or (directory := start_directory(config.init)) is not None:
+        return directory if config.init else None
     tag = get_pretrained_cfg(config.architecture, config.init) if config.architecture else {}
     if not tag:
         path = Path(config.init)
@@ -52,7 +52,8 @@ def find_init(config: ModelConfig) -> Path | None:
         known = list_pretrained_tags_by_model(config.architecture) if config.architecture else []
         raise ValueError(
             f"model.init is {config.init!r}; expected an existing file ({', '.join(_SUFFIXES)}), "
-            "the directory of a stage-1 model, or a tag of model.architecture"
+            "the directory of a stage-1, open_clip or Hugging Face model, or a tag of "
+            "model.architecture"
             f" {config.architecture!r}: {', '.join(known) or 'it has none'}"
         )
     if bool(tag.get("quick_gelu")) != _is_quick_gelu(config):
@@ -60,25 +61,19 @@ def find_init(config: ModelConfig) -> Path | None:
             f"{config.init} of {config.architecture} was trained with the other GELU; "
             f"use the architecture {_other_gelu(config.architecture)}"
         )
-    pixels = (tuple(tag.get("mean") or PIXEL_MEAN), tuple(tag.get("std") or PIXEL_STD))
-    if pixels != (PIXEL_MEAN, PIXEL_STD):
-        warnings.warn(
-            f"{config.init} of {config.architecture} was trained on pixels of mean, std "
-            f"{pixels}; here they have OpenAI's, to which training has to adapt it",
-            stacklevel=2,
-        )
     return Path(download_pretrained(tag))
 
 
-def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
-    """Loads both towers and the temperature of `clip`, open_clip's CustomTextCLIP.
+def load_init(clip: Any, source: Path, image_size: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Loads both towers and the temperature of `clip`, which is like open_clip's CustomTextCLIP.
 
     Position embeddings of another grid are interpolated as open_clip does. For a shorter context
     they are cut; for a longer one the last is repeated, so that texts that fitted keep their
-    features.
+    features. An image model alone leaves the text side and the projection as they are.
 
     Returns:
-        the region parts and all temperatures of the source, by their names in `Cloc`.
+        the region parts and all temperatures of the source, by their names in `Cloc`, and the names
+        of what the source has nothing for.
 
     Raises:
         ValueError: the source cannot be read or does not fit; the message says what was expected.
@@ -86,13 +81,16 @@ def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 
-    if source.is_dir():
+    parts: dict[str, Tensor] = {}
+    if is_foreign(source):
+        state = convert_to_custom_text_state_dict(foreign_state(source, image_size))
+    elif source.is_dir():
         weights = read_weights(source)
         state = _towers_of(weights)
         parts = {k: v for k, v in weights.items() if not k.startswith(tuple(_TOWERS))}
         set_timm_size(clip.visual, read_cloc_config(source).image_size)
     else:
-        weights = _read_state(source)
+        weights = read_state(source)
         parts = _exported_region_parts(weights)
         weights = {k: v for k, v in weights.items() if not k.startswith("region.")}
         state = convert_to_custom_text_state_dict(convert_state_dict(clip, weights))
@@ -102,8 +100,9 @@ def load_init(clip: Any, source: Path) -> dict[str, Tensor]:
         clip.logit_bias = nn.Parameter(torch.zeros(()))
     for name in state.keys() & set(_TEMPERATURE):
         state[name], parts[name] = state[name].reshape(()), state[name].reshape(1)
-    _load_whole(clip, state, str(source))
-    return parts
+    fresh = _lacking_of_image_model(clip, state)
+    _load_whole(clip, state, str(source), fresh)
+    return parts, [_our_name(name) for name in fresh]
 
 
 class InitReport(NamedTuple):
@@ -134,9 +133,10 @@ class InitReport(NamedTuple):
         return "\n".join(lines)
 
 
-def load_parts(cloc: nn.Module, parts: dict[str, Tensor]) -> InitReport:
+def load_parts(cloc: nn.Module, parts: dict[str, Tensor], fresh: Sequence[str] = ()) -> InitReport:
     """Loads those of `load_init`'s parts that `cloc` has by the same name, in the same shape.
 
+    `fresh` names the weights of the towers that `load_init` found nothing for.
     A temperature is left out if it was learnt without a bias (softmax loss) but has one here
     (sigmoid loss), where it means something else.
     """
@@ -150,7 +150,8 @@ def load_parts(cloc: nn.Module, parts: dict[str, Tensor]) -> InitReport:
 
     fitting = {name: tensor for name, tensor in parts.items() if fits(name)}
     cloc.load_state_dict(fitting, strict=False)
-    loaded = [name for name in wanted if name in fitting or name.startswith(tuple(_TOWERS))]
+    towers = {name for name in wanted if name.startswith(tuple(_TOWERS))} - {*fresh}
+    loaded = [name for name in wanted if name in fitting or name in towers]
     left_out = [
         f"{name} {list(tensor.shape)} instead of {list(wanted[name].shape)}"
         if name in wanted and wanted[name].shape != tensor.shape
@@ -194,7 +195,7 @@ def _other_gelu(architecture: str) -> str:
     return architecture.removesuffix(quick) if quick in architecture else architecture + quick
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a state dict or an open_clip training checkpoint without running code
     in it."""
     if path.suffix == ".safetensors":
@@ -252,15 +253,31 @@ def _fit_context(state: dict[str, Tensor], text: Any) -> None:
         state[name] = torch.cat([saved, repeated])[: len(wanted)]
 
 
-def _load_whole(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Loads every weight of `module` from `state`.
+def _lacking_of_image_model(clip: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """The weights of `clip` that an image model alone has nothing for; [] for a pair of towers."""
+    if any(name.startswith("text.") for name in state):
+        return []
+    others = ("text.", "visual.projection.", *_TEMPERATURE)
+    return [name for name in clip.state_dict() if name.startswith(others) and name not in state]
+
+
+def _our_name(name: str) -> str:
+    """The name in `Cloc` of a weight of open_clip's towers."""
+    prefix = next((ours for ours, theirs in _TOWERS.items() if name.startswith(theirs)), None)
+    return name if prefix is None else prefix + name.removeprefix(_TOWERS[prefix])
+
+
+def _load_whole(
+    module: nn.Module, state: dict[str, Tensor], source: str, fresh: Sequence[str] = ()
+) -> None:
+    """Loads every weight of `module` from `state`, but for `fresh`.
 
     Raises:
         ValueError: a weight is missing, unknown or of another shape; the message names the first.
     """
     wanted = module.state_dict()
     unneeded = ("num_batches_tracked", *_NO_WEIGHTS)
-    missing = [k for k in wanted if k not in state and not k.endswith(unneeded)]
+    missing = [k for k in wanted if k not in {*state, *fresh} and not k.endswith(unneeded)]
     unknown = [k for k in state if k not in wanted and not k.endswith(unneeded)]
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"

@@ -69,6 +69,8 @@ class Job:
             of them is taken to have had.
         evaluate: computes metrics from the model; called on the main rank alone, with the model in
             `eval()` and without gradient.
+        warn: says what is wrong with the scalars of a logged step, of which it gets the number of
+            steps done and the means over ranks; "" if nothing is.
         eval_every: steps between evaluations; 0 evaluates only at the end.
         num_workers: loader processes per rank.
         mixture: the data sets that `dataset` is made of, one after the other; () if it is one.
@@ -85,6 +87,7 @@ class Job:
     fingerprint: dict[str, Any]
     default_config: dict[str, Any] = field(default_factory=dict)
     evaluate: Evaluate | None = None
+    warn: Callable[[int, dict[str, float]], str] | None = None
     eval_every: int = 0
     num_workers: int = 0
     mixture: tuple[Part, ...] = ()
@@ -171,7 +174,10 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
             else:
                 num_skipped = 0
             if _due(config.log_every, done, last or stopping):
-                log.row(done, "train", _mean_over_ranks(losses) | numbers | pace.since_last(done))
+                terms = _mean_over_ranks(losses)
+                log.row(done, "train", terms | numbers | pace.since_last(done))
+                if job.warn is not None and (warning := job.warn(done, terms)):
+                    log.message(warning)
             if job.evaluate is not None and not stopping and _due(job.eval_every, done, last):
                 metrics = _evaluate(whole_model(engine, model, device), job.evaluate)
                 log.row(done, "eval", metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import RecordDataset, load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import build_cloc, build_cloc_shapes, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
@@ -30,6 +31,7 @@ from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.memory_stage1 import cost_of_stage1
 from cloc_mllm.train.optim import freeze_by_lr
 
+_COLLAPSED = 0.9  # share of pairs left out from which a run is warned of
 _EVALUATION_RECORDS = 256  # the first ones of the validation set, in each periodic evaluation
 
 
@@ -110,7 +112,7 @@ def run_stage1(config: Stage1Config) -> TrainResult:
     model.micro_batch_size = config.run.micro_batch_size
     collator = ClocCollator(
         tokenizer,
-        config.model.image_size,
+        Preprocessing.of(model_config),
         config.data.regions_per_image,
         config.data.flip,
         config.data.free_form_share,
@@ -128,8 +130,9 @@ def run_stage1(config: Stage1Config) -> TrainResult:
         save_model,
         resolved_config=dataclasses.asdict(config),
         default_config=dataclasses.asdict(Stage1Config()),
-        fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
+        fingerprint=dict(Preprocessing.of(model_config).fingerprint(tokenizer)),
         evaluate=_evaluation(config, tokenizer),
+        warn=partial(warn_of_collapse, config),
         eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,
         mixture=parts_of(records),
@@ -173,6 +176,20 @@ def stage1_step(config: Stage1Config) -> StepFn:
             return cloc_loss(outputs, batch, config.loss)
 
     return step
+
+
+def warn_of_collapse(config: Stage1Config, done: int, terms: dict[str, float]) -> str:
+    """Says so if the filter takes the texts of nearly all regions for the same, so that L_CLOC has
+    nothing to tell apart. Texts of an untrained tower are alike, too, so warm-up is left out."""
+    share = terms.get("same_text", 0.0)
+    if share < _COLLAPSED or done <= config.optim.warmup_steps:
+        return ""
+    return (
+        f"step {done}: loss.same_text_threshold {config.loss.same_text_threshold} leaves out "
+        f"{share:.0%} of the pairs of regions and texts, because the texts' features are alike, so "
+        "the region loss teaches nothing; lower the rate of the text tower (optim.layer_lr: {text: "
+        "...}) or start from a trained one"
+    )
 
 
 def _evaluation(config: Stage1Config, tokenizer: TextTokenizer) -> Evaluate | None:

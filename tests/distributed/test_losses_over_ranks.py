@@ -51,12 +51,15 @@ def full_matrix_loss(
     threshold: float = 1.0,
     *,
     logit_bias: Tensor | None = None,
+    filtered_share: Tensor | None = None,
 ) -> Tensor:
     """Computes `contrastive_loss` from the full matrix of logits."""
     features, texts = F.normalize(features, dim=1), F.normalize(texts, dim=1)
     logits = logit_scale.exp() * features @ texts.T
     own = torch.eye(len(texts), dtype=torch.bool)
     left_out = (texts.detach() @ texts.detach().T > threshold) & ~own
+    if filtered_share is not None:
+        filtered_share.copy_(left_out.sum() / max(1, len(texts) * (len(texts) - 1)))
     if not len(texts):
         return logits.sum() + (0 if logit_bias is None else 0 * logit_bias.sum())
     if logit_bias is not None:

@@ -15,7 +15,11 @@ from cloc_mllm.data.scenes import generate_scenes
 from tests.integration.test_serve import start
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"README.md": ROOT / "README.md", "docs/python.md": ROOT / "docs" / "python.md"}
+PAGES = {
+    "README.md": ROOT / "README.md",
+    "docs/encoders.md": ROOT / "docs" / "encoders.md",
+    "docs/python.md": ROOT / "docs" / "python.md",
+}
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

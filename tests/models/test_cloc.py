@@ -292,5 +292,5 @@ def test_a_region_encoder_of_ones_own_trains(micro_batch_size: int) -> None:
     batch = random_batch(cloc)
     terms = cloc_loss(cloc(batch), batch, LossConfig())
     terms["loss"].backward()
-    assert terms.keys() == {"loss", "clip", "cloc"}
+    assert terms.keys() == {"loss", "clip", "cloc", "same_text"}
     assert vision.region_encoder.projection.weight.grad.any()

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cloc_mllm.config import LossConfig
+from cloc_mllm.config import LossConfig, Stage1Config
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.losses.contrastive import contrastive_loss
 from cloc_mllm.losses.grounding import grounding_loss
+from cloc_mllm.train.stage1 import warn_of_collapse
 from tests.models.batches import random_batch
 from tests.models.tiny import tiny_cloc
 
@@ -154,3 +155,30 @@ def test_plain_clip_has_only_the_clip_term() -> None:
     batch = random_batch(cloc)
     terms = cloc_loss(cloc(batch), batch, LossConfig())
     assert set(terms) == {"loss", "clip"}
+
+
+def test_the_share_of_filtered_pairs_is_among_the_terms() -> None:
+    """All texts alike: the filter leaves nothing to tell apart, and the share says so."""
+    cloc = tiny_cloc()
+    batch = random_batch(cloc)
+    outputs = cloc(batch)
+    assert outputs.region_text_features is not None
+    alike = outputs._replace(
+        region_text_features=torch.ones_like(outputs.region_text_features)
+        + 0.01 * outputs.region_text_features
+    )
+    terms = cloc_loss(alike, batch, LossConfig())
+    assert terms["same_text"] == 1 and terms["cloc"].abs() < 1e-6
+    different = torch.eye(len(batch.boxes), outputs.region_text_features.shape[1])
+    different[1] = different[0]  # two of five, so 2 of 20 pairs
+    terms = cloc_loss(outputs._replace(region_text_features=different), batch, LossConfig())
+    assert terms["same_text"].item() == pytest.approx(2 / 20)
+
+
+def test_a_run_whose_texts_collapsed_is_warned() -> None:
+    config = Stage1Config()
+    collapsed = {"same_text": 0.97, "cloc": 0.0}
+    assert "leaves out 97% of the pairs" in warn_of_collapse(config, 500, collapsed)
+    assert warn_of_collapse(config, 10, collapsed) == ""  # in warm-up
+    assert warn_of_collapse(config, 500, {"same_text": 0.2}) == ""
+    assert warn_of_collapse(config, 500, {}) == ""  # a plain CLIP
