@@ -67,6 +67,9 @@ class ModelConfig:
             "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
+        token_strides: pixels per token side that image tokens are taken at, for a tower of several
+            scales (ConvNeXt, ResNet, EfficientNet): [16, 32] gives 14 x 14 tokens at 224 px, which
+            hold both scales side by side. Empty takes the tower's last scale alone (or `init`'s).
         tokenizer: `open_clip:NAME`, `huggingface:NAME_OR_DIR`, `builtin` (a small BPE of the
             built-in scenes' text), or a directory with `tokenizer.json`; "" takes the
             architecture's, or `init`'s.
@@ -81,6 +84,7 @@ class ModelConfig:
     pretrained_image: str = ""
     pretrained_text: str = ""
     image_size: int = 0
+    token_strides: list[int] = field(default_factory=list)
     tokenizer: str = ""
     context_length: int = 0
     contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"

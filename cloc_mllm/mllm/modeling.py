@@ -71,12 +71,13 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             for module in self.vision.modules()
             if (buffers := _non_persistent_buffers(module))
         }
-        feature_dims = [self.vision.token_dim]
+        feature_dims, num_boxes = list(self.vision.token_dims), 1
         if config.vision_features == "encoder+prompter":
             feature_dims.append(self.vision.embed_dim)
+            num_boxes += 1
         grid_hw, width = self.vision.grid_hw, config.text_config.hidden_size
         self.num_image_tokens = num_image_tokens(config.projector, grid_hw, config.num_queries)
-        self.projector = build_image_projector(config, feature_dims, grid_hw)
+        self.projector = build_image_projector(config, feature_dims, num_boxes, grid_hw)
         self.region_projector = Projector(
             region_dims(config.region_features, self.vision),
             width,
@@ -223,7 +224,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if held != read:
             image = image._replace(tokens=image.tokens.to(read))
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
-        features, token_boxes = [image.tokens], [cells]
+        features, token_boxes = [*self.vision.split_scales(image.tokens)], [cells]
         if self.config.vision_features == "encoder+prompter":
             regions, boxes = self.vision.read_tokens(image)
             features.append(regions)

@@ -158,11 +158,11 @@ ImageProjector = Projector | LinearProjector | PixelShuffleProjector | Resampler
 
 
 def build_image_projector(
-    config: ClocMllmConfig, feature_dims: Sequence[int], grid_hw: tuple[int, int]
+    config: ClocMllmConfig, feature_dims: Sequence[int], num_boxes: int, grid_hw: tuple[int, int]
 ) -> ImageProjector:
-    """Builds the projector of image tokens. It reads one box per feature, the cell first."""
+    """Builds the projector of image tokens. A token has `num_boxes` boxes, the cell first."""
     width, hidden = config.text_config.hidden_size, config.projector_width
-    std, num_boxes = word_std(config), len(feature_dims)
+    std = word_std(config)
     if config.projector == "linear":
         return LinearProjector(feature_dims, width, std, num_boxes)
     if config.projector == "resampler":

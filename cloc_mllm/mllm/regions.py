@@ -190,7 +190,7 @@ def region_dims(kind: str, vision: ClocVision) -> list[int]:
     """
     if kind == "coordinates":
         return []
-    return [vision.token_dim if kind == "roi" else vision.embed_dim]
+    return list(vision.token_dims) if kind == "roi" else [vision.embed_dim]
 
 
 def read_regions(
@@ -215,15 +215,21 @@ def read_regions(
         features = features.to(image.tokens.dtype)
     else:
         features = vision.embed_boxes(image, boxes, image_index)
-    if masks is None:
-        return [features]
-    masked = masks.flatten(1).any(1).nonzero()[:, 0]
-    masks, image_index = masks[masked], image_index[masked]
+    if masks is not None:
+        masked = masks.flatten(1).any(1).nonzero()[:, 0]
+        pooled = _pooled_under_masks(kind, vision, image, (masks[masked], image_index[masked]))
+        features = features.index_copy(0, masked, pooled.to(features.dtype))
+    return [*vision.split_scales(features)] if kind == "roi" else [features]
+
+
+def _pooled_under_masks(
+    kind: str, vision: ClocVision, image: ImageFeatures, masks_and_index: tuple[Tensor, Tensor]
+) -> Tensor:
+    masks, image_index = masks_and_index
     if kind == "roi":
-        pooled = pool_under_masks(image.tokens, mask_coverage(masks, image.grid_hw), image_index)
-    else:
-        pooled = vision.embed_masks(image, masks, image_index)
-    return [features.index_copy(0, masked, pooled.to(features.dtype))]
+        shares = mask_coverage(masks, image.grid_hw)
+        return pool_under_masks(image.tokens, shares, image_index)
+    return vision.embed_masks(image, masks, image_index)
 
 
 def check_takes_masks(kind: str, vision: ClocVision) -> None:

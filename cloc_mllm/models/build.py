@@ -56,7 +56,7 @@ def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) ->
     tokenizer = tokenizer or load_tokenizer(config)
     clip, parts = _build_clip(config, tokenizer)
     embed_dim = int(full_clip_config(config)["embed_dim"])
-    encoder = VisionEncoder(clip.visual, config.image_size, embed_dim)
+    encoder = VisionEncoder(clip.visual, config.image_size, embed_dim, config.token_strides)
     vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
     if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
@@ -83,7 +83,9 @@ def build_cloc_vision(config: ResolvedModel) -> ClocVision:
         clip_config["embed_dim"], clip_config["vision_cfg"], clip_config.get("quick_gelu", False)
     )
     set_timm_size(visual, config.image_size)
-    encoder = VisionEncoder(visual, config.image_size, clip_config["embed_dim"])
+    encoder = VisionEncoder(
+        visual, config.image_size, clip_config["embed_dim"], config.token_strides
+    )
     return ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
 
 
@@ -158,9 +160,9 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
     if config.kind == "none":
         return ClipTokenEncoder(encoder.project_tokens)
     prompter = Prompter(
-        encoder.token_dim,
+        encoder.token_dims,
         encoder.embed_dim,
-        config.width or encoder.token_dim,
+        config.width or encoder.token_dims[-1],
         readout=config.readout,
         spatial_prior=config.spatial_prior,
         text_prior=config.text_prior,

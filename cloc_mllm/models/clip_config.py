@@ -41,6 +41,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     resolved = dataclasses.replace(
         config,
         image_size=config.image_size or image_size,
+        token_strides=config.token_strides or (start.token_strides if start else []),
         context_length=config.context_length or context_length,
         tokenizer=config.tokenizer or tokenizer,
     )

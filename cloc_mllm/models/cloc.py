@@ -90,6 +90,14 @@ class ClocVision(nn.Module):
         return self.encoder.token_dim
 
     @property
+    def token_dims(self) -> tuple[int, ...]:
+        return self.encoder.token_dims
+
+    def split_scales(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """The scales of `tokens: float[..., D]`, the finest first: float[..., D_i] each."""
+        return tokens.split(list(self.token_dims), -1)
+
+    @property
     def embed_dim(self) -> int:
         return self.encoder.embed_dim
 

@@ -147,6 +147,7 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
         },
         "clip_config": _clip_config(cloc, config),
         "prompter": dataclasses.asdict(config.prompter),
+        "token_strides": list(cloc.vision.encoder.token_strides),
         "preprocess": PREPROCESS | {"size": config.image_size},
         "box_frame": "xyxy, 0..1, of the padded square",
         "tokenizer": tokenizer.save(out),

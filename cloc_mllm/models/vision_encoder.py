@@ -1,10 +1,12 @@
 """Runs the image tower f_I and returns its tokens f_I' before pooling and projection, too.
 
-Letters: B images, N tokens, D token width, E embedding width, S canvas side in pixels.
+Letters: B images, N tokens, D token width (of all scales together), E embedding width, S canvas
+side in pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +20,8 @@ class ImageFeatures(NamedTuple):
 
     Attributes:
         image_features: float[B, E], open_clip's own: pooled and projected, not normalised.
-        tokens: float[B, N, D], before pooling and projection.
+        tokens: float[B, N, D], before pooling and projection. Of a tower with several scales they
+            are side by side, the finest first: D is the sum of `VisionEncoder.token_dims`.
         grid_hw: rows and columns the N tokens stand on.
     """
 
@@ -28,35 +31,63 @@ class ImageFeatures(NamedTuple):
 
 
 class VisionEncoder(nn.Module):
-    """An open_clip image tower (native ViT or timm) that also returns its tokens.
+    """An open_clip image tower (native ViT or ResNet, or timm) that also returns its tokens.
+
+    Args:
+        token_strides: pixels per token side of each scale, the finest first and the tower's last
+            one at the end; () is the last one alone. The tokens stand on the finest grid, where
+            those of coarser scales are repeated.
 
     Attributes:
         image_size: S.
         embed_dim, token_dim: E and D.
+        token_dims: widths of the scales of a token.
         grid_hw: rows and columns that the N tokens stand on.
+
+    Raises:
+        ValueError: the tower has no token output, or not at these strides.
     """
 
     visual: Any
-    token_dim: int
 
-    def __init__(self, visual: Any, image_size: int, embed_dim: int) -> None:
+    def __init__(
+        self, visual: Any, image_size: int, embed_dim: int, token_strides: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.visual = visual
         self.image_size = image_size
         self.embed_dim = embed_dim
         self.is_timm = hasattr(visual, "trunk")
+        self.is_resnet = hasattr(visual, "attnpool")
         if not self.is_timm and not hasattr(visual, "forward_intermediates"):
             raise ValueError(
                 f"image tower {type(visual).__name__} has no token output; "
-                "use a ViT or a timm tower of open_clip"
+                "use a ViT, a ResNet or a timm tower of open_clip"
             )
-        if self.is_timm:
-            self.token_dim = visual.trunk.num_features
-            self.grid_hw = self._timm_grid()
-        else:
-            self.token_dim = visual.transformer.width
-            height, width = visual.grid_size
-            self.grid_hw = (int(height), int(width))
+        scales = self._scales()
+        last = max(scales)
+        strides = tuple(token_strides) or (last,)
+        if strides != tuple(sorted({*strides} & {*scales})) or strides[-1] != last:
+            raise ValueError(
+                f"model.token_strides is {list(strides)}, but this image tower has tokens of "
+                f"strides {', '.join(map(str, scales))}; give some of them in this order, with "
+                f"{last} at the end"
+            )
+        if len(strides) > 1 and image_size % last:
+            raise ValueError(
+                f"model.image_size is {image_size}; with several model.token_strides it must be a "
+                f"multiple of the largest, {last}"
+            )
+        self.token_strides = strides
+        self.token_dims = tuple(scales[stride].dim for stride in strides)
+        self._levels = [scales[stride].level for stride in strides[:-1]]
+        self.grid_hw = self._own_grid()
+        if len(strides) > 1:
+            self.grid_hw = image_size // strides[0], image_size // strides[0]
+
+    @property
+    def token_dim(self) -> int:
+        return sum(self.token_dims)
 
     def forward(self, pixel_values: Tensor) -> ImageFeatures:
         """Encodes `pixel_values: float[B, 3, S, S]`, normalised with the model's mean and std.
@@ -73,13 +104,19 @@ class VisionEncoder(nn.Module):
         with fast_attention(self.visual, pixel_values):
             if self.is_timm:
                 return self._forward_timm(pixel_values)
+            if self.is_resnet:
+                return self._forward_resnet(pixel_values)
             return self._forward_native(pixel_values)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
-        """Applies CLIP's own projection to every token: float[B, N, D] -> float[B, N, E]."""
-        tokens = tokens.to(next(self.parameters()).dtype)
+        """Applies CLIP's own projection to every token of the last scale:
+        float[B, N, D] -> float[B, N, E]."""
+        tokens = tokens[..., -self.token_dims[-1] :].to(next(self.parameters()).dtype)
         if self.is_timm:
             return self.visual.head(tokens)
+        if self.is_resnet:  # attention pooling that attends to this token alone
+            pool = self.visual.attnpool
+            return pool.c_proj(pool.v_proj(tokens))
         return tokens if self.visual.proj is None else tokens @ self.visual.proj
 
     def _forward_native(self, pixel_values: Tensor) -> ImageFeatures:
@@ -91,27 +128,74 @@ class VisionEncoder(nn.Module):
         )
         return ImageFeatures(out["image_features"], out["image_intermediates"][-1], self.grid_hw)
 
+    def _forward_resnet(self, pixel_values: Tensor) -> ImageFeatures:
+        out = self.visual.forward_intermediates(pixel_values, indices=[*self._levels, 4])
+        return ImageFeatures(
+            out["image_features"], self._side_by_side(out["image_intermediates"]), self.grid_hw
+        )
+
     def _forward_timm(self, pixel_values: Tensor) -> ImageFeatures:
         # On a CPU fp32 convolutions run twice as fast in this layout. The weights stay as they are,
         # because DeepSpeed broadcasts only contiguous ones.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        features = self.visual.trunk.forward_features(pixel_values)
-        pooled = self.visual.head(self.visual.trunk.forward_head(features))
-        if features.ndim == 4:
-            tokens = features.flatten(2).transpose(1, 2)
+        trunk = self.visual.trunk
+        finer: list[Tensor] = []
+        if self._levels:
+            features, finer = trunk.forward_intermediates(
+                pixel_values, indices=self._levels, norm=False, output_fmt="NCHW"
+            )
         else:
-            tokens = features[:, self.visual.trunk.num_prefix_tokens :]
-        return ImageFeatures(pooled, tokens, self.grid_hw)
+            features = trunk.forward_features(pixel_values)
+        pooled = self.visual.head(trunk.forward_head(features))
+        if features.ndim == 3:
+            tokens = features[:, getattr(trunk, "num_prefix_tokens", 0) :]
+            last = tokens.transpose(1, 2).unflatten(-1, self._own_grid())
+        else:
+            is_channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+            last = features.permute(0, 3, 1, 2) if is_channels_last else features
+        return ImageFeatures(pooled, self._side_by_side([*finer, last]), self.grid_hw)
 
-    def _timm_grid(self) -> tuple[int, int]:
-        """The grid of a timm trunk, from its patch grid or its total stride."""
-        patch_embed = getattr(self.visual.trunk, "patch_embed", None)
-        grid = getattr(patch_embed, "grid_size", None)
-        if grid is not None:
-            return int(grid[0]), int(grid[1])
-        stride = self.visual.trunk.feature_info[-1]["reduction"]
-        side = -(-self.image_size // stride)
+    def _side_by_side(self, scales: Sequence[Tensor]) -> Tensor:
+        """Repeats `float[B, D_i, H_i, W_i]` on the finest grid and joins them: float[B, N, D]."""
+        finest = self.token_strides[0]
+        repeated = [
+            x.repeat_interleave(stride // finest, 2).repeat_interleave(stride // finest, 3)
+            if stride > finest
+            else x
+            for x, stride in zip(scales, self.token_strides, strict=True)
+        ]
+        tokens = repeated[0] if len(repeated) == 1 else torch.cat(repeated, 1)
+        return tokens.flatten(2).transpose(1, 2)
+
+    def _scales(self) -> dict[int, _Scale]:
+        """What the tower can give, by stride; of levels with one stride the last."""
+        if self.is_timm:
+            trunk = self.visual.trunk
+            levels = [(of["reduction"], of["num_chs"]) for of in trunk.feature_info]
+            scales = {stride: _Scale(dim, i) for i, (stride, dim) in enumerate(levels)}
+            return scales | {max(scales): _Scale(trunk.num_features, len(levels) - 1)}
+        if self.is_resnet:
+            width = self.visual.attnpool.v_proj.in_features
+            return {4 * 2**i: _Scale(width // 2 ** (3 - i), i + 1) for i in range(4)}
+        return {self.visual.patch_size[0]: _Scale(self.visual.transformer.width, 0)}
+
+    def _own_grid(self) -> tuple[int, int]:
+        """Rows and columns of the last scale: of a ViT those of its patches, else by the stride."""
+        has_one_scale = self.is_timm and len(self._scales()) == 1
+        trunk = self.visual.trunk if has_one_scale else None
+        patches = getattr(trunk, "patch_embed", None) if self.is_timm else self.visual
+        if patches is not None and hasattr(patches, "grid_size"):
+            height, width = patches.grid_size
+            return int(height), int(width)
+        side = -(-self.image_size // self.token_strides[-1])
         return side, side
+
+
+class _Scale(NamedTuple):
+    """Tokens of one stride: their width, and the tower's index of the level that gives them."""
+
+    dim: int
+    level: int
 
 
 def freeze_batch_norm_statistics(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ spatial prior and the `prompt` readout are ours.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from cloc_mllm.models.position import (
 )
 from cloc_mllm.models.region_encoders import RegionPrompts
 from cloc_mllm.models.region_encoders.mean_readout import ImageOutputs, MlpStart, summed_hidden
+from cloc_mllm.models.scales import norm_of_scales
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BOX_GATE_START = 4.0
@@ -100,12 +102,13 @@ class ImageContext(NamedTuple):
 class Prompter(nn.Module):
     """Turns a prompt (box, mask or text) and the image tokens into an embedding of CLIP's width.
 
-    Tokens of another width than the layer are normalised and projected to it first. Whatever the
+    Tokens of another width than the layer, or of several scales, are normalised and projected to it
+    first: one linear map per scale. Whatever the
     prompts of an image have in common is computed once, with either readout. Without `free_form`,
     `embed_masks` knows a mask by its bounding box and its prior alone.
 
     Args:
-        token_dim: width of the image tokens.
+        token_dims: widths of the scales that an image token consists of, mostly one.
         embed_dim: E.
         width: D.
         readout, spatial_prior, text_prior, free_form: see `PrompterConfig`.
@@ -113,7 +116,7 @@ class Prompter(nn.Module):
 
     def __init__(  # noqa: PLR0913  the settings of one layer
         self,
-        token_dim: int,
+        token_dims: Sequence[int],
         embed_dim: int,
         width: int,
         *,
@@ -127,8 +130,10 @@ class Prompter(nn.Module):
         self.text_prior = text_prior
         self.code_dim = 8 * max(1, width // 8)
         self.adapt: nn.Module = nn.Identity()
-        if width != token_dim:
-            self.adapt = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width))
+        if (width,) != tuple(token_dims):
+            self.adapt = nn.Sequential(
+                norm_of_scales(token_dims), nn.Linear(sum(token_dims), width)
+            )
         self.position = nn.Linear(self.code_dim, width)
         self.corners = nn.Linear(self.code_dim, 2 * width)
         self.text_norm = nn.LayerNorm(embed_dim)

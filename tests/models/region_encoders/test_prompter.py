@@ -80,7 +80,7 @@ def make_prompter(
 ) -> Prompter:
     torch.manual_seed(0)
     prompter = Prompter(
-        TOKEN_DIM,
+        [TOKEN_DIM],
         EMBED_DIM,
         width,
         readout=readout,  # type: ignore[arg-type]
