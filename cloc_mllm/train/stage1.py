@@ -26,6 +26,7 @@ from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import StepFn, compile_towers
 from cloc_mllm.train.entry import dry_run_report, with_precision
+from cloc_mllm.train.frozen_towers import check_towers_are_frozen, fill_tower_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.optim import freeze_by_lr
 
@@ -67,6 +68,8 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     torch.manual_seed(config.run.seed)  # the initial weights
     model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
+    if config.data.feature_cache:
+        check_towers_are_frozen(model)
     if dry_run:
         batch_size, seed = config.run.global_batch_size, config.run.seed
         order = DataOrder(len(records), batch_size, seed, parts_of(records))
@@ -84,6 +87,9 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         config.data.flip,
         config.data.free_form_share,
     )
+
+    if config.data.feature_cache:
+        fill_tower_features(model, tokenizer, dataset, collator, config)
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, Cloc)
@@ -138,7 +144,7 @@ def stage1_step(config: Stage1Config) -> StepFn:
     def step(model: nn.Module, batch: ClocBatch) -> dict[str, Tensor]:
         outputs = model(batch)
         # similarities times a scale of 100 would be off by up to 0.4 in bf16
-        with torch.autocast(batch.pixel_values.device.type, enabled=False):
+        with torch.autocast(outputs.image_features.device.type, enabled=False):
             return cloc_loss(outputs, batch, config.loss)
 
     return step
