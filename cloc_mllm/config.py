@@ -55,6 +55,26 @@ class PrompterConfig:
 
 
 @dataclass
+class PreprocessConfig:
+    """How a picture becomes the tower's pixels. What is left open is as the tower was trained.
+
+    Args:
+        resize: `letterbox` resizes the long side to the canvas and pads the short one, as in the
+            paper; `squash` resizes both sides, as SigLIP does. A CLIP that was trained on crops
+            gets `letterbox`, because a crop loses regions.
+        interpolation: kernel of the resize.
+        mean, std: three numbers each, for pixels in 0..1.
+        padding_rgb: three numbers in 0..255, the colour of the padding; left open, the mean colour.
+    """
+
+    resize: Literal["auto", "letterbox", "squash"] = "auto"
+    interpolation: Literal["auto", "bicubic", "bilinear", "lanczos"] = "auto"
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    padding_rgb: list[int] = field(default_factory=list)
+
+
+@dataclass
 class ModelConfig:
     """The towers and what CLOC adds to them.
 
@@ -88,13 +108,18 @@ class ModelConfig:
     tokenizer: str = ""
     context_length: int = 0
     contrastive_loss: Literal["softmax", "sigmoid"] = "softmax"
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The inverse of `dataclasses.asdict`, also of what earlier versions wrote."""
         values = current_model_settings(values)
-        return cls(**values | {"prompter": PrompterConfig(**values["prompter"])})
+        parts = {
+            "preprocess": PreprocessConfig(**values["preprocess"]),
+            "prompter": PrompterConfig(**values["prompter"]),
+        }
+        return cls(**values | parts)
 
 
 @dataclass

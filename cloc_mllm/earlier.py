@@ -15,6 +15,15 @@ RENAMED_WEIGHTS = {
     "region.roi_align.": "region.",
 }
 
+# what every picture went through before it could be chosen
+_FIRST_PREPROCESS = {
+    "resize": "letterbox",
+    "interpolation": "bicubic",
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "padding_rgb": [124, 116, 104],
+}
+
 
 def current_name(name: str) -> str:
     """The name that a weight has today, also behind a prefix (`exp_avg.NAME`)."""
@@ -35,7 +44,7 @@ def current_model_settings(values: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if name not in left_out}
     prompter = {"text_prior": "region", **values.get("prompter", {})}
     prompter.pop("box_head_loss", None)
-    return kept | {"prompter": prompter}
+    return {"preprocess": _FIRST_PREPROCESS, **kept, "prompter": prompter}
 
 
 def current_run_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 FrameKind = Literal["normalized", "pixels", "canvas"]
+Resize = Literal["letterbox", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Boxes:
         """Converts to 0..1 of the original image.
 
         Raises:
-            ValueError: these are canvas boxes, which need `Letterbox.to_original`.
+            ValueError: these are canvas boxes, which need `CanvasTransform.to_original`.
         """
         if self.frame.kind == "normalized":
             return self
@@ -171,7 +173,7 @@ class Boxes:
         if self.frame.kind != kind:
             raise ValueError(
                 f"expected boxes in the {kind!r} frame, got {self.frame.kind!r}; "
-                "canvas boxes convert only through the Letterbox that made them"
+                "canvas boxes convert only through the CanvasTransform that made them"
             )
 
 
@@ -189,27 +191,34 @@ def _as_rows(values: Tensor | Sequence[Sequence[float]]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Letterbox:
-    """Resizes the long side to `size` pixels, pads to a centred square, and mirrors if `flip`.
+class CanvasTransform:
+    """Resizes an image to the square canvas of `size` pixels, and mirrors it if `flip`.
 
     It moves an image and its boxes together, and boxes back. Boxes are scaled by the *rounded*
     resized size, so that a box painted on the image is found again where its numbers say.
+
+    Attributes:
+        resize: `letterbox` brings the long side to `size` and pads to a centred square; `squash`
+            brings both sides to `size`.
     """
 
     original_width: int
     original_height: int
     size: int
     flip: bool = False
+    resize: Resize = "letterbox"
 
     def __post_init__(self) -> None:
         if min(self.original_width, self.original_height, self.size) < 1:
             raise ValueError(
-                f"letterbox needs positive sizes, got image {self.original_width} x "
+                f"a canvas needs positive sizes, got image {self.original_width} x "
                 f"{self.original_height} and canvas {self.size}"
             )
 
     @property
     def resized_wh(self) -> tuple[int, int]:
+        if self.resize == "squash":
+            return self.size, self.size
         scale = self.size / max(self.original_width, self.original_height)
         width = max(1, round(self.original_width * scale))
         height = max(1, round(self.original_height * scale))
@@ -220,9 +229,21 @@ class Letterbox:
         width, height = self.resized_wh
         return (self.size - width) // 2, (self.size - height) // 2
 
-    def apply(self, image: Image.Image, fill: tuple[int, int, int]) -> Image.Image:
-        """Resizes and pads an RGB image to a canvas of `size` x `size`, padded with the colour
-        `fill`.
+    @property
+    def wanted_side(self) -> int:
+        """The length of the original's long side at which no side is shorter than on the canvas."""
+        if self.resize == "letterbox":
+            return self.size
+        sides = self.original_width, self.original_height
+        return math.ceil(self.size * max(sides) / min(sides))
+
+    def apply(
+        self,
+        image: Image.Image,
+        fill: tuple[int, int, int],
+        interpolation: Interpolation = "bicubic",
+    ) -> Image.Image:
+        """Resizes an RGB image and pads it with the colour `fill` to a canvas of `size` x `size`.
 
         The image may have the original size, or 1/2, 1/4 or 1/8 of it, rounded up, as a JPEG
         decoder gives it. What it shows lies at the same place of the canvas either way.
@@ -233,9 +254,8 @@ class Letterbox:
         width, height = self._size_in(image)
         resized = image
         if (width, height) != self.resized_wh:
-            resized = image.resize(
-                self.resized_wh, Image.Resampling.BICUBIC, box=(0, 0, width, height)
-            )
+            kernel = Image.Resampling[interpolation.upper()]
+            resized = image.resize(self.resized_wh, kernel, box=(0, 0, width, height))
         if self.flip:
             resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if resized.size == (self.size, self.size):
@@ -280,7 +300,7 @@ class Letterbox:
             if image.size == (math.ceil(width), math.ceil(height)):
                 return width, height
         raise ValueError(
-            f"letterbox was made for {self.original_width} x {self.original_height}, "
+            f"the transform was made for {self.original_width} x {self.original_height}, "
             f"got an image of {image.width} x {image.height}"
         )
 

@@ -1,4 +1,4 @@
-"""Boxes, frames, the letterbox, overlap."""
+"""Boxes, frames, the transform, overlap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from PIL import Image
 from torchvision.ops import box_iou, generalized_box_iou
 
 from cloc_mllm.box import clip_box
-from cloc_mllm.geometry import CANVAS, Boxes, Frame, Letterbox, elementwise_giou, elementwise_iou
+from cloc_mllm.geometry import (
+    CANVAS,
+    Boxes,
+    CanvasTransform,
+    Frame,
+    elementwise_giou,
+    elementwise_iou,
+)
 
 SIZES = [(640, 480), (480, 640), (100, 100), (333, 77), (61, 199), (7, 500)]
 
@@ -22,11 +29,11 @@ def test_painted_rectangle_is_found_where_the_box_says(width: int, height: int, 
     x1, y1, x2, y2 = width // 5, height // 4, width * 3 // 5, height * 3 // 4
     image = Image.new("RGB", (width, height))
     image.paste((255, 255, 255), (x1, y1, x2, y2))
-    letterbox = Letterbox(width, height, 224, flip)
-    canvas = np.asarray(letterbox.apply(image, fill=(0, 0, 0)))[..., 0] > 127
+    transform = CanvasTransform(width, height, 224, flip)
+    canvas = np.asarray(transform.apply(image, fill=(0, 0, 0)))[..., 0] > 127
     rows, columns = np.flatnonzero(canvas.any(1)), np.flatnonzero(canvas.any(0))
     actual = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    expected = letterbox.to_canvas(Boxes.pixels([[x1, y1, x2, y2]], width, height)).xyxy[0] * 224
+    expected = transform.to_canvas(Boxes.pixels([[x1, y1, x2, y2]], width, height)).xyxy[0] * 224
     # one pixel: where a half-covered edge pixel falls is the resampling's choice
     np.testing.assert_allclose(actual, expected.numpy(), atol=1.0)
 
@@ -35,8 +42,8 @@ def test_painted_rectangle_is_found_where_the_box_says(width: int, height: int, 
 @pytest.mark.parametrize("width, height", SIZES)
 def test_letterbox_is_inverted_exactly(width: int, height: int, flip: bool) -> None:
     boxes = Boxes.normalized(torch.rand(20, 4, dtype=torch.float64))
-    letterbox = Letterbox(width, height, 128, flip)
-    back = letterbox.to_original(letterbox.to_canvas(boxes))
+    transform = CanvasTransform(width, height, 128, flip)
+    back = transform.to_original(transform.to_canvas(boxes))
     torch.testing.assert_close(back.xyxy, boxes.xyxy, atol=1e-12, rtol=0)
 
 
@@ -48,13 +55,13 @@ def test_frames_convert_and_refuse() -> None:
     with pytest.raises(ValueError, match="'canvas'"):
         Boxes(boxes.xyxy, CANVAS).to_normalized()
     with pytest.raises(ValueError, match="'pixels'"):
-        Letterbox(10, 10, 8).to_original(boxes)
+        CanvasTransform(10, 10, 8).to_original(boxes)
     with pytest.raises(ValueError, match="positive image size"):
         Frame.pixels(0, 10)
     with pytest.raises(ValueError, match=r"float\[R, 4\]"):
         Boxes.normalized(torch.zeros(3, 5))
     with pytest.raises(ValueError, match="made for 10 x 10"):
-        Letterbox(10, 10, 8).apply(Image.new("RGB", (9, 10)), (0, 0, 0))
+        CanvasTransform(10, 10, 8).apply(Image.new("RGB", (9, 10)), (0, 0, 0))
 
 
 def test_boxes_that_know_their_image_convert_without_its_size() -> None:
@@ -62,8 +69,8 @@ def test_boxes_that_know_their_image_convert_without_its_size() -> None:
     assert boxes.to_pixels().xyxy.tolist() == [[10, 40, 50, 180]]
     assert boxes.to_pixels(10, 10).xyxy.tolist() == [[1, 2, 5, 9]]
     assert boxes.to_pixels().to_normalized().image_wh == (100, 200)
-    in_letterbox = Letterbox(100, 200, 32).to_canvas(boxes)
-    assert Letterbox(100, 200, 32).to_original(in_letterbox).image_wh == (100, 200)
+    in_letterbox = CanvasTransform(100, 200, 32).to_canvas(boxes)
+    assert CanvasTransform(100, 200, 32).to_original(in_letterbox).image_wh == (100, 200)
     with pytest.raises(ValueError, match=r"do not know the size of their image; .*image_wh="):
         Boxes.normalized([[0, 0, 1, 1]]).to_pixels()
     with pytest.raises(ValueError, match="pass both sides"):
@@ -87,7 +94,7 @@ def test_boxes_of_the_picture_before_its_turn_are_refused(boxes) -> None:
 
 
 def test_no_boxes_are_boxes() -> None:
-    assert Letterbox(10, 20, 8).to_canvas(Boxes.normalized([])).xyxy.shape == (0, 4)
+    assert CanvasTransform(10, 20, 8).to_canvas(Boxes.normalized([])).xyxy.shape == (0, 4)
 
 
 @pytest.mark.parametrize("turn", Image.Transpose)

@@ -17,8 +17,8 @@ from cloc_mllm.data.english import mirrored
 from cloc_mllm.data.feature_cache import FeatureCache
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.shapes import SHAPE_KINDS, boxes_mask, sample_shape
-from cloc_mllm.data.transforms import PADDING_RGB, image_to_pixels, normalize_pixels
-from cloc_mllm.geometry import Boxes, Letterbox
+from cloc_mllm.data.transforms import Preprocessing
+from cloc_mllm.geometry import Boxes, CanvasTransform
 from cloc_mllm.models.vision_encoder import TowerOutputs
 
 
@@ -28,8 +28,8 @@ class ClocBatch:
 
     Attributes:
         pixel_values: uint8[B, 3, S, S] from the collator, a quarter of the bytes to pass between
-            processes; `to` turns them into the model's normalised float32. Out of a feature cache:
-            what the frozen tower made of them (`TowerOutputs`).
+            processes; `to` turns them into the normalised float32 that `preprocessing` says. Out
+            of a feature cache: what the frozen tower made of them (`TowerOutputs`).
         caption_input_ids: int64[C, T], one for each image that has any caption. Out of a feature
             cache: float[C, W], what the frozen text tower made of them; likewise the phrases.
         caption_image_index: int64[C].
@@ -39,6 +39,7 @@ class ClocBatch:
         ids: the records' ids, in order.
         region_masks: float[F, H, W], masks (canvas frame) that prompt instead of a box.
         masked_regions: int64[F], the regions they stand for.
+        preprocessing: the model's; None if the pixels are normalised already.
     """
 
     pixel_values: Tensor | TowerOutputs
@@ -51,12 +52,14 @@ class ClocBatch:
     ids: list[str]
     region_masks: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1))
     masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    preprocessing: Preprocessing | None = None
 
     def to(self, device: torch.device | str) -> ClocBatch:
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
-        pixels = batch.pixel_values
-        if isinstance(pixels, Tensor) and pixels.dtype == torch.uint8:
-            batch.pixel_values = normalize_pixels(pixels)
+        if self.preprocessing is not None:
+            assert isinstance(batch.pixel_values, Tensor)
+            pixel_values = self.preprocessing.normalize(batch.pixel_values)
+            return replace(batch, pixel_values=pixel_values, preprocessing=None)
         return batch
 
     def pin_memory(self) -> ClocBatch:
@@ -64,7 +67,8 @@ class ClocBatch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[Any], Any]) -> ClocBatch:
-        names = [item.name for item in fields(self) if item.name != "ids"]
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        names = [name for name, x in values.items() if isinstance(x, Tensor | TowerOutputs)]
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **changed)
 
@@ -73,6 +77,7 @@ class ClocCollator:
     """Makes a `ClocBatch` of `(sample_seed, Record)` items; the seed alone decides random choices.
 
     Args:
+        preprocessing: the model's.
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
         flip: whether half of the images are mirrored, with `left` and `right` in their texts.
         free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
@@ -82,7 +87,7 @@ class ClocCollator:
     def __init__(
         self,
         tokenizer: Callable[[list[str]], Tensor],
-        image_size: int,
+        preprocessing: Preprocessing,
         regions_per_image: int = 4,
         flip: bool = False,
         free_form_share: float = 0.0,
@@ -90,7 +95,7 @@ class ClocCollator:
     ) -> None:
         self.features = features
         self.tokenizer = tokenizer
-        self.image_size = image_size
+        self.preprocessing = preprocessing
         self.regions_per_image = regions_per_image
         self.flip = flip
         self.free_form_share = free_form_share
@@ -107,7 +112,7 @@ class ClocCollator:
         masks: dict[int, Tensor] = {}
         for position, (seed, record) in enumerate(items):
             rng, flip = self._draw_flip(seed)
-            letterbox = Letterbox(record.width, record.height, self.image_size, flip)
+            transform = self.preprocessing.transform(record.width, record.height, flip=flip)
             if self.features is None:
                 pixels.append(self.canvas(record, flip=flip))
             else:
@@ -119,9 +124,9 @@ class ClocCollator:
             regions = self._draw(record.regions, rng)
             for i, region in enumerate(regions):
                 if self.free_form_share and rng.random() < self.free_form_share:
-                    masks[len(image_index) + i] = _mask(region, record, letterbox, rng)
+                    masks[len(image_index) + i] = _mask(region, record, transform, rng)
             xyxy = [region.box for region in regions]
-            boxes.append(letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
+            boxes.append(transform.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
             image_index += [position] * len(regions)
             for region in regions:
                 phrase = phrase_of(region, flip=flip)
@@ -135,6 +140,7 @@ class ClocCollator:
             region_image_index=torch.tensor(image_index, dtype=torch.long),
             region_phrase_index=torch.tensor(phrase_index, dtype=torch.long),
             ids=[record.id for _, record in items],
+            preprocessing=self.preprocessing if self.features is None else None,
             **_packed_masks(masks),
         )
 
@@ -144,9 +150,9 @@ class ClocCollator:
 
     def canvas(self, record: Record, *, flip: bool) -> Tensor:
         """The picture of a record on the model's canvas: uint8[3, S, S]."""
-        letterbox = Letterbox(record.width, record.height, self.image_size, flip)
-        image = record.load_image(wanted_side=self.image_size)
-        return image_to_pixels(letterbox.apply(image, PADDING_RGB))
+        transform = self.preprocessing.transform(record.width, record.height, flip=flip)
+        image = record.load_image(wanted_side=transform.wanted_side)
+        return self.preprocessing.canvas(image, transform)
 
     def _draw_flip(self, seed: int) -> tuple[np.random.Generator, bool]:
         rng = np.random.default_rng(seed)
@@ -174,10 +180,12 @@ def stack_outputs(kept: Sequence[dict[str, Tensor]]) -> TowerOutputs:
     )
 
 
-def _mask(region: Region, record: Record, letterbox: Letterbox, rng: np.random.Generator) -> Tensor:
+def _mask(
+    region: Region, record: Record, transform: CanvasTransform, rng: np.random.Generator
+) -> Tensor:
     """Draws a shape in the region's box, or all boxes that its phrase names together."""
     group = [r.box for r in record.regions if region.group and r.group == region.group]
-    canvas = letterbox.to_canvas(Boxes.normalized(group or [region.box])).xyxy.tolist()
+    canvas = transform.to_canvas(Boxes.normalized(group or [region.box])).xyxy.tolist()
     if len(canvas) > 1:
         return boxes_mask(canvas)
     return sample_shape(SHAPE_KINDS[rng.integers(len(SHAPE_KINDS))], canvas[0], rng)

@@ -85,8 +85,9 @@ def open_image(
             upright pixels, H x W (grey), H x W x 3 (RGB) or H x W x 4 (RGBA).
         name: what an error calls the image, such as a record's id; by default its path.
         wanted_side: length in pixels that the long side will be resized to. A JPEG file may then
-            come at 1/2, 1/4 or 1/8 of its size (each side rounded up), which `Letterbox.apply`
-            takes as well as the full image: about half the time for a slightly softer picture.
+            come at 1/2, 1/4 or 1/8 of its size (each side rounded up), which
+            `CanvasTransform.apply` takes as well as the full image: about half the time for a
+            slightly softer picture.
 
     Raises:
         OSError: a path that cannot be read.

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.devices import choose_device
-from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.geometry import CANVAS, Boxes, CanvasTransform
 from cloc_mllm.inference.inputs import (
     EncodedImage,
     ImageInput,
@@ -93,7 +92,7 @@ class ClocPredictor:
         encoded, phrases = self.encode(image), as_list(phrases)
         texts = self._encode_text(phrases)
         canvas = self.model.locate(encoded.features, texts, self._all_first(len(texts)))
-        boxes = self._letterbox(encoded).to_original(Boxes(canvas, CANVAS)).xyxy.clamp(0, 1)
+        boxes = self._transform_of(encoded).to_original(Boxes(canvas, CANVAS)).xyxy.clamp(0, 1)
         embedded = self._embed_canvas(encoded.features, canvas)
         return GroundingResult(
             encoded.image,
@@ -177,7 +176,7 @@ class ClocPredictor:
         return self.model.vision.encoder
 
     def _encode_pictures(self, pictures: Sequence[Image.Image]) -> ImageFeatures:
-        pixels = [preprocess(picture, self._encoder.image_size)[0] for picture in pictures]
+        pixels = [self._encoder.preprocessing(picture)[0] for picture in pictures]
         return self.model.encode_image(torch.stack(pixels).to(self.device))
 
     def _encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -186,12 +185,12 @@ class ClocPredictor:
     def _embed_checked(
         self, encoded: EncodedImage, boxes: Boxes, masks: Sequence[Tensor | None]
     ) -> Tensor:
-        letterbox = self._letterbox(encoded)
-        embedded = self._embed_canvas(encoded.features, letterbox.to_canvas(boxes).xyxy)
+        transform = self._transform_of(encoded)
+        embedded = self._embed_canvas(encoded.features, transform.to_canvas(boxes).xyxy)
         drawn = [mask for mask in masks if mask is not None]
         if not drawn:
             return embedded
-        canvas = torch.stack([letterbox.mask_to_canvas(mask) for mask in drawn]).to(self.device)
+        canvas = torch.stack([transform.mask_to_canvas(mask) for mask in drawn]).to(self.device)
         z = self.model.vision.embed_masks(encoded.features, canvas, self._all_first(len(drawn)))
         masked = torch.tensor([mask is not None for mask in masks], device=self.device)
         return embedded.index_copy(0, masked.nonzero().flatten(), F.normalize(z, dim=-1))
@@ -202,8 +201,8 @@ class ClocPredictor:
             self.model.embed_boxes(image, boxes, self._all_first(len(boxes))), dim=-1
         )
 
-    def _letterbox(self, encoded: EncodedImage) -> Letterbox:
-        return Letterbox(*encoded.image.size, self._encoder.image_size)
+    def _transform_of(self, encoded: EncodedImage) -> CanvasTransform:
+        return self._encoder.preprocessing.transform(*encoded.image.size)
 
     def _all_first(self, count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.long, device=self.device)

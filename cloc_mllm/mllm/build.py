@@ -19,10 +19,12 @@ from transformers import (
 
 from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.data.conversations import tasks_beyond_first
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.data.wordings import load_wordings
 from cloc_mllm.devices import DTYPES, resolve_frozen_dtype
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.mllm.language_model import attention_for_training, load_language_model
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
@@ -130,7 +132,7 @@ def _assemble(
     add_special_tokens(tokenizer, box_format)
     processor = ClocMllmProcessor(
         tokenizer,
-        image_size=cloc_config.image_size,
+        ClocMllmImageProcessor.of(Preprocessing.of(cloc_config)),
         num_image_tokens=num_image_tokens(
             config.projector, cloc.vision.grid_hw, config.num_queries
         ),

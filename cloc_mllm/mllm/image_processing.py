@@ -12,17 +12,20 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from cloc_mllm.data.images import ImageSource
-from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.data.transforms import Preprocessing, as_channels
+from cloc_mllm.geometry import Interpolation, Resize
 from cloc_mllm.mllm.chat_images import open_images
+
+_DEFAULT = Preprocessing(128)
 
 
 class ClocMllmImageProcessor(BaseImageProcessor):
-    """Resizes the long side of an image, pads it to a square and normalises it.
-
-    The numbers are those of `data/transforms.py`, which does the work, unless others are given.
+    """Resizes an image to the square canvas and normalises it, as `Preprocessing` says.
 
     Args:
         size: side S of the square in pixels, or {"height": S, "width": S}.
+        resize, interpolation: see `Preprocessing`; processors that were saved before these could be
+            chosen have the defaults.
         image_mean, image_std: mean and standard deviation of each channel, for values in 0..1.
         padding_rgb: 0..255, the colour around an image that is not square.
         kwargs: what Transformers saves beside these.
@@ -33,9 +36,11 @@ class ClocMllmImageProcessor(BaseImageProcessor):
     def __init__(
         self,
         size: int | Mapping[str, int] = 128,
-        image_mean: Sequence[float] = PIXEL_MEAN,
-        image_std: Sequence[float] = PIXEL_STD,
-        padding_rgb: Sequence[int] = PADDING_RGB,
+        image_mean: Sequence[float] = _DEFAULT.mean,
+        image_std: Sequence[float] = _DEFAULT.std,
+        padding_rgb: Sequence[int] = _DEFAULT.padding_rgb,
+        resize: Resize = _DEFAULT.resize,
+        interpolation: Interpolation = _DEFAULT.interpolation,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -46,6 +51,31 @@ class ClocMllmImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.padding_rgb = list(padding_rgb)
+        self.resize = resize
+        self.interpolation = interpolation
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing) -> ClocMllmImageProcessor:
+        return cls(
+            preprocessing.size,
+            preprocessing.mean,
+            preprocessing.std,
+            preprocessing.padding_rgb,
+            preprocessing.resize,
+            preprocessing.interpolation,
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        red, green, blue = self.padding_rgb
+        return Preprocessing(
+            self.size["height"],
+            self.resize,
+            self.interpolation,
+            as_channels(self.image_mean),
+            as_channels(self.image_std),
+            (red, green, blue),
+        )
 
     def preprocess(
         self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt"
@@ -66,12 +96,4 @@ class ClocMllmImageProcessor(BaseImageProcessor):
 
     def prepare(self, picture: Image.Image) -> Tensor:
         """Prepares an upright RGB picture: float32[3, S, S]."""
-        red, green, blue = self.padding_rgb
-        pixels, _ = preprocess(
-            picture,
-            self.size["height"],
-            mean=self.image_mean,
-            std=self.image_std,
-            padding_rgb=(red, green, blue),
-        )
-        return pixels
+        return self.preprocessing(picture)[0]

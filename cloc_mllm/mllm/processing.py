@@ -50,7 +50,7 @@ Messages = Sequence[dict[str, Any]]
 
 
 class ClocMllmProcessor(ProcessorMixin):
-    """Letterboxes images, expands each `<image>` to N tokens, moves regions to the canvas.
+    """Prepares images, expands each `<image>` to N tokens, moves regions to the canvas.
 
     Args:
         tokenizer: the language model's, with the tokens that `add_special_tokens` adds.
@@ -216,7 +216,8 @@ class ClocMllmProcessor(ProcessorMixin):
 
     def views(self, image_wh: tuple[int, int]) -> list[View]:
         """Lists the views, of N tokens each, that show an image of this size (`mllm/views.py`)."""
-        return image_views(image_wh, self.image_size, self.max_tiles)
+        resize = self.image_processor.resize
+        return image_views(image_wh, self.image_size, self.max_tiles, resize)
 
     def tokenize(self, text: str) -> list[int]:
         """Splits a rendered chat into token ids; the template has written all special tokens."""
@@ -391,7 +392,7 @@ class ClocMllmProcessor(ProcessorMixin):
             **{name: value for name, (value, first) in later.items() if value != first},
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
-            "resize": "long side, bicubic, centred padding",
+            "resize": self.image_processor.preprocessing.pixel_fingerprint()["resize"],
             "padding_rgb": self.image_processor.padding_rgb,
             "pixel_mean": self.image_processor.image_mean,
             "pixel_std": self.image_processor.image_std,

@@ -93,7 +93,7 @@ def regions_on_canvas(
         for box, mask in zip(xyxy, masks, strict=True)
     ]
     on_each = torch.stack([view.to_canvas(boxes).xyxy.float() for view in views])
-    whole = views[0].letterbox
+    whole = views[0].transform
     return (
         on_each[seen_on, range(len(seen_on))],
         [None if mask is None else whole.mask_to_canvas(mask) for mask in masks],

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.geometry import CANVAS, Boxes
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.models.position import cell_coverage, token_cells
 
@@ -84,12 +84,12 @@ def _owners(record: Record, processor: ClocMllmProcessor) -> tuple[Tensor, Tenso
     Of several things in a cell the last one counts, because it is drawn over the others.
     """
     side = round(processor.num_image_tokens**0.5)
-    letterbox = Letterbox(record.width, record.height, processor.image_size)
+    transform = processor.image_processor.preprocessing.transform(record.width, record.height)
     cells = token_cells((side, side), torch.device("cpu"))
-    boxes = letterbox.to_original(Boxes(cells, CANVAS)).xyxy.float()
+    boxes = transform.to_original(Boxes(cells, CANVAS)).xyxy.float()
     owner = torch.full((len(cells),), -1)
     xyxy = torch.tensor([region.box for region in record.regions]).reshape(-1, 4)
-    coverage = cell_coverage(letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy, cells)
+    coverage = cell_coverage(transform.to_canvas(Boxes.normalized(xyxy)).xyxy, cells)
     for index, covered in enumerate(coverage):
         shown = covered > _MIN_COVERAGE
         owner[shown] = index

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.geometry import CANVAS, Boxes, CanvasTransform, Resize
 
 PixelBox = tuple[int, int, int, int]
 
@@ -28,17 +28,19 @@ class View:
         crop_px: xyxy in pixels of the original image.
         image_wh: width and height of the original image.
         size: the side of the canvas in pixels.
+        resize: see `CanvasTransform`.
     """
 
     crop_px: PixelBox
     image_wh: tuple[int, int]
     size: int
+    resize: Resize = "letterbox"
 
     @property
-    def letterbox(self) -> Letterbox:
+    def transform(self) -> CanvasTransform:
         """The transform from the crop to the canvas."""
         left, top, right, bottom = self.crop_px
-        return Letterbox(right - left, bottom - top, self.size)
+        return CanvasTransform(right - left, bottom - top, self.size, resize=self.resize)
 
     def crop(self, image: Image.Image) -> Image.Image:
         return image if self.is_whole else image.crop(self.crop_px)
@@ -46,15 +48,15 @@ class View:
     def to_canvas(self, boxes: Boxes) -> Boxes:
         """Moves boxes of the original image to the canvas frame; they may reach out of it."""
         if self.is_whole:
-            return self.letterbox.to_canvas(boxes)
+            return self.transform.to_canvas(boxes)
         left, top, right, bottom = self.crop_px
         xyxy_px = boxes.to_pixels(*self.image_wh).xyxy
         moved = xyxy_px - xyxy_px.new_tensor([left, top, left, top])
-        return self.letterbox.to_canvas(Boxes.pixels(moved, right - left, bottom - top))
+        return self.transform.to_canvas(Boxes.pixels(moved, right - left, bottom - top))
 
     def frame(self) -> Tensor:
         """Returns the whole canvas as a normalised box of the original image: float[1, 4]."""
-        in_crop = self.letterbox.to_original(Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS))
+        in_crop = self.transform.to_original(Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), CANVAS))
         if self.is_whole:
             return in_crop.xyxy
         left, top, right, bottom = self.crop_px
@@ -67,7 +69,9 @@ class View:
         return self.crop_px == (0, 0, *self.image_wh)
 
 
-def image_views(image_wh: tuple[int, int], size: int, max_tiles: int) -> list[View]:
+def image_views(
+    image_wh: tuple[int, int], size: int, max_tiles: int, resize: Resize = "letterbox"
+) -> list[View]:
     """Lists the views of an image: the whole, then its tiles row by row.
 
     There are tiles only where they show more than the whole image does: as many as the resolution
@@ -84,7 +88,7 @@ def image_views(image_wh: tuple[int, int], size: int, max_tiles: int) -> list[Vi
             for row in range(rows)
             for column in range(columns)
         ]
-    return [View(crop, image_wh, size) for crop in crops]
+    return [View(crop, image_wh, size, resize) for crop in crops]
 
 
 def tile_grid(width: int, height: int, size: int, max_tiles: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cloc_mllm.config import PrompterConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
-from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.distributed import launched_rank
 from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
@@ -56,7 +56,8 @@ def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) ->
     tokenizer = tokenizer or load_tokenizer(config)
     clip, parts = _build_clip(config, tokenizer)
     embed_dim = int(full_clip_config(config)["embed_dim"])
-    encoder = VisionEncoder(clip.visual, config.image_size, embed_dim, config.token_strides)
+    preprocessing = Preprocessing.of(config)
+    encoder = VisionEncoder(clip.visual, preprocessing, embed_dim, config.token_strides)
     vision = ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
     cloc = Cloc(vision, TextEncoder(clip.text), config.contrastive_loss)
     if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
@@ -84,7 +85,7 @@ def build_cloc_vision(config: ResolvedModel) -> ClocVision:
     )
     set_timm_size(visual, config.image_size)
     encoder = VisionEncoder(
-        visual, config.image_size, clip_config["embed_dim"], config.token_strides
+        visual, Preprocessing.of(config), clip_config["embed_dim"], config.token_strides
     )
     return ClocVision(encoder, _build_region_encoder(encoder, config.prompter))
 
@@ -110,7 +111,7 @@ def save_cloc(
     )
     contents = {
         "model": dataclasses.asdict(saved),
-        "fingerprint": preprocessing_fingerprint(config.image_size, tokenizer),
+        "fingerprint": Preprocessing.of(config).fingerprint(tokenizer),
     }
     (directory / CONFIG_FILE).write_text(json.dumps(contents, indent=2) + "\n")
     state = {
@@ -132,7 +133,7 @@ def load_cloc(
     tokenizer = load_tokenizer(config)
     contents = json.loads((Path(directory) / CONFIG_FILE).read_text())
     check_fingerprint(
-        contents["fingerprint"], preprocessing_fingerprint(config.image_size, tokenizer), directory
+        contents["fingerprint"], Preprocessing.of(config).fingerprint(tokenizer), directory
     )
     model = build_cloc(config, tokenizer)
     state = read_weights(Path(directory))

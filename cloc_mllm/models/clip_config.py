@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any, NewType
 
-from cloc_mllm.config import ModelConfig
+from cloc_mllm.config import ModelConfig, PreprocessConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, end_token_id
+from cloc_mllm.data.transforms import Preprocessing
 
 CONFIG_FILE = "config.json"
 _DEFAULT_ARCHITECTURE = "ViT-B-16"  # all native text towers have its BPE
@@ -38,14 +39,17 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     image_size = start.image_size if start else base["vision_cfg"].get("image_size", 224)
     context_length = start.context_length if start else base["text_cfg"].get("context_length", 77)
     tokenizer = start.tokenizer if start else _tokenizer_of(config, base["text_cfg"])
+    own = start.preprocess if start else _preprocess_of_tower(config)
     resolved = dataclasses.replace(
         config,
         image_size=config.image_size or image_size,
         token_strides=config.token_strides or (start.token_strides if start else []),
         context_length=config.context_length or context_length,
         tokenizer=config.tokenizer or tokenizer,
+        preprocess=_filled(config.preprocess, own),
     )
-    return ResolvedModel(resolved)
+    whole = Preprocessing.of(resolved).config()
+    return ResolvedModel(dataclasses.replace(resolved, preprocess=whole))
 
 
 def read_cloc_config(directory: str | Path) -> ResolvedModel:
@@ -129,6 +133,35 @@ def _tokenizer_of(config: ModelConfig, text_cfg: dict[str, Any]) -> str:
     if named and not config.architecture:
         return f"huggingface:{named}"
     return f"open_clip:{config.architecture or _DEFAULT_ARCHITECTURE}"
+
+
+def _preprocess_of_tower(config: ModelConfig) -> PreprocessConfig:
+    """The preprocessing that open_clip gives the weights `init` names, or, for weights of one's
+    own, all weights of the architecture."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    tags = list_pretrained_tags_by_model(config.architecture) if config.architecture else []
+    tags = [config.init] if config.init in tags else tags
+    known = [_as_preprocess(get_pretrained_cfg(config.architecture, tag)) for tag in tags]
+    return known[0] if known and all(of == known[0] for of in known) else PreprocessConfig()
+
+
+def _as_preprocess(theirs: dict[str, Any]) -> PreprocessConfig:
+    """The settings of open_clip's `preprocess_cfg`. A crop becomes a letterbox."""
+    squashes = theirs.get("resize_mode") == "squash"
+    return PreprocessConfig(
+        resize="squash" if squashes else "letterbox",
+        interpolation=theirs.get("interpolation") or "auto",
+        mean=list(theirs.get("mean") or ()),
+        std=list(theirs.get("std") or ()),
+    )
+
+
+def _filled(given: PreprocessConfig, own: PreprocessConfig) -> PreprocessConfig:
+    """`given`, with what it leaves open from `own`."""
+    left_open = vars(PreprocessConfig())
+    values = vars(given).items()
+    return PreprocessConfig(**{k: getattr(own, k) if v == left_open[k] else v for k, v in values})
 
 
 def _text_changes(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.initialize import EXPORTED
@@ -32,14 +33,6 @@ NAMES = {
     "region.logit_scale": "log temperature of region against text",
     "region.logit_bias": "bias of region against text (sigmoid loss)",
     "region.": "all that CLOC adds to CLIP, by the names of its region encoder (prompter.kind)",
-}
-
-PREPROCESS = {
-    "mean": PIXEL_MEAN,
-    "std": PIXEL_STD,
-    "interpolation": "bicubic",
-    "resize_mode": "longest",
-    "fill_color": PADDING_RGB,
 }
 
 _HF_LAYER = {
@@ -96,7 +89,10 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
     if text.get("hf_model_name"):
         cloc.text.text.config.save_pretrained(out / "text_tower")
         text["hf_model_name"] = str((out / "text_tower").resolve())
-    contents = {"model_cfg": clip_config, "preprocess_cfg": PREPROCESS}
+    contents = {
+        "model_cfg": clip_config,
+        "preprocess_cfg": _preprocess_cfg(Preprocessing.of(config)),
+    }
     (out / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
     save_file(_contiguous(_open_clip_state(cloc)), out / "open_clip_model.safetensors")
 
@@ -115,13 +111,7 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     model.load_state_dict(_hf_state(cloc.vision.encoder))
     out.mkdir(parents=True)
     model.save_pretrained(out)
-    size = config.image_size
-    CLIPImageProcessor(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(PIXEL_MEAN),
-        image_std=list(PIXEL_STD),
-    ).save_pretrained(out)
+    CLIPImageProcessor(**_hf_image_processing(Preprocessing.of(config))).save_pretrained(out)
 
 
 def export_safetensors(directory: str | Path, out: Path) -> None:
@@ -148,7 +138,7 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
         "clip_config": _clip_config(cloc, config),
         "prompter": dataclasses.asdict(config.prompter),
         "token_strides": list(cloc.vision.encoder.token_strides),
-        "preprocess": PREPROCESS | {"size": config.image_size},
+        "preprocess": _preprocess_cfg(Preprocessing.of(config)) | {"size": config.image_size},
         "box_frame": "xyxy, 0..1, of the padded square",
         "tokenizer": tokenizer.save(out),
         "context_length": config.context_length,
@@ -167,6 +157,32 @@ def _clip_config(cloc: Cloc, config: ModelConfig) -> dict[str, Any]:
     """open_clip's model config. open_clip builds a bias only if it is told where one starts."""
     bias = cloc.logit_bias
     return config.clip_config | ({} if bias is None else {"init_logit_bias": bias.item()})
+
+
+def _preprocess_cfg(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The preprocessing by open_clip's names."""
+    return {
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "interpolation": preprocessing.interpolation,
+        "resize_mode": "squash" if preprocessing.resize == "squash" else "longest",
+        "fill_color": preprocessing.padding_rgb,
+    }
+
+
+def _hf_image_processing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The preprocessing as arguments of an image processor of Transformers. None of them pads, so
+    pictures for a letterbox must be padded to a square before, as LLaVA does."""
+    side = {"height": preprocessing.size, "width": preprocessing.size}
+    squashes = preprocessing.resize == "squash"
+    return {
+        "size": side if squashes else {"shortest_edge": preprocessing.size},
+        "crop_size": side,
+        "do_center_crop": not squashes,
+        "resample": int(Image.Resampling[preprocessing.interpolation.upper()]),
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
 
 
 def _open_clip_state(cloc: Cloc) -> dict[str, Tensor]:

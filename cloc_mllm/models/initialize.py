@@ -6,7 +6,6 @@ Names of the towers are open_clip's: `visual.*`, `text.*` (or the old ones, with
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cloc_mllm.config import ModelConfig
-from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
 from cloc_mllm.earlier import by_current_name
 from cloc_mllm.models.clip_config import read_cloc_config
 
@@ -59,13 +57,6 @@ def find_init(config: ModelConfig) -> Path | None:
         raise ValueError(
             f"{config.init} of {config.architecture} was trained with the other GELU; "
             f"use the architecture {_other_gelu(config.architecture)}"
-        )
-    pixels = (tuple(tag.get("mean") or PIXEL_MEAN), tuple(tag.get("std") or PIXEL_STD))
-    if pixels != (PIXEL_MEAN, PIXEL_STD):
-        warnings.warn(
-            f"{config.init} of {config.architecture} was trained on pixels of mean, std "
-            f"{pixels}; here they have OpenAI's, to which training has to adapt it",
-            stacklevel=2,
         )
     return Path(download_pretrained(tag))
 

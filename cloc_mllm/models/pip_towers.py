@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cloc_mllm.command_line import ArgumentParser
-from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD
+from cloc_mllm.data.transforms import CLIP_MEAN, CLIP_STD
 
 _EFFICIENTNET_WEIGHTS = "efficientnet-lite0-57934424.pth"
 _EFFICIENTNET_MEAN, _EFFICIENTNET_STD = 127 / 255, 128 / 255  # what it was trained with
@@ -78,8 +78,8 @@ def write_minilm(directory: Path) -> None:
 def _fold_normalisation(state: dict[str, Tensor]) -> None:
     """Changes the stem to take `(p - mean) / std` with CLIP's mean and std instead of its own."""
     weight = state["conv_stem.weight"]
-    std = torch.tensor(PIXEL_STD)[None, :, None, None]
-    mean = torch.tensor(PIXEL_MEAN)[None, :, None, None]
+    std = torch.tensor(CLIP_STD)[None, :, None, None]
+    mean = torch.tensor(CLIP_MEAN)[None, :, None, None]
     shift = (weight * (mean - _EFFICIENTNET_MEAN) / _EFFICIENTNET_STD).sum((1, 2, 3))
     state["conv_stem.weight"] = weight * std / _EFFICIENTNET_STD
     state["bn1.running_mean"] = state["bn1.running_mean"] - shift

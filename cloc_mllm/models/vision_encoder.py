@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.attention import fast_attention
 
 
@@ -60,12 +61,13 @@ class VisionEncoder(nn.Module):
     """An open_clip image tower (native ViT or ResNet, or timm) that also returns its tokens.
 
     Args:
+        preprocessing: what its pixels go through before.
         token_strides: pixels per token side of each scale, the finest first and the tower's last
             one at the end; () is the last one alone. The tokens stand on the finest grid, where
             those of coarser scales are repeated.
 
     Attributes:
-        image_size: S.
+        preprocessing, image_size: what its pixels go through, and S.
         embed_dim, token_dim: E and D.
         token_dims: widths of the scales of a token.
         grid_hw: rows and columns that the N tokens stand on.
@@ -77,11 +79,16 @@ class VisionEncoder(nn.Module):
     visual: Any
 
     def __init__(
-        self, visual: Any, image_size: int, embed_dim: int, token_strides: Sequence[int] = ()
+        self,
+        visual: Any,
+        preprocessing: Preprocessing,
+        embed_dim: int,
+        token_strides: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.visual = visual
-        self.image_size = image_size
+        self.preprocessing = preprocessing
+        self.image_size = image_size = preprocessing.size
         self.embed_dim = embed_dim
         self.is_timm = hasattr(visual, "trunk")
         self.is_resnet = hasattr(visual, "attnpool")

@@ -24,7 +24,6 @@ from cloc_mllm.data.feature_cache import FeatureCache, identity_of, save_whole
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import normalize_pixels, preprocessing_fingerprint
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.stopping import ignore_stop_signals
@@ -85,9 +84,7 @@ def fill_tower_features(
     assert config.run.precision != "auto"
     bf16 = config.run.precision == "bf16"
     directory = Path(config.data.feature_cache)
-    shared = {"bf16": bf16, "device": device.type} | preprocessing_fingerprint(
-        config.model.image_size, tokenizer
-    )
+    shared = {"bf16": bf16, "device": device.type} | collator.preprocessing.fingerprint(tokenizer)
     seen = _seen(dataset, collator, config)
     was_training = model.training
     model.to(device).eval()
@@ -126,7 +123,7 @@ def _fill_pictures(  # noqa: PLR0913  the parts of one loop
         if not variants:
             continue
         # no `no_grad`: torch then chooses the attention kernel that it chooses in training
-        outputs = encoder.run_tower(normalize_pixels(canvases.to(device)))
+        outputs = encoder.run_tower(collator.preprocessing.normalize(canvases.to(device)))
         for place, (record, flip) in enumerate(variants):
             tensors = {f"scale{i}": tokens[place] for i, tokens in enumerate(outputs.scales)}
             cache.save(record, {"pooled": outputs.pooled[place], **tensors}, mirrored=flip)

@@ -18,7 +18,7 @@ from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import preprocessing_fingerprint
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.models.build import build_cloc, load_tokenizer, save_cloc
 from cloc_mllm.models.clip_config import resolve_model
@@ -82,7 +82,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
     model.micro_batch_size = config.run.micro_batch_size
     collator = ClocCollator(
         tokenizer,
-        config.model.image_size,
+        Preprocessing.of(model_config),
         config.data.regions_per_image,
         config.data.flip,
         config.data.free_form_share,
@@ -103,7 +103,7 @@ def run_stage1(config: Stage1Config, *, dry_run: bool = False) -> TrainResult:
         save_model,
         resolved_config=dataclasses.asdict(config),
         default_config=dataclasses.asdict(Stage1Config()),
-        fingerprint=dict(preprocessing_fingerprint(config.model.image_size, tokenizer)),
+        fingerprint=dict(Preprocessing.of(model_config).fingerprint(tokenizer)),
         evaluate=_evaluation(config, tokenizer),
         eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
-from cloc_mllm.data.transforms import image_to_pixels, preprocess
+from cloc_mllm.data.transforms import image_to_pixels
 from cloc_mllm.geometry import CANVAS, Boxes
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
@@ -89,10 +89,8 @@ class ClocDetector:
     def detect(
         self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]
     ) -> list[Detections]:
-        size = self.model.vision.encoder.image_size
-        pixels, letterboxes = zip(
-            *(preprocess(open_image(image), size) for image in images), strict=True
-        )
+        preprocess = self.model.vision.encoder.preprocessing
+        pixels, transforms = zip(*(preprocess(open_image(image)) for image in images), strict=True)
         device = next(self.model.parameters()).device
         encoded = self.model.encode_image(torch.stack(pixels).to(device))
         distinct = list(dict.fromkeys(phrase for own in phrases for phrase in own))
@@ -104,15 +102,15 @@ class ClocDetector:
         canvas = self.model.locate(encoded, text, index)
         z = F.normalize(self.model.embed_boxes(encoded, canvas, index), dim=-1).split(counts)
         parts = zip(
-            canvas.split(counts), z, F.normalize(text, dim=-1).split(counts), letterboxes,
+            canvas.split(counts), z, F.normalize(text, dim=-1).split(counts), transforms,
             strict=True,
         )  # fmt: skip
         return [
             Detections(
-                letterbox.to_original(Boxes(boxes, CANVAS)).xyxy.float().cpu(),
+                transform.to_original(Boxes(boxes, CANVAS)).xyxy.float().cpu(),
                 (box_features @ text_features.T).clamp(max=1).float().cpu(),
             )
-            for boxes, box_features, text_features, letterbox in parts
+            for boxes, box_features, text_features, transform in parts
         ]
 
 

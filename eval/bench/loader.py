@@ -36,7 +36,8 @@ from cloc_mllm.data.collate import ClocCollator
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import load_text_tokenizer
-from cloc_mllm.geometry import Letterbox
+from cloc_mllm.data.transforms import Preprocessing
+from cloc_mllm.geometry import CanvasTransform
 from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches
 from ratio import Ratio, interleaved_ratio, machine_state, report, save_samples
 
@@ -67,7 +68,7 @@ class OurLoader:
     def __init__(self, data: str, batch_size: int, image_size: int, num_workers: int) -> None:
         self.data, self.batch_size, self.num_workers = data, batch_size, num_workers
         tokenizer = load_text_tokenizer(f"open_clip:{_TOKENIZER}", 77)
-        self.collator = ClocCollator(tokenizer, image_size, regions_per_image=4)
+        self.collator = ClocCollator(tokenizer, Preprocessing(image_size), regions_per_image=4)
 
     def epoch(self) -> tuple[list[str], int]:
         """Reads each record once, up to normalised pixels: (ids in order, number of boxes).
@@ -167,7 +168,7 @@ def _bare_decode(images: Sequence[bytes], image_size: int) -> float:
     start = time.process_time()
     for data in images:
         image: Any = Image.open(io.BytesIO(data))
-        size = Letterbox(image.width, image.height, image_size).resized_wh
+        size = CanvasTransform(image.width, image.height, image_size).resized_wh
         image.draft("RGB", size)
         image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     return time.process_time() - start

@@ -21,6 +21,7 @@ from cloc_mllm.data.collate import ClocBatch, ClocCollator
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.build import build_cloc
 from cloc_mllm.models.clip_config import ResolvedModel, resolve_model
 from cloc_mllm.models.cloc import Cloc
@@ -38,7 +39,7 @@ def read_batch(data: str, num_images: int, tokenizer: TextTokenizer, image_size:
     source = load_records(data) if data else generate_scenes(num_images, split="train", seed=0)
     records = (record for record in source if record.captions and record.regions)
     items = list(zip(range(num_images), records, strict=False))
-    return ClocCollator(tokenizer, image_size, regions_per_image=4)(items).to("cpu")
+    return ClocCollator(tokenizer, Preprocessing(image_size), regions_per_image=4)(items).to("cpu")
 
 
 class OpenClipStep:

@@ -13,13 +13,13 @@ from PIL import Image
 from cloc_mllm.data.collate import ClocCollator
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import load_text_tokenizer
-from cloc_mllm.data.transforms import PIXEL_MEAN, PIXEL_STD, preprocess
-from cloc_mllm.geometry import Letterbox
+from cloc_mllm.data.transforms import CLIP_MEAN, CLIP_STD, Preprocessing
+from cloc_mllm.geometry import CanvasTransform
 
 
 @pytest.fixture(scope="module")
 def collator() -> ClocCollator:
-    return ClocCollator(load_text_tokenizer("builtin", 24), image_size=64, regions_per_image=2)
+    return ClocCollator(load_text_tokenizer("builtin", 24), Preprocessing(64), regions_per_image=2)
 
 
 def _items(records: list[Record]) -> list[tuple[int, Record]]:
@@ -60,8 +60,8 @@ def test_images_without_regions_or_captions(
 
 def test_flip_moves_pixels_and_boxes_together(tiny_scenes: list[Record]) -> None:
     tokenizer = load_text_tokenizer("builtin", 24)
-    plain = ClocCollator(tokenizer, 64, regions_per_image=0)
-    flipping = ClocCollator(tokenizer, 64, regions_per_image=0, flip=True)
+    plain = ClocCollator(tokenizer, Preprocessing(64), regions_per_image=0)
+    flipping = ClocCollator(tokenizer, Preprocessing(64), regions_per_image=0, flip=True)
     seeds = [seed for seed in range(8) if np.random.default_rng(seed).random() < 0.5]
     item = [(seeds[0], tiny_scenes[0])]
     straight, mirrored = plain(item), flipping(item)
@@ -74,7 +74,7 @@ def test_pixels_are_normalised_as_clip_does(collator: ClocCollator) -> None:
     Image.new("RGB", (64, 64), (255, 0, 51)).save(encoded, "PNG")
     record = Record("p", encoded.getvalue(), 64, 64, ["a wall"], [], "test")
     pixel = collator([(0, record)]).to("cpu").pixel_values[0, :, 0, 0]
-    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
     torch.testing.assert_close(pixel, expected)
 
 
@@ -84,7 +84,7 @@ def test_training_sees_the_pixels_of_evaluation(
     batch = collator(_items(tiny_scenes))
     assert batch.pixel_values.dtype == torch.uint8
     actual = batch.to("cpu").to("cpu")  # moving a batch again normalises nothing twice
-    expected = torch.stack([preprocess(r.load_image(), 64)[0] for r in tiny_scenes])
+    expected = torch.stack([Preprocessing(64)(r.load_image())[0] for r in tiny_scenes])
     assert torch.equal(actual.pixel_values, expected)
 
 
@@ -116,7 +116,7 @@ def test_boxes_stay_exact_where_a_jpeg_is_decoded_smaller(wh: tuple[int, int], t
     stored.save(file, "JPEG", quality=95, exif=exif)
     record = Record("r", file.getvalue(), *wh, [], [], "test")
     actual, expected = (
-        Letterbox(*wh, 64).apply(record.load_image(wanted_side=side), (0, 0, 0))
+        CanvasTransform(*wh, 64).apply(record.load_image(wanted_side=side), (0, 0, 0))
         for side in (64, None)
     )
     for axis in (0, 1):  # how much white lies in the row and in the column through (56, 48)

@@ -12,7 +12,8 @@ from cloc_mllm.data.collate import ClocCollator
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.shapes import MASK_SIZE, SHAPE_KINDS, ShapeKind, boxes_mask, sample_shape
 from cloc_mllm.data.tokenizer import load_text_tokenizer
-from cloc_mllm.geometry import Letterbox
+from cloc_mllm.data.transforms import Preprocessing
+from cloc_mllm.geometry import CanvasTransform
 from cloc_mllm.models.position import mask_boxes
 
 BOX = (0.25, 0.5, 0.75, 0.9)
@@ -44,13 +45,15 @@ def test_a_mask_moves_with_the_picture() -> None:
     mask = torch.zeros(30, 60)
     mask[29, 59] = 1
     for flip in (False, True):
-        letterbox = Letterbox(60, 30, 32, flip)
-        rows, columns = letterbox.mask_to_canvas(mask).nonzero(as_tuple=True)
+        transform = CanvasTransform(60, 30, 32, flip)
+        rows, columns = transform.mask_to_canvas(mask).nonzero(as_tuple=True)
         assert rows.tolist() == [23] and columns.tolist() == [0 if flip else 31]
 
 
 def test_a_share_of_the_regions_gets_a_mask_where_the_box_is(tiny_scenes: list[Record]) -> None:
-    collate = ClocCollator(load_text_tokenizer("builtin", 24), 64, 4, free_form_share=0.5)
+    collate = ClocCollator(
+        load_text_tokenizer("builtin", 24), Preprocessing(64), 4, free_form_share=0.5
+    )
     batch = collate(list(enumerate(tiny_scenes)))
     assert 0.3 < len(batch.masked_regions) / len(batch.boxes) < 0.7
     assert len(batch.masked_regions) == len(batch.region_masks)
@@ -62,7 +65,9 @@ def test_a_share_of_the_regions_gets_a_mask_where_the_box_is(tiny_scenes: list[R
 def test_regions_of_one_phrase_are_prompted_together(tiny_scenes: list[Record]) -> None:
     record = next(record for record in tiny_scenes if len(record.regions) > 1)
     pair = [dataclasses.replace(region, group="both") for region in record.regions[:2]]
-    collate = ClocCollator(load_text_tokenizer("builtin", 24), 64, 4, free_form_share=1.0)
+    collate = ClocCollator(
+        load_text_tokenizer("builtin", 24), Preprocessing(64), 4, free_form_share=1.0
+    )
     batch = collate([(0, dataclasses.replace(record, regions=pair))])
     joint = torch.cat([batch.boxes[:, :2].amin(0), batch.boxes[:, 2:].amax(0)])
     torch.testing.assert_close(

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cloc_mllm.data.tokenizer import load_text_tokenizer
-from cloc_mllm.data.transforms import preprocess
-from cloc_mllm.geometry import Boxes, Letterbox
+from cloc_mllm.data.transforms import Preprocessing
+from cloc_mllm.geometry import Boxes, CanvasTransform
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.models.build import build_cloc, save_cloc
 from tests.models.tiny import tiny_cloc, tiny_config
@@ -79,7 +79,7 @@ def test_images_and_texts_are_embedded_as_clip_does(
     _picture().save(tmp_path / "p.png")
     pictures = [_picture(), _picture(40, 80)]
     size = predictor.model.vision.encoder.image_size
-    pixels = torch.stack([preprocess(picture, size)[0] for picture in pictures])
+    pixels = torch.stack([Preprocessing(size)(picture)[0] for picture in pictures])
     with torch.no_grad():
         features = predictor.model.encode_image(pixels).image_features
         texts = predictor.model.encode_text(predictor.tokenizer(NAMES))
@@ -114,10 +114,10 @@ def test_points_and_masks_are_embedded_under_their_mask() -> None:
 
     actual = predictor.embed_regions(_picture(), [mask.numpy(), box, point])
 
-    letterbox = Letterbox(90, 60, predictor.model.vision.encoder.image_size)
+    transform = CanvasTransform(90, 60, predictor.model.vision.encoder.image_size)
     drawn = torch.zeros(60, 90)
     drawn[30, 45] = 1
-    canvas = torch.stack([letterbox.mask_to_canvas(m) for m in (mask, drawn)])
+    canvas = torch.stack([transform.mask_to_canvas(m) for m in (mask, drawn)])
     image = predictor.encode(_picture())
     with torch.no_grad():
         z = predictor.model.vision.embed_masks(image.features, canvas, torch.zeros(2).long())

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from cloc_mllm.data.images import ImageError
-from cloc_mllm.data.transforms import PADDING_RGB, PIXEL_MEAN, PIXEL_STD, preprocess
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.mllm import ClocMllmImageProcessor, ClocMllmProcessor
 from cloc_mllm.shipped import shipped_directory
 from tests.photos import encoded
@@ -22,7 +22,7 @@ PHOTO = Image.effect_noise((90, 60), 60).convert("RGB")
 
 
 def test_any_image_gets_the_pixels_of_training(tmp_path: Path) -> None:
-    expected = preprocess(PHOTO, 64)[0]
+    expected = Preprocessing(64)(PHOTO)[0]
     data = encoded(PHOTO, orientation=6)  # stored sideways
     (tmp_path / "p.png").write_bytes(data)
     sources = [PHOTO, np.asarray(PHOTO), data, tmp_path / "p.png", str(tmp_path / "p.png")]
@@ -41,8 +41,7 @@ def test_any_image_gets_the_pixels_of_training(tmp_path: Path) -> None:
 def test_its_numbers_are_what_it_prepares_with(tmp_path: Path) -> None:
     default = ClocMllmImageProcessor()
     assert default.size == {"height": 128, "width": 128}
-    assert default.image_mean == list(PIXEL_MEAN) and default.image_std == list(PIXEL_STD)
-    assert default.padding_rgb == list(PADDING_RGB)
+    assert default.preprocessing == Preprocessing(128)
     own = ClocMllmImageProcessor(64, image_mean=[0, 0, 0], image_std=[1, 1, 1], padding_rgb=[0] * 3)
 
     own.save_pretrained(tmp_path)
@@ -52,7 +51,7 @@ def test_its_numbers_are_what_it_prepares_with(tmp_path: Path) -> None:
     pixels = loaded.prepare(PHOTO)
     assert torch.equal(pixels, own.prepare(PHOTO))
     assert pixels.min() == 0 and (pixels[:, :10] == 0).all()  # padding above the photo
-    in_0_to_1, _ = preprocess(PHOTO, 64, mean=(0,) * 3, std=(1,) * 3)
+    in_0_to_1, _ = Preprocessing(64, mean=(0, 0, 0), std=(1, 1, 1))(PHOTO)
     torch.testing.assert_close(pixels[:, 32], in_0_to_1[:, 32])
 
 
@@ -94,4 +93,4 @@ def test_processors_saved_without_one_still_load() -> None:
     directory = shipped_directory("mllm")
     assert "image_processor" not in json.loads((directory / "processor_config.json").read_text())
     processor = ClocMllmProcessor.from_pretrained(directory)
-    assert torch.equal(processor.image_processor.prepare(PHOTO), preprocess(PHOTO, 128)[0])
+    assert torch.equal(processor.image_processor.prepare(PHOTO), Preprocessing(128)(PHOTO)[0])

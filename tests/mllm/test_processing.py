@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cloc_mllm.data import wordings
-from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.geometry import CANVAS, Boxes, CanvasTransform
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
@@ -34,9 +34,9 @@ def test_canvas_boxes_come_back_to_the_original_frame(processor, size):
     actual = to_original_frame(inputs["region_boxes"], inputs["image_frame"][0])
 
     torch.testing.assert_close(actual, expected)
-    letterbox = Letterbox(*size, processor.image_size)
+    transform = CanvasTransform(*size, processor.image_size)
     torch.testing.assert_close(
-        letterbox.to_original(Boxes(inputs["region_boxes"], CANVAS)).xyxy, expected
+        transform.to_original(Boxes(inputs["region_boxes"], CANVAS)).xyxy, expected
     )
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
 from cloc_mllm.config import ConversationConfig, PrompterConfig
-from cloc_mllm.geometry import Boxes, Letterbox
+from cloc_mllm.geometry import Boxes, CanvasTransform
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.mllm.regions import as_mask, read_regions, regions_on_canvas
@@ -89,7 +89,7 @@ SIZES = pytest.mark.parametrize("size", [(64, 64), (300, 40), (41, 333)], ids=st
 @pytest.mark.parametrize("shape", ["ellipse", "rectangle"])
 def test_a_painted_shape_is_found_under_its_mask(size, shape):
     width, height = size
-    letterbox = Letterbox(width, height, 64)
+    transform = CanvasTransform(width, height, 64)
     drawn = Image.new("1", size)
     getattr(ImageDraw.Draw(drawn), shape)(
         (width // 5, height // 3, width // 2, height - height // 8), fill=1
@@ -97,7 +97,7 @@ def test_a_painted_shape_is_found_under_its_mask(size, shape):
 
     boxes, (mask,), (view,) = regions_on_canvas([np.array(drawn)], image_views(size, 64, 4))
 
-    canvas = letterbox.apply(drawn.convert("RGB"), (0, 0, 0))
+    canvas = transform.apply(drawn.convert("RGB"), (0, 0, 0))
     white = torch.from_numpy(np.array(canvas)[..., 0] > 127)
     near = F.max_pool2d(white[None].float(), 3, 1, 1)[0] > 0
     assert white.sum() > 20
@@ -110,7 +110,7 @@ def test_a_painted_shape_is_found_under_its_mask(size, shape):
 @SIZES
 def test_a_point_is_found_where_it_was_painted(size):
     width, height = size
-    letterbox = Letterbox(width, height, 64)
+    transform = CanvasTransform(width, height, 64)
     column, row = width - 2, height // 3
     picture = Image.new("L", size)
     picture.putpixel((column, row), 255)
@@ -118,10 +118,10 @@ def test_a_point_is_found_where_it_was_painted(size):
     at = [(column + 0.5) / width, (row + 0.5) / height]
     boxes, (mask,), _ = regions_on_canvas([at], image_views(size, 64, 4))
 
-    canvas = np.array(letterbox.apply(picture.convert("RGB"), (0, 0, 0)))[..., 0]
+    canvas = np.array(transform.apply(picture.convert("RGB"), (0, 0, 0)))[..., 0]
     assert mask.flatten()[canvas.argmax()] == 1 and mask.sum() <= 4
     expected = Boxes.pixels([[column, row, column + 1, row + 1]], width, height)
-    torch.testing.assert_close(boxes, letterbox.to_canvas(expected).xyxy.float())
+    torch.testing.assert_close(boxes, transform.to_canvas(expected).xyxy.float())
 
 
 @pytest.mark.parametrize("width", [1, 3, 49, 147, 6000])
@@ -181,7 +181,7 @@ def test_the_prompter_reads_a_mask_as_stage_1_does(free_form):
 
     (actual,) = read_regions("prompter", model.vision, image, inputs)
 
-    canvas = Letterbox(96, 48, 64).mask_to_canvas(left_half())
+    canvas = CanvasTransform(96, 48, 64).mask_to_canvas(left_half())
     expected = model.vision.embed_masks(image, canvas[None], torch.tensor([0]))
     torch.testing.assert_close(actual, expected)
 

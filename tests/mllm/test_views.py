@@ -53,7 +53,7 @@ def test_a_painted_box_is_found_on_the_canvas_of_its_view(size):
     views = image_views(size, 128, 6)
     for index in (0, sharpest_view(views, box.to_normalized().xyxy[0].tolist())):
         view = views[index]
-        canvas = np.asarray(view.letterbox.apply(view.crop(image), (0, 0, 0)))[..., 0]
+        canvas = np.asarray(view.transform.apply(view.crop(image), (0, 0, 0)))[..., 0]
         ys, xs = (canvas > 127).nonzero()
         actual = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / 128
         expected = view.to_canvas(box).xyxy[0].clamp(0, 1)

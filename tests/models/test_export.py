@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from cloc_mllm.cli import main
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
-from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.build import build_cloc, load_cloc, save_cloc
 from cloc_mllm.models.cloc import Cloc
 from tests.models.tiny import built, tiny_cloc, tiny_config
@@ -54,7 +54,7 @@ def test_open_clip_loads_it_and_gives_the_same_features(cloc_directory: Path) ->
         np.arange(90 * 50 * 3, dtype=np.uint32).astype(np.uint8).reshape(90, 50, 3)
     )
     pixels = transform(picture)[None]
-    torch.testing.assert_close(pixels[0], preprocess(picture, 64)[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(pixels[0], Preprocessing(64)(picture)[0], atol=0.05, rtol=0)
     ids = own_tokenizer(["two crabs left of the clock"])
     assert tokenizer(["two crabs left of the clock"])[0, : ids.shape[1]].tolist() == ids[0].tolist()
     padded = torch.nn.functional.pad(ids, (0, 24 - ids.shape[1]))
@@ -69,7 +69,7 @@ def test_transformers_loads_it_as_a_clip_vision_model(cloc_directory: Path) -> N
     theirs = CLIPVisionModelWithProjection.from_pretrained(out).eval()
     square = Image.new("RGB", (64, 64), "teal")
     pixels = CLIPImageProcessor.from_pretrained(out)(square, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels[0], preprocess(square, 64)[0])
+    torch.testing.assert_close(pixels[0], Preprocessing(64)(square)[0])
     cloc: Cloc = load_cloc(cloc_directory)[0]
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -22,9 +22,8 @@ from cloc_mllm.box import Box
 from cloc_mllm.config import RegionPrompt
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.shapes import sample_shape
-from cloc_mllm.data.transforms import preprocess
 from cloc_mllm.evaluation.queries import Query, RegionFeatures
-from cloc_mllm.geometry import CANVAS, Boxes, Letterbox
+from cloc_mllm.geometry import CANVAS, Boxes, CanvasTransform
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.position import cell_coverage, mask_coverage, token_cells
 from cloc_mllm.models.region_encoders.pooling import pool_under_masks
@@ -40,7 +39,7 @@ class Batch:
 
     records: Sequence[Record]
     image: ImageFeatures
-    letterboxes: Sequence[Letterbox]
+    transforms: Sequence[CanvasTransform]
 
 
 class Located(NamedTuple):
@@ -53,12 +52,10 @@ class Located(NamedTuple):
 
 def encode_batch(model: Cloc, records: Sequence[Record]) -> Batch:
     parameter = next(model.parameters())
-    size = model.vision.encoder.image_size
-    pixels, letterboxes = zip(
-        *(preprocess(record.load_image(), size) for record in records), strict=True
-    )
+    preprocess = model.vision.encoder.preprocessing
+    pixels, transforms = zip(*(preprocess(record.load_image()) for record in records), strict=True)
     image = model.encode_image(torch.stack(pixels).to(parameter.device, parameter.dtype))
-    return Batch(records, image, letterboxes)
+    return Batch(records, image, transforms)
 
 
 def embed_boxes(
@@ -116,7 +113,7 @@ def _embed_crops(
     chunk_size: int,
 ) -> Tensor:
     """Cuts each box out of the original image and encodes it as an image of its own."""
-    parameter, size = next(model.parameters()), model.vision.encoder.image_size
+    parameter, preprocess = next(model.parameters()), model.vision.encoder.preprocessing
     images: dict[int, Image.Image] = {}
     parts = []
     for start in range(0, len(queries), chunk_size):
@@ -125,7 +122,7 @@ def _embed_crops(
             if image_index[r] not in images:  # boxes are in the order of the images
                 images = {image_index[r]: batch.records[image_index[r]].load_image()}
             crop = crop_box(images[image_index[r]], queries[r].boxes[0])
-            pixels.append(preprocess(crop, size)[0])
+            pixels.append(preprocess(crop)[0])
         canvas = torch.stack(pixels).to(parameter.device, parameter.dtype)
         parts.append(model.encode_image(canvas).image_features)
     return torch.cat(parts)
@@ -149,7 +146,7 @@ def _mask_shares(
     for r, (query, i) in enumerate(zip(queries, image_index.tolist(), strict=True)):
         mask = decode_mask(query.segmentation, query.image_hw)
         if mask is not None:
-            on_canvas = batch.letterboxes[i].mask_to_canvas(torch.from_numpy(mask))
+            on_canvas = batch.transforms[i].mask_to_canvas(torch.from_numpy(mask))
             shares[r] = mask_coverage(on_canvas[None], grid_hw)[0].to(shares)
         notes.append({"mask": "box" if mask is None else "segmentation"})
     return shares, notes
@@ -200,7 +197,7 @@ def locate_texts(model: Cloc, batch: Batch, texts: Tensor, image_index: Tensor) 
     finite = canvas.isfinite().all(1)
     z = model.embed_boxes(batch.image, canvas.nan_to_num(0, 0, 0), image_index)
     cosine = F.cosine_similarity(z.float(), texts.float(), dim=-1).tolist()
-    boxes = _in_original(canvas, image_index, batch.letterboxes)
+    boxes = _in_original(canvas, image_index, batch.transforms)
     return [
         Located(box, round(score, 4) if math.isfinite(score) else None)
         if is_finite
@@ -220,7 +217,7 @@ def proposals(
     z, canvas = model.vision.read_tokens(batch.image)
     num_images, num_tokens = canvas.shape[:2]
     every = torch.arange(num_images, device=canvas.device).repeat_interleave(num_tokens)
-    boxes = _in_original(canvas.flatten(0, 1).nan_to_num(0, 0, 0), every, batch.letterboxes)
+    boxes = _in_original(canvas.flatten(0, 1).nan_to_num(0, 0, 0), every, batch.transforms)
     z = F.normalize(z.float(), dim=-1)
     cosine = torch.einsum("pne,pe->pn", z[image_index], F.normalize(texts.float(), dim=-1))
     ranked = cosine.nan_to_num(-1).sort(descending=True)
@@ -249,19 +246,19 @@ def _on_canvas(batch: Batch, boxes: Sequence[Sequence[Box]]) -> tuple[Tensor, Te
     """Normalised boxes of each image -> canvas boxes float[R, 4] and their images int64[R]."""
     device = batch.image.tokens.device
     canvas = [
-        letterbox.to_canvas(Boxes.normalized(xyxy)).xyxy.float()
-        for letterbox, xyxy in zip(batch.letterboxes, boxes, strict=True)
+        transform.to_canvas(Boxes.normalized(xyxy)).xyxy.float()
+        for transform, xyxy in zip(batch.transforms, boxes, strict=True)
     ]
     return torch.cat(canvas).to(device), packed_index(boxes, device)
 
 
 def _in_original(
-    canvas: Tensor, image_index: Tensor, letterboxes: Sequence[Letterbox]
+    canvas: Tensor, image_index: Tensor, transforms: Sequence[CanvasTransform]
 ) -> list[Box]:
     """Canvas boxes float[R, 4] -> boxes normalised to their original images, cut to them."""
-    parts = canvas.float().cpu().split(image_index.bincount(minlength=len(letterboxes)).tolist())
+    parts = canvas.float().cpu().split(image_index.bincount(minlength=len(transforms)).tolist())
     original = [
-        letterbox.to_original(Boxes(part, CANVAS)).xyxy.clamp(0, 1)
-        for letterbox, part in zip(letterboxes, parts, strict=True)
+        transform.to_original(Boxes(part, CANVAS)).xyxy.clamp(0, 1)
+        for transform, part in zip(transforms, parts, strict=True)
     ]
     return [(x1, y1, x2, y2) for x1, y1, x2, y2 in torch.cat(original).tolist()]

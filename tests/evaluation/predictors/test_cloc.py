@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.evaluation.metrics import pairs_by_task
 from cloc_mllm.evaluation.predictors.cloc import ClocSettings, predict_cloc
 from cloc_mllm.evaluation.quick import CLOC_TASKS
@@ -58,8 +58,8 @@ def test_regions_are_named_by_their_own_embedding(
     actual = rows_of(rows, task)
     assert len(actual) == sum(len(record.regions) for record in test_scenes)
     for query in asked[task].queries:
-        pixels, letterbox = preprocess(records[query.image_id].load_image(), 64)
-        box = letterbox.to_canvas(Boxes.normalized(query.boxes)).xyxy.float()
+        pixels, transform = Preprocessing(64)(records[query.image_id].load_image())
+        box = transform.to_canvas(Boxes.normalized(query.boxes)).xyxy.float()
         z = tiny_cloc.embed_boxes(tiny_cloc.encode_image(pixels[None]), box, NO_INDEX)
         best = similarities(z, texts)[0].topk(min(10, len(names)))
         # ranks may swap where scores agree to rounding
@@ -75,7 +75,7 @@ def test_text_finds_regions_and_images(tiny_cloc, character_tokenizer, test_scen
     image_ids = [record.id for record in test_scenes]
     image = torch.cat(
         [
-            tiny_cloc.encode_image(preprocess(record.load_image(), 64)[0][None]).image_features
+            tiny_cloc.encode_image(Preprocessing(64)(record.load_image())[0][None]).image_features
             for record in test_scenes
         ]
     )
@@ -99,10 +99,10 @@ def test_located_boxes_are_in_the_frame_of_the_original_image(
     records = {record.id: record for record in test_scenes}
     assert any(record.width != record.height for record in test_scenes)
     for query in asked["text_to_box"].queries:
-        pixels, letterbox = preprocess(records[query.image_id].load_image(), 64)
+        pixels, transform = Preprocessing(64)(records[query.image_id].load_image())
         text = tiny_cloc.encode_text(character_tokenizer([query.text]))
         located = tiny_cloc.locate(tiny_cloc.encode_image(pixels[None]), text, NO_INDEX)
-        expected = letterbox.to_original(Boxes(located, CANVAS)).xyxy.clamp(0, 1)
+        expected = transform.to_original(Boxes(located, CANVAS)).xyxy.clamp(0, 1)
         actual = torch.tensor(rows_of(rows, "text_to_box")[query.id].boxes)
         torch.testing.assert_close(actual, expected)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from cloc_mllm.data.transforms import preprocess
+from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.evaluation.predictors.class_names import class_embeddings
 from cloc_mllm.evaluation.predictors.cloc import ClocSettings, predict_cloc
 from cloc_mllm.evaluation.predictors.cloc_batch import crop_box, decode_mask, rank_boxes
@@ -75,31 +75,31 @@ def rows(tiny_cloc, character_tokenizer, sets):
 def embed(model, record, query, kind):
     """One region's feature, from a batch of one image."""
     image = record.load_image()
-    pixels, letterbox = preprocess(image, 64)
+    pixels, transform = Preprocessing(64)(image)
     if kind == "crop":
         x1, y1, x2, y2 = query.boxes[0]
         left, top = int(np.floor(x1 * image.width)), int(np.floor(y1 * image.height))
         right, bottom = int(np.ceil(x2 * image.width)), int(np.ceil(y2 * image.height))
         part = Image.fromarray(np.asarray(image)[top:bottom, left:right])
-        return model.encode_image(preprocess(part, 64)[0][None]).image_features
+        return model.encode_image(Preprocessing(64)(part)[0][None]).image_features
     features = model.encode_image(pixels[None])
-    canvas = letterbox.to_canvas(Boxes.normalized(query.boxes)).xyxy.float()
+    canvas = transform.to_canvas(Boxes.normalized(query.boxes)).xyxy.float()
     if kind == "cloc":
         return model.embed_boxes(features, canvas, NO_INDEX)
     tokens = features.tokens @ model.vision.encoder.visual.proj
     if kind == "roi_align":
         return roi_align_tokens(tokens, features.grid_hw, canvas, NO_INDEX)
-    return pool_by_hand(tokens[0], canvas[0], letterbox, query)
+    return pool_by_hand(tokens[0], canvas[0], transform, query)
 
 
-def pool_by_hand(tokens, canvas, letterbox, query):
+def pool_by_hand(tokens, canvas, transform, query):
     """Mean of 4 x 4 tokens of 16 pixels by how many pixels of the shape each holds."""
     if query.segmentation is None:
         shape = torch.zeros(640, 640)
         x1, y1, x2, y2 = (640 * canvas).round().int().tolist()
         shape[y1:y2, x1:x2] = 1
     else:
-        shape = letterbox.mask_to_canvas(
+        shape = transform.mask_to_canvas(
             torch.from_numpy(decode_mask(query.segmentation, query.image_hw))
         )
     side = len(shape) // 4
@@ -230,16 +230,16 @@ def test_the_first_box_is_cloc_s_own_and_the_others_are_its_proposals(
     records = {record.id: record for record in test_scenes}
     assert [row.id for row in ranked] == [query.id for query in phrases.queries]
     for query, row in zip(phrases.queries, ranked, strict=True):
-        pixels, letterbox = preprocess(records[query.image_id].load_image(), 64)
+        pixels, transform = Preprocessing(64)(records[query.image_id].load_image())
         image = tiny_cloc.encode_image(pixels[None])
         text = tiny_cloc.encode_text(character_tokenizer([query.text]))
         canvas = tiny_cloc.locate(image, text, NO_INDEX)
-        first = letterbox.to_original(Boxes(canvas, CANVAS)).xyxy.clamp(0, 1)
+        first = transform.to_original(Boxes(canvas, CANVAS)).xyxy.clamp(0, 1)
         torch.testing.assert_close(torch.tensor(row.boxes[:1]), first)
         z = tiny_cloc.embed_boxes(image, canvas, NO_INDEX)
         assert row.confidence == pytest.approx(F.cosine_similarity(z, text).item(), abs=1e-4)
         _, proposals = tiny_cloc.vision.read_tokens(image)
-        known = letterbox.to_original(Boxes(proposals[0], CANVAS)).xyxy.clamp(0, 1)
+        known = transform.to_original(Boxes(proposals[0], CANVAS)).xyxy.clamp(0, 1)
         for box in row.boxes[1:]:
             assert (known - torch.tensor(box)).abs().amax(1).min() < 1e-5
         assert 1 <= len(row.boxes) <= 10
