@@ -153,7 +153,7 @@ class Stage1DataConfig(DataConfig):
     Args:
         regions_per_image: how many regions are drawn at random each time an image is seen, M of
             equation 2; 0 takes all of them.
-        flip: mirrors half of the images (leave it off when phrases name left and right).
+        flip: mirrors half of the images; `left` and `right` change places in their texts.
         free_form_share: share of the regions that are prompted not by their box but by a point, a
             scribble or a rough mask drawn in it, or by all boxes of a phrase that names several.
         allow_no_regions: trains on captions alone where no record has a region; off refuses such
@@ -162,6 +162,9 @@ class Stage1DataConfig(DataConfig):
         label_noise: spoils the training labels as a detector might: the standard deviation by
             which box corners move, in sides of their box, and the share of regions that get a
             wrong phrase.
+        feature_cache: directory that keeps what frozen towers compute of each image and text, so
+            that no step decodes an image or runs the image tower, nor a frozen text tower
+            (docs/training.md). All ranks must see it. "" is off.
     """
 
     regions_per_image: int = 4
@@ -170,6 +173,7 @@ class Stage1DataConfig(DataConfig):
     allow_no_regions: bool = False
     allow_no_captions: bool = False
     label_noise: float = 0.0
+    feature_cache: str = ""
 
 
 @dataclass

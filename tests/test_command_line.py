@@ -82,7 +82,7 @@ def test_what_is_wrong_is_one_line(arguments: list[str], message: str, tmp_path:
 
 # what a stage does not use is not among its settings
 FOREIGN = [
-    ("stage1", "data.feature_cache"),
+    ("stage1", "model.max_tiles"),
     ("stage2", "data.flip"),
     ("stage2", "data.regions_per_image"),
     ("stage2", "data.free_form_share"),

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc_mllm.data.english import mirrored
+from cloc_mllm.data.feature_cache import FeatureCache
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.shapes import SHAPE_KINDS, boxes_mask, sample_shape
-from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.geometry import Boxes, CanvasTransform
+from cloc_mllm.models.vision_encoder import TowerOutputs
 
 
 @dataclass
@@ -26,8 +28,10 @@ class ClocBatch:
 
     Attributes:
         pixel_values: uint8[B, 3, S, S] from the collator, a quarter of the bytes to pass between
-            processes; `to` turns them into the normalised float32 that `preprocessing` says.
-        caption_input_ids: int64[C, T], one for each image that has any caption.
+            processes; `to` turns them into the normalised float32 that `preprocessing` says. Out
+            of a feature cache: what the frozen tower made of them (`TowerOutputs`).
+        caption_input_ids: int64[C, T], one for each image that has any caption. Out of a feature
+            cache: float[C, W], what the frozen text tower made of them; likewise the phrases.
         caption_image_index: int64[C].
         phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
         boxes: float[R, 4] xyxy, canvas frame.
@@ -39,7 +43,7 @@ class ClocBatch:
         made: the batch on the CPU, if this one was moved.
     """
 
-    pixel_values: Tensor
+    pixel_values: Tensor | TowerOutputs
     caption_input_ids: Tensor
     caption_image_index: Tensor
     phrase_input_ids: Tensor
@@ -61,16 +65,18 @@ class ClocBatch:
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         batch.made = self.on_host
         if self.preprocessing is not None:
+            assert isinstance(batch.pixel_values, Tensor)
             batch.pixel_values = self.preprocessing.normalize(batch.pixel_values)
             batch.preprocessing = None
         return batch
 
     def pin_memory(self) -> ClocBatch:
         """Pins the tensors, for `DataLoader(pin_memory=True)`, which looks for this method."""
-        return self._each(Tensor.pin_memory)
+        return self._each(lambda tensor: tensor.pin_memory())
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> ClocBatch:
-        names = [of.name for of in fields(self) if isinstance(getattr(self, of.name), Tensor)]
+    def _each(self, change: Callable[[Any], Any]) -> ClocBatch:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        names = [name for name, x in values.items() if isinstance(x, Tensor | TowerOutputs)]
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **changed)
 
@@ -81,18 +87,21 @@ class ClocCollator:
     Args:
         preprocessing: the model's.
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
-        flip: whether half of the images are mirrored.
+        flip: whether half of the images are mirrored, with `left` and `right` in their texts.
         free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
+        features: what the frozen image tower made of the pictures, which are then not decoded.
     """
 
     def __init__(
         self,
-        tokenizer: TextTokenizer,
+        tokenizer: Callable[[list[str]], Tensor],
         preprocessing: Preprocessing,
         regions_per_image: int = 4,
         flip: bool = False,
         free_form_share: float = 0.0,
+        features: FeatureCache | None = None,
     ) -> None:
+        self.features = features
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.regions_per_image = regions_per_image
@@ -101,6 +110,7 @@ class ClocCollator:
 
     def __call__(self, items: Sequence[tuple[int, Record]]) -> ClocBatch:
         pixels: list[Tensor] = []
+        kept: list[dict[str, Tensor]] = []
         captions: list[str] = []
         caption_index: list[int] = []
         boxes: list[Tensor] = []
@@ -109,13 +119,15 @@ class ClocCollator:
         phrase_index: list[int] = []
         masks: dict[int, Tensor] = {}
         for position, (seed, record) in enumerate(items):
-            rng = np.random.default_rng(seed)
-            flip = self.flip and bool(rng.random() < 0.5)
+            rng, flip = self._draw_flip(seed)
             transform = self.preprocessing.transform(record.width, record.height, flip=flip)
-            image = record.load_image(wanted_side=transform.wanted_side)
-            pixels.append(self.preprocessing.canvas(image, transform))
+            if self.features is None:
+                pixels.append(self.canvas(record, flip=flip))
+            else:
+                kept.append(self.features.load(record, mirrored=flip))
             if record.captions:
-                captions.append(record.captions[rng.integers(len(record.captions))])
+                caption = record.captions[rng.integers(len(record.captions))]
+                captions.append(mirrored(caption) if flip else caption)
                 caption_index.append(position)
             regions = self._draw(record.regions, rng)
             for i, region in enumerate(regions):
@@ -124,9 +136,11 @@ class ClocCollator:
             xyxy = [region.box for region in regions]
             boxes.append(transform.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
             image_index += [position] * len(regions)
-            phrase_index += [phrases.setdefault(r.phrase.lower(), len(phrases)) for r in regions]
+            for region in regions:
+                phrase = phrase_of(region, flip=flip)
+                phrase_index.append(phrases.setdefault(phrase, len(phrases)))
         return ClocBatch(
-            pixel_values=torch.stack(pixels),
+            pixel_values=torch.stack(pixels) if self.features is None else stack_outputs(kept),
             caption_input_ids=self.tokenizer(captions),
             caption_image_index=torch.tensor(caption_index, dtype=torch.long),
             phrase_input_ids=self.tokenizer(list(phrases)),
@@ -134,15 +148,44 @@ class ClocCollator:
             region_image_index=torch.tensor(image_index, dtype=torch.long),
             region_phrase_index=torch.tensor(phrase_index, dtype=torch.long),
             ids=[record.id for _, record in items],
-            preprocessing=self.preprocessing,
+            preprocessing=self.preprocessing if self.features is None else None,
             **_packed_masks(masks),
         )
+
+    def is_mirrored(self, seed: int) -> bool:
+        """Whether the image of a sample's seed is mirrored."""
+        return self._draw_flip(seed)[1]
+
+    def canvas(self, record: Record, *, flip: bool) -> Tensor:
+        """The picture of a record on the model's canvas: uint8[3, S, S]."""
+        transform = self.preprocessing.transform(record.width, record.height, flip=flip)
+        image = record.load_image(wanted_side=transform.wanted_side)
+        return self.preprocessing.canvas(image, transform)
+
+    def _draw_flip(self, seed: int) -> tuple[np.random.Generator, bool]:
+        rng = np.random.default_rng(seed)
+        return rng, self.flip and bool(rng.random() < 0.5)
 
     def _draw(self, regions: list[Region], rng: np.random.Generator) -> list[Region]:
         if not self.regions_per_image or len(regions) <= self.regions_per_image:
             return regions
         chosen = rng.choice(len(regions), self.regions_per_image, replace=False)
         return [regions[i] for i in chosen]
+
+
+def phrase_of(region: Region, *, flip: bool) -> str:
+    """The text that a region is paired with, of a mirrored picture or not."""
+    phrase = region.phrase.lower()
+    return mirrored(phrase) if flip else phrase
+
+
+def stack_outputs(kept: Sequence[dict[str, Tensor]]) -> TowerOutputs:
+    """Makes a batch of what `FeatureCache` holds of each picture: `pooled`, `scale0`, ..."""
+    scales = sorted(name for name in kept[0] if name != "pooled")
+    return TowerOutputs(
+        torch.stack([of["pooled"] for of in kept]),
+        tuple(torch.stack([of[name] for of in kept]) for name in scales),
+    )
 
 
 def _mask(

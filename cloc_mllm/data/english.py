@@ -29,12 +29,19 @@ _PLURALS = {
     "foot": "feet",
     "skis": "skis",
 }
+_OTHER_SIDE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+_SIDES = re.compile(rf"\b(?:{'|'.join(_OTHER_SIDE)})\b")
 # a phrase that starts with one of these is not given another article
 _DETERMINERS = re.compile(
     r"(?:an?|the|this|that|these|those|some|any|no|one|two|three|four|five|six|seven|eight|nine|ten"
     r"|several|many|both|all|his|her|their|its|my|your|our|\d+)\b",
     re.IGNORECASE,
 )
+
+
+def mirrored(text: str) -> str:
+    """The text of a mirrored picture: `left` and `right` change places."""
+    return _SIDES.sub(lambda side: _OTHER_SIDE[side[0]], text)
 
 
 def plural(noun: str) -> str:

@@ -24,8 +24,9 @@ from cloc_mllm.data.chats import (
     write_turn,
 )
 from cloc_mllm.data.conversations import Negative, QuestionAnswer, build_questions
+from cloc_mllm.data.feature_cache import FeatureCache, Picture
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, picture_inputs
+from cloc_mllm.mllm.feature_cache import picture_inputs
 from cloc_mllm.mllm.packing import PackedRow, balanced_sequences, pack_questions, pad_sequences
 from cloc_mllm.mllm.places import Places, places_of
 from cloc_mllm.mllm.processing import ClocMllmProcessor

@@ -1,84 +1,22 @@
-"""Keeps the tokens of a frozen vision encoder on disk between steps, epochs and runs.
+"""Names a frozen encoder's tokens in the feature cache, and makes a model's inputs of them.
 
-    DIR/<encoder>/<2 digits>/<sha256 of the picture file>.safetensors
-
-A picture is identified by its bytes, an encoder by its weights and everything else that decides its
-tokens. So data sets may share a directory, another encoder finds nothing there, and no file is ever
-out of date.
 Letters: I images, N tokens, D encoder width.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cloc_mllm.data.chats import ChatImage, MentionedBox
-from cloc_mllm.data.records import Record
+from cloc_mllm.data.chats import MentionedBox
+from cloc_mllm.data.feature_cache import FeatureCache, Picture, identity_of
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.regions import place_regions
 
 _PREPARATION = ("image_size", "resize", "padding_rgb", "pixel_mean", "pixel_std")
-Picture = Record | ChatImage  # a record is one picture
-
-
-class FeatureCache:
-    """Stores the tokens float[N, D] of each picture, in the dtype they were computed in.
-
-    A file gets its name only once it is whole, and all who write it write the same. So several
-    ranks and workers may write at a time, and any of them may be killed.
-    """
-
-    def __init__(self, directory: str | Path, encoder: str) -> None:
-        self.root = Path(directory) / encoder
-
-    def __contains__(self, picture: Picture) -> bool:
-        return self._file(picture).is_file()
-
-    def load(self, picture: Picture) -> Tensor:
-        """Loads the tokens of a picture.
-
-        Raises:
-            ValueError: there is no such file, or it is damaged.
-        """
-        file = self._file(picture)
-        try:
-            return load_file(file)["tokens"]
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{self.root} has no features of {picture.id}; was the cache removed during "
-                "the run, or is data.feature_cache not shared by all machines?"
-            ) from error
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(
-                f"{file} ({picture.id}) is damaged ({error}); remove it, the next start "
-                "computes it again"
-            ) from error
-
-    def save(self, picture: Picture, tokens: Tensor) -> None:
-        file = self._file(picture)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=".partial-", dir=file.parent)
-        os.close(descriptor)
-        try:
-            save_file({"tokens": tokens.contiguous().cpu()}, partial)
-            os.replace(partial, file)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-
-    def _file(self, picture: Picture) -> Path:
-        name = hashlib.sha256(picture.image).hexdigest()
-        return self.root / name[:2] / f"{name}.safetensors"
 
 
 def encoder_identity(
@@ -93,11 +31,7 @@ def encoder_identity(
         "bf16": bf16,
         "device": next(encoder.parameters()).device.type,
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+    return identity_of(settings, encoder.state_dict())
 
 
 def picture_inputs(
@@ -126,7 +60,7 @@ def picture_inputs(
             for view in of_picture
         ]
     else:
-        pixels = [features.load(picture) for picture in distinct.values()]
+        pixels = [features.load(picture)["tokens"] for picture in distinct.values()]
     number = {image: index for index, image in enumerate(distinct)}
     regions = [
         [[of.box for of in of_row if of.image == index] for index in range(len(row))]

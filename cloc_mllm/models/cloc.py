@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cloc_mllm.models.region_encoders import RegionEncoder, RegionPrompts
 from cloc_mllm.models.text_encoder import TextEncoder
-from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
+from cloc_mllm.models.vision_encoder import ImageFeatures, TowerOutputs, VisionEncoder
 
 _INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 # Nearly all pairs of the sigmoid loss are negatives, so all start as "no" (SigLIP, section 3.2).
@@ -27,7 +27,7 @@ _INITIAL_SIGMOID_BIAS = -10.0
 class ClocInputs(Protocol):
     """The tensors of a batch that the model reads (see `cloc_mllm.data.collate.ClocBatch`)."""
 
-    pixel_values: Tensor
+    pixel_values: Tensor | TowerOutputs
     caption_input_ids: Tensor
     caption_image_index: Tensor
     phrase_input_ids: Tensor
@@ -111,9 +111,15 @@ class ClocVision(nn.Module):
     def grid_hw(self) -> tuple[int, int]:
         return self.encoder.grid_hw
 
-    def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
-        """Encodes each image once; every prompt below reuses the result."""
-        return self.encoder(pixel_values)
+    def encode_image(self, images: Tensor | TowerOutputs) -> ImageFeatures:
+        """Encodes each image once; every prompt below reuses the result.
+
+        Args:
+            images: pixel_values float[B, 3, S, S], or what a frozen tower made of them before.
+        """
+        return (
+            self.encoder.join(images) if isinstance(images, TowerOutputs) else self.encoder(images)
+        )
 
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
@@ -134,7 +140,10 @@ class ClocVision(nn.Module):
         return self.region_encoder.locate(image, text_features, image_index)
 
     def forward_images(
-        self, pixel_values: Tensor, prompts: RegionPrompts, text_features: Tensor | None
+        self,
+        pixel_values: Tensor | TowerOutputs,
+        prompts: RegionPrompts,
+        text_features: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Training's `(image_features, region embeddings, located boxes)`; the last two are None
         without `text_features: float[R, E]`."""
@@ -218,9 +227,10 @@ class Cloc(nn.Module):
         )
 
     def _encode_texts(self, groups: Sequence[Tensor], on_host: Sequence[Tensor]) -> list[Tensor]:
-        """Features of each group of texts: int64[P, T] -> float[P, E]; see `encode_groups`."""
+        """Features of each group of texts: int64[P, T], or float[P, W] of `run_tower`,
+        -> float[P, E]; see `encode_groups`."""
         size = self.micro_batch_size
-        if not 0 < size < max(map(len, groups)):
+        if groups[0].is_floating_point() or not 0 < size < max(map(len, groups)):
             return self.text.encode_groups(*groups, on_host=on_host)
         return [
             torch.cat(
@@ -230,12 +240,15 @@ class Cloc(nn.Module):
         ]
 
     def _encode_images(
-        self, pixel_values: Tensor, prompts: RegionPrompts, region_text: Tensor | None
+        self,
+        pixel_values: Tensor | TowerOutputs,
+        prompts: RegionPrompts,
+        region_text: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `ClocVision.forward_images`. Each micro-batch takes the regions of its images."""
         size, num_images = self.micro_batch_size, len(pixel_values)
         forward = self.vision.forward_images
-        if not 0 < size < num_images:
+        if isinstance(pixel_values, TowerOutputs) or not 0 < size < num_images:
             return forward(pixel_values, prompts, region_text)
         parts, owned = [], []
         for first in range(0, num_images, size):

@@ -43,7 +43,8 @@ class HfVisionTower(nn.Module):
         self.num_summaries = summaries
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Features float[B, E] and tokens float[B, N, D], after the model's last norm."""
+        """What the model pooled, before `projection`, and tokens float[B, N, D], after its last
+        norm."""
         out = self.model(pixel_values)
         height, width = self.grid_size
         pooled = getattr(out, "pooler_output", None)
@@ -52,7 +53,7 @@ class HfVisionTower(nn.Module):
         tokens = out.last_hidden_state[:, -height * width :]
         if pooled is None:
             pooled = tokens.mean(1)
-        return self.projection(pooled), tokens
+        return pooled, tokens
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
         """Pools and projects every token by itself: float[B, N, D] -> float[B, N, E]."""

@@ -40,9 +40,17 @@ class TextEncoder(nn.Module):
         open_clip's native tower adds its full causal mask whatever T is, so the mask is cut to T
         for the call. At T = context length the call is open_clip's own, bit for bit.
         """
+        return self.project(self.run_tower(input_ids))
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """Applies the tower's last linear map to what `run_tower` gives: -> float[P, E]."""
+        return self.text.proj(pooled) if self._is_hugging_face else pooled
+
+    def run_tower(self, input_ids: Tensor) -> Tensor:
+        """Computes all of `forward` that does not depend on the last linear map of a Hugging Face
+        tower: int64[P, T] -> float[P, W]. Of a native tower it is all of it."""
         if not len(input_ids):  # not every tower takes an empty batch
-            # not self(...): ZeRO-3 wants the same calls of modules on every rank
-            return self.forward(input_ids.new_ones(1, 1))[:0]
+            return self.run_tower(input_ids.new_ones(1, 1))[:0]
         # open_clip pools with indices that it makes on the default device, and would copy them
         place = input_ids.device if input_ids.device.type == "cuda" else nullcontext()
         with place, fast_attention(self.text, input_ids):
@@ -53,6 +61,8 @@ class TextEncoder(nn.Module):
     ) -> list[Tensor]:
         """Features of several groups of texts: int64[P, T] -> float[P, E] each.
 
+        Groups of float[P, W] are what `run_tower` made of texts before, and are only projected.
+
         Texts of all groups are sorted by length into buckets, one call of the tower per bucket, so
         that a long text does not lengthen all others. The cost of a call (`_CALL_TOKENS`) decides
         how many there are. The features equal those of `forward` up to rounding: matrix products of
@@ -62,6 +72,8 @@ class TextEncoder(nn.Module):
             on_host: the groups on the CPU, whose lengths are read without waiting for a GPU; None
                 copies them.
         """
+        if groups[0].is_floating_point():
+            return [self.project(group) for group in groups]
         pad_id = self._pad_id
         if pad_id is None or self._is_partitioned or not sum(map(len, groups)):
             return [self(group) for group in groups]
@@ -79,6 +91,10 @@ class TextEncoder(nn.Module):
         return list(in_order.split([len(group) for group in groups]))
 
     @property
+    def _is_hugging_face(self) -> bool:
+        return hasattr(self.text, "config")
+
+    @property
     def _is_partitioned(self) -> bool:
         """Whether this is ZeRO-3, where every rank must call the tower equally often."""
         return hasattr(next(self.parameters()), "ds_id")
@@ -87,7 +103,7 @@ class TextEncoder(nn.Module):
     def _pad_id(self) -> int | None:
         """The id that may be added to or cut from the end of a text, or None if that would change
         its features."""
-        if hasattr(self.text, "config"):  # Hugging Face: attention leaves padding out
+        if self._is_hugging_face:  # Hugging Face: attention leaves padding out
             return self.text.config.pad_token_id
         is_causal = getattr(self.text, "attn_mask", None) is not None
         pools_at_end_token = getattr(self.text, "pool_type", "") in ("argmax", "eos")
@@ -95,7 +111,7 @@ class TextEncoder(nn.Module):
 
     def _lengths(self, input_ids: Tensor) -> Tensor:
         """The number of tokens of each text that its features depend on: int64[P]."""
-        if hasattr(self.text, "config"):
+        if self._is_hugging_face:
             positions = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
             return ((input_ids != self._pad_id) * positions).amax(1)
         # causal, and pooled at the end token, which `argmax` takes to be the highest
@@ -103,6 +119,10 @@ class TextEncoder(nn.Module):
         return is_end.int().argmax(1) + 1
 
     def _forward_any_length(self, input_ids: Tensor) -> Tensor:
+        if self._is_hugging_face:
+            mask = (input_ids != self._pad_id).long()
+            out = self.text.transformer(input_ids=input_ids, attention_mask=mask)
+            return self.text.pooler(out, mask)
         full_mask = getattr(self.text, "attn_mask", None)
         length = input_ids.shape[1]
         if full_mask is None or length == full_mask.shape[0]:

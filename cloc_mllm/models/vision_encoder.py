@@ -7,6 +7,7 @@ side in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,31 @@ class ImageFeatures(NamedTuple):
     image_features: Tensor
     tokens: Tensor
     grid_hw: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TowerOutputs:
+    """What an image tower computes before its last linear map, for B images.
+
+    Attributes:
+        pooled: float[B, P], what `VisionEncoder.join` projects to E; of towers without a linear
+            head of their own, float[B, E].
+        scales: float[B, N_i, D_i], tokens of each scale on its own grid, the finest first.
+    """
+
+    pooled: Tensor
+    scales: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def to(self, *args: Any, **options: Any) -> TowerOutputs:
+        return TowerOutputs(
+            self.pooled.to(*args, **options), tuple(x.to(*args, **options) for x in self.scales)
+        )
+
+    def pin_memory(self) -> TowerOutputs:
+        return TowerOutputs(self.pooled.pin_memory(), tuple(x.pin_memory() for x in self.scales))
 
 
 class VisionEncoder(nn.Module):
@@ -104,6 +130,21 @@ class VisionEncoder(nn.Module):
         Raises:
             ValueError: the images have another shape.
         """
+        return self.join(self.run_tower(pixel_values))
+
+    def join(self, outputs: TowerOutputs) -> ImageFeatures:
+        """Projects what the tower pooled and lays its scales side by side, as `forward` does."""
+        pooled = outputs.pooled
+        if self.is_timm or self.is_hf:
+            pooled = (self.visual.head if self.is_timm else self.visual.projection)(pooled)
+        return ImageFeatures(pooled, self._side_by_side(outputs.scales), self.grid_hw)
+
+    def run_tower(self, pixel_values: Tensor) -> TowerOutputs:
+        """Computes all of `forward` that does not depend on the head of the tower.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
         expected = (3, self.image_size, self.image_size)
         if tuple(pixel_values.shape[1:]) != expected:
             raise ValueError(
@@ -116,7 +157,8 @@ class VisionEncoder(nn.Module):
             if self.is_resnet:
                 return self._forward_resnet(pixel_values)
             if self.is_hf:
-                return ImageFeatures(*self.visual(pixel_values), self.grid_hw)
+                pooled, tokens = self.visual(pixel_values)
+                return TowerOutputs(pooled, (tokens,))
             return self._forward_native(pixel_values)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
@@ -132,22 +174,22 @@ class VisionEncoder(nn.Module):
             return pool.c_proj(pool.v_proj(tokens))
         return tokens if self.visual.proj is None else tokens @ self.visual.proj
 
-    def _forward_native(self, pixel_values: Tensor) -> ImageFeatures:
+    def _forward_native(self, pixel_values: Tensor) -> TowerOutputs:
         out = self.visual.forward_intermediates(
             pixel_values,
             indices=1,
             normalize_intermediates=True,
             output_fmt="NLC",
         )
-        return ImageFeatures(out["image_features"], out["image_intermediates"][-1], self.grid_hw)
+        return TowerOutputs(out["image_features"], (out["image_intermediates"][-1],))
 
-    def _forward_resnet(self, pixel_values: Tensor) -> ImageFeatures:
+    def _forward_resnet(self, pixel_values: Tensor) -> TowerOutputs:
         out = self.visual.forward_intermediates(pixel_values, indices=[*self._levels, 4])
-        return ImageFeatures(
-            out["image_features"], self._side_by_side(out["image_intermediates"]), self.grid_hw
+        return TowerOutputs(
+            out["image_features"], tuple(_tokens_of(x) for x in out["image_intermediates"])
         )
 
-    def _forward_timm(self, pixel_values: Tensor) -> ImageFeatures:
+    def _forward_timm(self, pixel_values: Tensor) -> TowerOutputs:
         # On a CPU fp32 convolutions run twice as fast in this layout. The weights stay as they are,
         # because DeepSpeed broadcasts only contiguous ones.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -159,26 +201,24 @@ class VisionEncoder(nn.Module):
             )
         else:
             features = trunk.forward_features(pixel_values)
-        pooled = self.visual.head(trunk.forward_head(features))
+        pooled = trunk.forward_head(features)
         if features.ndim == 3:
-            tokens = features[:, getattr(trunk, "num_prefix_tokens", 0) :]
-            last = tokens.transpose(1, 2).unflatten(-1, self._own_grid())
+            last = features[:, getattr(trunk, "num_prefix_tokens", 0) :]
         else:
             is_channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
-            last = features.permute(0, 3, 1, 2) if is_channels_last else features
-        return ImageFeatures(pooled, self._side_by_side([*finer, last]), self.grid_hw)
+            last = features.flatten(1, 2) if is_channels_last else _tokens_of(features)
+        return TowerOutputs(pooled, (*map(_tokens_of, finer), last))
 
     def _side_by_side(self, scales: Sequence[Tensor]) -> Tensor:
-        """Repeats `float[B, D_i, H_i, W_i]` on the finest grid and joins them: float[B, N, D]."""
-        finest = self.token_strides[0]
-        repeated = [
-            x.repeat_interleave(stride // finest, 2).repeat_interleave(stride // finest, 3)
-            if stride > finest
-            else x
-            for x, stride in zip(scales, self.token_strides, strict=True)
-        ]
-        tokens = repeated[0] if len(repeated) == 1 else torch.cat(repeated, 1)
-        return tokens.flatten(2).transpose(1, 2)
+        """Repeats `float[B, N_i, D_i]` on the finest grid and joins them: float[B, N, D]."""
+        if len(scales) == 1:
+            return scales[0]
+        repeated = []
+        for tokens, stride in zip(scales, self.token_strides, strict=True):
+            side, times = self.image_size // stride, stride // self.token_strides[0]
+            grid = tokens.unflatten(1, (side, side))
+            repeated.append(grid.repeat_interleave(times, 1).repeat_interleave(times, 2))
+        return torch.cat(repeated, -1).flatten(1, 2)
 
     def _scales(self) -> dict[int, _Scale]:
         """What the tower can give, by stride; of levels with one stride the last."""
@@ -210,6 +250,11 @@ class _Scale(NamedTuple):
 
     dim: int
     level: int
+
+
+def _tokens_of(level: Tensor) -> Tensor:
+    """float[B, D, H, W] -> float[B, H * W, D]."""
+    return level.flatten(2).transpose(1, 2)
 
 
 def freeze_batch_norm_statistics(module: nn.Module) -> None:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import AlignmentConfig, OptimConfig, Stage2Config
 from cloc_mllm.data.chats import MentionedBox
+from cloc_mllm.data.feature_cache import FeatureCache
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.devices import without_waiting
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
-from cloc_mllm.mllm.feature_cache import FeatureCache, picture_inputs
+from cloc_mllm.mllm.feature_cache import picture_inputs
 from cloc_mllm.mllm.modeling import VisionInputs
 from cloc_mllm.mllm.processing import token_ids
 from cloc_mllm.mllm.scene_tokens import SceneTargets, embed_scene, scene_targets

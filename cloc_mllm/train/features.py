@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 from cloc_mllm.config import AlignmentConfig, Stage2Config
 from cloc_mllm.data.chats import Chat
+from cloc_mllm.data.feature_cache import FeatureCache, Picture
 from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
-from cloc_mllm.mllm.feature_cache import FeatureCache, Picture, encoder_identity
+from cloc_mllm.mllm.feature_cache import encoder_identity
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.stopping import ignore_stop_signals
 from cloc_mllm.train.data_order import DataOrder, choose_workers
@@ -64,7 +65,7 @@ def fill_features(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             tokens = encoder(pixel_values.to(device)).tokens
         for picture, picture_tokens in zip(pictures, tokens, strict=True):
-            cache.save(picture, picture_tokens)
+            cache.save(picture, {"tokens": picture_tokens})
         num_encoded += len(pictures)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
@@ -115,7 +116,7 @@ class _Missing:
 
     def __call__(self, items: list[Record | Chat]) -> tuple[list[Picture], Tensor]:
         of_items = [of for item in items for of in _pictures_of(item)]
-        missing = list({of.image: of for of in of_items if of not in self.cache}.values())
+        missing = list({of.image: of for of in of_items if not self.cache.has(of)}.values())
         pixels = [self.image_processor.prepare(of.load_image()) for of in missing]
         return missing, torch.stack(pixels) if pixels else torch.empty(0)
 

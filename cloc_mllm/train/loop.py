@@ -201,7 +201,12 @@ def _due(every: int, done: int, last: bool) -> bool:
 
 
 def _set_train_mode(model: nn.Module) -> None:
+    """Training mode for what learns; a module that is frozen as a whole drops nothing out."""
     model.train()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
     freeze_batch_norm_statistics(model)
 
 

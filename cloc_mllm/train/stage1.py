@@ -27,6 +27,7 @@ from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import StepFn, compile_towers
 from cloc_mllm.train.entry import DRY_RUN_OPTIONS, Plan, dry_run_report, with_precision
+from cloc_mllm.train.frozen_towers import check_towers_are_frozen, fill_tower_features
 from cloc_mllm.train.loop import Evaluate, Job, TrainResult, train
 from cloc_mllm.train.memory_stage1 import cost_of_stage1
 from cloc_mllm.train.optim import freeze_by_lr
@@ -71,6 +72,8 @@ def dry_run_stage1(config: Stage1Config, plan: Plan) -> None:
         order = DataOrder(len(records), run.global_batch_size, run.seed, parts_of(records))
     model = build_cloc_shapes(model_config, load_tokenizer(model_config))
     freeze_by_lr(model, config.optim)
+    if config.data.feature_cache:
+        check_towers_are_frozen(model)
     print(dry_run_report(config, model, order, plan.num_gpus))
     if missing:
         print(f"not there yet:    {', '.join(missing)} (`cloc-mllm data build` makes a data set)")
@@ -105,6 +108,8 @@ def run_stage1(config: Stage1Config) -> TrainResult:
     torch.manual_seed(config.run.seed)  # the initial weights
     model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
+    if config.data.feature_cache:
+        check_towers_are_frozen(model)
     if config.run.gradient_checkpointing:
         model.set_gradient_checkpointing(True)
     if config.run.compile:
@@ -117,6 +122,9 @@ def run_stage1(config: Stage1Config) -> TrainResult:
         config.data.flip,
         config.data.free_form_share,
     )
+
+    if config.data.feature_cache:
+        fill_tower_features(model, tokenizer, dataset, collator, config)
 
     def save_model(trained: nn.Module, directory: Path) -> None:
         assert isinstance(trained, Cloc)
@@ -172,7 +180,7 @@ def stage1_step(config: Stage1Config) -> StepFn:
     def step(model: nn.Module, batch: ClocBatch) -> dict[str, Tensor]:
         outputs = model(batch)
         # similarities times a scale of 100 would be off by up to 0.4 in bf16
-        with torch.autocast(batch.pixel_values.device.type, enabled=False):
+        with torch.autocast(outputs.image_features.device.type, enabled=False):
             return cloc_loss(outputs, batch, config.loss)
 
     return step

@@ -22,10 +22,10 @@ from cloc_mllm.config import (
     Stage2DataConfig,
     Stage2RunConfig,
 )
+from cloc_mllm.data.feature_cache import FeatureCache
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
-from cloc_mllm.mllm.feature_cache import FeatureCache
 from cloc_mllm.train.features import fill_features
 from cloc_mllm.train.stage2 import answer_step
 from ratio import interleaved_ratio, machine_state, report, save_samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloc_mllm.data.english import counted, plural, with_article
+from cloc_mllm.data.english import counted, mirrored, plural, with_article
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,15 @@ def test_article(phrase: str, expected: str) -> None:
 @pytest.mark.parametrize(("count", "expected"), [(1, "an owl"), (3, "three owls"), (12, "12 owls")])
 def test_count(count: int, expected: str) -> None:
     assert counted("owl", count) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("the left-hand dog, right of a leftover", "the right-hand dog, left of a leftover"),
+        ("Left of the mug", "Right of the mug"),
+        ("a bright mug", "a bright mug"),
+    ],
+)
+def test_a_mirrored_text_exchanges_left_and_right(text: str, expected: str) -> None:
+    assert mirrored(text) == expected and mirrored(expected) == text

@@ -17,12 +17,13 @@ from cloc_mllm.config import (
     Stage2RunConfig,
     TowerOptimConfig,
 )
+from cloc_mllm.data.feature_cache import FeatureCache
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.mllm.collate import ConversationCollator
-from cloc_mllm.mllm.feature_cache import FeatureCache, encoder_identity
+from cloc_mllm.mllm.feature_cache import encoder_identity
 from cloc_mllm.models.vision_encoder import VisionEncoder
 from cloc_mllm.train.features import fill_features
 from cloc_mllm.train.logging import read_log
@@ -141,10 +142,11 @@ def test_another_encoder_finds_nothing(config: Stage2Config) -> None:
 
 def test_another_picture_of_the_same_id_finds_nothing(config: Stage2Config, tiny_scenes) -> None:
     cache = FeatureCache(config.data.feature_cache, "encoder")
-    cache.save(tiny_scenes[0], torch.ones(2, 3, dtype=torch.bfloat16))
-    assert torch.equal(cache.load(tiny_scenes[0]), torch.ones(2, 3, dtype=torch.bfloat16))
-    assert tiny_scenes[0] in cache
-    assert dataclasses.replace(tiny_scenes[0], image=tiny_scenes[1].image) not in cache
+    expected = torch.ones(2, 3, dtype=torch.bfloat16)
+    cache.save(tiny_scenes[0], {"tokens": expected})
+    assert torch.equal(cache.load(tiny_scenes[0])["tokens"], expected)
+    assert cache.has(tiny_scenes[0]) and not cache.has(tiny_scenes[0], mirrored=True)
+    assert not cache.has(dataclasses.replace(tiny_scenes[0], image=tiny_scenes[1].image))
 
 
 def test_what_a_kill_leaves_is_no_file_of_the_cache(config, monkeypatch) -> None:
@@ -156,7 +158,7 @@ def test_what_a_kill_leaves_is_no_file_of_the_cache(config, monkeypatch) -> None
             fill_features(model, processor, records, config)
     assert files_in(config) == []
     cache = fill_features(model, processor, records, config)
-    assert cache is not None and all(record in cache for record in records)
+    assert cache is not None and all(map(cache.has, records))
 
 
 def exit_hard() -> None:
@@ -168,7 +170,7 @@ def test_missing_and_damaged_files_are_named(config: Stage2Config, tiny_scenes) 
     record = tiny_scenes[0]
     with pytest.raises(ValueError, match=f"no features of {record.id}.*shared by all"):
         cache.load(record)
-    cache.save(record, torch.ones(2, 3))
+    cache.save(record, {"tokens": torch.ones(2, 3)})
     [file] = files_in(config)
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(ValueError, match=f"{record.id}.*is damaged.*remove it"):
