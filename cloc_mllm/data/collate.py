@@ -149,7 +149,7 @@ def _mask(region: Region, record: Record, letterbox: Letterbox, rng: np.random.G
     return sample_shape(SHAPE_KINDS[rng.integers(len(SHAPE_KINDS))], canvas[0], rng)
 
 
-def _packed_masks(masks: dict[int, Tensor]) -> dict[str, Tensor]:
+def _packed_masks(masks: dict[int, Tensor]) -> dict[str, Any]:
     """Packs masks, by the region they stand for, into the batch's two tensors."""
     if not masks:
         return {}

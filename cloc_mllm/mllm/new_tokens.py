@@ -22,8 +22,6 @@ class RowsBesideTable(TrainableTokensLayer):
     It knows one adapter, which is never merged: `merging.py` writes merged weights.
     """
 
-    token_indices: Any  # by the adapter's name
-
     def forward_adapters(
         self, x: Tensor, active_adapters: list[str], *args: Any, **kwargs: Any
     ) -> Tensor:
@@ -58,7 +56,8 @@ class RowsBesideTable(TrainableTokensLayer):
         known: dict[torch.device, tuple[Tensor, Tensor]]
         known = self.__dict__.setdefault("_ids_on_device", {})
         if device not in known:
-            known[device] = torch.tensor(self.token_indices[name], device=device).sort()
+            by_adapter: Any = self.token_indices
+            known[device] = torch.tensor(by_adapter[name], device=device).sort()
         return known[device]
 
 
