@@ -217,6 +217,30 @@ def storable(data: bytes, *, name: str = "") -> tuple[bytes, str]:
     return file.getvalue(), "HEIC" if found == "HEIF" else found
 
 
+def stretched(data: bytes, shape_wh: tuple[float, float], *, name: str = "") -> bytes:
+    """Gives the picture of an image file the shape width : height, making no side shorter.
+
+    A JPEG becomes a JPEG of quality 95, anything else a PNG. A file that cannot be opened is
+    returned as it is.
+    """
+    try:
+        data, _ = storable(data, name=name)
+        image = open_image(data, name=name)
+    except ImageError:
+        return data  # `validate_record` refuses it
+    scale = max(image.width / shape_wh[0], image.height / shape_wh[1])
+    size = round(shape_wh[0] * scale), round(shape_wh[1] * scale)
+    if size[0] * size[1] > MAX_IMAGE_PIXELS:
+        return data
+    file = io.BytesIO()
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    if data.startswith(b"\xff\xd8"):
+        resized.save(file, "JPEG", quality=95, subsampling=0)
+    else:
+        resized.save(file, "PNG")
+    return file.getvalue()
+
+
 def _open(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """Opens a file of one of the formats; HEIC needs `pillow-heif`."""
     if formats != IMAGE_FORMATS:

@@ -138,10 +138,16 @@ def add_read_options(parser: argparse.ArgumentParser) -> None:
         "goes by the stated image size, which cannot tell for squares, half turns and where none "
         "is stated, and takes the upright picture then; `upright` or `stored` say it",
     )
+    parser.add_argument(
+        "--restore_shape",
+        action="store_true",
+        help="stretch photos that were squashed after annotation (to squares, say) back to the "
+        "shape that their annotation states",
+    )
 
 
 def read_options(args: argparse.Namespace) -> ReadOptions:
-    return ReadOptions(args.encoding, args.boxes_of)
+    return ReadOptions(args.encoding, args.boxes_of, args.restore_shape)
 
 
 def _ids(args: argparse.Namespace) -> list[str] | None:

@@ -4,10 +4,12 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from cloc_mllm.data.readers.boxes import OTHER_SHAPE
+from cloc_mllm.data.readers import ReadOptions
+from cloc_mllm.data.readers.boxes import OTHER_SHAPE, RESTORED
 from cloc_mllm.data.readers.flickr30k_entities import (
     parse_sentences,
     read_flickr30k_entities,
@@ -80,6 +82,29 @@ def test_one_photo(source: Path) -> None:
         "chains without a box (the scene, not visual, unmarked)": 2,
         OTHER_SHAPE: 1,  # squashed to a square
     }
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_squash_is_undone(source: Path, suffix: str) -> None:
+    squashed = Image.new("RGB", (64, 64), "green")
+    corners = (6, 6, 31, 25)  # pixels of the box 50, 25, 250, 100 of 500 x 250
+    ImageDraw.Draw(squashed).rectangle(corners, "red")
+    (source / "images" / "7.jpg").unlink()
+    squashed.save(source / "images" / f"7.{suffix}", quality=95)
+    log = DropLog()
+    (record,) = read(source, log, options=ReadOptions(restore_shape=True))
+    assert (record.width, record.height) == (128, 64)
+    assert log.notes[RESTORED] == 1 and OTHER_SHAPE not in log.notes
+    left, top, right, bottom = (np.array(record.regions[0].box) * [128, 64, 128, 64]).round()
+    inside = np.array(record.load_image().crop((left + 2, top + 2, right - 2, bottom - 2)))
+    assert inside[..., 0].min() > 200 and inside[..., 1].max() < 80
+
+
+def test_a_broken_photo_is_not_stretched(source: Path) -> None:
+    (source / "images" / "7.jpg").write_bytes((source / "images" / "7.jpg").read_bytes()[:500])
+    log = DropLog()
+    assert read(source, log, options=ReadOptions(restore_shape=True)) == []
+    assert log.counts["record"] == {"broken_image": 1}
 
 
 def test_box_of_two_chains_is_a_region_of_each(source: Path) -> None:

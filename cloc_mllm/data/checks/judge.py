@@ -138,6 +138,8 @@ def judge(
     said: dict[str, Any] = {"encoding": options.encoding}
     if options.boxes_of != DEFAULTS.boxes_of:
         said["boxes_of"] = options.boxes_of
+    if options.restore_shape:
+        said["restore_shape"] = True
     if images is not None:
         said["images"] = Path(images)
     for at in [place, *(Place(table, options.encoding) for table in place.tables())]:

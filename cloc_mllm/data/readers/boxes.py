@@ -39,7 +39,11 @@ UNTOLD = (
     "photos with an EXIF turn of which nothing tells whether their boxes are turned, too: taken as "
     "upright (see --boxes_of)"
 )
-OTHER_SHAPE = "photos of another shape than stated (squashed, or another photo): look at some"
+OTHER_SHAPE = (
+    "photos of another shape than stated (squashed, or another photo): look at some; "
+    "--restore_shape undoes a squash"
+)
+RESTORED = "squashed photos stretched back to the shape that their annotation states"
 _MAX_NESTING = 4  # of lists of points
 _MAX_BITS = 60  # of a run length
 
@@ -51,14 +55,19 @@ class BoxFrame:
     Attributes:
         width, height: the size that boxes are divided by; NaN where nothing says it.
         turn: what brings the picture that was annotated upright, None for nothing.
-        remark: `TURNED`, `UNTOLD`, `RESIZED`, `OTHER_SHAPE`, or "" where the stated size is as
-            expected.
+        remark: `TURNED`, `UNTOLD`, `RESIZED`, `OTHER_SHAPE`, `RESTORED`, or "" where the stated
+            size is as expected.
     """
 
     width: float = math.nan
     height: float = math.nan
     turn: Image.Transpose | None = None
     remark: str = ""
+
+    @property
+    def upright_wh(self) -> Size:
+        """The stated size, of the picture after its turn."""
+        return (self.height, self.width) if self.turn in SIDEWAYS else (self.width, self.height)
 
     def from_xyxy(self, rows: Sequence[Any]) -> list[Box]:
         """Normalises boxes given as x1, y1, x2, y2."""

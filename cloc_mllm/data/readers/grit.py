@@ -93,7 +93,7 @@ def read_grit_tars(
                 drop_log.add("record", key, "bad_row", row)
                 continue
             data = next((sample[name] for name in _IMAGE_COLUMNS if name in sample), b"")
-            photo = Photo(key, data, drop_log=drop_log, boxes_of=options.boxes_of)
+            photo = Photo(key, data, drop_log=drop_log, options=options)
             yield from _to_record(row, photo, drop_log)
 
 
@@ -118,7 +118,7 @@ def read_grit_parquet(
     if images is None:
         for row in all_rows():
             data = _embedded_image(row)
-            photo = Photo(str(row.get("key")), data, drop_log=drop_log, boxes_of=options.boxes_of)
+            photo = Photo(str(row.get("key")), data, drop_log=drop_log, options=options)
             yield from _to_record(row, photo, drop_log)
         return
 
@@ -167,7 +167,8 @@ def _embedded_image(row: Row) -> bytes:
 
 def _to_record(row: Row, photo: Photo, drop_log: DropLog) -> Iterator[Record]:
     if isinstance(row.get("regions"), list) and isinstance(row.get("captions"), list):
-        frame = replace(photo, boxes_of="upright").share_frame()  # as records always are
+        upright = replace(photo.options, boxes_of="upright")  # as records always are
+        frame = replace(photo, options=upright).share_frame()
         regions = [_exported_region(region, frame) for region in row["regions"]]
         yield from deliver(row.get("id"), photo, SOURCE, row["captions"], regions, drop_log)
         return

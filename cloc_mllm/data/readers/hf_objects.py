@@ -205,7 +205,7 @@ def _photo(
     fault = found = ""
     if not data:
         data, fault, found = _fetched(name if isinstance(value, dict) else None, value)
-    return Photo(record_id, data, fault, found, drop_log, options.boxes_of)
+    return Photo(record_id, data, fault, found, drop_log, options)
 
 
 def _fetched(path: str | None, value: Any) -> tuple[bytes, str, str]:

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.drop_log import DropLog
-from cloc_mllm.data.images import FILE_FORMATS, Header, read_header
-from cloc_mllm.data.readers.boxes import BoxesOf, BoxFrame, Units, box_frame, share_frame
+from cloc_mllm.data.images import FILE_FORMATS, Header, read_header, stretched
+from cloc_mllm.data.readers.boxes import (
+    OTHER_SHAPE,
+    RESTORED,
+    BoxesOf,
+    BoxFrame,
+    Units,
+    box_frame,
+    share_frame,
+)
 from cloc_mllm.data.readers.files import MAX_FILE_BYTES, Files, Match, Names, open_files, settle
 from cloc_mllm.data.readers.names import is_image_name, plain_path
 from cloc_mllm.data.values import id_key
@@ -28,16 +36,19 @@ class ReadOptions:
         encoding: of text files without a byte order mark; "" is UTF-8.
         boxes_of: which picture boxes of a photo with an EXIF orientation are of: what the stated
             size tells, the `upright` or the `stored` one.
+        restore_shape: stretch photos that were squashed after annotation back to the shape that
+            their annotation states.
     """
 
     encoding: str = ""
     boxes_of: BoxesOf = "stated"
+    restore_shape: bool = False
 
 
 DEFAULTS = ReadOptions()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Photo:
     """One image of a source.
 
@@ -54,7 +65,7 @@ class Photo:
     fault: str = ""
     found: str = ""
     drop_log: DropLog | None = None
-    boxes_of: BoxesOf = "stated"
+    options: ReadOptions = DEFAULTS
 
     def refused(self, fault: str, found: str) -> Photo:
         """The photo with a fault of its annotation, under which its record is dropped."""
@@ -65,8 +76,16 @@ class Photo:
         return read_header(self.data, formats=FILE_FORMATS)
 
     def frame(self, width: Any = None, height: Any = None) -> BoxFrame:
-        """The frame of pixel boxes: of the stated size, or the file's own where none is stated."""
-        return self._noted(box_frame(self.header, width, height, self.boxes_of))
+        """The frame of pixel boxes: of the stated size, or the file's own where none is stated.
+
+        With `restore_shape`, a photo of another shape than stated gets the stated one.
+        """
+        frame = box_frame(self.header, width, height, self.options.boxes_of)
+        if frame.remark == OTHER_SHAPE and self.options.restore_shape:
+            frame = replace(frame, remark=RESTORED)
+            self.data = stretched(self.data, frame.upright_wh, name=self.name)
+            del self.header  # that of the squashed file
+        return self._noted(frame)
 
     def frame_in(self, units: Units, width: Any = None, height: Any = None) -> BoxFrame:
         """The frame of boxes in declared units; a stated size is of pixels."""
@@ -76,7 +95,7 @@ class Photo:
 
     def share_frame(self, scale: float = 1.0) -> BoxFrame:
         """The frame of boxes in 0..`scale` of the image's width and height."""
-        return self._noted(share_frame(self.header, scale, self.boxes_of))
+        return self._noted(share_frame(self.header, scale, self.options.boxes_of))
 
     def _noted(self, frame: BoxFrame) -> BoxFrame:
         if frame.remark and self.drop_log is not None:
@@ -123,7 +142,7 @@ class Photos:
         return self._photo(name, data, "" if data else "missing_image", f"{match.path} is empty")
 
     def _photo(self, name: str, data: bytes, fault: str, found: str) -> Photo:
-        return Photo(name, data, fault, found, self._drop_log, self._options.boxes_of)
+        return Photo(name, data, fault, found, self._drop_log, self._options)
 
     def _match(self, names: Names) -> Match:
         if self._settled is None:
