@@ -46,7 +46,7 @@ class RowsBesideTable(TrainableTokensLayer):
         return torch.where(is_new, learnt, self.base_layer(input_ids))
 
     def _logits(self, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        bias = self.base_layer.bias
+        bias: Any = self.base_layer.bias
         learnt = F.linear(hidden, rows, None if bias is None else bias[ids])
         # in place: the layer's own backward does not need its result
         return self.base_layer(hidden).index_copy_(-1, ids, learnt)
@@ -56,8 +56,7 @@ class RowsBesideTable(TrainableTokensLayer):
         known: dict[torch.device, tuple[Tensor, Tensor]]
         known = self.__dict__.setdefault("_ids_on_device", {})
         if device not in known:
-            by_adapter: Any = self.token_indices
-            known[device] = torch.tensor(by_adapter[name], device=device).sort()
+            known[device] = torch.tensor(self.token_indices[name], device=device).sort()
         return known[device]
 
 
