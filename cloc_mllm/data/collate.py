@@ -199,7 +199,7 @@ def _mask(
     return sample_shape(SHAPE_KINDS[rng.integers(len(SHAPE_KINDS))], canvas[0], rng)
 
 
-def _packed_masks(masks: dict[int, Tensor]) -> dict[str, Tensor]:
+def _packed_masks(masks: dict[int, Tensor]) -> dict[str, Any]:
     """Packs masks, by the region they stand for, into the batch's two tensors."""
     if not masks:
         return {}

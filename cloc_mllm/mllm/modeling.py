@@ -123,8 +123,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Computes logits, and the loss if `labels` are given.
 
         Args:
-            input_ids: int64[B, T].
-            attention_mask: int64[B, T], or bool[B, 1, T, T], where each token may look.
+            input_ids, attention_mask: int64[B, T]; or a mask bool[B, 1, T, T] of packed rows.
             pixel_values, image_frame, image_index, region_boxes, region_image_index, region_masks:
                 see `VisionInputs`; `image_index` defaults to one image per block, `image_frame` to
                 images without padding. All None for text alone.
@@ -136,8 +135,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 the original image; for a model with a box head.
             num_items_in_batch: divisor of the summed loss; by default the number of labelled
                 positions of this call, at least 1.
-            places: where placeholders and labels are; None looks for them, for which the host waits
-                for a GPU.
+            places: where placeholders and labels are; None looks, and so waits for a GPU.
 
         Raises:
             ValueError: a row's placeholders do not match its features; an unknown kind of region.
@@ -157,15 +155,17 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         elif self.training:
             inputs_embeds = inputs_embeds + self._unseen()
-        if attention_mask is not None and attention_mask.ndim == 4:
-            kernel = self.language_model.config._attn_implementation
-            attention_mask = mask_for(kernel, attention_mask)
         inputs = kwargs | {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
-        inputs |= {"attention_mask": attention_mask, "position_ids": position_ids}
-        inputs["return_dict"] = True
+        inputs |= {"attention_mask": self._mask(attention_mask), "position_ids": position_ids}
         if labels is None:
-            return self.language_model(**inputs)
+            return self.language_model(**{**inputs, "return_dict": True})
         return self._learn(inputs, labels, answer_boxes, num_items_in_batch, places)
+
+    def _mask(self, attention_mask: Tensor | None) -> Tensor | None:
+        if attention_mask is None or attention_mask.ndim < 4:
+            return attention_mask
+        kernel: Any = self.language_model.config._attn_implementation
+        return mask_for(kernel, attention_mask)
 
     def _embed_tokens(self, input_ids: Tensor | None) -> Tensor:
         if input_ids is None:
@@ -184,7 +184,8 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         few_logits = self.training and self._head_reads_hidden
         if few_logits:
             inputs = {**inputs, "logits_to_keep": 1}
-        outputs = self.language_model(**{**inputs, "output_hidden_states": True})
+        inputs = {**inputs, "output_hidden_states": True, "return_dict": True}
+        outputs = self.language_model(**inputs)
         soft_bins = self.config.soft_bins()
         if few_logits:
             hidden, head = outputs.hidden_states[-1], self.get_output_embeddings()

@@ -22,8 +22,6 @@ class RowsBesideTable(TrainableTokensLayer):
     It knows one adapter, which is never merged: `merging.py` writes merged weights.
     """
 
-    token_indices: Any  # by the adapter's name
-
     def forward_adapters(
         self, x: Tensor, active_adapters: list[str], *args: Any, **kwargs: Any
     ) -> Tensor:
@@ -48,7 +46,7 @@ class RowsBesideTable(TrainableTokensLayer):
         return torch.where(is_new, learnt, self.base_layer(input_ids))
 
     def _logits(self, hidden: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        bias = self.base_layer.bias
+        bias: Any = self.base_layer.bias
         learnt = F.linear(hidden, rows, None if bias is None else bias[ids])
         # in place: the layer's own backward does not need its result
         return self.base_layer(hidden).index_copy_(-1, ids, learnt)

@@ -345,6 +345,7 @@ def serve(gpu: Gpu) -> None:
 
 
 def label(gpu: Gpu) -> None:
+    from cloc_mllm.data.drop_log import DropLog
     from cloc_mllm.vesl.config import LabelConfig
     from cloc_mllm.vesl.shards import Shard
     from cloc_mllm.vesl.worker import ShardContent, ShardLabeller
@@ -358,7 +359,7 @@ def label(gpu: Gpu) -> None:
         detector_model=str(root() / "cloc-prompter"),
         threshold=0.0,
     )
-    ShardLabeller(config, out)(ShardContent(Shard(0, 0, len(scenes())), scenes(), []))
+    ShardLabeller(config, out)(ShardContent(Shard(0, 0, len(scenes())), scenes(), DropLog()))
 
 
 def export(gpu: Gpu) -> None:
