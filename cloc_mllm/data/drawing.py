@@ -32,6 +32,21 @@ _LABEL_CHARACTERS = 40
 _SHEET_GAP_PX = 12
 _CHAT_FONT_PX = 18
 _CHAT_LINES = 24
+# fonts of systems that have the characters of most languages, by their files
+_WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansCJKsc-Regular.otf",
+    "DroidSansFallbackFull.ttf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "uming.ttc",
+    "msyh.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "unifont.ttf",
+    "DejaVuSans.ttf",
+)
+_NO_CHARACTER = "\uffff"
 _ROLE_COLORS: dict[str, Rgb] = {
     "system": (90, 90, 90),
     "user": (20, 60, 140),
@@ -111,8 +126,8 @@ def draw_chat(chat: Chat) -> Image.Image:
     pictures = pictures or [Image.new("RGB", (640, 1), "white")]
     strip = contact_sheet(pictures, [""] * len(pictures), columns=min(2, len(pictures)))
     strip = strip if chat.images else strip.crop((0, 0, strip.width, 1))
-    lines = _lines_of(chat, numbers, strip.width - 2 * _SHEET_GAP_PX)
-    font = _font(_CHAT_FONT_PX)
+    font = _font_for("".join(turn.text for turn in chat.turns[:_CHAT_LINES]), _CHAT_FONT_PX)
+    lines = _lines_of(chat, numbers, font, strip.width - 2 * _SHEET_GAP_PX)
     line_h = sum(font.getmetrics()) + 3
     drawn = Image.new("RGB", (strip.width, strip.height + line_h * len(lines) + 8), "white")
     drawn.paste(strip, (0, 0))
@@ -138,16 +153,17 @@ def _draw_places(
     return draw_regions(picture, Boxes.normalized(boxes), labels, colors=colors)
 
 
-def _lines_of(chat: Chat, numbers: dict[int, int], width_px: int) -> list[tuple[str, Rgb]]:
+def _lines_of(
+    chat: Chat, numbers: dict[int, int], font: ImageFont.FreeTypeFont, width_px: int
+) -> list[tuple[str, Rgb]]:
     """The turns as lines of this width, each place as `{number}`."""
     lines: list[tuple[str, Rgb]] = []
-    font = _font(_CHAT_FONT_PX)
     for number, turn in enumerate(chat.turns):
         if len(lines) > _CHAT_LINES:
             lines.append((f"... and {len(chat.turns) - number} more turns", (90, 90, 90)))
             break
         text = "".join(_shown_piece(piece, numbers) for piece in turn.pieces)
-        rows = _wrapped(f"{turn.role}: {text}", font, width_px)[:_CHAT_LINES]
+        rows = _wrapped(_writable(f"{turn.role}: {text}", font), font, width_px)[:_CHAT_LINES]
         lines += [(row, _ROLE_COLORS[turn.role]) for row in rows]
     return lines
 
@@ -189,7 +205,8 @@ def _draw_label(
     taken: Sequence[Rectangle],
 ) -> Rectangle:
     """Draws a tag at the box, clear of the `taken` tags if it can, and returns its place."""
-    font = _font(max(12, round(max(pen.im.size) / 36)))
+    font = _font_for(text, max(12, round(max(pen.im.size) / 36)))
+    text = _writable(text, font)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     margin = 3
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
@@ -232,7 +249,7 @@ def contact_sheet(
             f"a sheet needs pictures and as many titles, got {len(pictures)} and {len(titles)}"
         )
     cell_w = max(picture.width for picture in pictures)
-    font = _font(max(12, cell_w // 40))
+    font = _font_for("".join(titles), max(12, cell_w // 40))
     title_h = sum(font.getmetrics()) + 4
     rows = [range(i, min(i + columns, len(pictures))) for i in range(0, len(pictures), columns)]
     row_h = [title_h + max(pictures[i].height for i in row) + _SHEET_GAP_PX for row in rows]
@@ -243,7 +260,12 @@ def contact_sheet(
     for row, height in zip(rows, row_h, strict=True):
         for column, index in enumerate(row):
             x = _SHEET_GAP_PX + column * (cell_w + _SHEET_GAP_PX)
-            pen.text((x, y), _fitted(titles[index], font, cell_w), fill="black", font=font)
+            pen.text(
+                (x, y),
+                _fitted(_writable(titles[index], font), font, cell_w),
+                fill="black",
+                font=font,
+            )
             sheet.paste(pictures[index], (x, y + title_h))
         y += height
     return sheet
@@ -259,6 +281,50 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width_px: int) -> str:
     while fitted and font.getlength(fitted) > width_px:
         fitted = fitted[:-2].rstrip() + "…" if len(fitted) > 2 else ""
     return fitted
+
+
+def _font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """The default font, or else the first of the machine's that has every character."""
+
+    def has_all(font: ImageFont.FreeTypeFont) -> bool:
+        return all(_has_glyph(font, character) for character in set(text))
+
+    default = _font(size)
+    wide = (font for name in _WIDE_FONTS if (font := _system_font(name, size)) is not None)
+    return default if has_all(default) else next(filter(has_all, wide), default)
+
+
+def _writable(text: str, font: ImageFont.FreeTypeFont) -> str:
+    """Writes characters that the font lacks as Python escapes, not as empty boxes."""
+    return "".join(
+        character
+        if _has_glyph(font, character)
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
+@lru_cache(maxsize=4096)
+def _has_glyph(font: ImageFont.FreeTypeFont, character: str) -> bool:
+    if character.isspace():
+        return True
+    if "\ud800" <= character <= "\udfff":  # half a character, which UTF-8 cannot write
+        return False
+
+    def drawn(one: str) -> bytes:
+        image = Image.new("L", (round(2 * font.size), round(2 * font.size)))
+        ImageDraw.Draw(image).text((0, 0), one, fill=255, font=font)
+        return image.tobytes()
+
+    return drawn(character) != drawn(_NO_CHARACTER)
+
+
+@lru_cache(maxsize=64)
+def _system_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:  # not on this machine
+        return None
 
 
 @lru_cache(maxsize=8)

@@ -314,7 +314,16 @@ def _what_else(data: bytes, formats: tuple[str, ...]) -> str:
     if is_heic(data) and "HEIF" in formats:
         return "it is a HEIC photo; run: pip install pillow-heif"
     expected = ", ".join(formats)
-    return f"expected {expected}, got a file that starts with {data[:12]!r}; convert it"
+    return f"expected {expected}, got {_kind_of(data)}; convert it"
+
+
+def _kind_of(data: bytes) -> str:
+    try:
+        return f"a {_open(data, FILE_FORMATS).format} file"
+    except (UnidentifiedImageError, *_BOMB_ERRORS, *_DECODE_ERRORS):
+        start = data[:12].decode("latin-1")
+        is_text = start.isascii() and start.isprintable()
+        return f"a file that starts with {start!r}" if is_text else "a file of an unknown kind"
 
 
 def _from_array(pixels: np.ndarray, name: str) -> Image.Image:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
@@ -115,11 +116,15 @@ def answer_chat(
     return read_answer(predictor.processor, generation, image_wh, written.cut)
 
 
-def _prepare(predictor: GroundingPredictor, chat: Chat, images: Sequence[ImageSource]) -> Any:
-    text = predictor.processor.render(chat.messages, add_generation_prompt=True)
+def _prepare(predictor: GroundingPredictor, chat: Chat, images: Sequence[Image.Image]) -> Any:
+    processor = predictor.processor
+    text = processor.render(chat.messages, add_generation_prompt=True)
     regions: Any = chat.regions[0] if len(chat.regions) == 1 else chat.regions or None
     rows = [list(images)] if images else None
-    return predictor.processor(rows, [text], [regions]).to(predictor.model.device)
+    inputs = processor(rows, [text], [regions])
+    ids = processor.encode_prompt(chat.messages, [image.size for image in images])
+    inputs |= processor.pad([ids])
+    return inputs.to(predictor.model.device)
 
 
 def _room(predictor: GroundingPredictor, num_prompt_tokens: int) -> int:

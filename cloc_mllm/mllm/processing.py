@@ -6,6 +6,7 @@ Letters: B rows, I distinct images, S canvas side, N tokens of an image, T text 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -266,6 +267,35 @@ class ClocMllmProcessor(ProcessorMixin):
             ignored = [IGNORE_INDEX] * len(question_ids)
             yield question_ids + answer_ids, ignored + self._answer_labels(answer_ids)
             rendered = through_answer
+
+    def encode_prompt(
+        self, messages: Messages, image_sizes: Iterable[tuple[int, int]] = ()
+    ) -> list[int]:
+        """Turns a chat that the model is to continue into input ids.
+
+        Earlier questions and answers have the ids that `encode_conversation` gives them: a
+        tokenizer may split a text differently where a question ends and its answer starts. A
+        template that rewrites earlier messages leaves no such pieces, and all is split at once.
+
+        Args:
+            image_sizes: see `encode_conversation`.
+        """
+        sizes = list(image_sizes)
+        prompt = self.render(messages, add_generation_prompt=True)
+        ids: list[int] = []
+        rendered, left = "", iter(sizes)
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            question = self.render(messages[:turn], add_generation_prompt=True)
+            through_answer = self.render(messages[: turn + 1])
+            starts = (rendered, question, through_answer, prompt)
+            if not all(b.startswith(a) for a, b in itertools.pairwise(starts)):
+                return self.tokenize(self._expand_images(prompt, iter(sizes)))
+            ids += self.tokenize(self._expand_images(question[len(rendered) :], left))
+            ids += self.tokenize(through_answer[len(question) :])
+            rendered = through_answer
+        return ids + self.tokenize(self._expand_images(prompt[len(rendered) :], left))
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
         """Writes a chat as text by the template, one `<image>` per image."""

@@ -11,7 +11,15 @@ import reprlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from cloc_mllm.serve.errors import ApiError
 
@@ -66,8 +74,19 @@ def _part_type(name: Any) -> Any:
 _StopWords = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _NumTokens = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-# what a random generator takes
-_Seed = Annotated[int, BeforeValidator(_whole), Field(ge=-(2**63), le=2**64 - 1)]
+
+
+def _seed_in_bounds(seed: int) -> int:
+    """Takes what a random generator takes; `Field(le=...)` writes such bounds rounded."""
+    least, most = -(2**63), 2**64 - 1
+    if seed < least:
+        raise ValueError(f"expected a seed greater than or equal to {least}")
+    if seed > most:
+        raise ValueError(f"expected a seed less than or equal to {most}")
+    return seed
+
+
+_Seed = Annotated[int, BeforeValidator(_whole), AfterValidator(_seed_in_bounds)]
 
 
 class ImageUrl(_Fields):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from cloc_mllm.data import drawing
 from cloc_mllm.data.drawing import contact_sheet, draw_record, draw_regions, region_color
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.geometry import Boxes
@@ -90,3 +91,20 @@ def test_boxes_of_one_group_share_a_colour(tiny_scenes: list[Record]) -> None:
     assert max(drawn.size) == 640
     assert region_color(0) in colors
     assert region_color(1) not in colors
+
+
+def test_characters_that_no_font_has_are_drawn_as_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "_WIDE_FONTS", ())
+    font = drawing._font_for("猫 a", 18)  # Pillow's own, which has little beyond ASCII
+    assert font is drawing._font(18)
+    assert drawing._writable("a 猫 b\ud800\n", font) == "a \\u732b b\\ud800\n"
+    contact_sheet([Image.new("RGB", (64, 64))], ["猫\ud800🦀"])
+
+
+def test_a_font_of_the_machine_is_taken_where_it_has_the_characters() -> None:
+    fonts = [drawing._system_font(name, 18) for name in drawing._WIDE_FONTS]
+    has = [font for font in fonts if font is not None and drawing._has_glyph(font, "Ж")]
+    if not has:
+        pytest.skip("the machine has none of the wide fonts")
+    chosen = drawing._font_for("Ж", 18)
+    assert drawing._writable("Ж", chosen) == "Ж"

@@ -226,7 +226,9 @@ def test_one_value_of_16_bit_grey_may_be_transparent() -> None:
     ("source", "reason", "detail"),
     [
         (b"", "missing_image", "there is no image file"),
-        (b"<html>404 Not Found</html>", "not_an_image", "starts with b'<html>404 No'; convert"),
+        (b"<html>404 Not Found</html>", "not_an_image", "starts with '<html>404 No'; convert"),
+        (encoded(Image.new("RGB", (4, 4)), "BMP"), "not_an_image", "got a BMP file; convert it"),
+        (b"\x00\xff\x01" * 9, "not_an_image", "got a file of an unknown kind; convert it"),
         (encoded(NOISE, "GIF"), "not_an_image", "expected JPEG, PNG, WEBP"),
         (encoded(NOISE, "TIFF"), "not_an_image", "expected JPEG, PNG, WEBP"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not_an_image", "expected JPEG, PNG, WEBP"),

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from cloc_mllm.data.images import open_image
 from cloc_mllm.data.wordings import asked
+from cloc_mllm.inference.chat import Chat, Sampling, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.results import Answer
+from cloc_mllm.mllm.coordinates import IMAGE_TOKEN
 
 # how the `*_bbox_rec_*` tasks ask; our model is asked in a wording that it was trained on
 REC_QUESTION = "the bounding box coordinate of the region this sentence describes: "
@@ -25,15 +27,17 @@ _MAX_NEW_TOKENS = 48
 
 
 class ClocMllm(lmms):
-    """Answers `generate_until` requests with one image each.
+    """Answers `generate_until` requests about any number of images, none too.
 
     A box is written as the REC tasks ask for it, `[x1, y1, x2, y2]` in 0..1 of the image; an answer
-    that is no box stays as the model wrote it.
+    that is no box stays as the model wrote it. Images stand before the words of a question, or at
+    its marks `<image>` where there are as many.
 
     Args:
         pretrained: a model directory of stage 2; "" takes the weights that ship.
         device: "" takes a GPU if there is one.
-        batch_size: questions at a time; those about equal images share one prefill.
+        batch_size: questions about one image at a time; those about equal images share one
+            prefill. Others are answered one by one.
     """
 
     def __init__(
@@ -54,37 +58,54 @@ class ClocMllm(lmms):
         """Answers the requests in their order.
 
         Raises:
-            ValueError: a document without exactly one image; names the task and the document.
+            ValueError: a document with a video or a sound; names the task and the document.
         """
         texts: list[str] = []
-        wording = self.predictor.processor.asked_in.first("ground")
         for start in tqdm(range(0, len(requests), self.batch_size), "cloc_mllm", unit="batch"):
             batch = [request.args for request in requests[start : start + self.batch_size]]
-            limit = max(int(args[1].get("max_new_tokens", _MAX_NEW_TOKENS)) for args in batch)
-            seen: dict[tuple[Any, bytes], Image.Image] = {}
-            asked = [
-                Question(self._image(args, seen), our_question(args[0], wording)) for args in batch
-            ]
-            answers = self.predictor.answer(asked, max_new_tokens=limit)
-            for args, answer in zip(batch, answers, strict=True):
-                text = until(answer_text(answer), args[1].get("until", []))
+            for args, answer in zip(batch, self._answers(batch), strict=True):
+                text = until(answer_text(answer), args[1].get("until") or [])
                 self.cache_hook.add_partial("generate_until", (args[0], args[1]), text)
                 texts.append(text)
         return texts
 
-    def _image(
+    def _answers(self, batch: Sequence[Sequence[Any]]) -> list[Answer]:
+        """Answers one batch: the questions about one image together, by their limit."""
+        wording = self.predictor.processor.asked_in.first("ground")
+        seen: dict[tuple[Any, bytes], Image.Image] = {}
+        answers: dict[int, Answer] = {}
+        together: dict[int, list[tuple[int, Question]]] = {}
+        for place, args in enumerate(batch):
+            images = self._images(args, seen)
+            question = our_question(args[0], wording)
+            limit = int(args[1].get("max_new_tokens") or _MAX_NEW_TOKENS)
+            if len(images) == 1 and IMAGE_TOKEN not in question:
+                together.setdefault(limit, []).append((place, Question(images[0], question)))
+                continue
+            chat = Chat([{"role": "user", "content": content_of(question, len(images))}], images)
+            sampling = Sampling(max_new_tokens=limit)
+            answers[place] = answer_chat(self.predictor, chat, sampling, lambda piece: None)
+        for limit, pairs in together.items():
+            found = self.predictor.answer([of for _, of in pairs], max_new_tokens=limit)
+            answers |= {place: answer for (place, _), answer in zip(pairs, found, strict=True)}
+        return [answers[place] for place in range(len(batch))]
+
+    def _images(
         self, args: Sequence[Any], seen: dict[tuple[Any, bytes], Image.Image]
-    ) -> Image.Image:
-        """The image of a request; equal images of a batch become one object."""
+    ) -> list[Image.Image]:
+        """The images of a request; equal images of a batch become one object."""
         _, _, doc_to_visual, doc_id, task, split = args
-        images = doc_to_visual(self.task_dict[task][split][doc_id])
-        if len(images) != 1 or not isinstance(images[0], Image.Image):
-            raise ValueError(
-                f"document {doc_id} of task {task} ({split}) has {len(images)} visuals; this model "
-                "answers questions about one image"
-            )
-        image = open_image(images[0], name=f"document {doc_id} of task {task}")
-        return seen.setdefault((image.size, image.tobytes()), image)
+        visuals = doc_to_visual(self.task_dict[task][split][doc_id]) if doc_to_visual else None
+        images = []
+        for visual in visuals or []:
+            if not isinstance(visual, Image.Image):
+                raise ValueError(
+                    f"document {doc_id} of task {task} ({split}) has a {type(visual).__name__} "
+                    "among its visuals; this model looks at images (PIL) alone"
+                )
+            image = open_image(visual, name=f"document {doc_id} of task {task}")
+            images.append(seen.setdefault((image.size, image.tobytes()), image))
+        return images
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("cloc_mllm answers generate_until tasks only")
@@ -97,6 +118,19 @@ def our_question(context: str, wording: str) -> str:
     """The harness's REC question in the words of training; any other question as it is."""
     _, marker, phrase = context.partition(REC_QUESTION)
     return asked(wording, phrase=phrase.strip()) if marker else context
+
+
+def content_of(question: str, num_images: int) -> list[dict[str, str]]:
+    """Lays a question and its images out as a message: at the marks `<image>` if there is one per
+    image, else before the words."""
+    pieces = question.split(IMAGE_TOKEN)
+    if len(pieces) - 1 != num_images:
+        pieces = [""] * num_images + [" ".join(piece.strip() for piece in pieces).strip()]
+    items: list[dict[str, str]] = []
+    for number, piece in enumerate(pieces):
+        items += [{"type": "image"}] if number else []
+        items += [{"type": "text", "text": piece}] if piece else []
+    return items
 
 
 def answer_text(answer: Answer) -> str:

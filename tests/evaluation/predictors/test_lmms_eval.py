@@ -110,6 +110,43 @@ def test_length_and_stop_strings_are_obeyed(model, plugin, monkeypatch):
     assert limits == [7, 48, 48]
 
 
+def test_documents_of_any_number_of_images_are_answered_in_one_batch(model, plugin):
+    visuals = {
+        "none": lambda doc: None,
+        "empty": lambda doc: [],
+        "two": lambda doc: [doc["image"], Image.new("RGB", (40, 80), "red")],
+        "one": lambda doc: [doc["image"]],
+    }
+    contexts = ["Say hello.", "Say <image> hello.", "Compare <image> with <image>.", "What?"]
+    options = [{"max_new_tokens": limit} for limit in (3, 5, 7, 9)]
+    requests = [
+        request(context, 0, option, visual)
+        for context, option, visual in zip(contexts, options, visuals.values(), strict=True)
+    ]
+    together = model.generate_until(requests)  # 3 at a time
+    model.batch_size = 1
+    assert together == model.generate_until(requests)
+    picture = model.task_dict["rec"]["val"][0]["image"]
+    (expected,) = model.predictor.answer([plugin.Question(picture, "What?")], max_new_tokens=9)
+    assert together[3] == plugin.answer_text(expected)
+
+
+def test_each_request_has_its_own_limit(model):
+    requests = [request("What is there?", options={"max_new_tokens": n}) for n in (2, 40)]
+    alone = [model.generate_until([one])[0] for one in requests]
+    assert model.generate_until(requests) == alone
+    assert alone[0] != alone[1] and alone[1].startswith(alone[0])
+
+
+def test_images_stand_at_their_marks_or_before_the_words(plugin):
+    image, says = {"type": "image"}, lambda text: {"type": "text", "text": text}
+    assert plugin.content_of("Hi", 0) == [says("Hi")]
+    assert plugin.content_of("a <image> b", 0) == [says("a b")]
+    assert plugin.content_of("a <image> b", 1) == [says("a "), image, says(" b")]
+    assert plugin.content_of("a <image> b", 2) == [image, image, says("a b")]
+    assert plugin.content_of("a", 2) == [image, image, says("a")]
+
+
 def test_a_box_is_written_as_the_task_asks(plugin):
     box = Boxes.normalized(torch.tensor([[0.0, 0.25, 0.5, 1.0]]))
     answer = Answer("<loc_0>", box, torch.ones(1), [(0, 7)], 1.0, None)
@@ -119,8 +156,8 @@ def test_a_box_is_written_as_the_task_asks(plugin):
 def test_wrong_arguments_and_documents_are_refused(plugin, model):
     with pytest.raises(ValueError, match=r"unknown model_args \['max_pixels'\]; expected pre"):
         plugin.ClocMllm(max_pixels=3)
-    with pytest.raises(ValueError, match=r"document 1 of task rec \(val\) has 2 visuals"):
-        model.generate_until([request("What?", 1, visual=lambda doc: [doc["image"]] * 2)])
+    with pytest.raises(ValueError, match=r"document 1 of task rec \(val\) has a str among"):
+        model.generate_until([request("What?", 1, visual=lambda doc: ["a.mp4"])])
     with pytest.raises(NotImplementedError, match="generate_until tasks only"):
         model.loglikelihood([])
 
