@@ -5,7 +5,8 @@
 Mixed into stage 2 they keep what the language model can do. Writes `train.jsonl` and
 `held_out.jsonl`, whose questions have other words about other topics, in LLaVA's layout. Answers
 are drawn at temperature 1, so a model's perplexity on them rises by how far it has moved from this
-one; those that do not end by themselves within `--max_new_tokens` are left out.
+one. Those that do not end by themselves within `--max_new_tokens` are left out; questions are asked
+again until there are enough.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="own_words", description=__doc__)
     parser.add_argument("--language_model", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--num", type=int, default=400, help="at most, to train on")
-    parser.add_argument("--num_held_out", type=int, default=200, help="at most")
+    parser.add_argument("--num", type=int, default=400, help="chats to train on")
+    parser.add_argument("--num_held_out", type=int, default=200)
     parser.add_argument("--max_new_tokens", type=int, default=80)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -107,9 +108,12 @@ def questions(split: str, seed: int) -> list[str]:
 def _answered(
     model: Any, tokenizer: Any, asked: Sequence[str], options: Any
 ) -> Iterator[tuple[str, str]]:
-    """Yields each question with its answer, where the answer ends by itself."""
-    for start in range(0, len(asked), options.batch_size):
-        batch = asked[start : start + options.batch_size]
+    """Yields questions with answers that end by themselves, round after round, without an end."""
+    batches = [
+        asked[start : start + options.batch_size]
+        for start in range(0, len(asked), options.batch_size)
+    ]
+    for batch in itertools.cycle(batches):
         chats = [[{"role": "user", "content": question}] for question in batch]
         inputs = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
