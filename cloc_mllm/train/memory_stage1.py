@@ -118,7 +118,7 @@ def _towers(model: Cloc, config: Stage1Config, images: int, regions: int) -> tup
         model.train()
         pixels = torch.zeros(images, 3, side, side)
         texts = [
-            torch.zeros(images * number, length, dtype=torch.long)
+            torch.zeros(images * number, min(length, config.model.context_length)).long()
             for number, length in ((1, CAPTION_TOKENS), (regions, PHRASE_TOKENS))
             if number
         ]
