@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -142,7 +143,8 @@ def _regions(model: Cloc, config: Stage1Config, regions: int) -> tuple[int, int,
     """The same of the region encoder for one image, in real memory."""
     if not regions:
         return 0, 0, 0
-    encoder = copy.deepcopy(model.vision.region_encoder).to_empty(device="cpu").train()
+    encoder: Any = copy.deepcopy(model.vision.region_encoder)
+    encoder = encoder.to_empty(device="cpu").train()
     for tensor in (*encoder.parameters(), *encoder.buffers()):
         tensor.data.zero_()
     height, width = model.vision.grid_hw
