@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -118,7 +119,7 @@ def _towers(model: Cloc, config: Stage1Config, images: int, regions: int) -> tup
         model.train()
         pixels = torch.zeros(images, 3, side, side)
         texts = [
-            torch.zeros(images * number, length, dtype=torch.long)
+            torch.zeros(images * number, min(length, config.model.context_length)).long()
             for number, length in ((1, CAPTION_TOKENS), (regions, PHRASE_TOKENS))
             if number
         ]
@@ -142,7 +143,8 @@ def _regions(model: Cloc, config: Stage1Config, regions: int) -> tuple[int, int,
     """The same of the region encoder for one image, in real memory."""
     if not regions:
         return 0, 0, 0
-    encoder = copy.deepcopy(model.vision.region_encoder).to_empty(device="cpu").train()
+    encoder: Any = copy.deepcopy(model.vision.region_encoder)
+    encoder = encoder.to_empty(device="cpu").train()
     for tensor in (*encoder.parameters(), *encoder.buffers()):
         tensor.data.zero_()
     height, width = model.vision.grid_hw

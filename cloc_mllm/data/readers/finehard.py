@@ -12,7 +12,7 @@ Frame: xyxy, 0..1 of the image (FG-CLIP multiplies it by the sides of the resize
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from cloc_mllm.data.readers import (
     as_list,
     deliver,
     open_photos,
-    single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
+from cloc_mllm.data.readers.files import Names
+from cloc_mllm.data.readers.photos import names_of
 from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
@@ -53,10 +54,11 @@ def read_finehard(
     """
     files = rows_files(rows)
 
-    def all_names() -> Iterable[str]:
-        return (_name(row) or "" for path in files for _, row in read_rows(path, options.encoding))
+    def all_names() -> Iterator[Names]:
+        rows_of = (read_rows(path, options.encoding) for path in files)
+        return (names_of(_name(row)) for rows in rows_of for _, row in rows)
 
-    with open_photos(images, drop_log, options, single(all_names())) as photos:
+    with open_photos(images, drop_log, options, all_names) as photos:
         for path in files:
             for item, row in read_rows(path, options.encoding):
                 name = _name(row)

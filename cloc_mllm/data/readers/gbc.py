@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from cloc_mllm.data.readers import (
     as_list,
     deliver,
     open_photos,
-    single,
 )
+from cloc_mllm.data.readers.files import Names
+from cloc_mllm.data.readers.photos import names_of
 from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.readers.tar_stream import read_samples
 from cloc_mllm.data.records import DropLog, Record, Region
@@ -62,10 +63,10 @@ def read_gbc(
         drop_log: beside the reasons of `validate_record`, records and regions get `bad_row`.
     """
 
-    def all_names() -> Iterable[str]:
-        return (_name(row) or "" for _, row in read_rows(rows, options.encoding))
+    def all_names() -> Iterator[Names]:
+        return (names_of(_name(row)) for _, row in read_rows(rows, options.encoding))
 
-    with open_photos(images, drop_log, options, single(all_names())) as photos:
+    with open_photos(images, drop_log, options, all_names) as photos:
         for item, row in read_rows(rows, options.encoding):
             name = _name(row)
             if name is None:
