@@ -116,7 +116,8 @@ class VisionEncoder(nn.Module):
             if self.is_resnet:
                 return self._forward_resnet(pixel_values)
             if self.is_hf:
-                return ImageFeatures(*self.visual(pixel_values), self.grid_hw)
+                image_features, tokens = self.visual(pixel_values)
+                return ImageFeatures(image_features, tokens, self.grid_hw)
             return self._forward_native(pixel_values)
 
     def project_tokens(self, tokens: Tensor) -> Tensor:
