@@ -53,7 +53,8 @@ def start_directory(init: str) -> Path | None:
     if init.startswith(_HUB):
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(init.removeprefix(_HUB)))
+        others = ["*.h5", "*.msgpack", "*.onnx*", "*.npz"]  # weights of other frameworks
+        return Path(snapshot_download(init.removeprefix(_HUB), ignore_patterns=others))
     directory = Path(init.removeprefix(_LOCAL) or "missing")
     return directory if directory.is_dir() else None
 

@@ -297,7 +297,8 @@ def test_a_plain_clip_of_the_sigmoid_loss_goes_on_with_its_bias(
     cloc = built(start)
     assert (cloc.logit_bias.item(), cloc.region_logit_bias.item()) == (-6.0, -10.0)
     assert "left out: " not in capsys.readouterr().out
-    assert built(ModelConfig(init=str(tmp_path))).logit_bias is None
+    assert built(ModelConfig(init=str(tmp_path))).logit_bias.item() == -6.0  # as it was trained
+    assert built(dataclasses.replace(start, contrastive_loss="softmax")).logit_bias is None
     assert capsys.readouterr().out.endswith("left out: logit_bias\n")
 
 
