@@ -119,7 +119,7 @@ def _assemble(
     config: MllmConfig, dtype: torch.dtype
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     cloc, _, cloc_config = load_cloc(config.cloc)
-    tokenizer = AutoTokenizer.from_pretrained(config.language_model)
+    tokenizer = AutoTokenizer.from_pretrained(config.language_model, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise ValueError(
             f"the tokenizer of {config.language_model} has no eos token, so answers never end; "

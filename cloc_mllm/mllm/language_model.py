@@ -38,7 +38,9 @@ def load_language_model(
             if quantization == "4bit"
             else BitsAndBytesConfig(load_in_8bit=True)
         )
-    language_model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+    language_model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, trust_remote_code=False, **options
+    )
     for module in quantized_layers(language_model).values():
         # on such CPUs eval() repacks the weights for bf16, which silently ruins later gradients
         module.support_avx512bf16_for_cpu = False

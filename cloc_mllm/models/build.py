@@ -23,6 +23,7 @@ from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
     ResolvedModel,
+    check_timm_name,
     full_clip_config,
     read_cloc_config,
     reads_padding,
@@ -79,6 +80,8 @@ def build_cloc_vision(config: ResolvedModel) -> ClocVision:
     import open_clip.model
 
     clip_config = full_clip_config(config)
+    check_timm_name(clip_config["vision_cfg"], "the vision encoder's config")
+    clip_config["vision_cfg"]["timm_model_pretrained"] = False  # weights come from the MLLM's file
     visual = open_clip.model._build_vision_tower(
         clip_config["embed_dim"], clip_config["vision_cfg"], clip_config.get("quick_gelu", False)
     )
