@@ -6,6 +6,7 @@ One test per rule. It lists every violation as `file:line: what is wrong`.
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -196,6 +197,7 @@ BANNED_CALLS = {
     "os.system": "use subprocess with a list",
     "os.popen": "use subprocess with a list",
 }
+AUTO_LOADER = re.compile(r"Auto\w+\.from_pretrained$")
 BANNED_KEYWORDS = ("trust_remote_code", "shell", "allow_pickle")
 
 
@@ -211,6 +213,8 @@ def banned_calls(tree: ast.Module) -> Iterator[Violation]:
             yield node.lineno, "extractall writes where the archive says"
         if name == "torch.load" and not is_constant(keywords.get("weights_only"), True):
             yield node.lineno, "torch.load without weights_only=True"
+        if AUTO_LOADER.match(name) and "trust_remote_code" not in keywords:
+            yield node.lineno, "without trust_remote_code=False a directory's code can be run"
         for keyword in BANNED_KEYWORDS:
             if keyword in keywords and not is_constant(keywords[keyword], False):
                 yield node.lineno, f"{keyword} must not be switched on"
@@ -377,6 +381,7 @@ def test_functions_stay_short_and_flat() -> None:
         (banned_calls, "open_tar(p).extractall()"),
         (banned_calls, "eval('1')"),
         (banned_calls, "AutoModel.from_pretrained(n, trust_remote_code=flag)"),
+        (banned_calls, "AutoTokenizer.from_pretrained(n)"),
         (banned_calls, "subprocess.run(c, shell=True)"),
         (swallowed_exceptions, "try:\n    f()\nexcept Exception:\n    pass"),
         (swallowed_exceptions, "try:\n    f()\nexcept:\n    x = 1"),

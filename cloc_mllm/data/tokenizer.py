@@ -48,7 +48,7 @@ def load_text_tokenizer(
     if kind == "huggingface" and name:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         return HuggingFaceTokenizer(tokenizer, context_length, full_length)
     if spec == "builtin":
         return HuggingFaceTokenizer(_builtin_bpe(), context_length, full_length)

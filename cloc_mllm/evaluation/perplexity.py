@@ -89,8 +89,11 @@ def _load(directory: str, chats: Sequence[Chat], device: torch.device) -> tuple[
             f"chat {seen} shows an image, which the language model {directory} cannot see; name an "
             "MLLM, or chats of text alone"
         )
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return model.to(device).eval(), ClocMllmProcessor(AutoTokenizer.from_pretrained(directory))
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    return model.to(device).eval(), ClocMllmProcessor(tokenizer)
 
 
 @torch.inference_mode()

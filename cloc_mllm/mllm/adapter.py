@@ -101,7 +101,8 @@ def load_adapter(
     trained_on = PeftConfig.from_pretrained(str(directory)).base_model_name_or_path
     base_name = language_model or str(trained_on)
     base = load_language_model(base_name, quantization, dtype)
-    new = range(len(AutoTokenizer.from_pretrained(base_name)), len(processor.tokenizer))
+    base_tokenizer = AutoTokenizer.from_pretrained(base_name, trust_remote_code=False)
+    new = range(len(base_tokenizer), len(processor.tokenizer))
     add_embeddings(base, new, token_ids(processor.tokenizer, processor.coordinates.tokens()))
     model = ClocMllmForConditionalGeneration(config, base)
     model.generation_config = GenerationConfig.from_pretrained(str(directory))

@@ -148,7 +148,7 @@ def _processor(
     config: MllmConfig, cloc_config: ResolvedModel, grid_hw: tuple[int, int]
 ) -> ClocMllmProcessor:
     """Makes the processor of a new MLLM, whose tokenizer has the tokens of images and boxes."""
-    tokenizer = AutoTokenizer.from_pretrained(config.language_model)
+    tokenizer = AutoTokenizer.from_pretrained(config.language_model, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise ValueError(
             f"the tokenizer of {config.language_model} has no eos token, so answers never end; "
@@ -187,7 +187,7 @@ def mllm_shapes(
         with torch.device("meta"):
             grid_hw = build_cloc_vision(cloc_config).grid_hw
         processor = _processor(config, cloc_config, grid_hw)
-        text_config = AutoConfig.from_pretrained(config.language_model)
+        text_config = AutoConfig.from_pretrained(config.language_model, trust_remote_code=False)
         text_config.vocab_size = max(text_config.vocab_size, len(processor.tokenizer))
         model_config = _model_config(config, text_config, cloc_config, processor)
     processor.teach(load_wordings(asks.wordings), tasks_beyond_first(asks))

@@ -40,7 +40,9 @@ def load_language_model(
         )
         if torch.cuda.is_available():  # Transformers would take the first GPU on every rank
             options["device_map"] = {"": torch.cuda.current_device()}
-    language_model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+    language_model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, trust_remote_code=False, **options
+    )
     for module in quantized_layers(language_model).values():
         # on such CPUs eval() repacks the weights for bf16, which silently ruins later gradients
         module.support_avx512bf16_for_cpu = False

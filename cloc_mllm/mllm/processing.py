@@ -28,6 +28,7 @@ from cloc_mllm.mllm.regions import (
     place_regions,
     regions_by_image,
 )
+from cloc_mllm.mllm.time_limit import time_limit
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
 
@@ -48,6 +49,7 @@ _FLATTEN_CONTENT = (
 )
 
 Messages = Sequence[dict[str, Any]]
+_RENDER_SECONDS = 10.0  # the longest chats take milliseconds
 
 
 class ClocMllmProcessor(ProcessorMixin):
@@ -127,6 +129,7 @@ class ClocMllmProcessor(ProcessorMixin):
     ) -> Any:
         """Loads the tokenizer, and the image processor unless the files are older than it."""
         name, saved = pretrained_model_name_or_path, processor_dict.get("image_processor")
+        kwargs["trust_remote_code"] = False
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", name, **kwargs)
         return [tokenizer, ClocMllmImageProcessor(**saved) if saved else None]
 
@@ -298,10 +301,16 @@ class ClocMllmProcessor(ProcessorMixin):
         return ids + self.tokenize(self._expand_images(prompt[len(rendered) :], left))
 
     def render(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        """Writes a chat as text by the template, one `<image>` per image."""
-        return self.apply_chat_template(
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+        """Writes a chat as text by the template, one `<image>` per image.
+
+        Raises:
+            TimeLimitExceeded: the template takes longer than `_RENDER_SECONDS`.
+        """
+        told = "the chat template, which is the model's: its directory may be damaged or hostile"
+        with time_limit(_RENDER_SECONDS, told):
+            return self.apply_chat_template(
+                list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+            )
 
     def pad(
         self,

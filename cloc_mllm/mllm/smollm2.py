@@ -40,7 +40,10 @@ def export_smollm2(directory: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config.eos_token_id = loaded.config.eos_token_id
     plain.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(directory)
 
 
 def _find_gguf() -> Path:

@@ -24,6 +24,7 @@ from cloc_mllm.models.box_head import BoxHead
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
     ResolvedModel,
+    check_timm_name,
     full_clip_config,
     read_cloc_config,
     reads_padding,
@@ -101,6 +102,8 @@ def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
 def build_cloc_vision(config: ResolvedModel) -> ClocVision:
     """Builds the image side alone, with random weights, for instance inside an MLLM."""
     clip_config = full_clip_config(config)
+    check_timm_name(clip_config["vision_cfg"], "the vision encoder's config")
+    clip_config["vision_cfg"]["timm_model_pretrained"] = False  # weights come from the MLLM's file
     visual = _build_image_tower(clip_config)
     set_timm_size(visual, config.image_size)
     encoder = VisionEncoder(

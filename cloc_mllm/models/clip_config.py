@@ -96,12 +96,23 @@ def read_cloc_config(directory: str | Path) -> ResolvedModel:
             f"{path} was not written by save_cloc: 'model' or 'fingerprint' is missing"
         )
     config = ModelConfig.from_dict(contents["model"])
+    _check_self_contained(config, path)
     if config.tokenizer == "tokenizer":
         config.tokenizer = str(directory / "tokenizer")
     text = config.clip_config.get("text_cfg", {})
     if text.get("hf_model_name") == "text_tower":
         text["hf_model_name"] = str(directory / "text_tower")
     return ResolvedModel(config)
+
+
+def check_timm_name(vision_cfg: dict[str, Any], source: object) -> None:
+    """Raises `ValueError` for a tower of timm that lies in a directory or on the model hub."""
+    name = str(vision_cfg.get("timm_model_name") or "")
+    if ":" in name or "/" in name:
+        raise ValueError(
+            f"{source}: vision_cfg.timm_model_name is {name!r}, but a saved model is loaded from "
+            "its own directory alone; expected the plain name of an architecture"
+        )
 
 
 def full_clip_config(
@@ -119,6 +130,39 @@ def full_clip_config(
         if tokenizer is not None:
             text |= _text_changes(text, tokenizer, _vocabulary(config, text, tokenizer))
     return base
+
+
+def _check_self_contained(config: ModelConfig, path: Path) -> None:
+    """Refuses a saved config that names other directories or the model hub.
+
+    Raises:
+        ValueError: names the field.
+    """
+    vision, text = (config.clip_config.get(name) or {} for name in ("vision_cfg", "text_cfg"))
+    kind, _, name = config.tokenizer.partition(":")
+    text_tower = text.get("hf_model_name") or ""
+    is_own = config.tokenizer in ("tokenizer", "builtin") or (
+        kind == "open_clip" and not set(":/") & set(name)
+    )
+    elsewhere = {
+        "init": config.init,
+        "architecture": config.architecture,
+        "pretrained_image": config.pretrained_image,
+        "pretrained_text": config.pretrained_text,
+        "tokenizer": "" if is_own else config.tokenizer,
+        "hf_model_name": "" if text_tower == "text_tower" else text_tower,
+        "hf_model_pretrained": text_tower and text.get("hf_model_pretrained"),
+        "timm_model_pretrained": vision.get("timm_model_pretrained"),
+    }
+    if named := [field for field, value in elsewhere.items() if value]:
+        raise ValueError(
+            f"{path}: {named[0]} is {elsewhere[named[0]]!r}, but a saved model is loaded from its "
+            "own directory alone; expected what save_cloc writes"
+        )
+    check_timm_name(vision, path)
+    tower = path.parent / text_tower / "config.json"
+    if text_tower and "auto_map" in json.loads(tower.read_text()):
+        raise ValueError(f"{tower} names code of its own (auto_map), which is never run")
 
 
 def reads_padding(text_cfg: dict[str, Any]) -> bool:

@@ -120,7 +120,7 @@ class TextEncoder(nn.Module):
 
     def _forward_any_length(self, input_ids: Tensor) -> Tensor:
         if self._is_hugging_face:
-            mask = (input_ids != self._pad_id).long()
+            mask = input_ids.ne(self.text.config.pad_token_id).long()
             out = self.text.transformer(input_ids=input_ids, attention_mask=mask)
             return self.text.pooler(out, mask)
         full_mask = getattr(self.text, "attn_mask", None)

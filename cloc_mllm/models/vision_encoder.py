@@ -49,6 +49,10 @@ class TowerOutputs:
     def __len__(self) -> int:
         return len(self.pooled)
 
+    @property
+    def device(self) -> torch.device:
+        return self.pooled.device
+
     def to(self, *args: Any, **options: Any) -> TowerOutputs:
         return TowerOutputs(
             self.pooled.to(*args, **options), tuple(x.to(*args, **options) for x in self.scales)

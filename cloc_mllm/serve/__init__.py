@@ -6,8 +6,10 @@ server starts.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -16,11 +18,14 @@ from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.serve.limits import Limits
 
-_SECONDS_TO_FINISH = 5
+_MAX_CONNECTS_AT_ONCE = 128  # more than there are file descriptors would stop the server
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm serve`: loads the model and answers until it is interrupted.
+
+    At SIGTERM or Ctrl-C nothing new is taken and running answers end; at a second one it ends at
+    once.
 
     Returns:
         128 + the number of the signal that ended it.
@@ -39,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from cloc_mllm.inference.grounding_predictor import GroundingPredictor
         from cloc_mllm.serve.app import build_app
+        from cloc_mllm.serve.connections import BoundedProtocol
         from cloc_mllm.stopping import StopRequest
 
         disable_progress_bar()
+        _log_requests()
         predictor = GroundingPredictor.from_pretrained(
             arguments.mllm or None, dtype=arguments.dtype
         )
@@ -49,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = uvicorn.Server(
             uvicorn.Config(
                 build_app(predictor, name, limits),
+                http=partial(BoundedProtocol, limits=limits, waiting={}),
+                backlog=_MAX_CONNECTS_AT_ONCE,
                 log_level="warning",
-                timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+                timeout_graceful_shutdown=limits.stop_seconds,
             )
         )
         host, port = listening.getsockname()[:2]
@@ -60,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with StopRequest() as stop:
             server.run(sockets=[listening])
     return 128 + stop.signal_number if stop.requested else 0
+
+
+def _log_requests() -> None:
+    """Writes a line per chat to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("cloc_mllm.serve")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def listen(host: str, port: int) -> socket.socket:

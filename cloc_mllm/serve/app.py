@@ -12,16 +12,16 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cloc_mllm.demo.guard import read_body
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.results import Answer
-from cloc_mllm.serve.checks import CheckedRequest, check_request
-from cloc_mllm.serve.errors import ApiError, error_body
+from cloc_mllm.serve.errors import ApiError, ClientGone, error_body
+from cloc_mllm.serve.intake import Intake, check_model
 from cloc_mllm.serve.limits import Limits
+from cloc_mllm.serve.metrics import CONTENT_TYPE, Metrics
+from cloc_mllm.serve.request_log import CHAT_ROUTE, RequestLog
 from cloc_mllm.serve.responses import DONE, Completion, event, model_object
-from cloc_mllm.serve.schema import CompletionRequest, parse_body
 from cloc_mllm.serve.worker import QueuedRequest, Worker
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone, so nobody reads it
@@ -29,27 +29,26 @@ _CLIENT_CLOSED_REQUEST = 499  # nginx's status; the client is gone, so nobody re
 Value = TypeVar("Value")
 
 
-class ClientGone(Exception):
-    """The client closed the connection before there was anything to send."""
-
-
-def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastAPI:
+def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> ASGIApp:
     """Builds the endpoint of one model.
 
     Args:
         name: what clients call the model.
     """
-    worker = Worker(predictor, limits)
+    metrics = Metrics()
+    worker = Worker(predictor, limits, metrics)
+    intake = Intake(predictor.processor, limits, name)
     started = int(time.time())
 
     @asynccontextmanager
     async def closing_worker(_: FastAPI) -> AsyncIterator[None]:
         yield
         await run_in_threadpool(worker.close)
+        await run_in_threadpool(intake.close)
 
     # without FastAPI's pages of documentation, which load scripts from other servers
     app = FastAPI(title="cloc-mllm", openapi_url=None, lifespan=closing_worker)
-    _answer_errors(app)
+    _answer_errors(app, metrics)
     models = [model_object(name, started, predictor.processor)]
 
     @app.get("/health")
@@ -62,49 +61,30 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> FastA
 
     @app.get("/v1/models/{wanted:path}")
     async def one_model(wanted: str) -> dict[str, Any]:
-        _check_model(wanted, name)
+        check_model(wanted, name)
         return models[0]
 
-    @app.post("/v1/chat/completions")
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        num_waiting = worker.num_taken - worker.num_answering
+        shown = metrics.text(worker.num_answering, num_waiting)
+        return Response(shown, media_type=CONTENT_TYPE)
+
+    @app.post(CHAT_ROUTE)
     async def complete(http: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + limits.seconds
         _check_content_type(http)
-        worker.take_place()
         try:
-            request, checked = await _read(http, predictor, limits, name)
-        except BaseException:
-            worker.leave_place()
-            raise
-        queued = worker.start(checked)
-        completion = Completion(name, checked)
-        if not request.stream:
+            taken = await intake.take(http.receive)
+        except ClientGone:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        queued = worker.start(taken.checked)
+        completion = Completion(name, taken.checked)
+        if not taken.stream:
             return await _answer_whole(http, queued, completion, deadline)
-        wants_usage = request.stream_options and request.stream_options.include_usage
-        return await _answer_stream(http, queued, completion, deadline, bool(wants_usage))
+        return await _answer_stream(http, queued, completion, deadline, taken.wants_usage)
 
-    return app
-
-
-async def _read(
-    http: Request, predictor: GroundingPredictor, limits: Limits, name: str
-) -> tuple[CompletionRequest, CheckedRequest]:
-    try:
-        body = await asyncio.wait_for(read_body(http.receive, limits.body_bytes), limits.seconds)
-    except asyncio.TimeoutError as error:
-        raise ApiError(408, "the request did not arrive in time", code="timeout") from error
-    if body is None:
-        raise ApiError(
-            413,
-            f"the request is larger than {limits.body_bytes:,} bytes; send smaller pictures",
-            code="request_too_large",
-        )
-
-    def parse() -> tuple[CompletionRequest, CheckedRequest]:
-        request = parse_body(body)
-        _check_model(request.model or name, name)
-        return request, check_request(request, limits, predictor.processor)
-
-    return await run_in_threadpool(parse)
+    return RequestLog(app, metrics)
 
 
 async def _answer_whole(
@@ -199,19 +179,10 @@ def _check_content_type(http: Request) -> None:
         raise ApiError(415, f"expected content-type application/json, got {came[:80]!r}")
 
 
-def _check_model(wanted: str, name: str) -> None:
-    if wanted != name:
-        raise ApiError(
-            404,
-            f"there is no model {wanted[:80]!r} here; ask {name!r}",
-            param="model",
-            code="model_not_found",
-        )
-
-
-def _answer_errors(app: FastAPI) -> None:
+def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:
+        metrics.add_refusal(error.code or str(error.status))
         return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(HTTPException)

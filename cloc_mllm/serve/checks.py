@@ -6,7 +6,6 @@ import base64
 import binascii
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
 from cloc_mllm.geometry import Boxes
@@ -18,7 +17,11 @@ from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.schema import CompletionRequest, ImageUrl, Part, Regions
 
-_URL_SAFE = str.maketrans("-_", "+/")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_LONGEST_HEAD = 256  # of a data URL
+_BLANKS = b" \t\n\r"
+# the characters of wrapped base64 that are quoted in URLs
+_QUOTED = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b"", b"%20": b""}
 BOX_PLACEHOLDER = "{box}"  # in a text, stands for the next region as the model writes boxes
 
 
@@ -100,10 +103,16 @@ class _Reader:
         self.images: list[bytes] = []
         self.names: list[str] = []
         self.regions: list[Boxes] = []
+        self.num_parts = 0
         self.num_chars = 0
+        self.num_pixels = 0
+        self.num_regions = 0
 
     def part(self, part: Part, role: str, path: str) -> dict[str, str]:
         """Checks one item and returns it as chat templates take it."""
+        self.num_parts += 1
+        if self.num_parts > self.limits.parts:
+            raise ApiError(400, f"more than {self.limits.parts} parts in a request", param=path)
         if part.type == "text":
             if part.text is None or part.image_url is not None or part.regions is not None:
                 raise ApiError(400, f"{path}: a text item has `text` and no picture", param=path)
@@ -113,6 +122,13 @@ class _Reader:
         if role != "user":
             raise ApiError(400, f"{path}: only messages of the user have pictures", param=path)
         image_wh = self._image(part.image_url, f"{path}.image_url.url")
+        self.num_regions += len(part.regions.boxes) if part.regions else 0
+        if self.num_regions > self.limits.regions:
+            raise ApiError(
+                400,
+                f"more than {self.limits.regions} regions in a request",
+                param=f"{path}.regions",
+            )
         self.regions.append(_boxes(part.regions, image_wh, f"{path}.regions"))
         return {"type": "image"}
 
@@ -137,16 +153,8 @@ class _Reader:
         limits = self.limits
         if len(self.images) == limits.images:
             raise ApiError(400, f"more than {limits.images} pictures in a request", param=path)
-        data = _data_of(image_url.url, path)
-        if len(data) > limits.image_bytes:
-            raise ApiError(
-                400,
-                f"{path}: the picture has {len(data):,} bytes, the limit is "
-                f"{limits.image_bytes:,}; send a smaller one",
-                param=path,
-                code="image_too_large",
-            )
-        size = upright_size(data, limits.image_pixels)
+        data = _data_of(image_url.url, path, limits.image_bytes)
+        size = upright_size(data, limits.image_pixels - self.num_pixels)
         if size is None:
             raise ApiError(
                 400,
@@ -154,11 +162,14 @@ class _Reader:
                 param=path,
                 code="invalid_image",
             )
-        if size[0] * size[1] > limits.image_pixels:
+        before = self.num_pixels
+        self.num_pixels += size[0] * size[1]
+        if self.num_pixels > limits.image_pixels:
             raise ApiError(
                 400,
                 f"{path}: the picture has {size[0]} x {size[1]} pixels, the limit is "
-                f"{limits.image_pixels:,}; send a smaller one",
+                f"{limits.image_pixels:,}{f', {before:,} of them used' if before else ''}; send a "
+                "smaller one",
                 param=path,
                 code="image_too_large",
             )
@@ -167,14 +178,15 @@ class _Reader:
         return size
 
 
-def _data_of(url: str, path: str) -> bytes:
-    """Decodes a data URL.
+def _data_of(url: str, path: str, max_bytes: int) -> bytes:
+    """Decodes a data URL of at most so many bytes.
 
     Nothing is ever fetched: an address could name any machine or file that this server reaches.
     """
-    head, comma, payload = url.partition(",")
+    head = url[:_LONGEST_HEAD].partition(",")[0]
     kind = head.lower()
-    if not (comma and kind.startswith(("data:image/", "data:image;")) and kind.endswith(";base64")):
+    is_image = kind.startswith(("data:image/", "data:image;")) and kind.endswith(";base64")
+    if not (is_image and url.startswith(",", len(head))):
         raise ApiError(
             400,
             f"{path}: expected data:image/png;base64,... (or jpeg, webp), got {url[:32]!r}; "
@@ -182,10 +194,22 @@ def _data_of(url: str, path: str) -> bytes:
             param=path,
             code="invalid_image_url",
         )
-    # as clients write it: in lines, in the alphabet of URLs, quoted, without padding
-    payload = "".join(unquote(payload).split()).translate(_URL_SAFE).rstrip("=")
+    # as clients write it: in lines, in the alphabet of URLs, quoted, without padding; in steps that
+    # make no object per character
+    payload = url[len(head) + 1 :].encode(errors="replace")
+    for quoted, plain in _QUOTED.items():
+        payload = payload.replace(quoted, plain).replace(quoted.lower(), plain)
+    payload = payload.translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+    if len(payload) * 3 // 4 > max_bytes:
+        raise ApiError(
+            400,
+            f"{path}: the picture has {len(payload) * 3 // 4:,} bytes, the limit is "
+            f"{max_bytes:,}; send a smaller one",
+            param=path,
+            code="image_too_large",
+        )
     try:
-        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
+        return base64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(
             400, f"{path}: no base64: {error}", param=path, code="invalid_base64"

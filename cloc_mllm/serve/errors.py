@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 
+class ClientGone(Exception):
+    """The client closed the connection before there was anything to send."""
+
+
 class ApiError(Exception):
     """A refusal with its HTTP status.
 

@@ -16,6 +16,7 @@ from cloc_mllm.inference.results import Answer
 from cloc_mllm.serve.checks import CheckedRequest
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits
+from cloc_mllm.serve.metrics import Metrics
 
 _RETRY_AFTER_S = 5
 
@@ -71,14 +72,11 @@ class QueuedRequest:
 
 
 class Worker:
-    """Answers one request at a time, in the order in which they came.
+    """Answers one request at a time, in the order in which they came."""
 
-    A request takes its place in the queue before its body is read, so that memory never holds more
-    bodies than the queue has places.
-    """
-
-    def __init__(self, predictor: GroundingPredictor, limits: Limits) -> None:
+    def __init__(self, predictor: GroundingPredictor, limits: Limits, metrics: Metrics) -> None:
         self.predictor = predictor
+        self.metrics = metrics
         self._num_places = limits.waiting + 1
         self._num_taken = 0
         self._lock = threading.Lock()
@@ -87,11 +85,20 @@ class Worker:
 
     @property
     def num_taken(self) -> int:
-        """The number of requests that are being read, wait or are being answered."""
+        """The number of requests that wait or are being answered."""
         return self._num_taken
 
-    def take_place(self) -> None:
-        """Takes a place in the queue. Raises `ApiError` 429 if there is none."""
+    @property
+    def num_answering(self) -> int:
+        """The number of requests that are being answered."""
+        return min(self._num_taken, 1)
+
+    def start(self, request: CheckedRequest) -> QueuedRequest:
+        """Puts a request into the queue; its place is given back when it is done.
+
+        Raises:
+            ApiError: 429, there is no place.
+        """
         with self._lock:
             if self._num_taken >= self._num_places:
                 raise ApiError(
@@ -101,14 +108,6 @@ class Worker:
                     headers={"Retry-After": str(_RETRY_AFTER_S)},
                 )
             self._num_taken += 1
-
-    def leave_place(self) -> None:
-        """Gives a place in the queue back."""
-        with self._lock:
-            self._num_taken -= 1
-
-    def start(self, request: CheckedRequest) -> QueuedRequest:
-        """Puts a request into the queue; its place is given back when it is done."""
         queued = QueuedRequest()
         self._unfinished.add(queued)
         queued.future = self._pool.submit(self._answer, request, queued)
@@ -128,7 +127,9 @@ class Worker:
             queued.put(piece)
 
         try:
-            return answer_chat(self.predictor, request.chat(), request.sampling, on_token)
+            answer = answer_chat(self.predictor, request.chat(), request.sampling, on_token)
+            self.metrics.add_answer(answer)
+            return answer
         except PromptTooLong as error:
             raise ApiError(
                 400, str(error), param="messages", code="context_length_exceeded"
@@ -146,5 +147,6 @@ class Worker:
 
     def _done(self, queued: QueuedRequest, future: Future[Answer]) -> None:
         self._unfinished.discard(queued)
-        self.leave_place()
+        with self._lock:
+            self._num_taken -= 1
         queued.put(future)

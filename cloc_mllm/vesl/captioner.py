@@ -48,8 +48,10 @@ class Captioner:
 
         import cloc_mllm.mllm  # noqa: F401  registers our own model with the Auto classes
 
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(name)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=torch.float32, trust_remote_code=False
+        )
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         return cls(torch.nn.Module.to(model, device), processor, prompt, max_new_tokens)
 
     @torch.inference_mode()

@@ -132,7 +132,11 @@ class Owlv2Detector:
         from transformers import AutoProcessor, Owlv2ForObjectDetection
 
         model: Any = Owlv2ForObjectDetection.from_pretrained(name, dtype=torch.float32)
-        return cls(model.to(device), AutoProcessor.from_pretrained(name), image_size)
+        return cls(
+            model.to(device),
+            AutoProcessor.from_pretrained(name, trust_remote_code=False),
+            image_size,
+        )
 
     @torch.inference_mode()
     def detect(
@@ -187,7 +191,7 @@ class GroundingDinoDetector:
         from transformers import AutoProcessor, GroundingDinoForObjectDetection
 
         model: Any = GroundingDinoForObjectDetection.from_pretrained(name, dtype=torch.float32)
-        return cls(model.to(device), AutoProcessor.from_pretrained(name))
+        return cls(model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False))
 
     def detect(
         self, images: Sequence[ImageSource], phrases: Sequence[Sequence[str]]

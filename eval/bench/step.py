@@ -52,6 +52,7 @@ class OpenClipStep:
     def __init__(self, architecture: str, batch: ClocBatch, *, bf16: bool) -> None:
         import open_clip
 
+        assert isinstance(batch.pixel_values, Tensor)
         self.device = batch.pixel_values.device
         model: Any = open_clip.create_model(architecture, output_dict=True)
         self.model = model.to(self.device).train()
@@ -116,6 +117,7 @@ def matched_steps(
     """
     torch.manual_seed(0)
     theirs = OpenClipStep(architecture, batch, bf16=False)
+    assert isinstance(batch.pixel_values, Tensor)
     side = batch.pixel_values.shape[-1]
     given = ModelConfig(architecture, image_size=side, prompter=_PROMPTERS[prompter])
     config = resolve_model(given)

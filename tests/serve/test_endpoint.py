@@ -35,6 +35,8 @@ LIMITS = Limits(
     image_bytes=100_000,
     image_pixels=20_000,
     messages=4,
+    parts=6,
+    regions=3,
     text_chars=400,
     waiting=1,
 )
@@ -303,6 +305,17 @@ CASES = {
     "three": (
         body(picture(), picture(), picture()), 400, "messages[0].content[2].image_url.url", "2 pic"
     ),
+    "parts": (body(*[text("a")] * 7), 400, "messages[0].content[6]", "more than 6 parts"),
+    "regions": (
+        body(picture(regions=regions(*[[0, 0, 9, 9]] * 2)),
+             picture(regions=regions(*[[0, 0, 9, 9]] * 2))), 400,
+        "messages[0].content[1].regions", "more than 3 regions",
+    ),
+    "pixels of two": (
+        body(picture(data_url(Image.new("RGB", (120, 100)))),
+             picture(data_url(Image.new("RGB", (120, 100))))), 400,
+        "messages[0].content[1].image_url.url", "12,000 of them used",
+    ),
     "system": (
         {"messages": [{"role": "system", "content": [picture()]}, *body(text("a"))["messages"]]},
         400, FIRST, "only messages of the user",
@@ -354,7 +367,9 @@ def test_what_is_refused(client: TestClient, case: tuple, stream: bool) -> None:
     ("content", "headers", "status", "message"),
     [
         (b"{", {}, 400, "no JSON"),
-        (b"[" * 100_000, {}, 400, "no JSON"),
+        (b"[" * 10_000, {}, 400, "no JSON"),
+        (b"[" * 100_000, {}, 400, "100,000 commas and opening brackets, the limit is"),
+        (b'{"messages":' + b"1" * 100_000 + b"}", {}, 400, "no JSON"),
         (b'{"messages": "\\ud800"}', {}, 400, "no JSON"),
         (b"\xff", {}, 400, "no JSON"),
         (b"[]", {}, 400, "the body"),
@@ -363,7 +378,19 @@ def test_what_is_refused(client: TestClient, case: tuple, stream: bool) -> None:
         (zlib.compress(b"{}"), {"content-encoding": "deflate"}, 400, "no JSON"),
         (b"{}", {"content-type": "text/plain"}, 415, "expected content-type"),
     ],
-    ids=["cut", "deep", "surrogate", "bytes", "list", "empty", "large", "packed", "type"],
+    ids=[
+        "cut",
+        "deep",
+        "many",
+        "digits",
+        "surrogate",
+        "bytes",
+        "list",
+        "empty",
+        "large",
+        "packed",
+        "type",
+    ],
 )
 def test_bodies_that_are_refused(
     client: TestClient, content: bytes, headers: dict, status: int, message: str

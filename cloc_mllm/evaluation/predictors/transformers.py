@@ -33,8 +33,10 @@ class HfModel:
         It is float32 on a CPU, elsewhere as the weights are stored.
         """
         dtype: Any = torch.float32 if device.type == "cpu" else "auto"
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype).eval()
-        return cls(model.to(device), AutoProcessor.from_pretrained(name))
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False
+        ).eval()
+        return cls(model.to(device), AutoProcessor.from_pretrained(name, trust_remote_code=False))
 
     @torch.inference_mode()
     def answer(self, image: Image.Image, prompt: str) -> tuple[str, dict[str, int]]:

@@ -1,0 +1,81 @@
+"""Bounds the connections whose request is not there yet.
+
+uvicorn waits for ever for a first request, and for the rest of one that has begun; its
+`limit_concurrency` counts such connections but turns away whoever comes after them. Here each has a
+time limit, and where too many wait, the oldest makes room for the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cloc_mllm.serve.limits import Limits
+
+
+class BoundedProtocol(H11Protocol):
+    """uvicorn's protocol for connections whose waiting is bounded.
+
+    A connection waits until its request is complete, and from the answer until the next request is.
+    The time of a head is limited here, that of a body by the `Intake`, that between two requests by
+    uvicorn's `timeout_keep_alive`.
+
+    Args:
+        waiting: the server's waiting connections with their timers, oldest first.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        limits: Limits,
+        waiting: dict[BoundedProtocol, asyncio.TimerHandle],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.limits = limits
+        self.waiting = waiting
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            return
+        if self.cycle.more_body:
+            self.waiting[self].cancel()
+        else:
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # it has another cycle where the next request was there already
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Closes a connection that waits when the server stops; others first get their answer."""
+        if self in self.waiting:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self.waiting[self] = self.loop.call_later(self.limits.head_seconds, self.transport.abort)
+        if len(self.waiting) > self.limits.waiting_connections:
+            oldest = next(iter(self.waiting))
+            oldest._stop_waiting()
+            oldest.transport.abort()
+
+    def _stop_waiting(self) -> None:
+        timer = self.waiting.pop(self, None)
+        if timer is not None:
+            timer.cancel()
