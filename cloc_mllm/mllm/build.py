@@ -136,7 +136,7 @@ def _assemble(
     model.vision.load_state_dict(cloc.vision.state_dict())
     model.generation_config = _generation_config(language_model, tokenizer)
     location = token_ids(tokenizer, box_format.tokens())
-    num_old = len(AutoTokenizer.from_pretrained(config.language_model))
+    num_old = len(AutoTokenizer.from_pretrained(config.language_model, trust_remote_code=False))
     add_embeddings(language_model, range(num_old, len(tokenizer)), location)
     model.config.text_config.vocab_size = language_model.config.vocab_size
     for projector in (model.projector, model.region_projector):

@@ -93,7 +93,7 @@ def foreign_state(directory: Path, image_size: int) -> dict[str, Tensor]:
         return _open_clip_state(directory)
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(directory, dtype=torch.float32)
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
     kind = model.config.model_type
     if kind == "clip":
         return _clip_state(model.state_dict())
@@ -155,7 +155,7 @@ def _open_clip_state(directory: Path) -> dict[str, Tensor]:
 def _hf_config(directory: Path, kind: str, architecture: str) -> ModelConfig:
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     is_pair = kind in _PAIRS
     vision = config.vision_config if is_pair else config
     if not hasattr(vision, "patch_size") or kind == "siglip2":

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 from jsonargparse import ArgumentParser
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = uvicorn.Server(
             uvicorn.Config(
                 build_app(predictor, name, limits),
-                http=partial(BoundedProtocol, limits=limits, waiting={}),
+                http=cast(Any, partial(BoundedProtocol, limits=limits, waiting={})),
                 backlog=_MAX_CONNECTS_AT_ONCE,
                 log_level="warning",
                 timeout_graceful_shutdown=limits.stop_seconds,

@@ -78,7 +78,7 @@ def build_app(predictor: GroundingPredictor, name: str, limits: Limits) -> ASGIA
             taken = await intake.take(http.receive)
         except ClientGone:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        queued = worker.start(taken.checked)
+        queued = worker.start(taken.checked, http.client.host if http.client else "")
         completion = Completion(name, taken.checked)
         if not taken.stream:
             return await _answer_whole(http, queued, completion, deadline)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cloc_mllm.data.images import IMAGE_FORMATS, open_image, upright_size
+from cloc_mllm.data.images import IMAGE_FORMATS, upright_size
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.chat import Chat, Sampling
-from cloc_mllm.inference.inputs import check_box
+from cloc_mllm.inference.chat import Chat
+from cloc_mllm.inference.inputs import EncodedImage, check_box
+from cloc_mllm.inference.sampling import Sampling
 from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.serve.errors import ApiError
@@ -47,12 +49,16 @@ class CheckedRequest:
     sampling: Sampling
     phrase: str | None
 
-    def chat(self) -> Chat:
-        """Decodes the images; raises `ImageError` for one that is damaged behind its header."""
-        named = zip(self.images, self.names, strict=True)
-        return Chat(
-            self.messages, [open_image(data, name=name) for data, name in named], self.regions
-        )
+    def chat(self, encode: Callable[[bytes, str], EncodedImage]) -> Chat:
+        """Makes the chat.
+
+        Args:
+            encode: decodes and encodes an image file, whose name in errors is the second argument.
+
+        Raises:
+            ImageError: an image is damaged behind its header.
+        """
+        return Chat(self.messages, list(map(encode, self.images, self.names)), self.regions)
 
 
 def check_request(

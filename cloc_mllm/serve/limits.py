@@ -27,7 +27,8 @@ class Limits:
         text_chars: characters of all messages of a request together.
         answer_tokens: length of the longest answer; a request that asks for more gets these.
         default_answer_tokens: length of an answer where the request names no `max_tokens`.
-        waiting: requests that may wait beside the one that is answered; one more is refused (429).
+        together: requests that are answered at the same time.
+        waiting: requests that may wait beside those that are answered; one more is refused (429).
             A request waits once its body is there.
         stop_seconds: time that answers have to end in after SIGTERM or Ctrl-C.
         seconds: time from the arrival of a request to the end of its answer.
@@ -48,6 +49,7 @@ class Limits:
     text_chars: int = 32_000
     answer_tokens: int = 1024
     default_answer_tokens: int = 256
+    together: int = 16
     waiting: int = 16
     stop_seconds: int = 30
     seconds: float = 120.0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import CancelledError, Future
 
 from jinja2 import TemplateError
 
-from cloc_mllm.data.images import ImageError
-from cloc_mllm.inference.chat import PromptTooLong, answer_chat
+from cloc_mllm.data.images import ImageError, open_image
+from cloc_mllm.inference.chat import PromptTooLong, prepare_chat
+from cloc_mllm.inference.chat_batch import ChatBatch, Row
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.serve.checks import CheckedRequest
 from cloc_mllm.serve.errors import ApiError
@@ -19,6 +23,7 @@ from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.metrics import Metrics
 
 _RETRY_AFTER_S = 5
+_CACHED_PIXELS = 16_000_000  # 48 MB of pictures, beside their features
 
 
 class _Cancelled(Exception):
@@ -26,13 +31,26 @@ class _Cancelled(Exception):
 
 
 class QueuedRequest:
-    """A request in the queue. Its events are pieces of text and then the answer."""
+    """A request in the queue. Its events are pieces of text and then the answer.
 
-    def __init__(self) -> None:
-        self.future: Future[Answer]
+    Args:
+        client: whoever asks, for fairness.
+    """
+
+    def __init__(self, request: CheckedRequest, client: str) -> None:
+        self.request = request
+        self.client = client
+        self.row: Row | None = None
+        self.future: Future[Answer] = Future()
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[str | Future[Answer]] = asyncio.Queue()
+
+    def on_token(self, piece: str) -> None:
+        """Passes a piece on. Raises `_Cancelled` if nobody waits for it."""
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self.put(piece)
 
     def cancel(self) -> None:
         """Leaves the queue, or stops after the current token; does nothing if it is done."""
@@ -72,81 +90,165 @@ class QueuedRequest:
 
 
 class Worker:
-    """Answers one request at a time, in the order in which they came."""
+    """Answers requests in one thread: up to `limits.together` at once, the others wait.
+
+    When there is room, the request of the client with the fewest answers under way is next, of
+    several the one that came first.
+    """
 
     def __init__(self, predictor: GroundingPredictor, limits: Limits, metrics: Metrics) -> None:
         self.predictor = predictor
+        self.limits = limits
         self.metrics = metrics
-        self._num_places = limits.waiting + 1
-        self._num_taken = 0
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._images = _ImageCache(predictor)
+        self._batch = ChatBatch(predictor)
+        self._answering: dict[Row, QueuedRequest] = {}
+        self._waiting: list[QueuedRequest] = []
         self._unfinished: set[QueuedRequest] = set()
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
 
     @property
     def num_taken(self) -> int:
         """The number of requests that wait or are being answered."""
-        return self._num_taken
+        return len(self._unfinished)
 
     @property
     def num_answering(self) -> int:
         """The number of requests that are being answered."""
-        return min(self._num_taken, 1)
+        return len(self._answering)
 
-    def start(self, request: CheckedRequest) -> QueuedRequest:
+    def start(self, request: CheckedRequest, client: str = "") -> QueuedRequest:
         """Puts a request into the queue; its place is given back when it is done.
 
         Raises:
             ApiError: 429, there is no place.
         """
-        with self._lock:
-            if self._num_taken >= self._num_places:
+        queued = QueuedRequest(request, client)
+        with self._changed:
+            if self.num_taken >= self.limits.waiting + self.limits.together:
                 raise ApiError(
                     429,
-                    f"{self._num_taken} requests are waiting already; try again later",
+                    f"{self.num_taken} requests are waiting already; try again later",
                     code="queue_full",
                     headers={"Retry-After": str(_RETRY_AFTER_S)},
                 )
-            self._num_taken += 1
-        queued = QueuedRequest()
-        self._unfinished.add(queued)
-        queued.future = self._pool.submit(self._answer, request, queued)
+            self._unfinished.add(queued)
+            self._waiting.append(queued)
+            self._changed.notify()
         queued.future.add_done_callback(lambda future: self._done(queued, future))
         return queued
 
     def close(self) -> None:
         """Stops what runs and waits for it; nothing else starts."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
         for queued in list(self._unfinished):
             queued.cancel()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._thread.join()
 
-    def _answer(self, request: CheckedRequest, queued: QueuedRequest) -> Answer:
-        def on_token(piece: str) -> None:
-            if queued.cancelled.is_set():
-                raise _Cancelled
-            queued.put(piece)
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._answering or self._is_closing)
+                if self._is_closing and not self._answering:
+                    return
+            try:
+                ended = self._batch.step() if self._batch.rows else []
+                self._finish(ended)
+                if joining := self._next():
+                    self._finish(self._batch.join(joining))
+            except Exception as error:  # noqa: BLE001  every request that it hits gets it
+                self._batch.clear()
+                for queued in self._answering.values():
+                    queued.future.set_exception(error)
+                self._answering.clear()
 
-        try:
-            answer = answer_chat(self.predictor, request.chat(), request.sampling, on_token)
-            self.metrics.add_answer(answer)
-            return answer
-        except PromptTooLong as error:
-            raise ApiError(
-                400, str(error), param="messages", code="context_length_exceeded"
-            ) from error
-        except ImageError as error:
-            raise ApiError(400, str(error), code="invalid_image") from error
-        except TemplateError as error:
-            raise ApiError(
-                400,
-                f"the model's chat template refuses these messages: {error}",
-                param="messages",
-            ) from error
-        except ValueError as error:
-            raise ApiError(400, str(error)) from error
+    def _next(self) -> list[Row]:
+        """Takes the waiting requests that can be answered now."""
+        joining: list[Row] = []
+        while len(self._answering) < self.limits.together:
+            with self._changed:
+                if not self._waiting:
+                    break
+                running = Counter(queued.client for queued in self._answering.values())
+                queued = min(self._waiting, key=lambda queued: running[queued.client])
+                self._waiting.remove(queued)
+            try:
+                queued.row = queued.row or self._prepare(queued)
+            except Exception as error:  # noqa: BLE001  its request gets it
+                if queued.future.set_running_or_notify_cancel():
+                    queued.future.set_exception(_refusal(error))
+                continue
+            if not self._batch.has_room(queued.row, joining):
+                with self._changed:
+                    self._waiting.insert(0, queued)
+                break
+            if queued.future.set_running_or_notify_cancel():
+                self._answering[queued.row] = queued
+                joining.append(queued.row)
+        return joining
+
+    def _prepare(self, queued: QueuedRequest) -> Row:
+        chat = queued.request.chat(self._images)
+        return prepare_chat(self.predictor, chat, queued.request.sampling, queued.on_token)
+
+    def _finish(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            queued = self._answering.pop(row)
+            try:
+                answer = row.answer(self.predictor)
+                self.metrics.add_answer(answer)
+                queued.future.set_result(answer)
+            except Exception as error:  # noqa: BLE001  its request gets it
+                queued.future.set_exception(error)
 
     def _done(self, queued: QueuedRequest, future: Future[Answer]) -> None:
-        self._unfinished.discard(queued)
-        with self._lock:
-            self._num_taken -= 1
+        with self._changed:
+            self._unfinished.discard(queued)
+            if queued in self._waiting:
+                self._waiting.remove(queued)
         queued.put(future)
+
+
+class _ImageCache:
+    """Encodes images; those of the last requests are known already.
+
+    It makes one object of equal files, which `ChatBatch` then reads once.
+    """
+
+    def __init__(self, predictor: GroundingPredictor) -> None:
+        self._predictor = predictor
+        self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self._num_pixels = 0
+
+    def __call__(self, data: bytes, name: str) -> EncodedImage:
+        key = hashlib.sha256(data).digest()
+        known = self._encoded.pop(key, None)
+        if known is None:
+            known = self._predictor.encode(open_image(data, name=name))
+            self._num_pixels += _num_pixels(known)
+        self._encoded[key] = known
+        while self._num_pixels > _CACHED_PIXELS and self._encoded:
+            _, oldest = self._encoded.popitem(last=False)
+            self._num_pixels -= _num_pixels(oldest)
+        return known
+
+
+def _num_pixels(image: EncodedImage) -> int:
+    return image.image.width * image.image.height
+
+
+def _refusal(error: Exception) -> Exception:
+    """Makes the refusal of a request that cannot be answered; a failure of ours stays one."""
+    if isinstance(error, PromptTooLong):
+        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, ImageError):
+        return ApiError(400, str(error), code="invalid_image")
+    if isinstance(error, TemplateError):
+        message = f"the model's chat template refuses these messages: {error}"
+        return ApiError(400, message, param="messages")
+    return ApiError(400, str(error)) if isinstance(error, ValueError) else error

@@ -59,6 +59,15 @@ from cloc_mllm.train.stage2 import answer_step
 from ratio import machine_state, save_samples
 from step import ClocStep, matched_steps, read_batch
 
+_FAULTS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OSError,
+    AssertionError,
+)
 _ROOT = Path(__file__).resolve().parents[2]
 _NO_GPU = "left out: no GPU"
 _TOKENIZER = "open_clip:ViT-B-16"
@@ -80,7 +89,7 @@ class Sizes:
 
     architectures: dict[str, int]
     image_size: int
-    llm: dict[str, int]
+    llm: dict[str, Any]
     steps: int
 
 
@@ -219,7 +228,8 @@ class Stage2Step:
     def __init__(self, config: MllmConfig, device: str) -> None:
         torch.manual_seed(0)
         model, self.processor = build_mllm(config)
-        self.model = model.to(device).train()
+        model.to(torch.device(device))
+        self.model = model.train()
         self.device = device
         self.items = list(enumerate(generate_scenes(8, split="train", seed=1)))
         collator = ConversationCollator(self.processor, ConversationConfig(max_length=1024))
@@ -272,7 +282,7 @@ def stage2_steps(device: str, sizes: Sizes, directory: Path) -> list[Row]:
         start = time.perf_counter()
         told = step.answers()
         seconds = round(time.perf_counter() - start, 3)
-        rows.append({"what": f"answers, {title}", "result": told, "seconds": seconds})
+        rows.append({"what": f"answers, {title}", "result": told} | {"seconds": seconds})
     return rows
 
 
@@ -344,7 +354,7 @@ def main(argv: list[str]) -> int:
         for name, call in calls.items():
             try:
                 parts[name] = call()
-            except Exception as error:  # noqa: BLE001  the other parts are worth knowing; exit status 1
+            except _FAULTS as error:  # the other parts are worth knowing
                 traceback.print_exc()
                 parts[name] = [{"what": name, "result": f"FAILED: {error}"}]
                 failed = True

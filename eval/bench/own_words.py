@@ -79,8 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    tokenizer = AutoTokenizer.from_pretrained(options.language_model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(options.language_model, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(
+        options.language_model, padding_side="left", trust_remote_code=False
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        options.language_model, dtype=torch.bfloat16, trust_remote_code=False
+    )
     options.output_dir.mkdir(parents=True, exist_ok=True)
     for split, number in (("train", options.num), ("held_out", options.num_held_out)):
         torch.manual_seed(options.seed)  # so each split can be made alone

@@ -63,7 +63,7 @@ def language_model(directory: str = "") -> tuple[PreTrainedModel, ClocMllmProces
     tokenizer: Any
     form = BoxFormat("location_tokens", 100)
     if directory:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         add_special_tokens(tokenizer, form)
         model = load_language_model(directory)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

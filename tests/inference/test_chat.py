@@ -10,9 +10,10 @@ from PIL import Image
 
 from cloc_mllm.config import MllmConfig
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.chat import Chat, PromptTooLong, Sampling, answer_chat
+from cloc_mllm.inference.chat import Chat, PromptTooLong, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.results import Answer
+from cloc_mllm.inference.sampling import Sampling
 from cloc_mllm.mllm import build_mllm
 
 PICTURE = Image.new("RGB", (96, 48), "teal")

@@ -24,8 +24,9 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 from fastapi.testclient import TestClient
 
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.chat import Chat, Sampling, answer_chat
+from cloc_mllm.inference.chat import Chat, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.sampling import Sampling
 from cloc_mllm.serve.app import build_app
 from cloc_mllm.serve.limits import Limits
 
@@ -38,6 +39,7 @@ LIMITS = Limits(
     parts=6,
     regions=3,
     text_chars=400,
+    together=1,
     waiting=1,
 )
 ROUTE = "/v1/chat/completions"

@@ -186,7 +186,7 @@ def test_images_share_tiles_of_the_mean_readout(
         monkeypatch.setattr(mean_readout, "_images_per_tile", lambda _, step=step: step)
         torch.manual_seed(0)
         prompter = Prompter(
-            TOKEN_DIM,
+            [TOKEN_DIM],
             EMBED_DIM,
             16,
             readout="mean",

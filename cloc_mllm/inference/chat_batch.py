@@ -1,0 +1,320 @@
+"""Answers several chats together, token by token; chats join and leave between two tokens.
+
+Each step runs the language model once for all rows, which takes little longer than for one. Chats
+that join at the same time are read together, and an image that they share is read once. An answer
+does not depend on which chats are answered beside it, but for rounding.
+
+Letters: B rows, T tokens of the longest row, P of them read already, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers.cache_utils import DynamicLayer
+
+from cloc_mllm.inference.answers import Generation, read_answer
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+from cloc_mllm.inference.inputs import EncodedImage
+from cloc_mllm.inference.results import Answer
+from cloc_mllm.inference.sampling import Sampling
+from cloc_mllm.inference.shared_prefix import prefill_shared
+from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.mllm.vision_inputs import VisionInputs
+
+_BROKEN_CHARACTER = "\ufffd"  # how the first tokens of a character of several bytes decode
+_MAX_TOKENS = 16_384  # B x T, prompts and answers, so that the cache stays small
+
+
+@dataclass(eq=False)
+class Row:
+    """A chat and its answer so far.
+
+    Args:
+        inputs: what the processor made of it, for one row; its images are encoded.
+        images: the images in the order of their views in `inputs`.
+        image_wh: size of the picture that boxes are of; None if there is not exactly one.
+        limit: the largest number of new tokens.
+        on_token: see `answer_chat`.
+
+    Attributes:
+        ids: the new tokens, with the end of sequence.
+        log_probs: their log-probabilities, before temperature and top_p.
+        hidden: the hidden state float[H] that wrote each; empty without a box head.
+        text: the decoded `ids`, with outer blanks and what follows a stop word.
+        cut: the position in `text` of the first stop word, None without one.
+        error: what `on_token` raised; the answer ends there.
+    """
+
+    processor: ClocMllmProcessor
+    inputs: Mapping[str, Tensor]
+    images: Sequence[EncodedImage]
+    image_wh: tuple[int, int] | None
+    sampling: Sampling
+    limit: int
+    on_token: Callable[[str], None]
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+    text: str = ""
+    cut: int | None = None
+    error: Exception | None = None
+    is_done: bool = False
+    num_shown: int = 0
+
+    def __post_init__(self) -> None:
+        self.generator: torch.Generator | None = None
+        if not self.sampling.is_greedy and self.sampling.seed is not None:
+            device = self.inputs["input_ids"].device
+            self.generator = torch.Generator(device).manual_seed(self.sampling.seed)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+    def choose(self, scores: Tensor) -> int:
+        """Chooses the next token by the scores float[V]."""
+        if self.sampling.is_greedy:
+            return int(scores.argmax())
+        warped = scores[None]
+        warped = TemperatureLogitsWarper(self.sampling.temperature)(None, warped)  # type: ignore[arg-type]
+        warped = TopPLogitsWarper(self.sampling.top_p)(None, warped)  # type: ignore[arg-type]
+        return int(torch.multinomial(warped[0].softmax(-1), 1, generator=self.generator))
+
+    def add(self, token: int, log_prob: float, ends: bool) -> None:
+        """Adds a token, and tells the listener what text has become certain by it."""
+        self.ids.append(token)
+        self.log_probs.append(log_prob)
+        self.text = self.processor.decode_ids(self.ids[: self.processor.answer_length(self.ids)])
+        places = [place for word in self.sampling.stop if (place := self.text.find(word)) >= 0]
+        self.cut = min(places, default=None)
+        self.is_done = ends or self.cut is not None or len(self.ids) == self.limit
+        try:
+            self._show(self._certain())
+            if self.is_done:
+                self._show(self.visible)
+        except Exception as error:  # noqa: BLE001  `answer` raises it
+            self.error, self.is_done = error, True
+
+    @property
+    def visible(self) -> str:
+        return self.text[: self.cut].strip()
+
+    @torch.inference_mode()
+    def answer(self, predictor: GroundingPredictor) -> Answer:
+        """Reads the finished answer. Raises what the listener raised."""
+        if self.error is not None:
+            raise self.error
+        hidden = torch.stack(self.hidden) if self.hidden else None
+        head = predictor.read_boxes(torch.tensor(self.ids), hidden)
+        log_probs = torch.tensor(self.log_probs)
+        written = Generation(self.ids, log_probs, *head, self.num_prompt_tokens, self.limit)
+        return read_answer(self.processor, written, self.image_wh, self.cut)
+
+    def _certain(self) -> str:
+        """The visible text without an end that the next token may still change into a stop word."""
+        text = self.text.lstrip()
+        if self.cut is not None:
+            return self.visible
+        held = max((_overlap(text, word) for word in self.sampling.stop), default=0)
+        return text[: len(text) - held].rstrip().rstrip(_BROKEN_CHARACTER).rstrip()
+
+    def _show(self, text: str) -> None:
+        self.on_token(text[self.num_shown :])
+        self.num_shown = max(self.num_shown, len(text))
+
+
+class ChatBatch:
+    """The chats that are being answered.
+
+    Language models with a sliding window answer one chat at a time: in their caches rows of
+    different lengths cannot stand beside each other.
+
+    Raises:
+        ValueError: the language model keeps a state instead of a cache (Mamba).
+    """
+
+    def __init__(self, predictor: GroundingPredictor) -> None:
+        if predictor.model.language_model._is_stateful:
+            raise ValueError(
+                "the language model keeps a state, which chats cannot continue token by token yet; "
+                "ask with GroundingPredictor.ask"
+            )
+        self.predictor = predictor
+        self.rows: list[Row] = []
+        model = predictor.model
+        ends = model.generation_config.eos_token_id
+        self._ends = set(ends if isinstance(ends, list) else [ends])
+        self._ends.add(predictor.processor.tokenizer.eos_token_id)
+        self._text_config = model.config.get_text_config(decoder=True)
+        layers = DynamicCache(config=self._text_config).layers
+        is_plain = all(type(layer) is DynamicLayer for layer in layers)
+        self._takes_several = is_plain
+        self._attention_mask: Tensor
+        self._cache: DynamicCache
+
+    def has_room(self, row: Row, joining: Sequence[Row] = ()) -> bool:
+        """Whether a row can join, beside those that `joining` names."""
+        rows = [*self.rows, *joining, row]
+        if len(rows) == 1:
+            return True
+        longest = max(one.num_prompt_tokens + one.limit for one in rows)
+        return self._takes_several and len(rows) * longest <= _MAX_TOKENS
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Row]) -> list[Row]:
+        """Reads the chats of rows and writes their first tokens; returns the rows that end."""
+        inputs = _side_by_side(self.predictor.processor, rows)
+        if "pixel_values" in inputs and len(rows) > 1:
+            inputs = prefill_shared(self.predictor.model, inputs)
+        options = {name: inputs[name] for name in VisionInputs._fields if name in inputs}
+        if "region_features" in inputs:
+            options["region_features"] = inputs["region_features"]
+        cache = inputs.get("past_key_values")
+        if cache is None:
+            cache = DynamicCache(config=self._text_config)
+        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        logits, hidden = self._forward(input_ids, mask, cache, **options)
+        ended = self._write(rows, logits, hidden)
+        if self.rows:
+            self._append(cache, mask)
+        else:
+            self._cache, self._attention_mask = cache, mask
+        self.rows += rows
+        return self._leave(ended)
+
+    @torch.inference_mode()
+    def step(self) -> list[Row]:
+        """Writes one token of each row; returns the rows that end."""
+        tokens = torch.tensor([[row.ids[-1]] for row in self.rows])
+        mask = self._attention_mask
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        self._attention_mask = mask
+        logits, hidden = self._forward(tokens.to(mask.device), mask, self._cache)
+        return self._leave(self._write(self.rows, logits, hidden))
+
+    def clear(self) -> None:
+        """Drops all rows."""
+        self.rows = []
+
+    def _forward(
+        self, input_ids: Tensor, mask: Tensor, cache: DynamicCache, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Reads what the cache does not hold; gives logits float[B, V] and, for a box head, the
+        hidden states float[B, H] of the last tokens."""
+        model = self.predictor.model
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        num_new = mask.shape[1] - cache.get_seq_length()
+        if model._supports_logits_to_keep():
+            options["logits_to_keep"] = 1
+        with model.hidden_states_of_answers() as states:
+            output = model(
+                input_ids=input_ids[:, -num_new:],
+                attention_mask=mask,
+                position_ids=positions[:, -num_new:],
+                past_key_values=cache,
+                use_cache=True,
+                **options,
+            )
+        return output.logits[:, -1].float(), states[0] if states else None
+
+    def _write(self, rows: Sequence[Row], logits: Tensor, hidden: Tensor | None) -> list[Row]:
+        log_probs = logits.log_softmax(-1)
+        grammar = self.predictor.grammar
+        for place, row in enumerate(rows):
+            scores = logits[place]
+            if grammar.location_start is not None:
+                scores = scores.clone()
+                for banned in grammar.banned_in_text(row.ids):
+                    scores[banned] = -torch.inf
+            token = row.choose(scores)
+            if hidden is not None:
+                row.hidden.append(hidden[place])
+            row.add(token, float(log_probs[place, token]), token in self._ends)
+        return [row for row in rows if row.is_done]
+
+    def _append(self, cache: DynamicCache, mask: Tensor) -> None:
+        """Puts the rows of a cache below those here, all aligned at their last tokens."""
+        length = max(mask.shape[1], self._attention_mask.shape[1])
+        self._attention_mask = torch.cat(
+            [_padded(each, length, -1) for each in (self._attention_mask, mask)]
+        )
+        for old, new in zip(self._cache.layers, cache.layers, strict=True):
+            old.keys = torch.cat([_padded(each, length, -2) for each in (old.keys, new.keys)])
+            old.values = torch.cat([_padded(each, length, -2) for each in (old.values, new.values)])
+
+    def _leave(self, ended: list[Row]) -> list[Row]:
+        """Takes ended rows out, and the columns that only they needed."""
+        if not ended:
+            return ended
+        kept = [place for place, row in enumerate(self.rows) if not row.is_done]
+        self.rows = [self.rows[place] for place in kept]
+        if self.rows:
+            index = torch.tensor(kept, device=self._attention_mask.device)
+            mask = self._attention_mask[index]
+            first = int(mask.any(0).long().argmax())
+            self._attention_mask = mask[:, first:]
+            for layer in self._cache.layers:
+                layer.keys = layer.keys[index, :, first:]
+                layer.values = layer.values[index, :, first:]
+        return ended
+
+
+def _padded(values: Tensor, length: int, dim: int) -> Tensor:
+    """Pads a dimension in front with zeros."""
+    missing = length - values.shape[dim]
+    if not missing:
+        return values
+    shape = list(values.shape)
+    shape[dim] = missing
+    return torch.cat([values.new_zeros(shape), values], dim)
+
+
+def _side_by_side(processor: ClocMllmProcessor, rows: Sequence[Row]) -> Mapping[str, Any]:
+    """Makes one batch of rows, in which an image that several share is there once."""
+    if len(rows) == 1:
+        return rows[0].inputs
+    device = rows[0].inputs["input_ids"].device
+    padded = processor.pad([row.inputs["input_ids"][0].tolist() for row in rows], side="left")
+    inputs = {name: value.to(device) for name, value in padded.items()}
+    seen: dict[tuple[int, int], int] = {}  # image and view -> its place among the distinct ones
+    pixels, frames, image_index, boxes, region_index = [], [], [], [], []
+    num_blocks = 0
+    for row in rows:
+        if "pixel_values" not in row.inputs:
+            continue
+        places = []
+        names = [(id(image), view) for image in row.images for view in range(_num_views(image))]
+        for name, values, frame in zip(
+            names, row.inputs["pixel_values"], row.inputs["image_frame"], strict=True
+        ):
+            if name not in seen:
+                seen[name] = len(seen)
+                pixels.append(values)
+                frames.append(frame)
+            places.append(seen[name])
+        its_index = row.inputs["image_index"]
+        image_index.append(torch.tensor(places, device=device)[its_index])
+        boxes.append(row.inputs["region_boxes"])
+        region_index.append(row.inputs["region_image_index"] + num_blocks)
+        num_blocks += len(its_index)
+    if pixels:
+        inputs |= {"pixel_values": torch.stack(pixels), "image_frame": torch.stack(frames)}
+        inputs |= {"image_index": torch.cat(image_index), "region_boxes": torch.cat(boxes)}
+        inputs["region_image_index"] = torch.cat(region_index)
+    return inputs
+
+
+def _num_views(image: EncodedImage) -> int:
+    return len(image.features.tokens)
+
+
+def _overlap(text: str, word: str) -> int:
+    """The length of the longest end of `text` with which `word` begins."""
+    lengths = range(min(len(text), len(word) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(word[:length])), 0)
