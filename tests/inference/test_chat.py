@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -120,6 +121,10 @@ def test_turns_images_and_regions_are_read_in_order(predictor: GroundingPredicto
     chat = Chat(turns, [PICTURE, other], [left, right])
     text = predictor.processor.render(turns, add_generation_prompt=True)
     inputs = predictor.processor([[PICTURE, other]], [text], [[left, right]])
+    # as training splits the turns: all before the last answer
+    taught, labels = predictor.processor.encode_conversation([*turns, turns[1]])
+    answered = list(itertools.takewhile(lambda label: label != -100, reversed(labels)))
+    inputs |= predictor.processor.pad([taught[: -len(answered)]])
     tokens = predictor.model.generate(**inputs, max_new_tokens=48)[
         0, inputs["input_ids"].shape[1] :
     ]
