@@ -82,8 +82,8 @@ class Row:
         if self.sampling.is_greedy:
             return int(scores.argmax())
         warped = scores[None]
-        warped = TemperatureLogitsWarper(self.sampling.temperature)(None, warped)  # type: ignore[arg-type]
-        warped = TopPLogitsWarper(self.sampling.top_p)(None, warped)  # type: ignore[arg-type]
+        warped = TemperatureLogitsWarper(self.sampling.temperature)(None, warped)
+        warped = TopPLogitsWarper(self.sampling.top_p)(None, warped)
         return int(torch.multinomial(warped[0].softmax(-1), 1, generator=self.generator))
 
     def add(self, token: int, log_prob: float, ends: bool) -> None:
@@ -244,7 +244,7 @@ class ChatBatch:
         self._attention_mask = torch.cat(
             [_padded(each, length, -1) for each in (self._attention_mask, mask)]
         )
-        for old, new in zip(self._cache.layers, cache.layers, strict=True):
+        for old, new in zip(_layers(self._cache), _layers(cache), strict=True):
             old.keys = torch.cat([_padded(each, length, -2) for each in (old.keys, new.keys)])
             old.values = torch.cat([_padded(each, length, -2) for each in (old.values, new.values)])
 
@@ -259,10 +259,15 @@ class ChatBatch:
             mask = self._attention_mask[index]
             first = int(mask.any(0).long().argmax())
             self._attention_mask = mask[:, first:]
-            for layer in self._cache.layers:
+            for layer in _layers(self._cache):
                 layer.keys = layer.keys[index, :, first:]
                 layer.values = layer.values[index, :, first:]
         return ended
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    """The layers of attention, each with `keys` and `values`."""
+    return list(cache.layers)
 
 
 def _padded(values: Tensor, length: int, dim: int) -> Tensor:

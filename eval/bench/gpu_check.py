@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cloc_mllm.cli import run
@@ -163,7 +164,7 @@ def equal_losses(device: str, sizes: Sizes) -> list[Row]:
 def training_steps(device: str, sizes: Sizes) -> list[Row]:
     """Times steps of CLIP and CLOC beside open_clip's on the same weights and batch."""
     tokenizer = load_text_tokenizer(_TOKENIZER)
-    rows = []
+    rows: list[Row] = []
     for name, num_images in sizes.architectures.items():
         batch = read_batch("", num_images, tokenizer, sizes.image_size, device)
         for kind in ("clip", "cloc"):
@@ -228,7 +229,7 @@ class Stage2Step:
     def __init__(self, config: MllmConfig, device: str) -> None:
         torch.manual_seed(0)
         model, self.processor = build_mllm(config)
-        model.to(torch.device(device))
+        nn.Module.to(model, device)
         self.model = model.train()
         self.device = device
         self.items = list(enumerate(generate_scenes(8, split="train", seed=1)))
@@ -261,7 +262,7 @@ def stage2_steps(device: str, sizes: Sizes, directory: Path) -> list[Row]:
         ValueError: the loss did not fall.
     """
     cloc, llm = write_parts(directory, sizes)
-    rows = []
+    rows: list[Row] = []
     quantizations: tuple[Quantization, ...] = ("none", "4bit")
     for quantization in quantizations:
         title = "4 bits" if quantization == "4bit" else "float32" if device == "cpu" else "bf16"
