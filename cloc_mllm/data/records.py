@@ -97,8 +97,7 @@ def validate_record(record: Record, drop_log: DropLog, max_side: int = 0) -> Rec
     dropped record or region are dropped and counted with it.
 
     Args:
-        max_side: a larger image is reduced to this long side, in pixels; 0 keeps all. Boxes are
-            shares of it, so they stay, but for those that become smaller than a pixel.
+        max_side: a larger image is reduced to this long side, in pixels; 0 keeps all.
 
     Returns:
         the record, or None if it cannot be used.
