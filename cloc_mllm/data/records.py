@@ -97,8 +97,7 @@ def validate_record(record: Record, drop_log: DropLog, max_side: int = 0) -> Rec
     dropped record or region are dropped and counted with it.
 
     Args:
-        max_side: a larger image is reduced to this long side, in pixels; 0 keeps all. Boxes are
-            shares of it, so they stay, but for those that become smaller than a pixel.
+        max_side: a larger image is reduced to this long side, in pixels; 0 keeps all.
 
     Returns:
         the record, or None if it cannot be used.
@@ -107,16 +106,10 @@ def validate_record(record: Record, drop_log: DropLog, max_side: int = 0) -> Rec
         drop_record(record, fault, record.id, drop_log)
         return None
     try:
-        data, old_format = storable(record.image, name=record.id)
-        image = open_image(data, name=record.id)
+        data, image = _stored_image(record, drop_log, max_side)
     except ImageError as error:
         drop_record(record, error.reason, error.detail, drop_log)
         return None
-    if change := change_of(data, old_format):
-        drop_log.note(change, example=record.id)
-    if 0 < max_side < max(image.size):
-        data, image = reduced(image, max_side)
-        drop_log.note(f"photos reduced to {max_side} pixels (--max_side)", example=record.id)
     valid = replace(
         record,
         image=data,
@@ -136,6 +129,18 @@ def validate_record(record: Record, drop_log: DropLog, max_side: int = 0) -> Rec
         caption=len(valid.captions),
     )
     return valid
+
+
+def _stored_image(record: Record, drop_log: DropLog, max_side: int) -> tuple[bytes, Image.Image]:
+    """The file that a record holds, and its picture; notes what was changed."""
+    data, old_format = storable(record.image, name=record.id)
+    image = open_image(data, name=record.id)
+    if change := change_of(data, old_format):
+        drop_log.note(change, example=record.id)
+    if 0 < max_side < max(image.size):
+        data, image = reduced(image, max_side)
+        drop_log.note(f"photos reduced to {max_side} pixels (--max_side)", example=record.id)
+    return data, image
 
 
 def drop_record(record: Record, reason: str, found: Any, drop_log: DropLog) -> None:
