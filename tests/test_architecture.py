@@ -226,8 +226,17 @@ def swallowed_exceptions(tree: ast.Module) -> Iterator[Violation]:
         if not isinstance(node, ast.ExceptHandler):
             continue
         broad = node.type is None or dotted(node.type) in ("Exception", "BaseException")
-        if broad and not any(isinstance(child, ast.Raise) for child in ast.walk(node)):
+        if broad and not any(hands_on(child, node.name) for child in ast.walk(node)):
             yield node.lineno, "broad except that does not raise again"
+
+
+def hands_on(node: ast.AST, error: str | None) -> bool:
+    """Whether a statement raises, gives the error to a future, or keeps it to be raised."""
+    if isinstance(node, ast.Assign):
+        names = [x for x in ast.walk(node.value) if isinstance(x, ast.Name) and x.id == error]
+        return bool(names) and any(isinstance(x, ast.Attribute) for x in ast.walk(node.targets[0]))
+    gives = isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "set_exception"
+    return isinstance(node, ast.Raise) or gives
 
 
 def distributed_uses(tree: ast.Module) -> Iterator[Violation]:

@@ -76,6 +76,11 @@ REQUIRED = {
     "feature_cache.py": ("--cloc", "x", "--language_model", "x", "--data", "x"),
     "leak_check.py": ("--data", "x"),
     "loader.py": ("--data", "x"),
+    "feed.py": ("--data", "x"),
+    "flickr8k_chats.py": ("--annotations", "x", "--records", "x", "--output_dir", "x"),
+    "grounded_captions.py": ("--data", "x", "--mllm", "x"),
+    "own_words.py": ("--language_model", "x", "--output_dir", "x"),
+    "serve_abuse.py": ("--output", "x"),
 }
 
 

@@ -121,7 +121,8 @@ def token_losses(
     for start in range(0, len(by_length), batch_size):
         batch = collator([(0, chat) for chat in by_length[start : start + batch_size]]).to(device)
         inputs = dict(batch.inputs)
-        inputs.pop("answer_boxes", None)
+        for name in ("answer_boxes", "places"):  # of training alone
+            inputs.pop(name, None)
         labels = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1]
         learnt = labels != IGNORE_INDEX

@@ -70,8 +70,7 @@ class Row:
     def __post_init__(self) -> None:
         self.generator: torch.Generator | None = None
         if not self.sampling.is_greedy and self.sampling.seed is not None:
-            device = self.inputs["input_ids"].device
-            self.generator = torch.Generator(device).manual_seed(self.sampling.seed)
+            self.generator = torch.Generator().manual_seed(self.sampling.seed)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -84,7 +83,7 @@ class Row:
         warped = scores[None]
         warped = TemperatureLogitsWarper(self.sampling.temperature)(None, warped)
         warped = TopPLogitsWarper(self.sampling.top_p)(None, warped)
-        return int(torch.multinomial(warped[0].softmax(-1), 1, generator=self.generator))
+        return int(torch.multinomial(warped[0].softmax(-1).cpu(), 1, generator=self.generator))
 
     def add(self, token: int, log_prob: float, ends: bool) -> None:
         """Adds a token, and tells the listener what text has become certain by it."""

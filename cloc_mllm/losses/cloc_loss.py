@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from cloc_mllm.config import LossConfig
@@ -12,6 +11,7 @@ from cloc_mllm.distributed import gather_counts
 from cloc_mllm.losses.contrastive import contrastive_loss
 from cloc_mllm.losses.grounding import grounding_loss
 from cloc_mllm.models.cloc import ClocInputs, ClocOutputs
+from cloc_mllm.models.position import at_least_float32
 
 
 class _Counts(NamedTuple):
@@ -56,7 +56,7 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
         return terms
     assert outputs.region_text_features is not None and outputs.region_temperature is not None
     weight = config.region_weight * sum(counts.with_regions) / sum(counts.images)
-    filtered = torch.zeros((), device=outputs.region_features.device)
+    filtered = at_least_float32(outputs.region_features).new_zeros(())
     region = contrastive_loss(
         outputs.region_features,
         outputs.region_text_features,

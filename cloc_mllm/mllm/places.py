@@ -41,12 +41,16 @@ class Places(NamedTuple):
 
 
 def places_of(
-    inputs: dict[str, Tensor], image_token_id: int, region_token_id: int, box_token_id: int | None
+    inputs: dict[str, Tensor],
+    image_token_id: int | None,
+    region_token_id: int | None,
+    box_token_id: int | None,
 ) -> Places:
     """Finds the places of a batch on the CPU, whose blocks and regions are in the order of tokens.
 
     Args:
         inputs: the arguments of the model, see `MllmBatch`.
+        image_token_id, region_token_id, box_token_id: None where the tokenizer has no such token.
     """
     input_ids, labels = inputs["input_ids"].flatten(), inputs["labels"]
     learnt, targets = labelled(labels)
@@ -55,13 +59,20 @@ def places_of(
     if len(inputs.get("region_image_index", ())):
         most = int(inputs["image_index"][inputs["region_image_index"]].bincount().max())
     return Places(
-        (input_ids == image_token_id).nonzero()[:, 0],
-        (input_ids == region_token_id).nonzero()[:, 0],
+        _positions(input_ids, image_token_id),
+        _positions(input_ids, region_token_id),
         learnt,
         targets,
         learnt[is_box.bool()],
         most,
     )
+
+
+def _positions(input_ids: Tensor, token_id: int | None) -> Tensor:
+    """Where a token stands: int64[K]."""
+    if token_id is None:
+        return input_ids.new_empty(0)
+    return (input_ids == token_id).nonzero()[:, 0]
 
 
 def labelled(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -290,6 +290,8 @@ class ClocMllmProcessor(ProcessorMixin):
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
+            if turn == 0:  # templates render nothing of no message
+                return self.tokenize(self._expand_images(prompt, iter(sizes)))
             question = self.render(messages[:turn], add_generation_prompt=True)
             through_answer = self.render(messages[: turn + 1])
             starts = (rendered, question, through_answer, prompt)

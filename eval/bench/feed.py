@@ -27,6 +27,7 @@ from cloc_mllm.data.images import reduced
 from cloc_mllm.data.parquet import load_records, write_records
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import load_text_tokenizer
+from cloc_mllm.data.transforms import Preprocessing
 
 
 def stored_at(records: Sequence[Record], max_side: int) -> list[Record]:
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     records = load_records(args.data)[:512]
     tokenizer = load_text_tokenizer("open_clip:ViT-B-16", 77)
-    collator = ClocCollator(tokenizer, args.image_size, regions_per_image=4)
+    collator = ClocCollator(tokenizer, Preprocessing(args.image_size), regions_per_image=4)
     print(f"{len(records)} photos for a canvas of {args.image_size} px; {args.gpus} GPUs train "
           f"{args.gpus * args.images_per_second:,.0f} images/s")  # fmt: skip
     print("stored at   KB per photo   images per CPU second   gain   cores needed")

@@ -359,7 +359,7 @@ def write_flickr_folder(records: list[Record], folder: Path) -> None:
             ET.SubElement(size, name).text = str(value)
         for number, region in enumerate(record.regions, 1):
             chain = region.group or str(number)
-            kind = region.category.replace(" ", "-")
+            kind = region.category.replace(" ", "-") or "other"
             sentence = sentence.replace(region.phrase, f"[/EN#{chain}/{kind} {region.phrase}]", 1)
             thing = ET.SubElement(root, "object")
             ET.SubElement(thing, "name").text = chain

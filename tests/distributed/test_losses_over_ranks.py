@@ -44,16 +44,17 @@ VARIANTS = [(1, 0), (7, 0), (64, 0), (ALL_ROWS, 0), (7, 1)]
 LOSS = LossConfig(same_text_threshold=0.7)
 
 
-def full_matrix_loss(
+def full_matrix_loss(  # noqa: PLR0913  those of `contrastive_loss`
     features: Tensor,
     texts: Tensor,
     logit_scale: Tensor,
     threshold: float = 1.0,
     *,
     logit_bias: Tensor | None = None,
+    counts: object = None,
     filtered_share: Tensor | None = None,
 ) -> Tensor:
-    """Computes `contrastive_loss` from the full matrix of logits."""
+    """Computes `contrastive_loss` from the full matrix of logits; `counts` only saves it time."""
     features, texts = F.normalize(features, dim=1), F.normalize(texts, dim=1)
     logits = logit_scale.exp() * features @ texts.T
     own = torch.eye(len(texts), dtype=torch.bool)

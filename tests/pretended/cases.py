@@ -145,12 +145,13 @@ def stage1_equals_the_cpu(gpu: Gpu) -> None:
     """The loss of a batch in float32, with neither engine nor optimizer."""
     from cloc_mllm.config import Stage1Config
     from cloc_mllm.data.collate import ClocCollator
+    from cloc_mllm.data.transforms import Preprocessing
     from cloc_mllm.models.build import load_tokenizer
     from cloc_mllm.train.stage1 import stage1_step
     from tests.models.tiny import tiny_cloc, tiny_config
 
     model, config = tiny_cloc(), tiny_config()
-    batch = ClocCollator(load_tokenizer(config), 64, 2)(list(enumerate(scenes())))
+    batch = ClocCollator(load_tokenizer(config), Preprocessing(64), 2)(list(enumerate(scenes())))
     step = stage1_step(Stage1Config())
     expected = step(copy.deepcopy(model), batch.to("cpu"))["loss"]
     actual = step(model.to("cuda"), batch.pin_memory().to("cuda"))["loss"]

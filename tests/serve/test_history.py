@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed")
 
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.chats import Chat, ChatImage, Piece, Turn, image_mark, words, write_turn
-from cloc_mllm.inference.chat import _prepare
+from cloc_mllm.inference.chat import prepare_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.serve.checks import check_request
@@ -77,9 +77,9 @@ def request_of(predictor: GroundingPredictor) -> bytes:
 
 def test_the_model_sees_the_ids_that_training_wrote(predictor: GroundingPredictor) -> None:
     processor = predictor.processor
-    checked = check_request(parse_body(request_of(predictor)), Limits(), processor)
-    asked = checked.chat()
-    inputs = _prepare(predictor, asked, asked.images)
+    checked = check_request(parse_body(request_of(predictor), Limits()), Limits(), processor)
+    asked = checked.chat(lambda data, _: predictor.encode(data))
+    inputs = prepare_chat(predictor, asked, checked.sampling, lambda _: None).inputs
     actual = inputs["input_ids"][0].tolist()
     chat = Chat("x", [ChatImage(png(), *WH, "x.png")], TURNS, "llava")
     collator = ConversationCollator(processor, ConversationConfig(max_length=2_000))

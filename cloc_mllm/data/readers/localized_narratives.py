@@ -98,8 +98,11 @@ def _to_regions(row: dict[str, Any], frame: BoxFrame, drop_log: DropLog) -> list
         start, end = number(said.get("start_time")), number(said.get("end_time"))
         places = [(x, y) for t, x, y in points if start <= t <= end]
         phrase = _phrase(said.get("utterance"))
-        if not phrase or len(places) < _MIN_POINTS:
-            drop_log.put_aside("region", "unheard" if phrase else "unsaid", 1)
+        if not phrase:
+            drop_log.put_aside("region", "unsaid")
+            continue
+        if len(places) < _MIN_POINTS:
+            drop_log.put_aside("region", "unheard")
             continue
         xs, ys = zip(*places, strict=True)
         found = [max(min(xs), 0), max(min(ys), 0), min(max(xs), 1), min(max(ys), 1)]
