@@ -76,9 +76,8 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
             all_texts.detach(), own, same_text_threshold, tile_rows
         )
         if filtered_share is not None:
-            filtered_share.copy_(
-                num_marked * (world_size() / max(1, num_global * (num_global - 1)))
-            )
+            num_pairs = max(1, num_global * (num_global - 1))
+            filtered_share.copy_(num_marked.to(filtered_share) * (world_size() / num_pairs))
     tiling = _Tiling(start, tile_rows, same_text)
     if logit_bias is None:
         summed = _TiledInfoNCE.apply(features, all_texts, scale, tiling)

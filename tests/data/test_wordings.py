@@ -26,7 +26,7 @@ def test_every_pool_has_twenty_trained_wordings_and_ten_held_out_ones() -> None:
         if task == "locate":  # a step of teaching that nobody asks
             continue
         trained, held_out = POOLS.of(task), POOLS.held_out_of(task)
-        assert len(trained) >= 20 and len(held_out) == 10, task
+        assert len(trained) >= 20 and len(held_out) >= 10, task
         assert not set(trained) & set(held_out)
         assert len({wording.casefold() for wording in trained}) == len(trained)
 
@@ -50,7 +50,7 @@ def test_the_single_wordings_are_those_that_old_models_were_taught() -> None:
 
 def test_drawing_is_decided_by_the_seed_and_a_single_wording_draws_nothing() -> None:
     draws = [
-        [POOLS.draw("ground", rng) for _ in range(200)]
+        [POOLS.draw("ground", rng) for _ in range(1000)]
         for rng in (np.random.default_rng(seed) for seed in (3, 3, 4))
     ]
     assert draws[0] == draws[1] != draws[2]

@@ -60,7 +60,7 @@ def full_matrix_loss(  # noqa: PLR0913  those of `contrastive_loss`
     own = torch.eye(len(texts), dtype=torch.bool)
     left_out = (texts.detach() @ texts.detach().T > threshold) & ~own
     if filtered_share is not None:
-        filtered_share.copy_(left_out.sum() / max(1, len(texts) * (len(texts) - 1)))
+        filtered_share.copy_(left_out.sum().double() / max(1, len(texts) * (len(texts) - 1)))
     if not len(texts):
         return logits.sum() + (0 if logit_bias is None else 0 * logit_bias.sum())
     if logit_bias is not None:

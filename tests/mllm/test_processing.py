@@ -11,7 +11,6 @@ from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import ClocMllmProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.projector import to_original_frame
-from cloc_mllm.shipped import shipped_directory
 from cloc_mllm.train.checkpoint import check_same_run
 
 SIZES = pytest.mark.parametrize(
@@ -278,11 +277,9 @@ def test_a_model_is_asked_only_as_it_was_taught(
     processor, mllm_dir, tmp_path, monkeypatch, changed
 ):
     """Models that were saved before the wordings were part of the fingerprint have no key for them:
-    they were taught the first wordings, and so was the model that ships."""
-    shipped = shipped_directory("mllm")
-    for saved in (mllm_dir, shipped):
-        assert "prompts" not in json.loads((saved / "processor_config.json").read_text())
-        GroundingPredictor.from_pretrained(saved)
+    they were taught the first wordings."""
+    assert "prompts" not in json.loads((mllm_dir / "processor_config.json").read_text())
+    GroundingPredictor.from_pretrained(mllm_dir)
 
     if changed == "not there":
         monkeypatch.setattr(wordings, "NOT_THERE", "nowhere")
@@ -291,9 +288,8 @@ def test_a_model_is_asked_only_as_it_was_taught(
         monkeypatch.setitem(wordings.SINGLE.trained, changed, other)
 
     refused = r"prompts: the saved processor has None, now '[0-9a-f]{16}'"
-    for saved in (mllm_dir, shipped):
-        with pytest.raises(ValueError, match=refused):
-            ClocMllmProcessor.from_pretrained(saved)
+    with pytest.raises(ValueError, match=refused):
+        ClocMllmProcessor.from_pretrained(mllm_dir)
     taught_anew = ClocMllmProcessor(processor.tokenizer, image_size=64, num_image_tokens=16)
     taught_anew.save_pretrained(tmp_path)
     assert ClocMllmProcessor.from_pretrained(tmp_path).fingerprint == taught_anew.fingerprint
