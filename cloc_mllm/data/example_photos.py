@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from PIL import Image
-
+from cloc_mllm.data.images import open_image
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.shipped import ASSETS
 
@@ -17,8 +16,7 @@ def example_photos() -> list[Record]:
     records = []
     for row in json.loads((EXAMPLE_PHOTOS / "photos.json").read_text(encoding="utf-8")):
         path = EXAMPLE_PHOTOS / row["file"]
-        with Image.open(path) as image:
-            width, height = image.size
+        width, height = open_image(path).size
         regions = [
             Region(tuple(region["box"]), region["phrase"], category=region["category"])
             for region in row["regions"]

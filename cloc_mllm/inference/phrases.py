@@ -77,13 +77,12 @@ def frequent_phrases(records: Iterable[Record], count: int) -> list[str]:
     colours and long phrases.
     """
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        for region in record.regions:
-            for text in {region.phrase, *region.expressions}:
-                words = re.findall(r"[a-z0-9'-]+", text.lower())
-                named = words[1:] if words and words[0] in _DETERMINERS else words
-                phrase = " ".join(words)
-                if set(named) - _NAMELESS and len(phrase) <= _MAX_CHARACTERS:
-                    found[" ".join(named)][phrase] += 1
+    for region in (region for record in records for region in record.regions):
+        for text in {region.phrase, *region.expressions}:
+            words = re.findall(r"[a-z0-9'-]+", text.lower())
+            named = words[1:] if words and words[0] in _DETERMINERS else words
+            phrase = " ".join(words)
+            if set(named) - _NAMELESS and len(phrase) <= _MAX_CHARACTERS:
+                found[" ".join(named)][phrase] += 1
     ranked = sorted(found.values(), key=lambda forms: -forms.total())
     return [forms.most_common(1)[0][0] for forms in ranked[:count]]
