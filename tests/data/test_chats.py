@@ -280,6 +280,16 @@ def test_written_and_read_again(folder: Path) -> None:
     assert one_file.kind == "chats" and one_file[0] == chats[8]
 
 
+def test_chats_about_one_picture_store_it_once_per_row_group(tmp_path: Path) -> None:
+    noise = encoded(Image.effect_noise((128, 128), 80).convert("RGB"))
+    image = ChatImage(noise, 128, 128, "a.png")
+    chats = [dataclasses.replace(GOOD, id=f"c{i}", images=[image]) for i in range(8)]
+    write_chats(chats, tmp_path / "chats")
+    assert list(load_chats(tmp_path / "chats")) == chats
+    size = (tmp_path / "chats" / "shard-00000.parquet").stat().st_size
+    assert len(image.image) < size < 2 * len(image.image)
+
+
 def test_without_images(folder: Path) -> None:
     chats = load_chats(folder)
     bare = [
