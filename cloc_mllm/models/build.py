@@ -96,13 +96,11 @@ def _add_regions(clip: Any, config: ResolvedModel) -> Cloc:
 def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
     """Loads the tokenizer of a model, which cleans and pads texts as the text tower needs it."""
     text = full_clip_config(config)["text_cfg"]
-    own = {"clean": "whitespace"} | text.get("tokenizer_kwargs", {})  # open_clip's default
-    named = text.get("hf_tokenizer_name") is not None
+    own: dict[str, Any] = {}
+    if text.get("hf_tokenizer_name"):
+        own = {"clean": "whitespace"} | text.get("tokenizer_kwargs", {})  # open_clip's default
     return load_text_tokenizer(
-        config.tokenizer,
-        config.context_length,
-        full_length=reads_padding(text),
-        **(own if named else {}),
+        config.tokenizer, config.context_length, full_length=reads_padding(text), **own
     )
 
 
