@@ -147,7 +147,7 @@ def _train(job: Job, config: RunConfig, optim: OptimConfig, device: torch.device
     engine = start_engine(model, job.step_fn, config, optim)
     if checkpoint is not None:
         load_optimizer_state(engine, model, checkpoint)
-    state = checkpoint.state if checkpoint is not None else {"step": 0}
+    state: dict[str, Any] = checkpoint.state if checkpoint is not None else {"step": 0}
     done = first_step = state["step"]
     health = Health(optim.spike_bound, optim.grad_clip, state.get("health"))
 
