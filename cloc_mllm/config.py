@@ -216,6 +216,8 @@ class OptimConfig:
         betas: AdamW's two decay rates of its moments.
         warmup_steps: steps until the peak is reached.
         grad_clip: largest norm of the whole gradient; 0 turns clipping off.
+        spike_bound: a step whose loss or gradient norm lies more than this many deviations above
+            the median of the last 200 steps is skipped, as one that is not finite; 0 skips none.
         layer_lr: other peak rates by prefix of the parameter's name, for instance
             `{"vision.encoder": 1e-4}`. The longest matching prefix wins, and 0 freezes. A tower
             that is frozen as a whole keeps no activations.
@@ -228,6 +230,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = 50
     grad_clip: float = 1.0
+    spike_bound: float = 20.0
     layer_lr: dict[str, float] = field(default_factory=dict)
 
 
@@ -279,6 +282,8 @@ class RunConfig:
         keep_checkpoints: how many of the latest checkpoints stay on disk, at least 2.
         resume: continues from the newest whole checkpoint in `output_dir`.
         max_seconds: stops cleanly, with a checkpoint, after this wall time; 0 is no limit.
+        step_timeout: seconds after which a step is taken to hang, and the run ends with a message;
+            0 is 10 times the median step, at least 60. Saving and evaluating have 30 minutes.
     """
 
     output_dir: str = "runs/run"
@@ -292,6 +297,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     resume: bool = True
     max_seconds: float = 0.0
+    step_timeout: float = 0.0
 
 
 @dataclass

@@ -97,9 +97,14 @@ def _add_regions(clip: Any, config: ResolvedModel) -> Cloc:
 
 
 def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
-    """Loads the tokenizer of a model, which pads as the text tower needs it."""
-    padded = reads_padding(full_clip_config(config)["text_cfg"])
-    return load_text_tokenizer(config.tokenizer, config.context_length, full_length=padded)
+    """Loads the tokenizer of a model, which cleans and pads texts as the text tower needs it."""
+    text = full_clip_config(config)["text_cfg"]
+    own: dict[str, Any] = {}
+    if text.get("hf_tokenizer_name"):
+        own = {"clean": "whitespace"} | text.get("tokenizer_kwargs", {})  # open_clip's default
+    return load_text_tokenizer(
+        config.tokenizer, config.context_length, full_length=reads_padding(text), **own
+    )
 
 
 def build_cloc_vision(config: ResolvedModel) -> ClocVision:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.models.cloc import Cloc
-from cloc_mllm.stopping import ignore_stop_signals
-from cloc_mllm.train.data_order import DataOrder, sample_seed
+from cloc_mllm.stopping import become_loader_worker
+from cloc_mllm.train.data_order import DataOrder, iterate, sample_seed
 from cloc_mllm.train.engine import start_processes
 
 _IMAGES = 32  # encoded at a time
@@ -121,18 +122,19 @@ def _fill_pictures(  # noqa: PLR0913  the parts of one loop
         _IMAGES,
         collate_fn=_Missing(cache, collator),
         num_workers=config.data.num_workers,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=become_loader_worker,
     )
     device = next(encoder.parameters()).device
-    for variants, canvases in loader:
-        if not variants:
-            continue
-        # no `no_grad`: torch then chooses the attention kernel that it chooses in training
-        outputs = encoder.run_tower(collator.preprocessing.normalize(canvases.to(device)))
-        for place, (record, flip) in enumerate(variants):
-            tensors = {f"scale{i}": tokens[place] for i, tokens in enumerate(outputs.scales)}
-            cache.save(record, {"pooled": outputs.pooled[place], **tensors}, mirrored=flip)
-        num_encoded += len(variants)
+    with closing(iterate(loader)) as batches:
+        for variants, canvases in batches:
+            if not variants:
+                continue
+            # no `no_grad`: torch then chooses the attention kernel that it chooses in training
+            outputs = encoder.run_tower(collator.preprocessing.normalize(canvases.to(device)))
+            for place, (record, flip) in enumerate(variants):
+                tensors = {f"scale{i}": tokens[place] for i, tokens in enumerate(outputs.scales)}
+                cache.save(record, {"pooled": outputs.pooled[place], **tensors}, mirrored=flip)
+            num_encoded += len(variants)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
         seconds = time.monotonic() - start
