@@ -88,7 +88,8 @@ class ModelConfig:
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
             dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory: of
             stage 1, whose region parts come along where name and shape fit (a table says which),
-            of open_clip, or of Hugging Face (docs/encoders.md). "" starts from scratch.
+            of open_clip, or of Hugging Face (docs/encoders.md); `photos` and `scenes` are the
+            shipped models of stage 1. "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         token_strides: pixels per token side that image tokens are taken at, for a tower of several
@@ -398,9 +399,10 @@ class MllmConfig:
     """The connection of the CLOC encoder and the language model.
 
     Args:
-        init: an MLLM that stage 2 wrote, to train further. It takes the place of `cloc`,
-            `language_model` and new projectors; settings of its form stay as they are there.
-        cloc: directory of a stage-1 model.
+        init: an MLLM that stage 2 wrote, or `scenes`, the shipped one, to train further. It takes
+            the place of `cloc`, `language_model` and new projectors; settings of its form stay as
+            they are there.
+        cloc: directory of a stage-1 model, or a shipped one by its name: `photos`, `scenes`.
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
         vision_features: `encoder` gives the language model the tower's tokens f_I'(x);
             `encoder+prompter` appends each token's region embedding (the Prompter's readout) to it.

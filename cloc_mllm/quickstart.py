@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -115,8 +116,9 @@ def _show_shipped_model(out: Path) -> None:
     record, expression = _telling_example()
     picture = out / "example.jpg"
     picture.write_bytes(record.image)
-    print(f'The model that ships, before any training: cloc-mllm ground {picture} "{expression}"')
-    main_ground([str(picture), expression, "--output", str(out / "example_answer.png")])
+    arguments = [str(picture), expression, "--model", "scenes"]
+    print(f"The model that ships, before any training: cloc-mllm ground {shlex.join(arguments)}")
+    main_ground([*arguments, "--output", str(out / "example_answer.png")])
 
 
 def _telling_example() -> tuple[Record, str]:

@@ -1,4 +1,4 @@
-"""Finds what ships inside the package: weights (defaults of demo, ground, refer, eval), configs."""
+"""Finds what ships inside the package: models by name (`photos`, `scenes`), configs by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 ModelKind = Literal["cloc", "mllm"]
+# the shipped models, and what they know
+SHIPPED_MODELS = {
+    "photos": "everyday photos; for the built-in drawings use --model scenes",
+    "scenes": "the 112 things of the built-in drawings; for photos use --model photos",
+}
+DEFAULT_MODELS: dict[ModelKind, str] = {"cloc": "photos", "mllm": "scenes"}
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -19,17 +25,25 @@ class UnknownConfigError(ValueError):
     """Raised for the name of a config that is neither a file nor shipped."""
 
 
-def shipped_directory(kind: ModelKind) -> Path:
-    """Finds the directory of the shipped `cloc` or `mllm` model.
+def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
+    """Finds the directory of a model: a shipped model by its name, or any other path as it came.
+
+    `photos` and `scenes` are the shipped ones, `photos` as a CLOC alone; "" and None take `photos`
+    for a CLOC and `scenes` for an MLLM. A folder of such a name in the current folder does not hide
+    the shipped model, since `photos` is what people call theirs: write `./photos` for the folder.
+    A `Path` is never a name.
 
     Raises:
-        FileNotFoundError: this installation carries no such weights; says what to do.
+        FileNotFoundError: no such model ships; says what to do.
     """
-    directory = ASSETS / kind
+    name = named or DEFAULT_MODELS[kind]
+    if isinstance(name, Path) or name not in SHIPPED_MODELS:
+        return Path(name)
+    directory = ASSETS / name / kind
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(
-            f"no shipped {kind} model in {directory}; run `make quickstart` to train one, "
-            f"or pass --{kind} DIR with a model you have"
+            f"no {kind} ships by the name {name}: there is none in {directory}; pass a directory "
+            f"with a model you have, or run `make quickstart` to train one"
         )
     return directory
 

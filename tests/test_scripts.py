@@ -39,7 +39,7 @@ def run_script(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
         ("training/tiny_llm.py", "--width many", "width"),
         ("training/smollm2.py", "--output_dir {file}/below", "Not a directory: {file}/below"),
         ("training/pip_towers.py", "--output_dir {file}/below", "Not a directory: {file}/below"),
-        ("training/ship.py", "--cloc no --mllm no --output_dir {file}x", "no is no CLOC model"),
+        ("training/ship.py", "--name photos --cloc no --output_dir {file}x", "no is no CLOC model"),
         ("eval/run.py", "--config {wrong}", "there is no setting bogus"),
         ("eval/run.py", "--config nowhere.yaml", "nowhere.yaml"),
         ("eval/run.py", "--bogus 1", "there is no setting bogus"),
@@ -72,7 +72,7 @@ def test_a_users_error_is_one_line(
 
 
 REQUIRED = {
-    "ship.py": ("--cloc", "x", "--mllm", "x"),
+    "ship.py": ("--name", "scenes", "--cloc", "x"),
     "feature_cache.py": ("--cloc", "x", "--language_model", "x", "--data", "x"),
     "leak_check.py": ("--data", "x"),
     "loader.py": ("--data", "x"),
@@ -105,9 +105,9 @@ def test_scripts_do_not_run_on_import(script: Path) -> None:
 def test_a_missing_model_leaves_the_shipped_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = tmp_path / "cloc" / "model.safetensors"
-    kept.parent.mkdir()
+    kept = tmp_path / "scenes" / "cloc" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
     kept.write_bytes(b"weights")
-    arguments = ["--cloc", "nowhere", "--mllm", "nowhere", "--output_dir", str(tmp_path)]
+    arguments = ["--name", "scenes", "--cloc", "nowhere", "--output_dir", str(tmp_path)]
     assert run_script(ROOT / "training/ship.py", arguments, monkeypatch) == 2
     assert kept.read_bytes() == b"weights"

@@ -14,17 +14,31 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_shipped_model_is_found(assets: Path) -> None:
-    (assets / "cloc").mkdir()
-    (assets / "cloc" / "config.json").touch()
-    assert shipped.shipped_directory("cloc") == assets / "cloc"
+@pytest.mark.parametrize("named", ["", None, "photos"], ids=repr)
+def test_a_shipped_model_is_found_by_its_name(named: str | None, assets: Path) -> None:
+    for name, kind in (("photos", "cloc"), ("scenes", "cloc"), ("scenes", "mllm")):
+        (assets / name / kind).mkdir(parents=True)
+        (assets / name / kind / "config.json").touch()
+    assert shipped.find_model("cloc", named) == assets / "photos" / "cloc"
+    assert shipped.find_model("cloc", "scenes") == assets / "scenes" / "cloc"
+    assert shipped.find_model("mllm") == assets / "scenes" / "mllm"
+
+
+def test_a_folder_does_not_hide_a_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scenes").mkdir()
+    assert shipped.find_model("mllm", "scenes") == shipped.ASSETS / "scenes" / "mllm"
+    assert shipped.find_model("mllm", "./scenes") == Path("scenes")
+    assert shipped.find_model("mllm", Path("scenes")) == Path("scenes")
 
 
 @pytest.mark.parametrize("kind", ["cloc", "mllm"])
 def test_a_missing_one_says_what_to_do(kind: shipped.ModelKind, assets: Path) -> None:
-    (assets / kind).mkdir()  # a folder without a model in it is none
-    with pytest.raises(FileNotFoundError, match=f"make quickstart.*--{kind} DIR"):
-        shipped.shipped_directory(kind)
+    (assets / "photos" / kind).mkdir(parents=True)  # a folder without a model in it is none
+    with pytest.raises(FileNotFoundError, match=f"no {kind} ships by the name photos: .*a direct"):
+        shipped.find_model(kind, "photos")
 
 
 @pytest.mark.parametrize(

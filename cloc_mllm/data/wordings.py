@@ -38,7 +38,8 @@ TASKS: tuple[Task, ...] = get_args(Task)
 # What asks for something that is not there is asked in the words of what is.
 _ASKED_AS: dict[Task, Task] = {"absent": "ground"}
 
-PHRASE, PLURAL, BOX, REGION = "{phrase}", "{plural}", "{box}", "<region>"
+IMAGE_TOKEN, REGION_TOKEN = "<image>", "<region>"  # what stands for a picture and for a region
+PHRASE, PLURAL, BOX, REGION = "{phrase}", "{plural}", "{box}", REGION_TOKEN
 # per task, the sets of placeholders that one of its wordings may have
 _PHRASE = [{PHRASE}]
 _KIND = [{PHRASE}, {PLURAL}]

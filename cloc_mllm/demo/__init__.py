@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -36,6 +36,8 @@ def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) 
 def main(argv: Sequence[str] | None = None) -> None:
     """`cloc-mllm demo`: loads the models and serves the page until it is interrupted."""
     arguments = parse_settings(_parser(), argv)
+    if arguments.model and (arguments.cloc or arguments.mllm):
+        raise ValueError("--model names a shipped model; leave it out beside --cloc and --mllm")
     # set before Gradio is imported, which reads them once; uploads get a folder of their own
     uploads = tempfile.TemporaryDirectory(prefix="cloc-mllm-demo-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
@@ -46,26 +48,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     # Ctrl-C is the normal end, even while it is still starting
     with uploads, contextlib.suppress(KeyboardInterrupt):
-        app = build_app(*load_predictors(arguments.cloc, arguments.mllm, arguments.dtype))
+        mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
+        cloc = arguments.cloc or arguments.model
+        app = build_app(*load_predictors(cloc, mllm, arguments.dtype))
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 
 def load_predictors(
     cloc: str, mllm: str, dtype: ModelDtype = "float32"
 ) -> tuple[ClocPredictor, GroundingPredictor | None]:
-    """Loads the predictors of the given directories; "" and "" are the shipped ones.
+    """Loads the predictors of the given directories or shipped models.
 
-    With `cloc` alone there is no language model; `mllm` alone goes with the shipped CLOC.
+    Args:
+        cloc: "" is `photos`.
+        mllm: "" is none.
     """
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
-    cloc_predictor = ClocPredictor.from_pretrained(cloc or shipped_directory("cloc"))
-    if mllm:
-        return cloc_predictor, GroundingPredictor.from_pretrained(mllm, dtype=dtype)
-    if cloc:
-        return cloc_predictor, None
-    return cloc_predictor, GroundingPredictor.from_pretrained(dtype=dtype)
+    grounding = GroundingPredictor.from_pretrained(mllm, dtype=dtype) if mllm else None
+    return ClocPredictor.from_pretrained(cloc), grounding
 
 
 def _parser() -> ArgumentParser:
@@ -75,13 +77,19 @@ def _parser() -> ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument(
-        "--cloc", default="", metavar="DIR", help="stage-1 model; the shipped one by default"
+        "--model",
+        choices=["", *SHIPPED_MODELS],
+        default="",
+        help=f"shipped model; {DEFAULT_MODELS['cloc']} by default, a CLOC alone",
+    )
+    parser.add_argument(
+        "--cloc", default="", metavar="DIR", help="stage-1 model in place of the shipped one"
     )
     parser.add_argument(
         "--mllm",
         default="",
         metavar="DIR",
-        help="stage-2 model; the shipped one by default, none when only --cloc is given",
+        help="stage-2 model, which answers in words, too; none by default",
     )
     parser.add_argument(
         "--dtype",

@@ -87,13 +87,18 @@ def named_html(named: Named) -> str:
         said = f"<span class='said'>{escape(named.answer) or '(nothing)'}</span>"
         card = _card("Language model", said, f"{named.answer_ms:.0f} ms")
     rows = "".join(
-        f"<tr><td>{escape(name)}</td><td><i style='width:{100 * score:.1f}%'></i></td>"
-        f"<td>{100 * score:.1f} %</td></tr>"
+        f"<tr><td>{escape(name)}</td><td><i style='width:{100 * max(score, 0):.1f}%'></i></td>"
+        f"<td>{_score(score, named.measure)}</td></tr>"
         for name, score in named.closest
     )
-    table = f"<table class='closest'><tr><th>closest</th><th></th><th>score</th></tr>{rows}</table>"
+    table = f"<table class='closest'><tr><th>closest</th><th></th><th>{named.measure}</th>"
+    table += f"</tr>{rows}</table>"
     facts = f"{named.closest_ms:.0f} ms"
     return card + _card("CLOC", table, facts) + _timing(named.encode_ms)
+
+
+def _score(score: float, measure: str) -> str:
+    return f"{100 * score:.1f} %" if measure == "probability" else f"{score:.2f}"
 
 
 def _card(name: str, said: str, facts: str) -> str:

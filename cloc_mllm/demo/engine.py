@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.scenes import CONCEPTS
+from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.inputs import EncodedImage
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
 
 MAX_PHRASE_CHARS = 300
 MAX_NAMES = 200
@@ -66,11 +66,14 @@ class Named:
 
     Args:
         answer: the language model's words; None if none is loaded.
-        closest: names with their probability by CLOC, best first.
+        closest: names with CLOC's score for them, best first.
+        measure: what the scores are: `probability` among the given names, or `similarity` (the
+            cosine) where the model chose from its own list of phrases.
     """
 
     answer: str | None
     closest: tuple[tuple[str, float], ...]
+    measure: str
     answer_ms: float
     closest_ms: float
     encode_ms: float
@@ -123,24 +126,36 @@ class DemoEngine:
         return FoundBoxes(boxes, answer.text, answer.confidence, failure, _ms_since(started))
 
     def name(self, picture: Picture, names: Sequence[str]) -> Named:
-        """Says what is in `picture.box`; CLOC ranks the names."""
+        """Says what is in `picture.box`; CLOC ranks the names.
+
+        Without names it ranks its own list of phrases, or else the things of the built-in scenes.
+        """
         if picture.box is None:
             raise ValueError("there is no box yet; click two opposite corners on the picture")
         boxes = Boxes.normalized([picture.box])
         with self._lock:
             image, encode_ms = self._encode(picture)
             started = time.perf_counter()
-            classified = self.cloc.classify(image.cloc, boxes, list(names))
-            assert classified.probabilities is not None
-            scores = classified.probabilities[0].tolist()
+            closest, measure = self._rank(image.cloc, boxes, names)
             closest_ms = _ms_since(started)
             started = time.perf_counter()
             answer = None
             if self.grounding is not None and image.grounding is not None:
                 answer = self.grounding.refer(image.grounding, boxes).labels[0]
             answer_ms = _ms_since(started)
-        ranked = sorted(zip(names, scores, strict=True), key=lambda pair: -pair[1])
-        return Named(answer, tuple(ranked[:_NUM_CLOSEST]), answer_ms, closest_ms, encode_ms)
+        return Named(answer, closest, measure, answer_ms, closest_ms, encode_ms)
+
+    def _rank(
+        self, image: EncodedImage, boxes: Boxes, names: Sequence[str]
+    ) -> tuple[tuple[tuple[str, float], ...], str]:
+        if not names and self.cloc.phrases is not None:
+            found = self.cloc.closest(image, boxes, count=_NUM_CLOSEST)
+            return tuple(zip(found.labels, found.scores.tolist(), strict=True)), "similarity"
+        names = list(names or CONCEPTS)
+        probabilities = self.cloc.classify(image, boxes, names).probabilities
+        assert probabilities is not None
+        ranked = sorted(zip(names, probabilities[0].tolist(), strict=True), key=lambda p: -p[1])
+        return tuple(ranked[:_NUM_CLOSEST]), "probability"
 
     def _encode(self, picture: Picture) -> tuple[_Encoded, float]:
         """Encodes a picture unless it is known, and says how many milliseconds that took."""
@@ -177,14 +192,14 @@ def checked_phrase(phrase: str) -> str:
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Reads names separated by commas or line ends; a blank text means all built-in concepts."""
+    """Reads names separated by commas or line ends; a blank text is no name."""
     if len(text) > MAX_NAMES * MAX_PHRASE_CHARS:
         raise ValueError(f"the list of names has {len(text)} characters; shorten it")
     parts = (part.strip() for part in text.replace("\n", ",").split(","))
     names = tuple(dict.fromkeys(part for part in parts if part))
     if len(names) > MAX_NAMES:
         raise ValueError(f"got {len(names)} names; at most {MAX_NAMES} are compared at once")
-    return tuple(checked_phrase(name) for name in names) or CONCEPTS
+    return tuple(checked_phrase(name) for name in names)
 
 
 def _usable(boxes: Boxes) -> tuple[Box, ...]:

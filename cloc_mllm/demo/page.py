@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from PIL import Image
@@ -33,12 +33,16 @@ Type what to look for, or click two corners of a box on the picture to ask what 
 Everything runs on this machine.
 """
 _CLOC_ONLY = """Only CLOC is loaded: its own head draws the boxes and ranks the names.
-For answers by the language model start with `--mllm DIR`."""
+For answers by a language model start with `--model scenes` (built-in drawings) or `--mllm DIR`."""
 
 
 def build_page(engine: DemoEngine) -> gr.Blocks:
-    """Builds the page. It generates the example pictures, so this takes a moment."""
-    handlers = Handlers(engine, example_pictures(_NUM_EXAMPLES))
+    """Builds the page. It may generate the example pictures, which takes a moment.
+
+    The examples are photos for a model that has a list of phrases, as the one for photos does.
+    """
+    kind: Literal["scenes", "photos"] = "scenes" if engine.cloc.phrases is None else "photos"
+    handlers = Handlers(engine, example_pictures(_NUM_EXAMPLES, kind))
     first = handlers.examples[0]
     with gr.Blocks(
         title="cloc-mllm demo",
@@ -164,7 +168,7 @@ def _canvas(first: Picture) -> gr.Image:
 def _find_tab(first: Picture) -> tuple[gr.Textbox, gr.Button, gr.Dataset, gr.HTML]:
     phrase = gr.Textbox(
         label="What to look for",
-        placeholder="the smaller crab",
+        placeholder=first.suggestions[0],
         max_length=MAX_PHRASE_CHARS,
         max_lines=1,
         elem_id="phrase",
@@ -184,7 +188,7 @@ def _name_tab() -> tuple[gr.HTML, gr.Textbox, gr.Button]:
     names = gr.Textbox(
         label="Names to choose from (optional)",
         placeholder="crab, boat, ...",
-        info="Separated by commas; empty means all built-in names. Press Enter to compare again.",
+        info="Separated by commas; empty means the model's own list. Press Enter to compare again.",
         max_lines=1,
         elem_id="names",
     )

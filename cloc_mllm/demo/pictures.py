@@ -11,12 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageDraw
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.drawing import Rgb, draw_regions
+from cloc_mllm.data.example_photos import example_photos
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.images import open_image
 from cloc_mllm.data.records import Record
@@ -71,8 +72,16 @@ def open_picture(path: str | Path) -> Picture:
     return new_picture(open_image(Path(path), name="your upload"))
 
 
-def example_pictures(num_pictures: int) -> list[Picture]:
-    """Generates large scenes of the test split, each with things to ask for."""
+def example_pictures(
+    num_pictures: int, kind: Literal["scenes", "photos"] = "scenes"
+) -> list[Picture]:
+    """Makes pictures with things to ask for: large scenes of the test split, or shipped photos."""
+    if kind == "photos":
+        photos = example_photos()[:num_pictures]
+        return [
+            new_picture(photo.load_image(), [region.phrase for region in photo.regions])
+            for photo in photos
+        ]
     records = generate_scenes(num_pictures, split="test", long_side=512)
     return [new_picture(record.load_image(), suggest(record)) for record in records]
 

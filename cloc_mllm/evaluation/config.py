@@ -16,8 +16,10 @@ class EvalConfig:
     Args:
         tasks: names that `cloc-mllm eval --list` shows, or paths of Python files with a task of
             one's own; a task with options is written `{NAME: {OPTION: VALUE}}`.
-        cloc: stage-1 model directory; "" takes the shipped one.
-        mllm: stage-2 model directory; "" takes the shipped one; "none" skips the MLLM tasks.
+        cloc: stage-1 model directory, or a shipped model, `photos` or `scenes`; "" takes `scenes`
+            for built-in scenes and `photos` for everything else.
+        mllm: stage-2 model directory, or `scenes`, the shipped one, which "" takes, too; "none"
+            skips the MLLM tasks.
         wordings: the words that `mllm` is asked in: the `first` that it was taught, all `trained`
             ones, or the `held_out` ones, which no training uses; one per question by its id.
         mllm_hf: any Transformers image-text model, a directory or a name on the hub, instead of

@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from cloc_mllm.evaluation.predictors.cloc import ClocRows, ClocSettings
 from cloc_mllm.evaluation.predictors.mllm import MllmRows
 from cloc_mllm.evaluation.predictors.transformers import TransformersRows, check_prompt
 from cloc_mllm.evaluation.queries import QuerySet, queries_digest
-from cloc_mllm.evaluation.record_index import records_to_score
+from cloc_mllm.evaluation.record_index import COMPOSITIONAL, records_to_score
 from cloc_mllm.evaluation.report.page import write_report
 from cloc_mllm.evaluation.report.table import paper_tables
 from cloc_mllm.evaluation.rows.files import read_predictions, write_rows
@@ -55,6 +55,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
         ModuleNotFoundError: a package of the `eval` extra is missing.
     """
     tasks = [build_task(entry) for entry in config.tasks]
+    config = replace(config, cloc=config.cloc or _fitting_cloc(config, tasks))
     device = choose_device(config.device)
     declared = declared_benchmark(config.benchmark)
     data = EvalData(
@@ -96,6 +97,12 @@ def _check(config: EvalConfig, query_sets: Sequence[QuerySet]) -> None:
         answer_format(config.format)
 
 
+def _fitting_cloc(config: EvalConfig, tasks: Sequence[Task]) -> str:
+    """The shipped CLOC that knows what the tasks ask about: drawings, or photos."""
+    built_in = config.data in ("", COMPOSITIONAL) and any(task.reads_records for task in tasks)
+    return "scenes" if built_in else "photos"
+
+
 def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor]:
     """Who answers, in this order."""
     predictors: dict[str, Predictor] = {"cloc": _cloc(config, config.cloc, device)}
@@ -110,7 +117,7 @@ def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor
 
 def _cloc(config: EvalConfig, directory: str, device: torch.device) -> ClocRows:
     settings = ClocSettings(
-        directory or "shipped cloc",
+        directory,
         config.batch_size,
         config.precision,
         progress=True,

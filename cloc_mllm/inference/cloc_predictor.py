@@ -24,17 +24,18 @@ from cloc_mllm.inference.inputs import (
     as_list,
     check_regions,
 )
+from cloc_mllm.inference.phrases import Phrases
 from cloc_mllm.inference.results import GroundingResult
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 
 _BATCH_SIZE = 64
 
 
 class ClocPredictor:
-    """Holds a CLOC model and its tokenizer.
+    """Holds a CLOC model, its tokenizer and, if it has one, its list of phrases.
 
     An image is whatever `open_image` takes (a path, the bytes of a file, a PIL image, an array), or
     what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
@@ -48,9 +49,12 @@ class ClocPredictor:
         predictor.classify(image, Boxes.pixels([[10, 20, 90, 140]], 640, 480), ["crab", "clock"])
     """
 
-    def __init__(self, model: Cloc, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, model: Cloc, tokenizer: TextTokenizer, phrases: Phrases | None = None
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.phrases = phrases
 
     @classmethod
     def from_pretrained(
@@ -59,16 +63,15 @@ class ClocPredictor:
         """Loads a model directory of stage 1.
 
         Args:
-            directory: None takes the weights that ship with the package.
+            directory: or the name of a shipped model, `photos` or `scenes`; None is `photos`.
             device: None takes a GPU if there is one.
 
         Raises:
             FileNotFoundError: there is no model in the directory, or none ships.
         """
-        model, tokenizer, _ = load_cloc(
-            directory or shipped_directory("cloc"), choose_device(device)
-        )
-        return cls(model, tokenizer)
+        found = find_model("cloc", directory)
+        model, tokenizer, _ = load_cloc(found, choose_device(device))
+        return cls(model, tokenizer, Phrases.load(found))
 
     @property
     def device(self) -> torch.device:
@@ -142,11 +145,55 @@ class ClocPredictor:
         )
 
     @torch.inference_mode()
+    def closest(
+        self,
+        image: ImageInput,
+        regions: RegionsInput,
+        names: Sequence[str] | None = None,
+        count: int = 5,
+    ) -> GroundingResult:
+        """Finds the phrases whose embeddings are closest to each region's.
+
+        Args:
+            regions: see `embed_regions`.
+            names: what to choose from; None takes the list of phrases that the model has, some
+                thousand of them for the shipped `photos`.
+            count: phrases per region, or as many as there are.
+
+        Returns:
+            `count` rows per region, the closest first: its box, the phrase, and the cosine in -1..1
+            as the score. `result[i]` holds those of region i.
+
+        Raises:
+            ValueError: there is no name, the model has no list, or a region cannot be used.
+        """
+        phrases = self.phrases
+        if names is not None:
+            phrases = Phrases(as_list(names), self.embed_text(names))
+        if phrases is None or not phrases.texts:
+            raise ValueError("there is nothing to choose from; give at least one name")
+        encoded = self.encode(image)
+        boxes, masks = check_regions(regions, encoded.image.size)
+        embedded = self._embed_checked(encoded, boxes, masks)
+        similarity = embedded @ phrases.embeddings.to(self.device).T
+        scores, order = similarity.topk(min(count, len(phrases.texts)))
+        index = torch.arange(len(boxes)).repeat_interleave(order.shape[1])
+        return GroundingResult(
+            encoded.image,
+            Boxes(boxes.xyxy[index], boxes.frame),
+            scores.flatten().cpu(),
+            [phrases.texts[i] for i in order.flatten().tolist()],
+            [""] * len(boxes),
+            index,
+            [None] * len(boxes),
+        )
+
+    @torch.inference_mode()
     def embed_regions(self, image: ImageInput, regions: RegionsInput) -> Tensor:
         """Embeds regions: float[R, E], each of unit length.
 
         Args:
-            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`).
+            regions: boxes, or a list of boxes, points and masks (`models.region_like`).
                 Boxes are clipped to the picture. A model that learnt no points and masks
                 (`model.prompter.free_form` of stage 1) reads the box around them, too.
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cloc_mllm.config import ModelDtype
+from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS, find_model
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
     from cloc_mllm.inference.inputs import RegionsInput
     from cloc_mllm.inference.results import GroundingResult
+
+# Cosine of box and phrase below which the shipped photo model is said to be unsure
+_LOW_SIMILARITY = 0.2
 
 
 def main_ground(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +29,7 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
         "ground",
         "Find phrases in a picture. Prints a box for each (pixels of the upright picture,\n"
         "x1 y1 x2 y2) and draws them.",
-        'example: cloc-mllm ground beach.jpg "the smaller crab" "the boat left of the pier"',
+        'example: cloc-mllm ground beach.jpg "the brown dog" "a man with a surfboard"',
     )
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="what to look for")
     arguments = parser.parse_args(argv)
@@ -34,11 +40,15 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     check_phrases(arguments.phrases)
     _check_drawing(arguments.output)
     image = open_image(arguments.picture)
-    result = _load_predictor(arguments).ground(image, arguments.phrases)
+    if mllm := _named_mllm(arguments):
+        result = _load_mllm(mllm, arguments).ground(image, arguments.phrases)
+    else:
+        result = _load_cloc(arguments).locate(image, arguments.phrases)
     for phrase, found in zip(arguments.phrases, result, strict=True):
         boxes = found.boxes.to_pixels().xyxy.tolist()
         for box, score in zip(boxes, found.scores.tolist(), strict=True):
-            print(f"{phrase}: {_pixels(box)}  confidence {score:.2f}")
+            said = f"confidence {score:.2f}" if mllm else _similarity(score)
+            print(f"{phrase}: {_pixels(box)}  {said}")
         if found.failures[0] == "not_there":
             print(f"{phrase}: {found.text[0]}")
         elif found.failures[0]:
@@ -51,7 +61,8 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm refer PICTURE X1 Y1 X2 Y2 | --point X,Y | --mask FILE`."""
     parser = _parser(
         "refer",
-        "Say what is in a box of a picture, at a point or under a mask, and draw it.",
+        "Say what is in a box of a picture, at a point or under a mask, and draw it.\n"
+        "A CLOC chooses from a list of phrases; a language model answers in its own words.",
         "example: cloc-mllm refer beach.jpg 120 80 310 240",
     )
     parser.add_argument("box", nargs="*", type=float, metavar="X1 Y1 X2 Y2")
@@ -63,6 +74,12 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
         help="instead of the box: an image of the same upright size; what is not black is meant",
     )
     parser.add_argument("--normalized", action="store_true", help="numbers are 0..1, not pixels")
+    parser.add_argument(
+        "--names",
+        metavar="LIST",
+        help="what a CLOC chooses from: names with commas between them, or a text file with one "
+        "per line (default: some thousand phrases that ship with the model)",
+    )
     arguments = parser.parse_intermixed_args(argv)
     ways = [bool(arguments.box), arguments.point is not None, arguments.mask is not None]
     if sum(ways) != 1 or len(arguments.box) not in (0, 4):
@@ -73,10 +90,35 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     _check_drawing(arguments.output)
     image = open_image(arguments.picture)
     region = _region(arguments, image)
-    result = _load_predictor(arguments).refer(image, region)
+    names = None if arguments.names is None else _read_names(arguments.names)
+    mllm = _named_mllm(arguments)
+    if mllm and names:
+        raise ValueError("--names is for a CLOC; a language model answers in words of its own")
+    if mllm:
+        result = _load_mllm(mllm, arguments).refer(image, region)
+    else:
+        result = _load_cloc(arguments).closest(image, region, names)
     print(f"{_pixels(result.boxes.to_pixels().xyxy[0].tolist())}: {result.labels[0]}")
+    if not mllm:
+        for label, score in zip(result.labels, result.scores.tolist(), strict=True):
+            print(f"    {label}  {_similarity(score)}")
     _draw(result, arguments.output)
     return 0
+
+
+def _read_names(given: str) -> list[str]:
+    """Reads names from a text file, or from the words themselves."""
+    path = Path(given)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else given.split(",")
+    names = [name.strip() for name in lines if name.strip()]
+    if not names:
+        raise ValueError(f"--names {given}: expected names with commas between them, or a file")
+    return names
+
+
+def _similarity(score: float) -> str:
+    """Says a cosine, and in words when it is low."""
+    return f"similarity {score:.2f}" + (", low: no good fit" if score < _LOW_SIMILARITY else "")
 
 
 def _region(arguments: Namespace, image: Image.Image) -> RegionsInput:
@@ -118,24 +160,54 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
         help="where to draw the answer (default: %(default)s)",
     )
     parser.add_argument(
-        "--mllm", metavar="DIR", help="a model directory of stage 2 (default: the one that ships)"
+        "--model",
+        metavar="NAME",
+        help="a shipped model, photos or scenes, or a directory that stage 1 or 2 wrote "
+        f"(default: {DEFAULT_MODELS['cloc']})",
     )
+    parser.add_argument("--mllm", metavar="DIR", help="the same for stage 2 alone")
     parser.add_argument(
         "--dtype",
         choices=get_args(ModelDtype),
         default="float32",
-        help="what the model is held in; auto: what its files hold (default: %(default)s)",
+        help="what an MLLM is held in; auto: what its files hold (default: %(default)s)",
     )
     return parser
 
 
-def _load_predictor(arguments: Namespace) -> GroundingPredictor:
+def _named_mllm(arguments: Namespace) -> Path | None:
+    """The directory of the MLLM that is asked; None where a CLOC is.
+
+    Says on standard error what a shipped model knows.
+    """
+    if arguments.mllm and arguments.model:
+        raise ValueError("--model and --mllm both name a model; give one of them")
+    name = arguments.mllm or arguments.model or DEFAULT_MODELS["cloc"]
+    if name in SHIPPED_MODELS:
+        print(f"the model {name} knows {SHIPPED_MODELS[name]}", file=sys.stderr)
+    if arguments.mllm or name == DEFAULT_MODELS["mllm"]:
+        return find_model("mllm", name)
+    directory = find_model("cloc", name)
+    if (directory / "processor_config.json").is_file():
+        return directory
+    if arguments.dtype != "float32":
+        raise ValueError(f"--dtype {arguments.dtype} is for an MLLM; {name} is a CLOC")
+    return None
+
+
+def _load_mllm(directory: Path, arguments: Namespace) -> GroundingPredictor:
     from transformers.utils.logging import disable_progress_bar
 
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
     disable_progress_bar()  # of loading weights, which takes a moment here
-    return GroundingPredictor.from_pretrained(arguments.mllm, dtype=arguments.dtype)
+    return GroundingPredictor.from_pretrained(directory, dtype=arguments.dtype)
+
+
+def _load_cloc(arguments: Namespace) -> ClocPredictor:
+    from cloc_mllm.inference.cloc_predictor import ClocPredictor
+
+    return ClocPredictor.from_pretrained(arguments.model)
 
 
 def _pixels(box: Sequence[float]) -> str:

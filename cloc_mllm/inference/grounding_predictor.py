@@ -39,7 +39,7 @@ from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.regions import Regions
 from cloc_mllm.models.build import check_fingerprint
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 
 _BATCH_SIZE = 64
 _TEXT_TOKENS = 48
@@ -118,7 +118,7 @@ class GroundingPredictor:
         """Loads a directory that stage 2 wrote.
 
         Args:
-            directory: None takes the weights that ship with the package.
+            directory: None takes the one that ships, which knows the built-in `scenes`.
             device: None takes a GPU if there is one.
             dtype: of the language model and the vision encoder; `auto` is what the files hold. What
                 reads or writes coordinates stays float32.
@@ -129,7 +129,7 @@ class GroundingPredictor:
             FileNotFoundError: there is no model in the directory, or none ships.
             ValueError: model and processor do not belong together; names the difference.
         """
-        directory = Path(directory) if directory else shipped_directory("mllm")
+        directory = find_model("mllm", directory)
         if not (directory / "processor_config.json").is_file():
             raise FileNotFoundError(
                 f"{directory} is no MLLM directory (processor_config.json is missing); expected "
@@ -184,7 +184,7 @@ class GroundingPredictor:
         """Says what is in each region.
 
         Args:
-            regions: boxes, or a list of boxes, points and masks (see `mllm.regions.RegionLike`).
+            regions: boxes, or a list of boxes, points and masks (`models.region_like`).
                 Boxes are clipped to the picture; of a point or mask the result has the box around
                 it.
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cloc_mllm.box import Box, clip_box
 from cloc_mllm.data.images import ImageSource, open_image
+from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN
-from cloc_mllm.mllm.regions import RegionLike, around, as_mask
+from cloc_mllm.models.region_like import RegionLike, around, as_mask
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 
 
@@ -88,7 +88,7 @@ def check_regions(
 
     Args:
         regions: R boxes in any frame of the upright picture, or a list of R boxes, points and
-            masks (see `mllm.regions.RegionLike`).
+            masks (see `models.region_like.RegionLike`).
         image_wh: width and height of the upright picture.
 
     Returns:

@@ -27,16 +27,16 @@ _MAX_DRAWN_PX = 1600
 class GroundingResult:
     """Boxes in an image and what belongs to them.
 
-    `ground` and `locate` return the boxes they found for phrases; `refer` and `classify` return
-    the boxes they were asked about and name them. A query is one phrase or one region. The length
-    of a result is its number of queries, and `result[i]` is the result of query i alone.
+    `ground` and `locate` return the boxes they found for phrases; `refer`, `classify` and `closest`
+    return the boxes they were asked about and name them. A query is one phrase or one region. The
+    length of a result is its number of queries, and `result[i]` is the result of query i alone.
 
     Attributes:
         image: the upright RGB picture.
         boxes: R boxes, normalised; they know the size of the picture, so `boxes.to_pixels()` works.
         scores: float[R]. Of the language model the confidence in 0..1 of each box (`ground`) or of
-            the words for it (`refer`); of CLOC the cosine in -1..1 of phrase and box (`locate`) or
-            the probability of the name (`classify`).
+            the words for it (`refer`); of CLOC the cosine in -1..1 of phrase and box (`locate`,
+            `closest`) or the probability of the name (`classify`).
         labels: R texts: the phrase, the words or the name.
         text: Q texts, what the language model wrote; "" from CLOC, which writes nothing.
         query_index: int64[R], the query that each box belongs to.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from transformers import (
 from cloc_mllm.config import ConversationConfig, LoraConfig, MllmConfig, ModelConfig
 from cloc_mllm.data.conversations import tasks_beyond_first
 from cloc_mllm.data.transforms import Preprocessing
-from cloc_mllm.data.wordings import load_wordings
+from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN, load_wordings
 from cloc_mllm.devices import DTYPES, resolve_frozen_dtype
 from cloc_mllm.mllm.configuration import ClocMllmConfig
-from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, BoxFormat
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.mllm.language_model import attention_for_training, load_language_model
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
@@ -34,6 +33,7 @@ from cloc_mllm.mllm.projector import num_image_tokens
 from cloc_mllm.models.build import build_cloc_vision, check_fingerprint, load_cloc
 from cloc_mllm.models.clip_config import ResolvedModel, read_cloc_config
 from cloc_mllm.models.position import sinusoidal_code
+from cloc_mllm.shipped import find_model
 
 # settings of a training, which `model.init` does not bring
 _NOT_OF_THE_FORM = ("init", "freeze_vision_encoder", "lora", "dtype")
@@ -200,20 +200,21 @@ def _continue(
     """Loads an MLLM that stage 2 wrote, to train it further."""
     _, processor = _read_continued(config)
     model = ClocMllmForConditionalGeneration.from_pretrained(
-        config.init, dtype=dtype, attn_implementation=attention_for_training()
+        find_model("mllm", config.init), dtype=dtype, attn_implementation=attention_for_training()
     )
     return model, processor
 
 
 def _read_continued(config: MllmConfig) -> tuple[ClocMllmConfig, ClocMllmProcessor]:
     """Reads the config and the processor of the MLLM in `config.init`, and refuses other forms."""
-    if not (Path(config.init) / "processor_config.json").is_file():
+    directory = find_model("mllm", config.init)
+    if not (directory / "processor_config.json").is_file():
         raise FileNotFoundError(
             f"model.init {config.init} is no MLLM directory (processor_config.json is missing); "
             "expected what stage 2 writes to OUTPUT_DIR/model, or `cloc-mllm export --mllm --merge`"
         )
-    model_config = ClocMllmConfig.from_pretrained(config.init)
-    processor = ClocMllmProcessor.from_pretrained(config.init)
+    model_config = ClocMllmConfig.from_pretrained(directory)
+    processor = ClocMllmProcessor.from_pretrained(directory)
     check_fingerprint(model_config.fingerprint, processor.fingerprint, config.init)
     theirs = {**vars(model_config), **vars(processor)}
     for field in dataclasses.fields(MllmConfig):

@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple
 
 from cloc_mllm.data.wordings import NOT_THERE
 
-IMAGE_TOKEN = "<image>"
-REGION_TOKEN = "<region>"
 BOX_TOKEN = "<box>"
 
 XYXY = tuple[float, float, float, float]

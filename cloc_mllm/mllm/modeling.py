@@ -22,10 +22,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from cloc_mllm.data.wordings import REGION_TOKEN
 from cloc_mllm.earlier import RENAMED_WEIGHTS
 from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
 from cloc_mllm.mllm.configuration import ClocMllmConfig
-from cloc_mllm.mllm.coordinates import BOX_TOKEN, REGION_TOKEN
+from cloc_mllm.mllm.coordinates import BOX_TOKEN
 from cloc_mllm.mllm.losses import (
     IGNORE_INDEX,
     answer_loss,

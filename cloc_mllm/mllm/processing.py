@@ -16,10 +16,17 @@ from torch import Tensor
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from cloc_mllm.data.images import ImageSource
-from cloc_mllm.data.wordings import FIRST_WORDINGS, SINGLE, Task, Wordings
+from cloc_mllm.data.wordings import (
+    FIRST_WORDINGS,
+    IMAGE_TOKEN,
+    REGION_TOKEN,
+    SINGLE,
+    Task,
+    Wordings,
+)
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.mllm.chat_images import open_rows
-from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.coordinates import BOX_TOKEN, BoxFormat
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.regions import (

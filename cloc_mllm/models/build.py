@@ -41,12 +41,14 @@ from cloc_mllm.models.initialize import (
     read_weights,
     set_timm_size,
 )
+from cloc_mllm.models.int8_tables import large_tables, pack
 from cloc_mllm.models.region_encoders import RegionEncoder
 from cloc_mllm.models.region_encoders.clip_tokens import ClipTokenEncoder
 from cloc_mllm.models.region_encoders.prompter import Prompter, PrompterEncoder
 from cloc_mllm.models.region_encoders.roi_align import RoIAlignEncoder
 from cloc_mllm.models.text_encoder import TextEncoder
 from cloc_mllm.models.vision_encoder import VisionEncoder
+from cloc_mllm.shipped import find_model
 
 
 def build_cloc(config: ResolvedModel, tokenizer: TextTokenizer | None = None) -> Cloc:
@@ -124,8 +126,15 @@ def save_cloc(
     config: ResolvedModel,
     tokenizer: TextTokenizer,
     dtype: torch.dtype = torch.float32,
+    *,
+    pack_tables: bool = False,
 ) -> None:
-    """Writes a model directory that `load_cloc` reads without the original tower files."""
+    """Writes a model directory that `load_cloc` reads without the original tower files.
+
+    Args:
+        dtype: of all weights.
+        pack_tables: stores large embedding tables in int8 instead (`int8_tables`).
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     saved = dataclasses.replace(
@@ -146,25 +155,29 @@ def save_cloc(
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in model.state_dict().items()
     }
+    if pack_tables:
+        state = pack(state, large_tables(model))
     save_file({k: v.contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE)
 
 
 def load_cloc(
-    directory: str | Path, device: torch.device | str = "cpu"
+    directory: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Cloc, TextTokenizer, ResolvedModel]:
-    """Reads a model directory, in float32 and eval mode.
+    """Reads a model directory or a shipped model (see `find_model`), in float32 and eval mode.
 
     Raises:
+        FileNotFoundError: there is no model.
         ValueError: the directory was written with another preprocessing than this version does.
     """
+    directory = find_model("cloc", directory)
     config = read_cloc_config(directory)
     tokenizer = load_tokenizer(config)
-    contents = json.loads((Path(directory) / CONFIG_FILE).read_text())
+    contents = json.loads((directory / CONFIG_FILE).read_text())
     check_fingerprint(
         contents["fingerprint"], Preprocessing.of(config).fingerprint(tokenizer), directory
     )
     model = build_cloc(config, tokenizer)
-    state = read_weights(Path(directory))
+    state = read_weights(directory)
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     return model.to(device).eval(), tokenizer, config
 

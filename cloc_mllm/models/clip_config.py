@@ -12,6 +12,7 @@ from cloc_mllm.config import ModelConfig, PreprocessConfig
 from cloc_mllm.data.tokenizer import TextTokenizer, end_token_id
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.starts import as_preprocess, foreign_config, start_directory
+from cloc_mllm.shipped import find_model
 
 CONFIG_FILE = "config.json"
 _DEFAULT_ARCHITECTURE = "ViT-B-16"  # all native text towers have its BPE
@@ -78,12 +79,12 @@ def _with_towers_of_start(config: ModelConfig) -> tuple[ModelConfig, ModelConfig
 
 
 def read_cloc_config(directory: str | Path) -> ResolvedModel:
-    """Reads the config of a model directory and makes its local paths absolute.
+    """Reads the config of a model directory or a shipped model, and makes its paths absolute.
 
     Raises:
         FileNotFoundError, ValueError: `directory` is not what `save_cloc` wrote.
     """
-    directory = Path(directory)
+    directory = find_model("cloc", directory)
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(

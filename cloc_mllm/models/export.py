@@ -19,7 +19,6 @@ from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.initialize import EXPORTED
 from cloc_mllm.models.vision_encoder import VisionEncoder
-from cloc_mllm.shipped import shipped_directory
 
 # Prefixes in the file of `--to safetensors`, and what they hold (written into its JSON, too).
 NAMES = {
@@ -57,14 +56,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "in DIR/cloc.json. "
         "For an MLLM see `cloc-mllm export --mllm DIR --help`.",
     )
-    parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")
+    parser.add_argument(
+        "--cloc",
+        default="photos",
+        help="stage-1 model directory, or a shipped one: photos, scenes (default: %(default)s)",
+    )
     parser.add_argument("--to", choices=EXPORTS, required=True, help="whose layout to write")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="directory to make; must be new"
     )
     arguments = parser.parse_args(argv)
-    directory = arguments.cloc or shipped_directory("cloc")
-    EXPORTS[arguments.to](directory, arguments.output_dir)
+    EXPORTS[arguments.to](arguments.cloc, arguments.output_dir)
     print(f"wrote {arguments.output_dir}")
     return 0
 

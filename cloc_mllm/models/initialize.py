@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.earlier import by_current_name
 from cloc_mllm.models.clip_config import read_cloc_config
+from cloc_mllm.models.int8_tables import unpack
 from cloc_mllm.models.starts import foreign_state, interpolated, is_foreign, start_directory
 
 WEIGHTS_FILE = "model.safetensors"
@@ -164,8 +165,10 @@ def load_parts(cloc: nn.Module, parts: dict[str, Tensor], fresh: Sequence[str] =
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a stage-1 model directory by their name in `Cloc`, as the file holds them."""
-    return by_current_name(load_file(directory / WEIGHTS_FILE))
+    """Reads all tensors of a stage-1 model directory by their name in `Cloc`, in the file's types;
+    tables stored in int8 (`int8_tables`) are float32."""
+    path = directory / WEIGHTS_FILE
+    return by_current_name(unpack(load_file(path), path))
 
 
 def load_tower(tower: nn.Module, path: str) -> None:

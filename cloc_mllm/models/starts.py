@@ -1,6 +1,6 @@
 """What `model.init` may name beside open_clip's tags and files: directories of several layouts.
 
-- the directory of a stage-1 model,
+- the directory of a stage-1 model, or a shipped one by its name (`photos`, `scenes`),
 - an open_clip directory (`open_clip_config.json`),
 - a Hugging Face directory: `CLIPModel`, `SiglipModel`, `Tipsv2Model`, or an image model alone
   (DINOv2, DINOv3, C-RADIO), which starts with a fresh text side.
@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloc_mllm.config import ModelConfig, PreprocessConfig
+from cloc_mllm.shipped import SHIPPED_MODELS, find_model
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _HUB, _LOCAL = "hf-hub:", "local-dir:"
@@ -56,6 +57,8 @@ def start_directory(init: str) -> Path | None:
 
         others = ["*.h5", "*.msgpack", "*.onnx*", "*.npz"]  # weights of other frameworks
         return Path(snapshot_download(init.removeprefix(_HUB), ignore_patterns=others))
+    if init in SHIPPED_MODELS:
+        return find_model("cloc", init)
     directory = Path(init.removeprefix(_LOCAL) or "missing")
     return directory if directory.is_dir() else None
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloc_mllm.data.images import IMAGE_FORMATS, upright_size
+from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat
 from cloc_mllm.inference.inputs import EncodedImage, check_box
 from cloc_mllm.inference.sampling import Sampling
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.limits import Limits

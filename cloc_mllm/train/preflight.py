@@ -29,8 +29,9 @@ from cloc_mllm.data.conversations import (
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.mixture import AnyDataset, Mixture, keep_chats
 from cloc_mllm.data.records import Record, Region
+from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.mllm.collate import ConversationCollator, TooLongError, as_messages
-from cloc_mllm.mllm.coordinates import BOX_TOKEN, IMAGE_TOKEN, REGION_TOKEN
+from cloc_mllm.mllm.coordinates import BOX_TOKEN
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.train.data_order import sample_seed
 

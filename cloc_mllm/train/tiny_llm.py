@@ -24,11 +24,11 @@ from cloc_mllm.data.conversations import needs_negatives, negatives_of, tasks_be
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import sample_layout, scene_rng
 from cloc_mllm.data.sequences import LazySequence
-from cloc_mllm.data.wordings import load_wordings
+from cloc_mllm.data.wordings import REGION_TOKEN, load_wordings
 from cloc_mllm.devices import without_waiting
 from cloc_mllm.distributed import all_reduce_sum, world_size
 from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
-from cloc_mllm.mllm.coordinates import REGION_TOKEN, BoxFormat
+from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.losses import IGNORE_INDEX, SoftBins, answer_loss
 from cloc_mllm.mllm.packing import mask_for

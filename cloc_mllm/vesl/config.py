@@ -21,8 +21,8 @@ class LabelConfig:
             put before the given ones; "" uses the given ones alone.
         caption_prompt: what a chat captioner is asked; "" asks for every object.
         detector: which kind of model finds the boxes.
-        detector_model: its directory or Hugging Face name; "" takes the CLOC that ships, OWLv2 L/14
-            or Grounding DINO base.
+        detector_model: its directory or Hugging Face name; "" takes the CLOC that ships for
+            `photos` (`scenes` is the one for built-in scenes), OWLv2 L/14 or Grounding DINO base.
         detector_size: side in pixels of OWLv2's input (the paper: 448); 0 takes the model's own.
         threshold: smallest confidence of a box. CLOC's is a cosine (docs/labelling.md).
         nms_iou: IoU from which on only the better of two boxes of one phrase is kept.

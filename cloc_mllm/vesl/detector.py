@@ -22,7 +22,6 @@ from cloc_mllm.data.transforms import image_to_pixels
 from cloc_mllm.geometry import CANVAS, Boxes
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
-from cloc_mllm.shipped import shipped_directory
 
 DetectorName = Literal["cloc", "owlv2", "grounding_dino"]
 _OWLV2 = "google/owlv2-large-patch14-ensemble"  # the paper's OWLv2 L/14
@@ -58,8 +57,8 @@ def load_detector(
     """Loads a detector from a directory or by its Hugging Face name.
 
     Args:
-        model: "" takes the CLOC that ships with the package, or the published checkpoint of
-            another detector.
+        model: "" takes the CLOC for photos that ships with the package, or the published
+            checkpoint of another detector. `scenes` is the shipped CLOC for built-in scenes.
         image_size: side of OWLv2's square input in pixels (the paper: 448); 0 takes the model's
             own.
 
@@ -67,7 +66,7 @@ def load_detector(
         FileNotFoundError, OSError: there is no such model.
     """
     if name == "cloc":
-        cloc, tokenizer, _ = load_cloc(model or shipped_directory("cloc"), device)
+        cloc, tokenizer, _ = load_cloc(model, device)
         return ClocDetector(cloc, tokenizer)
     if name == "owlv2":
         return Owlv2Detector.from_pretrained(model or _OWLV2, image_size, device)

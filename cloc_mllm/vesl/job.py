@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from cloc_mllm.data.storage import is_url
+from cloc_mllm.shipped import SHIPPED_MODELS, find_model
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.pipeline import Selection
 from cloc_mllm.vesl.report import write_report
@@ -110,12 +111,13 @@ def _resolved(config: LabelConfig) -> LabelConfig:
         exists = place and not is_url(place) and Path(place).exists()
         return str(Path(place).resolve()) if exists else place
 
+    detector = config.detector_model
     return replace(
         config,
         images=absolute(config.images),
         captions=absolute(config.captions),
         captioner=absolute(config.captioner),
-        detector_model=absolute(config.detector_model),
+        detector_model=detector if detector in SHIPPED_MODELS else absolute(detector),
         output_dir=str(Path(config.output_dir).resolve()),
     )
 
@@ -132,7 +134,7 @@ def _check(config: LabelConfig) -> None:
             f"{config.detector}; leave it out"
         )
     model = config.detector_model
-    if config.detector == "cloc" and model and not Path(model).is_dir():
+    if config.detector == "cloc" and not find_model("cloc", model).is_dir():
         raise FileNotFoundError(f"detector_model {model} is not the directory of a CLOC")
 
 

@@ -39,7 +39,7 @@ from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.tiny_llm import build_tokenizer
 from cloc_mllm.models.clip_config import full_clip_config, resolve_model
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 from cloc_mllm.train.engine import start_engine, start_processes, step_if_sound
 from cloc_mllm.train.memory import StepEstimate, StepShape, cheaper, estimate_step
 from cloc_mllm.train.optim import lr_factor, set_lr
@@ -118,9 +118,7 @@ def write_language_model(shape: str, directory: Path) -> None:
 def job(language_model: Path, *, dtype: Any, precision: Any, num_images: int) -> Stage2Config:
     """A LoRA run on the built-in scenes, read by the shipped encoder."""
     return Stage2Config(
-        model=MllmConfig(
-            cloc=str(shipped_directory("cloc")), language_model=str(language_model), dtype=dtype
-        ),
+        model=MllmConfig(cloc="scenes", language_model=str(language_model), dtype=dtype),
         data=Stage2DataConfig(),
         conversations=ConversationConfig(questions_per_image=6),
         optim=TowerOptimConfig(lr=1e-3, warmup_steps=0),
@@ -178,7 +176,7 @@ def estimates(shape: str) -> Iterator[tuple[str, StepEstimate]]:
     vit = resolve_model(ModelConfig("ViT-B-16", image_size=_IMAGE_SIZE))
     clip_config = {**full_clip_config(vit), "text_cfg": {}}
     vit = dataclasses.replace(vit, architecture="", clip_config=clip_config, tokenizer="")
-    shipped = ClocMllmConfig.from_pretrained(shipped_directory("mllm")).to_dict()
+    shipped = ClocMllmConfig.from_pretrained(find_model("mllm")).to_dict()
     changes = {"cloc_config": dataclasses.asdict(vit), "text_config": SHAPES[shape]}
     model_config = ClocMllmConfig(**{**shipped, **changes, "projector_width": 0})
     num_bytes = 4 * (4 * 3 * _IMAGE_SIZE**2 + 1024**2)  # pixels in float32, masks in bool

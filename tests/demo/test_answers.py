@@ -15,7 +15,7 @@ def answer(*boxes: tuple, text: str = "", failure: str | None = None) -> FoundBo
 
 def test_texts_are_escaped() -> None:
     found = Found(answer(), answer(text=EVIL, failure=EVIL), 3.0)
-    named = Named(EVIL, ((EVIL, 0.9),), 1.0, 1.0, 0.0)
+    named = Named(EVIL, ((EVIL, 0.9),), "probability", 1.0, 1.0, 0.0)
     for html in (found_html(found), named_html(named)):
         assert "<img" not in html
         assert html.count("&lt;img") == 2
@@ -51,7 +51,8 @@ def test_what_is_not_there_is_an_answer_and_no_failure() -> None:
 
 
 def test_without_a_language_model_only_cloc_answers() -> None:
-    found, named = Found(answer(), None, 0.0), Named(None, (("crab", 1.0),), 0.0, 1.0, 0.0)
+    found = Found(answer(), None, 0.0)
+    named = Named(None, (("crab", 1.0),), "probability", 0.0, 1.0, 0.0)
     assert "Language model" not in found_html(found) + named_html(named)
     assert "already encoded" in found_html(found)
     assert "100.0 %" in named_html(named)

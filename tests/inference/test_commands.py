@@ -71,6 +71,42 @@ def test_a_real_model_answers_both(picture, mllm_dir, capsys):
     assert capsys.readouterr().out.count("drawn: ") == 2
 
 
+def test_a_cloc_answers_both(picture, cloc_dir, capsys):
+    model = ["--model", str(cloc_dir)]
+    assert main(["ground", picture, "the crab", "a boat", *model]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["the crab", "a boat", "drawn"]
+    assert all("  similarity " in line for line in lines[:2]) and err == ""
+    for names in ("crab, boat,clock", "names.txt"):
+        Path("names.txt").write_text("crab\nboat\n\nclock\n")
+        assert main(["refer", picture, "4", "4", "40", "30", "--names", names, *model]) == 0
+        first, *ranked, drawn = capsys.readouterr().out.splitlines()
+        assert sorted(line.split("  ")[2] for line in ranked) == ["boat", "clock", "crab"]
+        assert first == f"4 4 40 30: {ranked[0].split('  ')[2]}" and drawn == "drawn: refer.png"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--names", " , "], "expected names with commas between them, or a file"),
+        ([], "there is nothing to choose from; give at least one name"),
+        (["--names", "crab", "--mllm", "x"], "--model and --mllm both name a model"),
+        (["--names", "crab", "--dtype", "auto"], "--dtype auto is for an MLLM; "),
+    ],
+)
+def test_wrong_options_of_a_cloc(picture, cloc_dir, capsys, options, said):
+    model = ["--model", str(cloc_dir)]
+    assert main(["refer", picture, "4", "4", "40", "30", *model, *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_names_are_not_for_an_mllm(picture, mllm_dir, capsys):
+    names = ["--names", "crab,boat", "--model", str(mllm_dir)]
+    assert main(["refer", picture, "4", "4", "40", "30", *names]) == 2
+    assert "--names is for a CLOC" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -312,7 +312,7 @@ def test_a_directory_without_a_model_says_what_was_expected(tmp_path, monkeypatc
     with pytest.raises(FileNotFoundError, match="no MLLM directory"):
         GroundingPredictor.from_pretrained(tmp_path)
     monkeypatch.setattr("cloc_mllm.shipped.ASSETS", tmp_path)
-    with pytest.raises(FileNotFoundError, match="no shipped mllm model"):
+    with pytest.raises(FileNotFoundError, match="no mllm ships by the name scenes"):
         GroundingPredictor.from_pretrained()
 
 

@@ -1,16 +1,20 @@
-"""The checkpoint in the package answers as its model card says."""
+"""The models in the package answer as their model card says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
+from cloc_mllm.data.example_photos import EXAMPLE_PHOTOS, example_photos
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.run import evaluate
+from cloc_mllm.geometry import Boxes, elementwise_iou
+from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.commands import main_ground, main_refer
-from cloc_mllm.shipped import ASSETS
+from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS
 
 
 def test_scores_on_test_scenes(tmp_path: Path) -> None:
@@ -33,14 +37,76 @@ def test_ground_and_refer_from_the_command_line(
     record = next(generate_scenes(1, split="test", long_side=512))
     picture = tmp_path / "scene.jpg"
     picture.write_bytes(record.image)
-    assert main_ground([str(picture), "the boot", "--out", str(tmp_path / "drawn.png")]) == 0
-    assert "the boot: " in capsys.readouterr().out
+    scenes = ["--model", "scenes"]
+    assert main_ground([str(picture), "the boot", *scenes, "--out", str(tmp_path / "a.png")]) == 0
+    out, err = capsys.readouterr()
+    assert "the boot: " in out and err == f"the model scenes knows {SHIPPED_MODELS['scenes']}\n"
     box = [str(value) for value in record.regions[0].box]
-    out = ["--normalized", "--out", str(tmp_path / "named.png")]
-    assert main_refer([str(picture), *box, *out]) == 0
+    out = ["--normalized", "--out", str(tmp_path / "b.png")]
+    assert main_refer([str(picture), *box, *scenes, *out]) == 0
     assert record.regions[0].phrase in capsys.readouterr().out
 
 
+# Large, plainly visible things of the example photos, chosen before the model was asked
+LARGE = {
+    ("dog", "the dog"),
+    ("skateboarder", "the boy in a blue shirt"),
+    ("motorcycle", "the man"),
+    ("motorcycle", "the motorcycle"),
+    ("bus", "the red bus"),
+    ("gull", "the bird"),
+    ("horses", "the large horse"),
+    ("bear", "the bear"),
+    ("elephant", "the man"),
+    ("elephant", "the elephant"),
+}
+
+
+@pytest.fixture(scope="module")
+def photos() -> ClocPredictor:
+    return ClocPredictor.from_pretrained(device="cpu")
+
+
+def test_large_things_of_photos_are_found(photos: ClocPredictor) -> None:
+    found = {}
+    for record in example_photos():
+        located = photos.locate(record.image, [region.phrase for region in record.regions])
+        ious = elementwise_iou(located.boxes.xyxy, torch.tensor([r.box for r in record.regions]))
+        for region, iou in zip(record.regions, ious.tolist(), strict=True):
+            found[record.id, region.phrase] = round(iou, 2)
+    assert found.keys() >= LARGE
+    assert sum(found[thing] >= 0.5 for thing in LARGE) >= 8, found
+
+
+def test_regions_of_photos_are_named(photos: ClocPredictor) -> None:
+    """By its own list, and by the classes of all example photos."""
+    assert photos.phrases is not None and len(photos.phrases.texts) == 3000
+    classes = sorted({region.category for r in example_photos() for region in r.regions})
+    right = []
+    for record in example_photos():
+        boxes = Boxes.normalized([region.box for region in record.regions])
+        named = photos.closest(record.image, boxes, classes, count=1)
+        right += [a == r.category for a, r in zip(named.labels, record.regions, strict=True)]
+        assert len(photos.closest(record.image, boxes).labels) == 5 * len(boxes)
+    assert sum(right) >= len(right) / 2, (right, classes)
+
+
+def test_ground_and_refer_take_photos_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = str(EXAMPLE_PHOTOS / "dog.jpg")
+    assert main_ground([photo, "the dog", "--out", str(tmp_path / "a.png")]) == 0
+    out, err = capsys.readouterr()
+    assert "the dog: " in out and "  similarity " in out
+    assert err == f"the model photos knows {SHIPPED_MODELS['photos']}\n"
+    assert main_refer([photo, "44", "119", "210", "467", "--out", str(tmp_path / "b.png")]) == 0
+    assert "dog" in capsys.readouterr().out
+
+
+def size_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 def test_weights_stay_small() -> None:
-    size = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    assert size < 25e6
+    """The wheel, which packs little of them, is to stay under 80 MB."""
+    assert size_of(ASSETS / "photos") < 60e6 and size_of(ASSETS) < 75e6

@@ -52,6 +52,7 @@ def stored_as(records: Sequence[Record], orientations: Sequence[int]) -> list[Re
 def predictions(records: Sequence[Record], directory: Path) -> list[dict[str, Any]]:
     write_records(records, directory / "data", drop_log=DropLog())
     config = EvalConfig(
+        cloc="scenes",
         data=str(directory / "data"),
         output_dir=str(directory / "eval"),
         tasks=TASKS,
@@ -73,7 +74,7 @@ def test_evaluation_rows_are_equal(scenes: list[Record], tmp_path: Path) -> None
 def test_predictors_answer_alike_for_photos_of_any_kind(
     scenes: list[Record], grounding: GroundingPredictor, tmp_path: Path
 ) -> None:
-    cloc = ClocPredictor.from_pretrained(device="cpu")
+    cloc = ClocPredictor.from_pretrained("scenes", device="cpu")
     for upright, turned in zip(scenes[:4], stored_as(scenes[:4], ORIENTATIONS), strict=True):
         phrases = upright.regions[0].expressions[:2]
         box = Boxes.normalized([upright.regions[0].box])
@@ -92,7 +93,7 @@ def test_predictors_answer_alike_for_photos_of_any_kind(
 def test_the_demo_answers_alike(
     scenes: list[Record], grounding: GroundingPredictor, tmp_path: Path
 ) -> None:
-    engine = DemoEngine(ClocPredictor.from_pretrained(device="cpu"), grounding)
+    engine = DemoEngine(ClocPredictor.from_pretrained("scenes", device="cpu"), grounding)
     for turned, record in zip(stored_as(scenes[:4], ORIENTATIONS), scenes, strict=False):
         answers = []
         for name, stored in (("upright", *stored_as([record], [1])), ("turned", turned)):

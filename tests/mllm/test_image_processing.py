@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor
 from cloc_mllm.data.images import ImageError
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.mllm import ClocMllmImageProcessor, ClocMllmProcessor
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 from tests.photos import encoded
 
 PHOTO = Image.effect_noise((90, 60), 60).convert("RGB")
@@ -91,7 +91,7 @@ def test_a_processor_of_other_numbers_is_refused_by_name(mllm_dir: Path, tmp_pat
 
 
 def test_processors_saved_without_one_still_load(tmp_path: Path) -> None:
-    directory = shutil.copytree(shipped_directory("mllm"), tmp_path / "mllm")
+    directory = shutil.copytree(find_model("mllm"), tmp_path / "mllm")
     saved = json.loads((directory / "processor_config.json").read_text())
     del saved["image_processor"]
     (directory / "processor_config.json").write_text(json.dumps(saved))

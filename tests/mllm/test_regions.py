@@ -12,10 +12,11 @@ from cloc_mllm.config import ConversationConfig, PrompterConfig
 from cloc_mllm.geometry import Boxes, CanvasTransform
 from cloc_mllm.mllm import build_mllm
 from cloc_mllm.mllm.collate import ConversationCollator
-from cloc_mllm.mllm.regions import as_mask, read_regions, regions_on_canvas
+from cloc_mllm.mllm.regions import read_regions, regions_on_canvas
 from cloc_mllm.mllm.views import image_views
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.position import mask_boxes, token_cells
+from cloc_mllm.models.region_like import as_mask
 from tests.tiny_mllm import one_step_and_back, save_tiny_cloc
 
 BOX = [0.25, 0.25, 0.75, 0.5]

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from cloc_mllm.config import TinyLlmConfig
 from cloc_mllm.data.scenes import CONCEPTS
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN, REGION_TOKEN, BoxFormat
+from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN
+from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.tiny_llm import build_language_model, build_tokenizer
 
 BOX_FORMAT = BoxFormat("location_tokens", 20)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cloc_mllm.data.records import Record
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 from cloc_mllm.vesl.captioner import Captioner
 
 
 @pytest.fixture(scope="module")
 def captioner() -> Captioner:
     """The model that ships, a chat model that writes about built-in scenes."""
-    return Captioner.from_pretrained(str(shipped_directory("mllm")), max_new_tokens=16)
+    return Captioner.from_pretrained(str(find_model("mllm")), max_new_tokens=16)
 
 
 def test_a_caption_depends_on_its_own_picture(

@@ -41,7 +41,7 @@ def grounding_dino(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def cloc() -> Any:
-    return load_detector("cloc")
+    return load_detector("cloc", "scenes")
 
 
 def _painted(width: int, height: int) -> tuple[Image.Image, Tensor]:

@@ -49,7 +49,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory, tiny_scenes: list[Record]) 
 @pytest.fixture(scope="module")
 def config(photos: Path) -> LabelConfig:
     return LabelConfig(
-        images=str(photos), executor="inline", shard_size=3, phrase_form="name", num_examples=2
+        images=str(photos),
+        detector_model="scenes",
+        executor="inline",
+        shard_size=3,
+        phrase_form="name",
+        num_examples=2,
     )
 
 

@@ -48,7 +48,13 @@ def test_more_workers_than_there_is_room_for(
 def test_ray_gives_the_records_of_one_process(tmp_path: Path, tiny_scenes: list[Record]) -> None:
     photos = save_photos(tmp_path / "photos", tiny_scenes[:4])
     (photos / "broken.jpg").write_bytes(b"<html>")
-    config = LabelConfig(images=str(photos), shard_size=2, max_drop_share=0.5, num_workers=1)
+    config = LabelConfig(
+        images=str(photos),
+        detector_model="scenes",
+        shard_size=2,
+        max_drop_share=0.5,
+        num_workers=1,
+    )
     labels = {}
     for executor in ("ray", "inline"):
         out = tmp_path / executor

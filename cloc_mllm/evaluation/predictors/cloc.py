@@ -39,7 +39,7 @@ from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.evaluation.scores.binary import best_threshold
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 
 TOP_K = 10
 _TEXT_BATCH = 256
@@ -69,7 +69,7 @@ class ClocSettings:
 
 @dataclass(frozen=True)
 class ClocRows:
-    """A stage-1 model directory as a `Predictor`; "" is the shipped one."""
+    """A stage-1 model directory, or a shipped model, as a `Predictor`."""
 
     directory: str
     device: torch.device
@@ -77,7 +77,7 @@ class ClocRows:
 
     def identity(self) -> dict[str, Any]:
         return {
-            "cloc": model_identity(self.directory or shipped_directory("cloc")),
+            "cloc": model_identity(find_model("cloc", self.directory)),
             "precision": self.settings.precision,
             "region_prompt": self.settings.region_prompt,
             "templates": self.settings.templates,
@@ -90,8 +90,7 @@ class ClocRows:
         self, query_sets: Sequence[QuerySet], finished: Collection[str]
     ) -> Iterator[PredictionRow]:
         """Makes all rows at once, because rankings need every image's features."""
-        directory = self.directory or shipped_directory("cloc")
-        model, tokenizer, _ = load_cloc(directory, self.device)
+        model, tokenizer, _ = load_cloc(self.directory, self.device)
         rows = predict_cloc(model, tokenizer, query_sets, self.settings)
         yield from (row for row in rows if row.id not in finished)
 

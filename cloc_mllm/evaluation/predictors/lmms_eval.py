@@ -15,11 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from cloc_mllm.data.images import open_image
-from cloc_mllm.data.wordings import asked
+from cloc_mllm.data.wordings import IMAGE_TOKEN, asked
 from cloc_mllm.inference.chat import Chat, Sampling, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.results import Answer
-from cloc_mllm.mllm.coordinates import IMAGE_TOKEN
 
 # how the `*_bbox_rec_*` tasks ask; our model is asked in a wording that it was trained on
 REC_QUESTION = "the bounding box coordinate of the region this sentence describes: "

@@ -20,14 +20,14 @@ from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import DEFAULT_MODELS, find_model
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
 class MllmRows:
-    """A stage-2 model directory as a `Predictor`; "" is the shipped one."""
+    """A stage-2 model directory, or a shipped model, as a `Predictor`."""
 
     directory: str
     device: torch.device
@@ -36,9 +36,7 @@ class MllmRows:
     dtype: ModelDtype = "float32"
 
     def identity(self) -> dict[str, Any]:
-        identity: dict[str, Any] = {
-            "mllm": model_identity(self.directory or shipped_directory("mllm"))
-        }
+        identity: dict[str, Any] = {"mllm": model_identity(find_model("mllm", self.directory))}
         if self.wordings != "first":
             identity["wordings"] = self.wordings
         if self.dtype != "float32":
@@ -54,7 +52,7 @@ class MllmRows:
         predictor = GroundingPredictor.from_pretrained(
             self.directory or None, device=self.device, dtype=self.dtype
         )
-        name = self.directory or "shipped mllm"
+        name = self.directory or DEFAULT_MODELS["mllm"]
         for asked in query_sets:
             asked = replace(asked, asked_in=self.wordings)
             yield from predict_mllm(predictor, asked, name, self.batch_size, finished)

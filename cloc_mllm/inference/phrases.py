@@ -1,0 +1,89 @@
+"""The list of phrases that a CLOC names regions with: their words, and their embeddings on disk."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cloc_mllm.data.records import Record
+
+PHRASES_FILE = "phrases.safetensors"
+_MAX_CHARACTERS = 40
+_DETERMINERS = {"a", "an", "the", "his", "her", "their", "its", "this", "that", "some", "one"}
+# words that name nothing alone: they point at things named elsewhere, or are colours
+_NAMELESS = {
+    "he", "she", "it", "they", "him", "her", "them", "his", "hers", "its", "their", "who",
+    "whom", "which", "that", "this", "these", "those", "one", "ones", "other", "others",
+    "another", "something", "someone", "anything", "everything", "everyone", "himself",
+    "herself", "itself", "themselves", "both", "all", "some", "several", "many", "two", "three",
+    "four", "five", "each", "and", "group", "colors", "black", "white", "red", "blue", "green",
+    "yellow", "orange", "pink", "purple", "brown", "tan", "gray", "grey", "silver", "gold",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Phrases:
+    """Phrases and their text embeddings.
+
+    Attributes:
+        texts: P phrases.
+        embeddings: float32[P, E], each of unit length.
+    """
+
+    texts: list[str]
+    embeddings: Tensor
+
+    def save(self, directory: Path) -> None:
+        """Writes `phrases.safetensors`, the embeddings in half precision."""
+        metadata = {"texts": json.dumps(self.texts)}
+        embeddings = self.embeddings.detach().half().contiguous()
+        save_file({"embeddings": embeddings}, directory / PHRASES_FILE, metadata)
+
+    @classmethod
+    def load(cls, directory: Path) -> Phrases | None:
+        """Reads what `save` wrote; None where a model has no list of phrases.
+
+        Raises:
+            ValueError: the file has not one embedding per phrase.
+        """
+        path = directory / PHRASES_FILE
+        if not path.is_file():
+            return None
+        with safe_open(path, "pt") as file:
+            texts = json.loads((file.metadata() or {}).get("texts", "[]"))
+            embeddings = file.get_tensor("embeddings").float()
+        if len(texts) != len(embeddings):
+            raise ValueError(
+                f"{path} has {len(texts)} phrases and {len(embeddings)} embeddings; expected one "
+                "embedding per phrase"
+            )
+        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1))
+
+
+def frequent_phrases(records: Iterable[Record], count: int) -> list[str]:
+    """Finds the most frequent phrases of regions, the most frequent first.
+
+    Phrases are lower-case, without marks at their ends. Those that differ by their first "a", "the"
+    or "his" alone count as one, which is written as it occurs most. Left out are pronouns, bare
+    colours and long phrases.
+    """
+    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for region in record.regions:
+            for text in {region.phrase, *region.expressions}:
+                words = re.findall(r"[a-z0-9'-]+", text.lower())
+                named = words[1:] if words and words[0] in _DETERMINERS else words
+                phrase = " ".join(words)
+                if set(named) - _NAMELESS and len(phrase) <= _MAX_CHARACTERS:
+                    found[" ".join(named)][phrase] += 1
+    ranked = sorted(found.values(), key=lambda forms: -forms.total())
+    return [forms.most_common(1)[0][0] for forms in ranked[:count]]
