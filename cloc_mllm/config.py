@@ -475,6 +475,8 @@ class ConversationConfig:
         wordings: the words of the questions: `single`, one wording per task; `pools`, the package's
             20 and more per task (`assets/wordings.yaml`), drawn by the sample's seed; or a YAML
             file of that layout. A finished model keeps its wordings.
+        first_wording: share of the questions that are asked in the first wording of their pool, in
+            0..1; the others are drawn from all of it. A short training learns more with it.
         region_tokens: writes a region token behind each box that a question of a chat mentions.
         max_length: longest sequence in tokens; questions that do not fit behind their image are
             left out and counted, and so is what does not fit behind the start of a chat.
@@ -496,6 +498,7 @@ class ConversationConfig:
     region_caption: float = 0.0
     point: float = 0.0
     wordings: str = "single"
+    first_wording: float = 0.0
     region_tokens: bool = True
     max_length: int = 512
     pack: bool = True

@@ -113,9 +113,8 @@ def build_questions(
         choice = order[sum(pair.task == task for pair in questions) % len(order)]
         variants = material.variants(task, choice)
         variant = variants[rng.integers(len(variants))]
-        questions.append(
-            variant.with_wording(task, wordings.draw(variant.asked_as, rng), box_format)
-        )
+        wording = wordings.draw(variant.asked_as, rng, config.first_wording)
+        questions.append(variant.with_wording(task, wording, box_format))
     return questions
 
 

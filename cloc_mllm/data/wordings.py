@@ -88,9 +88,15 @@ class Wordings:
         """Returns the trained wording with the most characters."""
         return max(self.of(task), key=len)
 
-    def draw(self, task: Task, rng: np.random.Generator) -> str:
-        """Draws a trained wording. A single one is not drawn, so it leaves `rng` as it was."""
+    def draw(self, task: Task, rng: np.random.Generator, first_share: float = 0.0) -> str:
+        """Draws a trained wording. A single one is not drawn, so it leaves `rng` as it was.
+
+        Args:
+            first_share: how often it is the first one; else it is drawn from all.
+        """
         pool = self.of(task)
+        if len(pool) > 1 and first_share and rng.random() < first_share:
+            return pool[0]
         return pool[rng.integers(len(pool))] if len(pool) > 1 else pool[0]
 
     def held_out_of(self, task: Task) -> tuple[str, ...]:

@@ -231,6 +231,8 @@ class ChatBatch:
                 scores = scores.clone()
                 for banned in grammar.banned_in_text(row.ids):
                     scores[banned] = -torch.inf
+                if row.sampling.is_greedy:
+                    (scores,) = grammar.weigh_next_box([row.ids], scores[None])
             token = row.choose(scores)
             if hidden is not None:
                 row.hidden.append(hidden[place])

@@ -113,6 +113,25 @@ class BoxGrammar:
             return banned
         return [*banned, slice(first), slice(past, None)]
 
+    def weigh_next_box(self, answers: Sequence[Sequence[int]], scores: Tensor) -> Tensor:
+        """Lets another location token follow one where all together are likelier than any other.
+
+        The probability of a next box is spread over the bins where it may start, so the end of the
+        answer could be the likeliest single token although the model is surer of a box.
+
+        Args:
+            scores: logits float[B, V], of tokens that may not come minus infinity.
+        """
+        if self.location_start is None:
+            return scores
+        places = slice(self.location_start, self.location_start + self.last_bin + 1)
+        behind = [bool(of) and places.start <= of[-1] < places.stop for of in answers]
+        others = scores.clone()
+        others[:, places] = -torch.inf
+        is_box = scores[:, places].logsumexp(1) > others.amax(1)
+        is_box &= without_waiting(torch.tensor(behind), scores.device)
+        return scores.masked_fill(is_box[:, None] & others.isfinite(), -torch.inf)
+
     def _boxes_go_on(self, answer: Sequence[int]) -> list[int]:
         """[] where no box has begun, or none may follow the last one."""
         if self.box_token is not None:
@@ -224,9 +243,11 @@ class BoxLogitsProcessor(LogitsProcessor):
             return scores
         answers = input_ids[:, self.prompt_length :].tolist()
         if self.boxes_only:
-            return mask_logits(self.grammar, answers, scores)
-        banned = [self.grammar.banned_in_text(answer) for answer in answers]
-        return scores.masked_fill(_inside(banned, scores), -torch.inf)
+            scores = mask_logits(self.grammar, answers, scores)
+        else:
+            banned = [self.grammar.banned_in_text(answer) for answer in answers]
+            scores = scores.masked_fill(_inside(banned, scores), -torch.inf)
+        return self.grammar.weigh_next_box(answers, scores)
 
 
 def mask_logits(grammar: BoxGrammar, answers: Sequence[Sequence[int]], logits: Tensor) -> Tensor:

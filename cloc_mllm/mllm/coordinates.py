@@ -205,20 +205,19 @@ class BoxFormat:
     def find(
         self, text: str, regressed: Sequence[Sequence[float]] = ()
     ) -> tuple[list[PlacedBox], list[str]]:
-        """Finds the boxes anywhere in a text. Two location tokens alone are a point, and no box.
+        """Finds the boxes anywhere in a text.
 
         Args:
             regressed: as for `parse`.
 
         Returns:
-            the boxes in their order, and for what looks like other boxes the reasons it is none.
+            the boxes in their order, and for what looks like other boxes the reasons it is none. A
+            point of location tokens is a box that is not whole: `wrong_count`.
         """
         one, whole = (_HEAD_BOX, _HEAD_BOX) if self.head else _PATTERNS[self.kind]
         found: list[PlacedBox] = []
         failures: list[str] = []
         for index, run in enumerate(whole.finditer(text)):
-            if _POINTS[self.kind].fullmatch(run.group()):
-                continue
             parsed = self.parse(run.group(), regressed[index : index + 1])
             if parsed.failure is not None:
                 failures.append(parsed.failure)

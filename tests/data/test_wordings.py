@@ -56,8 +56,18 @@ def test_drawing_is_decided_by_the_seed_and_a_single_wording_draws_nothing() -> 
     assert draws[0] == draws[1] != draws[2]
     assert set(draws[0]) == set(POOLS.of("ground"))
     rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
-    assert SINGLE.draw("ground", rng) == "Where is {phrase}?"
+    assert SINGLE.draw("ground", rng, 0.5) == "Where is {phrase}?"
     assert rng.integers(1 << 40) == untouched.integers(1 << 40)
+
+
+def test_a_share_is_asked_in_the_first_wording() -> None:
+    rng = np.random.default_rng(0)
+    draws = [POOLS.draw("ground", rng, 0.5) for _ in range(2000)]
+    share = draws.count(POOLS.first("ground")) / len(draws)
+    expected = 0.5 + 0.5 / len(POOLS.of("ground"))
+    assert share == pytest.approx(expected, abs=0.04) and set(draws) == set(POOLS.of("ground"))
+    plain, same = np.random.default_rng(0), np.random.default_rng(0)
+    assert POOLS.draw("ground", plain, 0.0) == POOLS.draw("ground", same)
 
 
 def test_json_gives_the_same_wordings_back() -> None:

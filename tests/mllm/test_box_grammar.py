@@ -232,6 +232,28 @@ def test_more_rows_are_not_more_operations(boxes_only: bool) -> None:
     assert numbers[0] == numbers[1] > 0
 
 
+@pytest.mark.parametrize("boxes_only", [False, True])
+@pytest.mark.parametrize(("share", "goes_on"), [(0.15, True), (0.1, False)])
+def test_a_next_box_is_weighed_with_all_the_places_where_it_may_start(
+    boxes_only: bool, share: float, goes_on: bool
+) -> None:
+    """Behind a box four bins share the probability of another one, the rest is that of the end; in
+    front of the first box the likeliest token is chosen."""
+    grammar = BoxGrammar(tokenizer_for(LOCATIONS), LOCATIONS, "no", max_boxes=3)
+    start, refusal = grammar.location_start, grammar.instead[0]
+    assert start is not None
+    box = [start + 2, start + 3, start + 6, start + 7]
+    scores = torch.full((3, start + 20), -30.0)
+    scores[:, start + 9 : start + 13] = torch.tensor(share).log()
+    scores[:2, grammar.end] = scores[2, refusal] = torch.tensor(1 - 4 * share).log()
+    prompts = torch.zeros(3, 4, dtype=torch.int64)
+    behind = torch.cat([prompts, torch.tensor([box, box, box])], 1)
+    held = BoxLogitsProcessor(grammar, 4, boxes_only=boxes_only)
+    chosen = held(behind[:2], scores[:2]).argmax(1)
+    assert ((start <= chosen) & (chosen < start + 20)).tolist() == [goes_on] * 2
+    assert held(prompts[2:], scores[2:]).argmax(1).tolist() == [refusal]
+
+
 def test_a_tokenizer_that_cannot_write_a_box_is_refused() -> None:
     tokenizer = train_byte_level_bpe(["a text"], vocab_size=300)
     with pytest.raises(ValueError, match="no <loc_0> \\(20 of the tokens"):

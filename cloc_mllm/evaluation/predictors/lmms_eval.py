@@ -2,7 +2,7 @@
 
     lmms-eval eval --model cloc_mllm --model_args pretrained=DIR --tasks refcoco_bbox_rec_val
 
-Written against lmms-eval 0.7.2, which is not a dependency: only that harness imports this module.
+Run in lmms-eval 0.7.2 and 0.7.3, which is no dependency: only that harness imports this module.
 """
 
 from __future__ import annotations

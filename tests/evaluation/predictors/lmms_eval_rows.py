@@ -1,7 +1,8 @@
-"""Records as local rows of lmms-eval's REC task, and the task's file beside them.
+"""Records as local rows of lmms-eval's REC task, and of a task with no, one or two images.
 
 python -m tests.evaluation.predictors.lmms_eval_rows --limit 40 --output_dir runs/lmms
-lmms-eval eval --model cloc_mllm --tasks cloc_rec_local --include_path runs/lmms --batch_size 32
+lmms-eval eval --model cloc_mllm --tasks cloc_rec_local,cloc_mixed_local --include_path runs/lmms \
+  --batch_size 32
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from cloc_mllm.data.english import with_article
 from cloc_mllm.data.records import Record
 from cloc_mllm.evaluation.queries import QuerySet
 from cloc_mllm.evaluation.record_index import records_to_score
@@ -23,6 +26,28 @@ from cloc_mllm.evaluation.tasks.rec import Rec
 
 TASK = "cloc_rec_local"
 _TEMPLATE = "tasks/refcoco/_default_template_bbox_rec_yaml"
+MIXED_TASK = "cloc_mixed_local"
+_MIXED_YAML = """\
+task: {task}
+dataset_path: {rows}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function mixed.doc_to_visual
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{max_new_tokens: 16}}
+process_results: !function mixed.process_results
+metric_list:
+  - {{metric: exact, aggregation: mean, higher_is_better: true}}
+"""
+_MIXED_PY = """\
+def doc_to_visual(doc):
+    return [image.convert("RGB") for image in doc["images"]]
+
+
+def process_results(doc, results):
+    return {"exact": float(results[0].strip() == doc["answer"])} if doc["answer"] else {}
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +67,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{written} rows in {arguments.output_dir}; {left_out} left out, which have several boxes"
     )
+    records = records_to_score(arguments.data, arguments.limit)
+    print(f"{write_mixed_task(records, arguments.output_dir)} rows with no, one or two images")
     return 0
+
+
+def write_mixed_task(records: Sequence[Record], out: Path) -> int:
+    """Writes a task that asks about each record whether something is there, then about two records
+    and about none. Questions without a right answer have the answer "" and are not scored.
+
+    Returns:
+        the number of rows.
+    """
+    columns = datasets.Features(
+        {
+            "images": datasets.Sequence(datasets.Image()),
+            "question": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+        }
+    )
+    rows = []
+    for record, other in itertools.pairwise(records):
+        images = [{"bytes": _as_png(of), "path": None} for of in (record, other)]
+        here = {region.phrase for region in record.regions}
+        for thing in sorted({region.phrase for of in (record, other) for region in of.regions})[:4]:
+            question = f"Is there {with_article(thing)} in the image?"
+            rows.append((images[:1], question, "yes" if thing in here else "no"))
+        rows.append((images, "What do <image> and <image> show?", ""))
+        rows.append(([], "Describe a beach.", ""))
+    (out / "mixed").mkdir(parents=True, exist_ok=True)
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    datasets.Dataset.from_list(table, columns).to_parquet(out / "mixed" / "test.parquet")
+    (out / "mixed.py").write_text(_MIXED_PY)
+    yaml = _MIXED_YAML.format(task=MIXED_TASK, rows=(out / "mixed").resolve())
+    (out / f"{MIXED_TASK}.yaml").write_text(yaml)
+    return len(rows)
 
 
 def write_rec_task(records: Sequence[Record], out: Path, template: Path) -> tuple[int, int]:
