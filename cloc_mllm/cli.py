@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from cloc_mllm import __version__
+from cloc_mllm.disk import disk_problem
+from cloc_mllm.stopping import stop_with_launcher
 
 
 class Subcommand(NamedTuple):
@@ -102,6 +104,8 @@ def _dispatch(args: list[str]) -> int | None:
     if args[0] not in SUBCOMMANDS:
         print(_unknown(args[0]), file=sys.stderr)
         return 2
+    if "RANK" in os.environ:
+        stop_with_launcher()
     subcommand = SUBCOMMANDS[args[0]]
     module = importlib.import_module(subcommand.module)
     status: int | None = getattr(module, subcommand.function)(args[1:])
@@ -132,7 +136,7 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
     except KeyboardInterrupt:
         print("cloc-mllm: interrupted", file=sys.stderr)
         return 130
-    except (*USER_ERRORS, ModuleNotFoundError) as error:
+    except Exception as error:
         message = _message(error)
         if message is None or os.environ.get("CLOC_DEBUG") == "1":
             raise
@@ -142,12 +146,16 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
 
 def _message(error: Exception) -> str | None:
     """One line for the user, or None for an error that is ours."""
+    if not isinstance(error, ValueError) and (problem := disk_problem(error)):
+        return f"{problem}, then the same command goes on"
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         extra = EXTRA_OF_PACKAGE.get(package)
         if extra is None:
             return None
         return f"{package} is not installed; run: pip install 'cloc-mllm[{extra}]'"
+    if not isinstance(error, USER_ERRORS):
+        return None
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
     return str(error)

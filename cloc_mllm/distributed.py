@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -57,14 +58,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def all_reduce_flag(flag: bool, device: torch.device | str = "cpu") -> Tensor:
-    """Makes a tensor float[1] that is 1 where a flag is true on any rank, else 0."""
-    raised = torch.full((1,), float(flag), device=device)
-    if world_size() > 1:
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return raised
-
-
 def gather_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
     """Gathers a few numbers of every rank, in rank order; several ranks wait for each other."""
     if world_size() == 1:
@@ -99,6 +92,47 @@ def gather_objects(value: T) -> list[T]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective call raised this because another rank did not answer."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+
+
+class NoticeBoard:
+    """Short texts by name, where the ranks met, over a connection of its own: a thread may use it
+    while the process waits in a collective call.
+
+    Its methods raise ConnectionError if it does not answer.
+    """
+
+    _PATIENCE = timedelta(seconds=5)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._store = dist.distributed_c10d._get_default_store().clone()
+        self._store.set_timeout(self._PATIENCE)
+
+    @staticmethod
+    def keeper() -> int | None:
+        """The rank whose end takes the board with it; None if the launcher keeps it."""
+        return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+
+    def post(self, name: str, text: str) -> None:
+        try:
+            self._store.set(f"{self.name}/{name}", text)
+        except RuntimeError as error:
+            raise ConnectionError(str(error)) from error
+
+    def read(self, name: str) -> str | None:
+        """Reads a text; None if there is none yet."""
+        key = f"{self.name}/{name}"
+        try:
+            return self._store.get(key).decode() if self._store.check([key]) else None
+        except RuntimeError as error:
+            raise ConnectionError(str(error)) from error
 
 
 def all_gather_with_grad(rows: Tensor, counts: Sequence[int] | None = None) -> tuple[Tensor, int]:

@@ -7,6 +7,7 @@ data and CLOC; plain CLIP at CLOC's budget; the MLLM. Evaluates, and writes one 
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import STDOUT
 
@@ -27,9 +29,11 @@ from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.commands import main as evaluate
 from cloc_mllm.inference.commands import main_ground
 from cloc_mllm.shipped import CONFIGS
+from cloc_mllm.stopping import StopRequest
+from cloc_mllm.train.claim import claimed
 
 _TRAIN_SCENES, _VALIDATION_SCENES, _TEST_SCENES = 10_000, 200, 500
-_STATUS_EVERY_SECONDS = 20.0
+_STATUS_EVERY_SECONDS, _LOOK_EVERY_SECONDS = 20.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"--budget must lie in 0..1, got {budget}")
     _check_installed()
     started = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
-    _show_shipped_model(out)
-    _train(out, budget)
-    exit_code = evaluate(_evaluation_arguments(out))
+    with claimed(out):
+        _refuse_other_budget(out, budget)
+        _show_shipped_model(out)
+        with StopRequest() as stop:
+            _train(out, budget, stop)
+        if stop.requested:
+            print("stopped; the same command goes on from there")
+            return 128 + stop.signal_number
+        exit_code = evaluate(_evaluation_arguments(out))
     minutes = (time.monotonic() - started) / 60
     print(
         f"\nquickstart took {minutes:.1f} minutes; try: cloc-mllm demo --cloc {out}/cloc/model "
         f"--mllm {out}/mllm/model"
     )
     return exit_code
+
+
+def _refuse_other_budget(out: Path, budget: float) -> None:
+    """What is in the directory was made for one budget.
+
+    Raises:
+        ValueError: for another one.
+    """
+    note = out / "budget.json"
+    begun = json.loads(note.read_text()) if note.exists() else budget
+    if begun != budget:
+        raise ValueError(
+            f"{out} was begun with --budget {begun:g}, not {budget:g}; go on with that, or name "
+            "another --output_dir"
+        )
+    note.write_text(json.dumps(budget))
 
 
 def _check_installed() -> None:
@@ -104,7 +129,8 @@ def _telling_example() -> tuple[Record, str]:
     raise AssertionError("200 scenes without two things of one kind")
 
 
-def _train(out: Path, budget: float) -> None:
+def _train(out: Path, budget: float, stop: StopRequest) -> None:
+    run = partial(_run, out, stop)
     data = str(out / "data")
     scenes = ("--data.train", f"{data}/train")
     validation = ("--data.validation", f"{data}/validation")
@@ -129,13 +155,13 @@ def _train(out: Path, budget: float) -> None:
         ),
     )  # fmt: skip
     with ThreadPoolExecutor(2) as pool:
-        language_model = pool.submit(_run, out, llm)
+        language_model = pool.submit(run, llm)
         for command in _data_commands(data, budget):
-            _run(out, command)
-        encoder, baseline = (pool.submit(_run, out, command) for command in (cloc, clip))
+            run(command)
+        encoder, baseline = (pool.submit(run, command) for command in (cloc, clip))
         for needed in (language_model, encoder):
             needed.result()
-        for job in (pool.submit(_run, out, mllm), baseline):
+        for job in (pool.submit(run, mllm), baseline):
             job.result()
 
 
@@ -177,13 +203,16 @@ def _half_the_cores() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
-def _run(out: Path, command: Command) -> None:
+def _run(out: Path, stop: StopRequest, command: Command) -> None:
     """Run a command on half the cores (on OMP_NUM_THREADS of them, where that is set).
-    Output goes to `out/logs`; the last line is shown now and then.
+    Output goes to `out/logs`; the last line is shown now and then. A request to stop is handed on,
+    and nothing is started after it.
 
     Raises:
         ValueError: the command failed; names its log.
     """
+    if stop.requested:
+        return
     threads = {"OMP_NUM_THREADS": str(_half_the_cores()), "OMP_WAIT_POLICY": "passive"}
     environment = {**threads, **os.environ}
     log = out / "logs" / command.log_name
@@ -193,7 +222,9 @@ def _run(out: Path, command: Command) -> None:
     argv = [sys.executable, "-m", "cloc_mllm.cli", *command.arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=STDOUT, env=environment)
-        _wait_and_show(process, command, log)
+        _wait_and_show(process, command, log, stop)
+    if stop.requested:
+        return
     if process.returncode:
         raise ValueError(
             f"{command.title} failed with status {process.returncode}; last line of {log}: "
@@ -202,12 +233,17 @@ def _run(out: Path, command: Command) -> None:
     print(f"  {command.title}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _wait_and_show(process: subprocess.Popen[bytes], command: Command, log: Path) -> None:
-    while True:
-        try:
-            process.wait(_STATUS_EVERY_SECONDS)
-            return
-        except subprocess.TimeoutExpired:
+def _wait_and_show(
+    process: subprocess.Popen[bytes], command: Command, log: Path, stop: StopRequest
+) -> None:
+    shown, told = time.monotonic(), False
+    while process.poll() is None:
+        time.sleep(_LOOK_EVERY_SECONDS)
+        if stop.requested and not told:
+            process.terminate()
+            told = True
+        if time.monotonic() - shown > _STATUS_EVERY_SECONDS:
+            shown = time.monotonic()
             print(f"  {command.title}: {_last_line(log)}", flush=True)
 
 

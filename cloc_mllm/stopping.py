@@ -1,17 +1,27 @@
-"""Treats Ctrl-C and SIGTERM as a request to stop, for loops that finish their step first."""
+"""Treats Ctrl-C, SIGTERM and SIGHUP as a request to stop, for loops that finish their step first.
+
+SIGHUP comes when a terminal is closed or ssh is lost. SIGQUIT (Ctrl-\\) keeps its meaning: it ends
+the process at once, which is the way out of one that hangs.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
+import threading
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 # A launcher forwards a signal that its whole process group has already received, so one Ctrl-C
 # arrives twice. Only a later one is a second request.
 _SAME_REQUEST_SECONDS = 2.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_WATCH_EVERY_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class StopRequest:
@@ -30,7 +40,8 @@ class StopRequest:
         return self.signal_number != 0
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        heard = [n for n in _SIGNALS if n != signal.SIGHUP or not _survives_hangup()]
+        self._previous = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(
@@ -49,7 +60,56 @@ class StopRequest:
             os._exit(128 + number)
 
 
-def ignore_stop_signals(worker_id: int = 0) -> None:
-    """Makes a loader's worker ignore the signals; the main process ends it after saving."""
+def take_hangup_for_sigterm() -> None:
+    """Makes a SIGHUP a SIGTERM, for libraries that handle that alone."""
+    if not _survives_hangup():
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+
+
+def _survives_hangup() -> bool:
+    """Whether `nohup` started this process."""
+    return signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def become_loader_worker(worker_id: int = 0) -> None:
+    """Makes a loader's worker ignore the signals; the main process ends it after saving. Where that
+    is killed, the kernel kills the worker, too (on Linux; elsewhere torch notices in 5 s)."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def stop_with_launcher() -> None:
+    """Asks this process to stop, by SIGTERM, when the launcher that started it is gone.
+
+    torchrun hands signals on before it ends. Of the `deepspeed` launcher, which is two processes,
+    the outer hands nothing on, so its ranks would train on for nobody.
+    """
+    launchers = _launchers()
+
+    def watch() -> None:
+        while _launchers() == launchers:
+            time.sleep(_WATCH_EVERY_SECONDS)
+        print("the launcher is gone, so this rank stops", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
+def _launchers() -> tuple[int, ...]:
+    """The id of the process that started this one and, where both are deepspeed's, of its own."""
+    parent = os.getppid()
+    try:
+        if b"deepspeed.launcher.launch" not in _command_line(parent):
+            return (parent,)
+        status = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
+        grandparent = int(status.rpartition(")")[2].split()[1])
+        # a shell may have started the inner launcher by itself, and may go
+        return (parent, grandparent) if b"deepspeed" in _command_line(grandparent) else (parent,)
+    except OSError:  # no Linux, or it has just ended
+        return (parent,)
+
+
+def _command_line(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -54,6 +58,93 @@ def open_binary(place: Place) -> BinaryIO:
         raise ValueError(f"cannot open {place}: {error}") from error
     except Exception as error:  # each kind of store has its own errors
         raise OSError(f"cannot open {place}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def partial_directory(directory: Path) -> Iterator[Path]:
+    """Gives a folder beside `directory` to write into and then to rename; after an error it is
+    removed, and so is what killed writers of the same directory left."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{directory.name}.partial-"
+    for leftover in directory.parent.glob(f"{glob.escape(prefix)}*"):
+        with _held(leftover) as is_abandoned:
+            if is_abandoned:
+                remove(leftover)
+    partial = Path(tempfile.mkdtemp(prefix=prefix, dir=directory.parent))
+    try:
+        with _held(partial):
+            yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Holds a folder as long as this process lives, if nobody else does; says whether."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def new_directory(directory: str | Path) -> Iterator[Path]:
+    """Gives a folder to write into that appears as `directory` only when all went well.
+
+    Raises:
+        ValueError: `directory` is taken.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} already exists; name another directory or remove this one")
+    with partial_directory(directory) as partial:
+        yield partial
+        partial.chmod(0o755)  # mkdtemp makes it private
+        partial.rename(directory)
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes all of a file or nothing, also when the disk is full or the process is killed."""
+    path = Path(path)
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text, encoding="utf-8")
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_directory(final: Path) -> Iterator[Path]:
+    """Gives an empty directory beside `final`, which takes its name, and place, at the end of the
+    context: so `final` is whole or not there. After an error what was written is removed."""
+    partial, old = (final.with_name(f".{what}_{final.name}") for what in ("partial", "removed"))
+    for leftover in (partial, old):  # of a run that was killed
+        remove(leftover)
+    partial.mkdir()
+    try:
+        yield partial
+        if final.exists():
+            os.replace(final, old)
+        os.replace(partial, final)
+        remove(old)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a directory with all it holds, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(place: Place) -> str:

@@ -21,6 +21,7 @@ from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.distributed import launched_rank
 from cloc_mllm.models.box_head import BoxHead
+from cloc_mllm.models.box_refiner import BoxRefiner
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
     ResolvedModel,
@@ -196,7 +197,10 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
         text_prior=config.text_prior,
         free_form=config.free_form,
     )
-    return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
+    width = config.width or encoder.token_dims[-1]
+    looks = config.box_looks
+    refiner = BoxRefiner(width, encoder.embed_dim, looks) if looks else None
+    return PrompterEncoder(prompter, BoxHead(encoder.embed_dim), refiner)
 
 
 def _build_clip(

@@ -25,8 +25,8 @@ _MAX_CONNECTS_AT_ONCE = 128  # more than there are file descriptors would stop t
 def main(argv: Sequence[str] | None = None) -> int:
     """`cloc-mllm serve`: loads the model and answers until it is interrupted.
 
-    At SIGTERM or Ctrl-C nothing new is taken and running answers end; at a second one it ends at
-    once.
+    At SIGTERM, SIGHUP or Ctrl-C nothing new is taken and running answers end; at a second one it
+    ends at once.
 
     Returns:
         128 + the number of the signal that ended it.
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cloc_mllm.inference.grounding_predictor import GroundingPredictor
         from cloc_mllm.serve.app import build_app
         from cloc_mllm.serve.connections import BoundedProtocol
-        from cloc_mllm.stopping import StopRequest
+        from cloc_mllm.stopping import StopRequest, take_hangup_for_sigterm
 
         disable_progress_bar()
         _log_requests()
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"model {name!r} on http://{shown}:{port}/v1, Ctrl-C ends it", flush=True)
         # the server handles signals itself and raises them again after it has closed
         with StopRequest() as stop:
+            take_hangup_for_sigterm()
             server.run(sockets=[listening])
     return 128 + stop.signal_number if stop.requested else 0
 

@@ -126,6 +126,7 @@ def align_projectors(
         settings.optimizer,
         lr=settings.lr,
         weight_decay=0.0,
+        spike_bound=config.optim.spike_bound,
         layer_lr={"vision": settings.vision_lr},
     )
     result = train(job, run, optim)

@@ -5,7 +5,7 @@ A checkpoint is a directory such as `step_00000100/` with three files and a mani
     weights.safetensors     parameters and buffers by name
     optimizer.safetensors   moments by parameter name: `exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW) or
                             `momentum.NAME` (Muon)
-    state.json              step, optimizer step, seed, data size, resolved config, fingerprint
+    state.json              steps, last losses, data size, resolved config, fingerprint
     manifest.json           sha256 and size of the others, written last
 
 It is built under a temporary name, flushed to disk and renamed. Tensors are stored whole and by
@@ -18,19 +18,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cloc_mllm.data.storage import remove, whole_directory
+from cloc_mllm.disk import disk_problem
 from cloc_mllm.earlier import by_current_name, current_run_settings
 
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
 MANIFEST = "manifest.json"
+_STATE_KEYS = ("step", "optimizer_steps", "config", "fingerprint", "num_samples")
+
+_SETTLE_SECONDS = 10.0
 
 # Settings that may change between a run and its continuation. They move files or pace the run, but
 # do not enter the arithmetic (`steps` stretches the learning rate schedule, as it should).
@@ -44,6 +51,7 @@ FREE_KEYS = frozenset(
         "data.num_workers",
         "data.train",
         "data.validation",
+        "optim.spike_bound",
         "run.compile",
         "run.eval_every",
         "run.eval_questions",
@@ -55,6 +63,7 @@ FREE_KEYS = frozenset(
         "run.output_dir",
         "run.resume",
         "run.save_every",
+        "run.step_timeout",
         "run.steps",
         "run.zero_stage",
     }
@@ -89,47 +98,66 @@ def save_checkpoint(root: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Only one process may call this.
 
     Raises:
-        OSError: the disk is full or gone; older checkpoints are untouched.
+        ValueError: the disk is full, read-only or gone; older checkpoints are untouched.
     """
     assert keep >= 1
     final = root / f"step_{checkpoint.state['step']:08d}"
-    partial = root / f".partial_{final.name}"
-    remove_leftovers(root)
-    partial.mkdir(parents=True)
-    save_file(checkpoint.weights, partial / "weights.safetensors")
-    save_file(checkpoint.optimizer, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
-    for name in FILES:
-        _flush(partial / name)
-    manifest = {name: _digest(partial / name) for name in FILES}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _flush(partial / MANIFEST)
-    _flush(partial)
-    if final.exists():  # a damaged checkpoint of the same step, which the last resume passed over
-        _discard(final)
-    os.replace(partial, final)
-    _flush(root)
-    for old in list_checkpoints(root)[:-keep]:
-        _discard(old)
+    try:
+        root.mkdir(exist_ok=True)  # not its parents: a disk that is gone must not be replaced
+        remove_leftovers(root)
+        with whole_directory(final) as partial:
+            _write(partial, checkpoint)
+        _flush(root)
+        for old in list_checkpoints(root)[:-keep]:
+            _discard(old)
+    except (OSError, SafetensorError) as error:
+        gone = f"{root.parent} is gone: mount or restore it"
+        problem = disk_problem(error) or (str(error) if root.parent.is_dir() else gone)
+        raise ValueError(
+            f"{final} could not be written: {problem}; then the same command goes on. Older "
+            "checkpoints are as they were"
+        ) from error
     return final
+
+
+def _write(directory: Path, checkpoint: Checkpoint) -> None:
+    save_file(checkpoint.weights, directory / "weights.safetensors")
+    save_file(checkpoint.optimizer, directory / "optimizer.safetensors")
+    (directory / "state.json").write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+    for name in FILES:
+        _flush(directory / name)
+    manifest = {name: _digest(directory / name) for name in FILES}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _flush(directory / MANIFEST)
+    _flush(directory)
 
 
 class CheckpointWriter:
     """Writes checkpoints in a thread while training goes on, one after the other.
 
-    As a context it waits for the last one at its end. What a write raises is raised there, or at
-    the next write.
+    As a context it waits for the last one at its end. What a write raises is raised there, at the
+    next write, or by `check`.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[Path] | None = None
+        self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: futures.Future[Path] | None = None
 
     def write(self, root: Path, checkpoint: Checkpoint, keep: int) -> None:
         """Starts `save_checkpoint`, once the one before is written. The tensors of the checkpoint
         must not change any more."""
         self.wait()
         self._pending = self._pool.submit(save_checkpoint, root, checkpoint, keep)
+
+    def check(self) -> None:
+        """Raises what a write that has ended raised."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def settle(self) -> None:
+        """Waits for a write for some seconds, before the process ends."""
+        if self._pending is not None:
+            futures.wait([self._pending], timeout=_SETTLE_SECONDS)
 
     def wait(self) -> None:
         """Waits until everything is written."""
@@ -159,7 +187,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
 
 def list_checkpoints(root: Path) -> list[Path]:
     """The finished checkpoints, oldest first; they may still be damaged."""
-    return sorted(path for path in root.glob("step_*") if path.is_dir())
+    numbered = (path for path in root.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
+    return sorted((path for path in numbered if path.is_dir()), key=lambda path: int(path.name[5:]))
 
 
 def newest_whole_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
@@ -203,7 +232,9 @@ def find_problem(directory: Path) -> str | None:
         actual = _digest(directory / name)
         if (actual["sha256"], actual["bytes"]) != expected[name]:
             return f"{directory / name} differs from its sha256 in {MANIFEST}"
-    return None
+    state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    missing = [key for key in _STATE_KEYS if key not in state]
+    return f"{directory / 'state.json'} has no {', '.join(missing)}" if missing else None
 
 
 def check_same_run(
@@ -240,9 +271,9 @@ def check_same_run(
 
 
 def remove_leftovers(root: Path) -> None:
-    """Removes the files that a kill in the middle of a save or a removal left behind."""
+    """Removes what a kill in the middle of a save or a removal left behind."""
     for leftover in (*root.glob(".partial_*"), *root.glob(".removed_*")):
-        shutil.rmtree(leftover)
+        remove(leftover)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -15,15 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from cloc_mllm.data.mixture import Part
 from cloc_mllm.distributed import num_cores, num_local_ranks
-from cloc_mllm.stopping import ignore_stop_signals
+from cloc_mllm.stopping import become_loader_worker
 from cloc_mllm.train.interleave import cycle_of
 
 _MOST_WORKERS = 16
 # what torch says of a worker that could not write a batch to /dev/shm
 _OUT_OF_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
+_WORKERS_END_SECONDS = 1.0
 _PREFETCH_BATCHES = 4  # per worker, so that a slow image or step makes no process wait
 
 SampleKey = tuple[int, int]  # (epoch, index into the dataset)
@@ -155,11 +159,11 @@ def load_batches(
     keys: RankBatches,
     collate_fn: Callable[[list[tuple[int, Any]]], Any],
     num_workers: int,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Loads the batches of `keys` in their order, which is the same for any number of workers.
 
-    The worker processes live as long as the iterator. Each has one thread (torch sees to that) and
-    opens its own files. They ignore Ctrl-C, because the main process ends them when it has saved.
+    The worker processes live as long as the iterator, so close it. Each has one thread (torch sees
+    to that) and opens its own files.
     """
     num_workers = choose_workers(num_workers)
     loader: DataLoader[Any] = DataLoader(
@@ -169,20 +173,40 @@ def load_batches(
         num_workers=num_workers,
         prefetch_factor=_PREFETCH_BATCHES if num_workers else None,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=become_loader_worker,
     )
-    batches = iter(loader)
     try:
-        yield from batches
+        with closing(iterate(loader)) as batches:
+            yield from batches
     except RuntimeError as error:
         reasons = f"{error} {error.__cause__}"  # the loader may only say that a worker is gone
         if any(sign in reasons for sign in _OUT_OF_SHARED_MEMORY):
             raise ValueError(_shared_memory_message(num_workers)) from error
         raise
+
+
+def iterate(loader: DataLoader[Any]) -> Generator[Any]:
+    """Yields the batches of a loader. When the iterator is closed, its workers end within a second,
+    busy or not: Python would wait for them at exit, and they ignore SIGTERM."""
+    batches = iter(loader)
+    try:
+        yield from batches
     finally:
-        # the traceback of an error keeps `batches`, and Python would wait for its workers at exit
-        if num_workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+        if getattr(batches, "_worker_pids_set", False):
+            _end_workers(batches)
+
+
+def _end_workers(batches: Any) -> None:
+    # or torch would report the workers that are killed here as failed
+    signal_handling._remove_worker_pids(id(batches))
+    batches._worker_pids_set = False
+    # a killed worker may hold a lock of the queues, so those that can end by themselves do
+    last_resort = threading.Timer(
+        _WORKERS_END_SECONDS, lambda: [worker.kill() for worker in batches._workers]
+    )
+    last_resort.start()
+    batches._shutdown_workers()
+    last_resort.cancel()
 
 
 def _shared_memory_message(num_workers: int) -> str:

@@ -36,7 +36,7 @@ def deepspeed_config(run: RunConfig, optim: OptimConfig, world_size: int) -> dic
         "train_batch_size": run.global_batch_size,
         "train_micro_batch_size_per_gpu": run.global_batch_size // world_size,
         "gradient_accumulation_steps": 1,  # contrastive losses do not add up over micro-batches
-        # without ZeRO `step_if_finite` clips, which knows the norm that DeepSpeed would ask for
+        # without ZeRO `step_if_sound` clips, which knows the norm that DeepSpeed would ask for
         "gradient_clipping": optim.grad_clip if run.zero_stage else 0.0,
         "zero_optimization": {"stage": run.zero_stage, "reduce_bucket_size": REDUCE_BUCKET},
     }

@@ -7,7 +7,8 @@ fail hours later, at its first checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,9 +22,15 @@ WRITTEN_FOR = "0.19.8"
 # Attributes of the ZeRO optimizer, and of each trainable parameter, by ZeRO stage.
 _OPTIMIZER_PARTS = {
     0: (),
-    1: ("optimizer",),
-    2: ("optimizer",),
-    3: ("optimizer", "grad_position", "get_param_id", "fp32_partitioned_groups_flat"),
+    1: ("optimizer", "scaled_global_norm"),
+    2: ("optimizer", "scaled_global_norm"),
+    3: (
+        "optimizer",
+        "_get_norm_groups",
+        "grad_position",
+        "get_param_id",
+        "fp32_partitioned_groups_flat",
+    ),
 }
 _PARAMETER_PARTS = {
     0: (),
@@ -48,6 +55,51 @@ class MomentPlace(NamedTuple):
     owner: Tensor
     own: slice
     part: slice
+
+
+class NormGate:
+    """Stands between the gradient norm that ZeRO computes and the step it takes: of a gradient with
+    a fault ZeRO is told an infinite norm, and skips the step.
+
+    Attributes:
+        find_fault: to be set before each step: takes the norm, and says what is wrong with it.
+        norm, fault: of the last step. ZeRO 1 and 2 find some infinities before the norm.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        zero = engine.optimizer
+        self.find_fault: Callable[[float], str] = lambda norm: ""
+        self.norm, self.fault = math.inf, ""
+        if engine.zero_optimization_stage() == 3:
+            self._judge_result_of(zero, "_get_norm_groups", _combined)
+        else:
+            self._judge_result_of(zero, "scaled_global_norm", float)
+        step = zero.step
+
+        def judged_step(*arguments: Any, **keywords: Any) -> Any:
+            self.norm, self.fault = math.inf, self.find_fault(math.inf)
+            return step(*arguments, **keywords)
+
+        zero.step = judged_step
+
+    def _judge_result_of(self, zero: Any, name: str, norm_of: Callable[[Any], float]) -> None:
+        compute = getattr(zero, name)
+
+        def judged() -> Any:
+            result = compute()
+            self.norm = norm_of(result)
+            self.fault = self.find_fault(self.norm)
+            if not self.fault:
+                return result
+            return [math.inf] if isinstance(result, list) else torch.full_like(result, math.inf)
+
+        setattr(zero, name, judged)
+
+
+def _combined(norms: list[Any]) -> float:
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
+    return float(combine_grad_norm_groups(norms))
 
 
 def skip_compiled_operators() -> None:

@@ -13,7 +13,8 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.distributed import (
-    all_reduce_flag,
     all_reduce_sum,
     is_distributed,
     is_main,
@@ -36,6 +36,7 @@ from cloc_mllm.train.checkpoint import Checkpoint
 from cloc_mllm.train.deepspeed_config import deepspeed_config
 from cloc_mllm.train.deepspeed_internals import (
     MomentPlace,
+    NormGate,
     check_internals,
     gathered,
     moment_place,
@@ -67,8 +68,7 @@ class TrainStep(nn.Module):
     def forward(self, batch: Any) -> dict[str, Tensor]:
         device_type = next(self.model.parameters()).device.type
         with torch.autocast(device_type, torch.bfloat16, enabled=self.bf16):
-            losses = self.step_fn(self.model, batch)
-        return {**losses, "loss": _spoiled_unless_finite(losses["loss"])}
+            return self.step_fn(self.model, batch)
 
 
 def start_processes() -> torch.device:
@@ -168,6 +168,8 @@ def start_engine(model: nn.Module, step_fn: StepFn, run: RunConfig, optim: Optim
     )
     check_internals(engine, [p for p in model.parameters() if p.requires_grad])
     engine.shell = shell
+    if run.zero_stage:
+        engine.norm_gate = NormGate(engine)
     return engine
 
 
@@ -218,37 +220,72 @@ def _filled(empty: nn.Parameter, parameter: nn.Parameter, device: torch.device |
     return quantized
 
 
-def step_if_finite(engine: Any, grad_clip: float, *, flag: bool = False) -> tuple[float, bool]:
-    """Takes the optimizer step, unless the gradient of any rank is not finite.
+class StepOutcome(NamedTuple):
+    """The outcome of a step.
+
+    Attributes:
+        loss: mean over ranks.
+        grad_norm: norm of the whole gradient, before clipping; `inf` or `nan` if it is not finite.
+        fault: why the step was skipped, "" if it was taken.
+        flagged: whether any rank raised the flag.
+    """
+
+    loss: float
+    grad_norm: float
+    fault: str
+    flagged: bool
+
+
+def not_finite(loss: float, grad_norm: float) -> str:
+    """Says so if a step is not finite, "" if it is."""
+    finite = math.isfinite(loss) and math.isfinite(grad_norm)
+    return "" if finite else "loss or gradient is not finite"
+
+
+def step_if_sound(
+    engine: Any,
+    loss: Tensor,
+    grad_clip: float,
+    find_fault: Callable[[float, float], str] = not_finite,
+    *,
+    flag: bool = False,
+) -> StepOutcome:
+    """Takes the optimizer step, unless it has a fault.
 
     The gradients are already summed over ranks, so their norm is the same on all ranks, and it is
-    not finite if any rank's loss or gradient was not. In that case weights and optimizer state stay
-    as they are on every rank.
+    not finite if any rank's loss or gradient was not. A skipped step leaves weights and optimizer
+    state as they are on every rank.
 
     Args:
+        loss: float[], this rank's.
         grad_clip: longer gradients are scaled to this norm; 0 leaves them.
+        find_fault: says from the mean loss and the norm what is wrong; must say the same on all
+            ranks.
         flag: anything that all ranks are to know. It comes with the norm, so that a GPU is waited
             for once.
-
-    Returns:
-        The gradient norm before clipping, `inf` or `nan` if the step was skipped; whether the flag
-        of any rank is true.
     """
-    flags = all_reduce_flag(flag, engine.device)
+    own = loss.detach().float().reshape(1)
+    sums = all_reduce_sum(torch.cat([own, torch.full_like(own, float(flag))]))
     if engine.zero_optimization():
-        engine.step()  # computes the norm of the partitioned gradient, checks and clips it itself
-        norm = float(engine.get_global_grad_norm()) if engine.was_step_applied() else math.inf
-        return norm, bool(flags.item())
+        total, flags = sums.tolist()
+        mean = total / world_size()
+        engine.norm_gate.find_fault = partial(find_fault, mean)
+        engine.step()  # computes the norm of the partitioned gradient, has it judged, and clips it
+        norm, fault = engine.norm_gate.norm, engine.norm_gate.fault
+        assert bool(fault) != engine.was_step_applied()
+        return StepOutcome(mean, norm, fault, flags > 0)
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    total = nn.utils.get_total_norm(gradients)
-    norm, flagged = torch.cat([total.reshape(1), flags.to(total.dtype)]).tolist()
-    if math.isfinite(norm):
+    whole = nn.utils.get_total_norm(gradients)
+    norm, total, flags = torch.cat([whole.reshape(1).float(), sums]).tolist()
+    mean = total / world_size()
+    fault = find_fault(mean, norm)
+    if fault:
+        engine.zero_grad()
+    else:
         if grad_clip and norm > grad_clip:
             torch._foreach_mul_(gradients, grad_clip / (norm + _CLIP_EPSILON))
         engine.step()
-    else:
-        engine.zero_grad()
-    return norm, bool(flagged)
+    return StepOutcome(mean, norm, fault, flags > 0)
 
 
 def seed_everything(seed: int, step: int, rank: int) -> None:
@@ -332,14 +369,6 @@ def _trainable(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             yield name, parameter, _MUON_MOMENTS if id(parameter) in by_muon else _ADAMW_MOMENTS
-
-
-def _spoiled_unless_finite(loss: Tensor) -> Tensor:
-    """The loss itself if it is finite, else one whose gradient is NaN everywhere.
-
-    A loss that is not finite because of a constant term would otherwise have finite gradients.
-    """
-    return loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
 
 def _share_cores() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor
 from cloc_mllm.mllm.feature_cache import encoder_identity
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
-from cloc_mllm.stopping import ignore_stop_signals
-from cloc_mllm.train.data_order import DataOrder, choose_workers
+from cloc_mllm.stopping import become_loader_worker
+from cloc_mllm.train.data_order import DataOrder, choose_workers, iterate
 from cloc_mllm.train.engine import start_processes
 
 _BATCH = 32  # images encoded at a time
@@ -54,19 +55,20 @@ def fill_features(
         sampler=wanted[rank() :: world_size()],
         collate_fn=_Missing(cache, processor.image_processor),
         num_workers=choose_workers(config.data.num_workers),
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=become_loader_worker,
     )
     start, num_encoded = time.monotonic(), 0
     encoder = model.vision.encoder.eval()
-    for pictures, pixel_values in loader:
-        if not pictures:
-            continue
-        # no `no_grad`: torch then chooses the attention kernel that it chooses in training
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            tokens = encoder(pixel_values.to(device)).tokens
-        for picture, picture_tokens in zip(pictures, tokens, strict=True):
-            cache.save(picture, {"tokens": picture_tokens})
-        num_encoded += len(pictures)
+    with closing(iterate(loader)) as batches:
+        for pictures, pixel_values in batches:
+            if not pictures:
+                continue
+            # no `no_grad`: torch then chooses the attention kernel that it chooses in training
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                tokens = encoder(pixel_values.to(device)).tokens
+            for picture, picture_tokens in zip(pictures, tokens, strict=True):
+                cache.save(picture, {"tokens": picture_tokens})
+            num_encoded += len(pictures)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
         seconds = time.monotonic() - start

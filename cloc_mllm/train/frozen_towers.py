@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cloc_mllm.config import Stage1Config
-from cloc_mllm.data.collate import ClocCollator, phrase_of
+from cloc_mllm.config import RegionTexts, Stage1Config
+from cloc_mllm.data.collate import ClocCollator, texts_of
 from cloc_mllm.data.english import mirrored
 from cloc_mllm.data.feature_cache import FeatureCache, identity_of, save_whole
 from cloc_mllm.data.mixture import parts_of
@@ -26,8 +27,8 @@ from cloc_mllm.data.records import Record
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.models.cloc import Cloc
-from cloc_mllm.stopping import ignore_stop_signals
-from cloc_mllm.train.data_order import DataOrder, sample_seed
+from cloc_mllm.stopping import become_loader_worker
+from cloc_mllm.train.data_order import DataOrder, iterate, sample_seed
 from cloc_mllm.train.engine import start_processes
 
 _IMAGES = 32  # encoded at a time
@@ -93,7 +94,12 @@ def fill_tower_features(
             model, dataset, collator, seen, directory, shared, config
         )
         if not _learning(model.text.text):
-            collator.tokenizer = _fill_texts(model, tokenizer, dataset, seen, directory, shared)
+            texts = {
+                text
+                for index, flip in seen
+                for text in _texts_of(dataset[index], collator.region_texts, flip=flip)
+            }
+            collator.tokenizer = _fill_texts(model, tokenizer, sorted(texts), directory, shared)
     model.train(was_training)
 
 
@@ -116,18 +122,19 @@ def _fill_pictures(  # noqa: PLR0913  the parts of one loop
         _IMAGES,
         collate_fn=_Missing(cache, collator),
         num_workers=config.data.num_workers,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=become_loader_worker,
     )
     device = next(encoder.parameters()).device
-    for variants, canvases in loader:
-        if not variants:
-            continue
-        # no `no_grad`: torch then chooses the attention kernel that it chooses in training
-        outputs = encoder.run_tower(collator.preprocessing.normalize(canvases.to(device)))
-        for place, (record, flip) in enumerate(variants):
-            tensors = {f"scale{i}": tokens[place] for i, tokens in enumerate(outputs.scales)}
-            cache.save(record, {"pooled": outputs.pooled[place], **tensors}, mirrored=flip)
-        num_encoded += len(variants)
+    with closing(iterate(loader)) as batches:
+        for variants, canvases in batches:
+            if not variants:
+                continue
+            # no `no_grad`: torch then chooses the attention kernel that it chooses in training
+            outputs = encoder.run_tower(collator.preprocessing.normalize(canvases.to(device)))
+            for place, (record, flip) in enumerate(variants):
+                tensors = {f"scale{i}": tokens[place] for i, tokens in enumerate(outputs.scales)}
+                cache.save(record, {"pooled": outputs.pooled[place], **tensors}, mirrored=flip)
+            num_encoded += len(variants)
     total = int(all_reduce_sum(torch.tensor(num_encoded, device=device)))
     if is_main():
         seconds = time.monotonic() - start
@@ -140,12 +147,10 @@ def _fill_pictures(  # noqa: PLR0913  the parts of one loop
 def _fill_texts(
     model: Cloc,
     tokenizer: TextTokenizer,
-    dataset: Sequence[Record],
-    seen: list[Variant],
+    texts: list[str],
     directory: Path,
     shared: dict[str, Any],
 ) -> TextFeatures:
-    texts = sorted({text for variant in seen for text in _texts_of(dataset, *variant)})
     settings = shared | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
     file = directory / f"texts-{identity_of(settings, _kept_weights(model.text.text))}.safetensors"
     if is_main() and not file.is_file():
@@ -164,10 +169,11 @@ def _fill_texts(
     return TextFeatures(texts, load_file(file)["features"])
 
 
-def _texts_of(dataset: Sequence[Record], index: int, flip: bool) -> list[str]:
-    record = dataset[index]
-    captions = [mirrored(text) for text in record.captions] if flip else record.captions
-    return [*captions, *(phrase_of(region, flip=flip) for region in record.regions)]
+def _texts_of(record: Record, which: RegionTexts, *, flip: bool) -> list[str]:
+    texts = [*record.captions]
+    for region in record.regions:
+        texts += texts_of(region, which)
+    return [mirrored(text) for text in texts] if flip else texts
 
 
 def _seen(dataset: Sequence[Record], collator: ClocCollator, config: Stage1Config) -> list[Variant]:

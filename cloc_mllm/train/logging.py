@@ -92,19 +92,35 @@ def read_log(path: Path, kind: str = "train") -> list[dict[str, Any]]:
 
 
 def _drop_rows_after(path: Path, step: int) -> None:
+    """Drops the rows after a step, and sets those aside that are no rows."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # a kill cut the last line
-            continue
-        if row["step"] <= step:
+    kept, damaged = [], []
+    text = path.read_bytes().decode(errors="backslashreplace")
+    *lines, last = text.split("\n")  # a kill may have cut the last line
+    for line in (*lines, *([last] if _step_of(last) is not None else [])):
+        row_step = _step_of(line)
+        if row_step is None:
+            damaged.append(line + "\n")
+        elif row_step <= step:
             kept.append(line + "\n")
+    if damaged:
+        aside = path.with_name("log.damaged.jsonl")
+        with aside.open("a", encoding="utf-8") as file:
+            file.writelines(damaged)
+        print(f"note: {len(damaged)} damaged row(s) of {path} were moved to {aside}", flush=True)
     rewritten = path.with_suffix(".partial")
     rewritten.write_text("".join(kept), encoding="utf-8")
     os.replace(rewritten, path)
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    step = row.get("step") if isinstance(row, dict) and "kind" in row else None
+    return step if isinstance(step, int) else None
 
 
 def _tensorboard_writer(directory: Path, first_step: int) -> Any:

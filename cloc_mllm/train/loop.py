@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.data.mixture import Part
+from cloc_mllm.data.storage import whole_directory
 from cloc_mllm.distributed import (
     barrier,
     gather_objects,
@@ -24,7 +26,8 @@ from cloc_mllm.distributed import (
 )
 from cloc_mllm.models.vision_encoder import freeze_batch_norm_statistics
 from cloc_mllm.stopping import StopRequest
-from cloc_mllm.train.checkpoint import CheckpointWriter, list_checkpoints
+from cloc_mllm.train.checkpoint import CheckpointWriter
+from cloc_mllm.train.claim import claimed
 from cloc_mllm.train.data_order import DataOrder, RankBatches, load_batches, on_device
 from cloc_mllm.train.deepspeed_internals import linear_as_it_was
 from cloc_mllm.train.engine import (
@@ -33,20 +36,16 @@ from cloc_mllm.train.engine import (
     seed_everything,
     start_engine,
     start_processes,
-    step_if_finite,
+    step_if_sound,
     whole_model,
 )
+from cloc_mllm.train.health import Health, runaway_scales
 from cloc_mllm.train.logging import Pace, TrainLog
 from cloc_mllm.train.optim import freeze_by_lr, lr_factor, set_lr
 from cloc_mllm.train.resume import checkpoint_to_resume, load_weights, save_run
-
-MAX_SKIPPED_IN_A_ROW = 10
+from cloc_mllm.train.watch import COMPUTING, EVALUATING, SAVING, WAITING, RankWatch
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
-
-
-class DivergedError(ValueError):
-    """Raised when loss or gradient were not finite for too many steps in a row."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,6 @@ class TrainResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-@linear_as_it_was()
 def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     """Trains `job.model` in place.
 
@@ -117,13 +115,19 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     signal stopped it, `model/`.
 
     Raises:
-        ValueError: the configuration cannot work, there is no data, or the checkpoint in
-            `output_dir` is damaged or belongs to another run.
-        DivergedError: `MAX_SKIPPED_IN_A_ROW` steps in a row were not finite.
+        ValueError: the configuration cannot work, there is no data, another run is at work in
+            `output_dir`, it cannot be written into, or its checkpoint is damaged or belongs to
+            another run.
+        DivergedError: too many of the last steps were not finite, or spikes.
     """
     if config.keep_checkpoints < 2:  # a kill may leave the only one unfinished
         raise ValueError(f"run.keep_checkpoints is {config.keep_checkpoints}; keep at least 2")
     device = start_processes()
+    with claimed(Path(config.output_dir)), linear_as_it_was():
+        return _train(job, config, optim, device)
+
+
+def _train(job: Job, config: RunConfig, optim: OptimConfig, device: torch.device) -> TrainResult:
     deadline = time.monotonic() + (config.max_seconds or math.inf)
     model, output_dir = job.model, Path(config.output_dir)
     checkpoints = output_dir / "checkpoints"
@@ -143,57 +147,85 @@ def train(job: Job, config: RunConfig, optim: OptimConfig) -> TrainResult:
     engine = start_engine(model, job.step_fn, config, optim)
     if checkpoint is not None:
         load_optimizer_state(engine, model, checkpoint)
-    done = first_step = checkpoint.state["step"] if checkpoint is not None else 0
+    state: dict[str, Any] = checkpoint.state if checkpoint is not None else {"step": 0}
+    done = first_step = state["step"]
+    health = Health(optim.spike_bound, optim.grad_clip, state.get("health"))
 
-    num_skipped, exit_code, metrics = 0, 0, {}
+    exit_code, metrics = 0, {}
     log = TrainLog(output_dir, first_step, config.steps, enabled=is_main())
     pace = Pace(config.global_batch_size, first_step)
     keys = RankBatches(order, first_step, config.steps, rank(), world_size())
     batches = load_batches(job.dataset, keys, job.collate_fn, job.num_workers)
     _set_train_mode(model)
-    with StopRequest() as stop, CheckpointWriter() as writer:
+    with (
+        StopRequest() as stop,
+        CheckpointWriter() as writer,
+        RankWatch(config.step_timeout, checkpoints, writer.settle) as watch,
+        closing(batches),
+    ):
+        watch.now(WAITING, first_step + 1)
         for step, batch in enumerate(on_device(batches, device), first_step):
+            done = step + 1
+            last = done == config.steps
+            watch.now(COMPUTING, done)
             factor = lr_factor(step, config.steps, optim.warmup_steps)
             set_lr(engine.optimizer, factor)
             seed_everything(config.seed, step, rank())
             losses = engine(batch)
             engine.backward(losses["loss"])
             wants_to_stop = stop.requested or time.monotonic() > deadline
-            grad_norm, stopping = step_if_finite(engine, optim.grad_clip, flag=wants_to_stop)
-            done = step + 1
-            last = done == config.steps
+            outcome = step_if_sound(
+                engine, losses["loss"], optim.grad_clip, health.fault, flag=wants_to_stop
+            )
+            stopping = outcome.flagged
+            health.note(outcome.loss, outcome.grad_norm, skipped=bool(outcome.fault))
+            writer.check()
             log.advance()
 
-            numbers = {"lr": factor * optim.lr, "grad_norm": grad_norm}
-            if not math.isfinite(grad_norm):
-                num_skipped += 1
-                ids = {"sample_ids": _sample_ids(job, order, step)}
-                log.row(done, "skipped", _mean_over_ranks(losses) | numbers | ids)
+            numbers = {"lr": factor * optim.lr, "grad_norm": outcome.grad_norm}
+            if outcome.fault:
+                why = {"fault": outcome.fault, "sample_ids": _sample_ids(job, order, step)}
+                log.row(done, "skipped", _mean_over_ranks(losses) | numbers | why)
                 writer.wait()
-                _stop_if_diverged(num_skipped, done, checkpoints)
-            else:
-                num_skipped = 0
+                health.check(done, checkpoints)
             if _due(config.log_every, done, last or stopping):
                 terms = _mean_over_ranks(losses)
                 log.row(done, "train", terms | numbers | pace.since_last(done))
-                if job.warn is not None and (warning := job.warn(done, terms)):
-                    log.message(warning)
+                _warn(job, log, done, terms)
             if job.evaluate is not None and not stopping and _due(job.eval_every, done, last):
+                watch.now(EVALUATING, done)
                 metrics = _evaluate(whole_model(engine, model, device), job.evaluate)
                 log.row(done, "eval", metrics)
             if _due(config.save_every, done, last or stopping):
+                watch.now(SAVING, done)
                 write = partial(writer.write, checkpoints, keep=config.keep_checkpoints)
-                save_run(engine, model, identity | {"step": done}, write, job.kept_frozen)
+                kept = identity | {"step": done, "health": health.state()}
+                save_run(engine, model, kept, write, job.kept_frozen)
             if stopping and not last:
                 exit_code = _agreed_exit_code(stop.signal_number)
                 log.message(f"stopped after step {done}; the same command continues from there")
                 break
-    log.close()
-    final = whole_model(engine, model, "cpu") if exit_code == 0 else None
-    if final is not None and is_main():
-        job.save_model(final, output_dir / "model")
-    barrier()
+            watch.now(WAITING, done + 1)
+        log.close()
+        if exit_code == 0:
+            watch.now(SAVING, done)
+            _save_model(job, whole_model(engine, model, "cpu"), output_dir / "model")
+        writer.wait()
+        barrier()
     return TrainResult(done, exit_code, metrics)
+
+
+def _warn(job: Job, log: TrainLog, done: int, terms: dict[str, float]) -> None:
+    """Tells what is wrong with a logged step."""
+    for warning in (job.warn(done, terms) if job.warn else "", runaway_scales(job.model)):
+        if warning:
+            log.message(warning)
+
+
+def _save_model(job: Job, model: nn.Module, directory: Path) -> None:
+    if is_main():
+        with whole_directory(directory) as partial_directory:
+            job.save_model(model, partial_directory)
 
 
 def _due(every: int, done: int, last: bool) -> bool:
@@ -228,17 +260,6 @@ def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
 def _sample_ids(job: Job, order: DataOrder, step: int) -> list[str]:
     keys = order.batch(step)
     return [str(getattr(job.dataset[index], "id", index)) for _, index in keys]
-
-
-def _stop_if_diverged(num_skipped: int, done: int, checkpoints: Path) -> None:
-    if num_skipped < MAX_SKIPPED_IN_A_ROW:
-        return
-    saved = list_checkpoints(checkpoints)
-    raise DivergedError(
-        f"loss or gradient was not finite in {num_skipped} steps in a row, up to step {done}; "
-        f"last good checkpoint: {saved[-1] if saved else 'none was written yet'}. Lower optim.lr, "
-        "or look at the samples named in the log"
-    )
 
 
 def _agreed_exit_code(signal_number: int) -> int:

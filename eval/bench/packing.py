@@ -46,7 +46,7 @@ from cloc_mllm.mllm.packing import (
 )
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens
 from cloc_mllm.mllm.tiny_llm import build_tokenizer
-from cloc_mllm.train.engine import seed_everything, start_engine, start_processes, step_if_finite
+from cloc_mllm.train.engine import seed_everything, start_engine, start_processes, step_if_sound
 from cloc_mllm.train.optim import lr_factor, set_lr
 from cloc_mllm.train.stage2 import answer_step
 from ratio import interleaved_ratio, machine_state, report, save_samples
@@ -156,8 +156,9 @@ class PackedSteps:
         for step, batch in enumerate(self.batches):
             set_lr(self.engine.optimizer, lr_factor(step, len(self.batches), _OPTIM.warmup_steps))
             seed_everything(0, step, 0)
-            self.engine.backward(self.engine(batch.to(self.device))["loss"])
-            step_if_finite(self.engine, _OPTIM.grad_clip)
+            loss = self.engine(batch.to(self.device))["loss"]
+            self.engine.backward(loss)
+            step_if_sound(self.engine, loss, _OPTIM.grad_clip)
 
 
 def matched_sides(

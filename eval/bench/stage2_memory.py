@@ -40,7 +40,7 @@ from cloc_mllm.mllm.language_model import attention_for_training
 from cloc_mllm.mllm.tiny_llm import build_tokenizer
 from cloc_mllm.models.clip_config import full_clip_config, resolve_model
 from cloc_mllm.shipped import shipped_directory
-from cloc_mllm.train.engine import start_engine, start_processes, step_if_finite
+from cloc_mllm.train.engine import start_engine, start_processes, step_if_sound
 from cloc_mllm.train.memory import StepEstimate, StepShape, cheaper, estimate_step
 from cloc_mllm.train.optim import lr_factor, set_lr
 from cloc_mllm.train.stage2 import answer_step
@@ -160,7 +160,7 @@ def _measure(config: Stage2Config, num_steps: int) -> Measured:
         set_lr(engine.optimizer, lr_factor(step, num_steps, 0))
         values = engine(batch.to(device))
         engine.backward(values["loss"])
-        step_if_finite(engine, config.optim.grad_clip)
+        step_if_sound(engine, values["loss"], config.optim.grad_clip)
         losses.append(float(values["loss"].detach()))
     # files count, too: weights that keep their dtype stay mapped from theirs
     peak = bytes_of("VmHWM") - before

@@ -27,7 +27,8 @@ from cloc_mllm.train.checkpoint import (
 
 def checkpoint_of(step: int) -> Checkpoint:
     value = torch.full((3,), float(step))
-    state = {"step": step, "optimizer_steps": step, "config": {}}
+    state = {"step": step, "optimizer_steps": step, "config": {}, "fingerprint": {}}
+    state["num_samples"] = 20
     return Checkpoint({"w": value}, {"exp_avg.w": -value, "exp_avg_sq.w": value**2}, state)
 
 
@@ -155,9 +156,38 @@ def test_a_full_disk_leaves_the_old_checkpoint(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        ValueError, match=r"step_00000010 could not be written: No space left.*room"
+    ):
         save_checkpoint(tmp_path, checkpoint_of(10), keep=2)
     assert newest_whole_checkpoint(tmp_path) == (tmp_path / "step_00000005", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+
+
+def test_an_output_directory_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """A disk that was unmounted must not be replaced by a folder on the one below."""
+    with pytest.raises(ValueError, match=r"run is gone: mount or restore it"):
+        save_checkpoint(tmp_path / "run" / "checkpoints", checkpoint_of(10), keep=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_without_a_key_is_passed_over(tmp_path: Path) -> None:
+    save_steps(tmp_path, 5)
+    lacking = checkpoint_of(10)
+    del lacking.state["fingerprint"]
+    save_checkpoint(tmp_path, lacking, keep=2)
+    directory, [problem] = newest_whole_checkpoint(tmp_path)
+    assert directory == tmp_path / "step_00000005"
+    assert problem.endswith("step_00000010/state.json has no fingerprint")
+
+
+def test_stray_files_with_names_like_parts_do_no_harm(tmp_path: Path) -> None:
+    save_steps(tmp_path, 5, 10)
+    for name in ("step_00000012", ".partial_step_00000011", ".removed_step_00000001"):
+        (tmp_path / name).write_text("stray")
+    (tmp_path / "step_newest").mkdir()
+    save_steps(tmp_path, 12, 15)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000012", "step_00000015"]
 
 
 def test_a_broken_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:

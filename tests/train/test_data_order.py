@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from fractions import Fraction
 
 import numpy as np
@@ -166,3 +169,22 @@ def test_a_worker_without_shared_memory_says_what_to_do() -> None:
     batches = load_batches(range(8), RankBatches(order, 0, 2, 0, 1), dies, num_workers=1)
     with pytest.raises(ValueError, match=r"/dev/shm .* are free.*lower data\.num_workers"):
         list(batches)
+
+
+def busy_collate(items: list[tuple[int, int]]) -> torch.Tensor:
+    """Takes the first batch at once and is busy with the next for ever."""
+    if items[0][1] != 0:
+        time.sleep(600)
+    return torch.zeros(1)
+
+
+def test_closing_ends_the_workers_also_busy_ones() -> None:
+    """Python would wait at its exit for a worker, and it ignores SIGTERM."""
+    order = DataOrder(2, 1, seed=0)
+    keys = RankBatches(order, 0, 8, rank=0, world_size=1)
+    first = order.batch(0)[0][1]
+    batches = load_batches([0, 1] if first == 0 else [1, 0], keys, busy_collate, num_workers=2)
+    with pytest.raises(OSError, match="full"), closing(batches):
+        next(batches)
+        raise OSError("the disk is full")
+    assert multiprocessing.active_children() == []

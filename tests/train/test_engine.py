@@ -12,7 +12,7 @@ from torch import nn
 from cloc_mllm.config import OptimConfig
 from cloc_mllm.train import checkpoint
 from cloc_mllm.train.checkpoint import Checkpoint, CheckpointWriter, list_checkpoints
-from cloc_mllm.train.engine import _gpu_of_rank, start_engine, start_processes, step_if_finite
+from cloc_mllm.train.engine import _gpu_of_rank, start_engine, start_processes, step_if_sound
 from tests.train.toy import ToyModel, collate, dataset, run_config, step_fn
 
 pytest.importorskip("deepspeed")
@@ -40,8 +40,9 @@ def test_clipping_is_torchs(tmp_path: Path, grad_clip: float) -> None:
     optim = OptimConfig(grad_clip=grad_clip, betas=(0.9, 0.999), warmup_steps=0)
     model, reference = ToyModel(dropout=0.0), ToyModel(dropout=0.0)
     engine = start_engine(model, step_fn, run_config(tmp_path), optim)
-    engine.backward(engine(batch.to(device))["loss"])
-    norm, flagged = step_if_finite(engine, grad_clip, flag=True)
+    loss = engine(batch.to(device))["loss"]
+    engine.backward(loss)
+    outcome = step_if_sound(engine, loss, grad_clip, flag=True)
     actual = {
         name: engine.optimizer.state[parameter]["exp_avg"]
         for name, parameter in model.named_parameters()
@@ -51,8 +52,9 @@ def test_clipping_is_torchs(tmp_path: Path, grad_clip: float) -> None:
     limit = grad_clip or float("inf")
     expected_norm = float(nn.utils.clip_grad_norm_(reference.parameters(), limit))
 
-    assert flagged
-    assert norm == pytest.approx(expected_norm)
+    assert outcome.flagged and not outcome.fault
+    assert outcome.loss == pytest.approx(float(loss.detach()))
+    assert outcome.grad_norm == pytest.approx(expected_norm)
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(actual[name], 0.1 * parameter.grad, msg=name)
 

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from cloc_mllm.train.logging import Pace, TrainLog, read_log
 
 
@@ -33,6 +35,25 @@ def test_a_resumed_run_drops_the_rows_it_will_repeat(tmp_path: Path) -> None:
         file.write('{"step": 6, "ki')  # cut by a kill
     write_rows(tmp_path, 3, range(4, 8))
     assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == list(range(1, 8))
+
+
+def test_damaged_rows_are_set_aside_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path, 0, range(1, 4))
+    damaged = [
+        b"\xff\xfe\n",
+        b"\n",
+        b'{"kind": "train"}\n',
+        b"[1]\n",
+        b'{"step": "2", "kind": ""}\n',
+    ]
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.writelines(damaged)
+    write_rows(tmp_path, 3, range(4, 6))
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5]
+    assert "5 damaged row(s)" in capsys.readouterr().out
+    assert len((tmp_path / "log.damaged.jsonl").read_text().splitlines()) == 5
 
 
 def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:

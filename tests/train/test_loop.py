@@ -21,8 +21,9 @@ from cloc_mllm.train.checkpoint import list_checkpoints, load_checkpoint
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.deepspeed_internals import linear_as_it_was
 from cloc_mllm.train.engine import start_engine, start_processes, whole_model
+from cloc_mllm.train.health import MAX_SKIPPED, DivergedError
 from cloc_mllm.train.logging import read_log
-from cloc_mllm.train.loop import MAX_SKIPPED_IN_A_ROW, DivergedError, Job, train
+from cloc_mllm.train.loop import Job, train
 from tests.train.toy import (
     Batch,
     ToyModel,
@@ -246,15 +247,19 @@ def test_training_goes_on_after_a_skipped_step(tmp_path: Path, zero_stage: int) 
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
-    steps = set(range(5, 5 + MAX_SKIPPED_IN_A_ROW))
-    with pytest.raises(DivergedError, match=r"10 steps in a row.*step_00000012"):
-        train_toy(run_config(tmp_path, steps=20), step_fn=poisoned(steps, nan_input))
+@pytest.mark.parametrize("every", [1, 2], ids=["in a row", "every second"])
+def test_too_many_skipped_steps_stop_the_run(tmp_path: Path, every: int) -> None:
+    steps = set(range(5, 5 + every * MAX_SKIPPED, every))
+    newest = f"step_{4 * ((max(steps) - 1) // 4):08d}"
+    with pytest.raises(DivergedError, match=rf"10 of the last \d+ steps.*{newest}"):
+        train_toy(run_config(tmp_path, steps=40), step_fn=poisoned(steps, nan_input))
     weights = load_checkpoint(last_checkpoint(tmp_path)).weights
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "sigterm", "sighup"]
+)
 def test_a_signal_ends_the_step_saves_and_reports(tmp_path: Path, number: signal.Signals) -> None:
     config = run_config(tmp_path, save_every=0)
     stop = at_step(3, lambda: os.kill(os.getpid(), number))
