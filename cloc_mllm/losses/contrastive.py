@@ -68,7 +68,7 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
     if num_global == 0:
         bias_sum = 0.0 if logit_bias is None else logit_bias.sum()
         return (features.sum() + all_texts.sum() + scale.sum() + bias_sum) * 0.0
-    tile_rows = tile_rows or _tile_rows(all_texts)
+    tile_rows = tile_rows or rows_at_a_time(num_global, all_texts.device.type)
     same_text = None
     if same_text_threshold < 1.0:
         own = range(start, start + len(features))
@@ -86,11 +86,12 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
     return summed * (world_size() / num_global)
 
 
-def _tile_rows(all_texts: Tensor) -> int:
-    """Rows of logits at a time. On a GPU small tiles would be many kernels that do little."""
-    if all_texts.device.type == "cpu":
+def rows_at_a_time(num_texts: int, device_type: str) -> int:
+    """How many rows of `num_texts` logits are in memory at a time. On a GPU small tiles would be
+    many kernels that do little."""
+    if device_type == "cpu":
         return TILE_ROWS
-    return min(_GPU_TILE_ROWS, max(TILE_ROWS, _GPU_TILE_LOGITS // len(all_texts)))
+    return min(_GPU_TILE_ROWS, max(TILE_ROWS, _GPU_TILE_LOGITS // num_texts))
 
 
 class _Tiling(NamedTuple):

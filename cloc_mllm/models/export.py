@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
@@ -42,6 +44,19 @@ _HF_LAYER = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
+# patterns of timm's names of a SigLIP tower, and Transformers' names
+_SIGLIP_NAMES = {
+    r"^patch_embed\.proj\.": "embeddings.patch_embedding.",
+    r"^pos_embed$": "embeddings.position_embedding.weight",
+    r"^norm\.": "post_layernorm.",
+    r"^blocks\.": "encoder.layers.",
+    r"\.attn\.proj\.": ".self_attn.out_proj.",
+    r"\.norm(\d)\.": r".layer_norm\1.",
+    r"^attn_pool\.latent$": "head.probe",
+    r"^attn_pool\.proj\.": "head.attention.out_proj.",
+    r"^attn_pool\.norm\.": "head.layernorm.",
+    r"^attn_pool\.": "head.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="cloc-mllm export",
         description="Write the towers of a CLOC so that other code loads them as a CLIP.",
         epilog="open_clip: both towers, for create_model_from_pretrained('local-dir:DIR'). "
-        "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('DIR'); "
+        "hf-clip: the image tower, for CLIPVisionModelWithProjection.from_pretrained('DIR') or, of "
+        "a SigLIP, SiglipVisionModel.from_pretrained('DIR'); "
         "pad pictures to a square with the mean colour, RGB (124, 116, 104), first, as LLaVA does. "
         "safetensors: all weights in DIR/cloc.safetensors, what each name means and the settings "
         "in DIR/cloc.json. "
@@ -105,10 +121,11 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
 def export_hf_clip(directory: str | Path, out: Path) -> None:
     """Writes a Transformers `CLIPVisionModelWithProjection` with its image processor.
 
-    A tower that is a model of Transformers (SigLIP, DINOv2 ...) is written as what it is.
+    A tower that is a model of Transformers (SigLIP, DINOv2 ...) is written as what it is, a SigLIP
+    of open_clip as a `SiglipVisionModel`.
 
     Raises:
-        ValueError: the image tower is not a plain CLIP ViT, which is all that class can hold.
+        ValueError: the image tower is none of these and not a plain CLIP ViT.
         FileExistsError: `out` exists.
     """
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
@@ -117,6 +134,8 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     encoder = cloc.vision.encoder
     if encoder.is_hf:
         model = encoder.visual.model
+    elif _is_siglip(encoder.visual):
+        model = _siglip_model(encoder)
     else:
         model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
         model.load_state_dict(_hf_state(encoder))
@@ -210,8 +229,9 @@ def _hf_config(cloc: Cloc, clip_config: dict[str, Any]) -> Any:
     vision = clip_config["vision_cfg"]
     if encoder.is_timm or encoder.visual.attn_pool is not None or encoder.visual.proj is None:
         raise ValueError(
-            "Transformers' CLIP vision model is a ViT with a class token and a projection; this "
-            "image tower is another one. Export it with --to open_clip"
+            "Transformers' CLIP vision model is a ViT with a class token and a projection, its "
+            "SigLIP one a ViT with attention pooling; this image tower is another one. Export it "
+            "with --to open_clip"
         )
     width = int(vision["width"])
     return CLIPVisionConfig(
@@ -249,6 +269,58 @@ def _hf_state(encoder: VisionEncoder) -> dict[str, Tensor]:
             for name, part in zip("qkv", parts, strict=True):
                 state[f"{target}self_attn.{name}_proj.{end}"] = part
     return state
+
+
+def _is_siglip(visual: Any) -> bool:
+    """Whether this is a tower of timm that Transformers has as `SiglipVisionModel`."""
+    from timm.layers import AttentionPoolLatent, PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    trunk = getattr(visual, "trunk", None)
+    return (
+        isinstance(trunk, VisionTransformer)
+        and isinstance(trunk.patch_embed, PatchEmbed)
+        and isinstance(trunk.attn_pool, AttentionPoolLatent)
+        and not trunk.num_prefix_tokens
+        and isinstance(trunk.head, nn.Identity)
+        and not len(visual.head)
+    )
+
+
+def _siglip_model(encoder: VisionEncoder) -> Any:
+    """A SigLIP of timm as a model of Transformers."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    trunk = encoder.visual.trunk
+    block = trunk.blocks[0]
+    model = SiglipVisionModel(
+        SiglipVisionConfig(
+            hidden_size=trunk.embed_dim,
+            intermediate_size=block.mlp.fc1.out_features,
+            num_hidden_layers=len(trunk.blocks),
+            num_attention_heads=block.attn.num_heads,
+            image_size=encoder.image_size,
+            patch_size=trunk.patch_embed.patch_size[0],
+            hidden_act="gelu_pytorch_tanh" if block.mlp.act.approximate == "tanh" else "gelu",
+            layer_norm_eps=trunk.norm.eps,
+        )
+    )
+    state = {}
+    for name, tensor in trunk.state_dict().items():
+        for pattern, theirs in _SIGLIP_NAMES.items():
+            name = re.sub(pattern, theirs, name)
+        if ".attn.qkv." in name:
+            for part, values in zip("qkv", tensor.chunk(3), strict=True):
+                state[name.replace("attn.qkv", f"self_attn.{part}_proj")] = values
+        else:
+            state[name] = tensor
+    for end in ("weight", "bias"):
+        parts = state.pop(f"head.q.{end}"), state.pop(f"head.kv.{end}")
+        state[f"head.attention.in_proj_{end}"] = torch.cat(parts)
+    positions = "embeddings.position_embedding.weight"
+    state[positions] = state[positions][0]
+    model.load_state_dict(state)
+    return model
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:

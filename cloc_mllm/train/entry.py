@@ -97,16 +97,16 @@ class Plan:
         num_gpus = options["gpus"] or int(os.environ.get("WORLD_SIZE", "1"))
         return cls(num_gpus, card, memory, options["mfu"])
 
-    def times(self, flops: int, steps: int, float32_flops: int = 0) -> list[str]:
-        """Writes how long a step and the run take; nothing if no card was named.
+    def seconds(self, flops: int, float32_flops: int = 0) -> float:
+        """How long one GPU's step takes that has so many FLOPs in bf16 and in float32."""
+        card = CARDS[self.card]
+        return flops / (card.bf16 * self.mfu) + float32_flops / (card.float32 * _FLOAT32_SHARE)
 
-        Args:
-            flops, float32_flops: of one GPU's step, in bf16 and in float32.
-        """
+    def times(self, flops: int, steps: int, float32_flops: int = 0) -> list[str]:
+        """Writes how long a step and the run take; nothing if no card was named."""
         if not self.card:
             return []
-        card = CARDS[self.card]
-        seconds = flops / (card.bf16 * self.mfu) + float32_flops / (card.float32 * _FLOAT32_SHARE)
+        card, seconds = CARDS[self.card], self.seconds(flops, float32_flops)
         hours = seconds * steps / 3600
         return [
             f"time of a step: {seconds:.3g} s at {self.mfu:.0%} of {card.bf16 / 1e12:.0f} TFLOP/s "

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from cloc_mllm.config import Stage1Config
-from cloc_mllm.losses.contrastive import TILE_ROWS
+from cloc_mllm.losses.contrastive import rows_at_a_time
 from cloc_mllm.models.clip_config import ResolvedModel, full_clip_config, reads_padding
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.region_encoders import RegionPrompts
@@ -35,6 +36,7 @@ _USUAL_REGIONS = 8  # where all regions of an image are taken
 _LOSS_PRODUCTS, _FILTER_PRODUCTS = 4, 1
 _TILE_COPIES = 3  # logits, texts against texts, errors
 _FLOAT32 = 4
+PHOTOS_PER_WORKER = 270  # decoded, letterboxed and batched per second (eval/bench/feed.py)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def estimate_pretraining(config: Stage1Config, model: Cloc, num_ranks: int) -> P
     embed_dim, batch = model.vision.embed_dim, run.global_batch_size
     pairs = _LOSS_PRODUCTS + regions**2 * (_LOSS_PRODUCTS + _FILTER_PRODUCTS)
     texts = (1 + regions) * batch * embed_dim * _FLOAT32
-    tiles = _TILE_COPIES * TILE_ROWS * max(1, regions) * batch * _FLOAT32
+    num_texts = max(1, regions) * batch
+    tiles = _TILE_COPIES * rows_at_a_time(num_texts, "cuda") * num_texts * _FLOAT32
     pixels = 3 * config.model.image_size**2
     return PretrainingCost(
         weights,
@@ -179,7 +182,29 @@ def cost_of_stage1(config: Stage1Config, model: Cloc, plan: Plan) -> str:
     texts = f"captions of {CAPTION_TOKENS} tokens, phrases of {PHRASE_TOKENS}"
     rows.append(f"FLOPs of a step, per GPU: {flops:,.1f} TFLOPs for {images} images ({texts})")
     times = plan.times(found.tower_flops, config.run.steps, float32_flops=found.loss_flops)
-    return "\n".join([title, *rows, *_advice(config, model, found, plan), *times])
+    return "\n".join(
+        [title, *rows, *_advice(config, model, found, plan), *times, *_feeding(config, found, plan)]
+    )
+
+
+def _feeding(config: Stage1Config, found: PretrainingCost, plan: Plan) -> list[str]:
+    """How many workers feed a GPU of the plan, with a warning if `data.num_workers` are fewer;
+    nothing if no card was named, or no image is loaded."""
+    if not plan.card or config.data.feature_cache:
+        return []
+    images = config.run.global_batch_size / plan.num_gpus
+    rate = images / plan.seconds(found.tower_flops, found.loss_flops)
+    wanted, given = math.ceil(rate / PHOTOS_PER_WORKER), config.data.num_workers
+    lines = [
+        f"loading: {rate:,.0f} images/s per GPU need {wanted} worker(s) with a core each, at "
+        f"{PHOTOS_PER_WORKER} photos of 640 px per second for a canvas of 224 (docs/scale.md)"
+    ]
+    if 0 <= given < wanted:
+        lines.append(
+            f"warning: data.num_workers {given} cannot feed such a GPU; raise it, or store smaller "
+            "photos (`data build --max_side`)"
+        )
+    return lines
 
 
 def _advice(config: Stage1Config, model: Cloc, found: PretrainingCost, plan: Plan) -> list[str]:

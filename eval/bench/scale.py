@@ -18,6 +18,7 @@ from typing import Literal, get_args
 
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
+from cloc_mllm.losses.contrastive import rows_at_a_time
 
 _BACKWARD = 2.0  # a backward pass has two products for each one of the forward pass
 _LOSS_PRODUCTS = 4  # logits, logits again for the gradient, two gradients (losses/contrastive.py)
@@ -185,7 +186,7 @@ def memory(
         optimizer=8 * parameters / (gpus if stage >= 1 else 1),
         activations=images * kept,
         gathered=2 * 4 * (m + 1) * batch * e
-        + _TILE_COPIES * 4 * 256 * m * batch
+        + _TILE_COPIES * 4 * rows_at_a_time(m * batch, "cuda") * m * batch
         + (m * batch) ** 2 / gpus / 8,
     )
 

@@ -21,7 +21,7 @@ from open_clip.push_to_hf_hub import save_for_hf
 from open_clip.transform import merge_preprocess_dict
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, SiglipVisionModel
 
 from cloc_mllm.config import ModelConfig, PrompterConfig
 from cloc_mllm.data.tokenizer import load_text_tokenizer
@@ -169,6 +169,11 @@ def test_features_are_open_clips(
         processor = AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil")
         clip = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "hf")
         _close(clip(**processor(photo, return_tensors="pt")).image_embeds, expected)
+    if name == "siglip2":
+        EXPORTS["hf-clip"](tmp_path / "cloc", tmp_path / "hf")
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "hf", backend="pil")
+        siglip = SiglipVisionModel.from_pretrained(tmp_path / "hf")
+        _close(siglip(**processor(photo, return_tensors="pt")).pooler_output, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if FAMILIES[name].other_size])

@@ -388,6 +388,10 @@ def waits_per_step(run: Callable[..., None], gpu: Gpu, **options: Any) -> float:
     return sum(more.values()) / 4
 
 
+def alignment(gpu: Gpu, steps: int, **run: Any) -> None:
+    stage2(gpu, alignment=ALIGN | {"steps": steps}, **run)
+
+
 def few_waits(gpu: Gpu, run: Callable[..., None], **options: Any) -> None:
     found = waits_per_step(run, gpu, **options)
     assert found <= 2, f"{found} waits per step"
@@ -467,6 +471,34 @@ CASES: dict[str, Case] = {
         {"run": stage1, "optim": {"optimizer": "muon"}, "resume_at": 1},
     ),
     "waits of stage2": (few_waits, {"run": stage2}),
+    "waits of stage2, box head, tiles": (
+        few_waits,
+        {"run": stage2, "model": {"box_head": True, "max_tiles": 2}},
+    ),
+    "waits of stage2, resampler, roi": (
+        few_waits,
+        {"run": stage2, "model": {"projector": "resampler", "region_features": "roi"}},
+    ),
+    "waits of stage2, integers, coordinates": (
+        few_waits,
+        {
+            "run": stage2,
+            "model": {"box_format": "integers", "region_features": "coordinates"},
+        },
+    ),
+    "waits of stage2, whole, not packed": (
+        few_waits,
+        {
+            "run": stage2,
+            "model": {"lora": 0, "freeze_vision_encoder": False},
+            "conversations": {"pack": False},
+        },
+    ),
+    "waits of stage2, feature cache": (
+        few_waits,
+        {"run": stage2, "data": {"feature_cache": "features"}},
+    ),
+    "waits of alignment": (few_waits, {"run": alignment}),
 }
 SECOND: dict[str, Case] = {
     "second GPU: stage1": (stage1, {"resume_at": 1}),
@@ -484,6 +516,11 @@ RANKS: dict[str, Case] = {
     "two ranks: stage2 alignment": (stage2, {"alignment": ALIGN}),
     "two ranks: waits of stage1": (few_waits, {"run": stage1}),
     "two ranks: waits of stage2": (few_waits, {"run": stage2}),
+    "two ranks: waits of stage2, box head": (
+        few_waits,
+        {"run": stage2, "model": {"box_head": True}},
+    ),
+    "two ranks: waits of alignment": (few_waits, {"run": alignment}),
 }
 
 

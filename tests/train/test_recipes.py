@@ -70,9 +70,23 @@ def test_pretraining_is_planned(  # noqa: PLR0913  fixtures
     assert "not there yet:    runs/data/" in told
     assert "FLOPs of a step, per GPU:" in told
     assert "fits into 80 GiB of a GPU" in told
+    assert re.search(r"^loading: [\d,]+ images/s per GPU need \d+ worker", told, re.MULTILINE)
+    assert "cannot feed such a GPU" not in told
     assert 0 < float(gpu_days(told).replace(",", "")) <= most_days
     header = (CONFIGS / "training" / f"{name}.yaml").read_text()
+    (gibibytes,) = re.findall(r"^  all +([\d.]+) GiB$", told, re.MULTILINE)
+    assert f"By the dry run {float(gibibytes):.0f} GiB" in header
     assert f"{gpu_days(told)} GPU-days" in header
+
+
+def test_too_few_workers_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["--dry_run", "--gpu", "h100", "--gpus", "8", "--model.tokenizer", "open_clip:ViT-B-16"]
+    assert stage1.main(["--config", "b16-day", *asked, "--data.num_workers", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "warning: data.num_workers 2 cannot feed such a GPU; raise it, or store smaller" in told
 
 
 @pytest.mark.parametrize(
