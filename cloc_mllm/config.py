@@ -19,6 +19,7 @@ RegionPrompt = Literal["box", "point", "scribble", "mask"]
 SpatialPrior = Literal["both", "box", "text", "none"]
 TextPrior = Literal["region", "linear"]
 BoxLoss = Literal["mse", "l1_giou"]
+RegionTexts = Literal["phrase", "all"]
 Quantization = Literal["none", "4bit", "8bit"]
 FrozenDtype = Literal["auto", "float32", "bfloat16"]
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -44,6 +45,8 @@ class PrompterConfig:
         text_prior: what a text is compared with at each image token: `region` is the token read
             out as if it were a region, `linear` leaves the readout's MLP out, which is most of
             what the Prompter costs.
+        box_looks: how often the box of a text is looked at again with the tokens around it, which
+            tells better where a thing ends; 0 is the paper's BoxHead alone.
     """
 
     kind: RegionEncoderKind = "prompter"
@@ -52,6 +55,7 @@ class PrompterConfig:
     spatial_prior: SpatialPrior = "both"
     free_form: bool = False
     text_prior: TextPrior = "linear"
+    box_looks: int = 0
 
 
 @dataclass
@@ -154,6 +158,8 @@ class Stage1DataConfig(DataConfig):
         regions_per_image: how many regions are drawn at random each time an image is seen, M of
             equation 2; 0 takes all of them.
         flip: mirrors half of the images; `left` and `right` change places in their texts.
+        region_texts: what a region is paired with each time it is seen: its `phrase`, or one drawn
+            from `all`, its phrase and its expressions.
         free_form_share: share of the regions that are prompted not by their box but by a point, a
             scribble or a rough mask drawn in it, or by all boxes of a phrase that names several.
         allow_no_regions: trains on captions alone where no record has a region; off refuses such
@@ -169,6 +175,7 @@ class Stage1DataConfig(DataConfig):
 
     regions_per_image: int = 4
     flip: bool = False
+    region_texts: RegionTexts = "phrase"
     free_form_share: float = 0.0
     allow_no_regions: bool = False
     allow_no_captions: bool = False
@@ -343,12 +350,16 @@ class LossConfig:
         same_text_threshold: L_CLOC leaves pairs out whose texts are more similar (cosine); 1.0 or
             more turns the filter off.
         box: of L_grounding: `mse` is equation 3; `l1_giou` is L1 plus generalised IoU.
+        box_target: the box that L_grounding wants for a phrase: the region's `own`, or the
+            `nearest` of all boxes that the phrase names in the image. With `own`, a phrase of two
+            people is answered between the two.
     """
 
     region_weight: float = 1.0
     grounding_weight: float = 1.0
     same_text_threshold: float = 0.9
     box: BoxLoss = "l1_giou"
+    box_target: Literal["own", "nearest"] = "own"
 
 
 @dataclass

@@ -144,7 +144,8 @@ def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False
 
     A phrase that the source marks is linked to its places, as in the grounded captions of records:
     `<p>two dogs</p>BOXES`. What merely stands before a box stays words. Points are written as two
-    numbers of the format, also where boxes of answers come from a box head.
+    numbers of the format, also where boxes of answers come from a box head, each behind a blank:
+    location tokens of two points in a row would be a box.
 
     Args:
         region_tokens: writes ` <region>` behind each box of a question; `mentioned_boxes` lists
@@ -164,8 +165,8 @@ def write_turn(turn: Turn, box_format: PlaceText, *, region_tokens: bool = False
         else:
             mark = f" {REGION_MARK} " if region_tokens else ""
             places = [box_format.encode(box) + mark for box in piece.boxes]
-        places += [box_format.encode_point(point) for point in piece.points]
-        text = separator.join(places).rstrip()
+        points = [box_format.encode_point(point) for point in piece.points]
+        text = " ".join(filter(None, [separator.join(places).rstrip(), *points]))
         return (
             box_format.linked(piece.phrase, text) if piece.phrase and text else piece.phrase + text
         )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cloc_mllm.config import RegionTexts
 from cloc_mllm.data.english import mirrored
 from cloc_mllm.data.feature_cache import FeatureCache
 from cloc_mllm.data.records import Record, Region
@@ -36,6 +37,9 @@ class ClocBatch:
         phrase_input_ids: int64[P, T'], each distinct phrase of the batch once.
         boxes: float[R, 4] xyxy, canvas frame.
         region_image_index, region_phrase_index: int64[R].
+        phrase_boxes: float[K, 4], all boxes of a region's image that its phrase names, of every
+            region, in their order; K is R or more.
+        phrase_box_region: int64[K], the region whose phrase it is.
         ids: the records' ids, in order.
         region_masks: float[F, H, W], masks (canvas frame) that prompt instead of a box.
         masked_regions: int64[F], the regions they stand for.
@@ -50,6 +54,8 @@ class ClocBatch:
     boxes: Tensor
     region_image_index: Tensor
     region_phrase_index: Tensor
+    phrase_boxes: Tensor
+    phrase_box_region: Tensor
     ids: list[str]
     region_masks: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1))
     masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
@@ -89,10 +95,11 @@ class ClocCollator:
         regions_per_image: M of equation 2, drawn without replacement; 0 takes all.
         flip: whether half of the images are mirrored, with `left` and `right` in their texts.
         free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
+        region_texts: which of its texts a region is paired with (see `Stage1DataConfig`).
         features: what the frozen image tower made of the pictures, which are then not decoded.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the settings of a batch
         self,
         tokenizer: Callable[[list[str]], Tensor],
         preprocessing: Preprocessing,
@@ -100,8 +107,10 @@ class ClocCollator:
         flip: bool = False,
         free_form_share: float = 0.0,
         features: FeatureCache | None = None,
+        region_texts: RegionTexts = "phrase",
     ) -> None:
         self.features = features
+        self.region_texts = region_texts
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.regions_per_image = regions_per_image
@@ -117,6 +126,7 @@ class ClocCollator:
         image_index: list[int] = []
         phrases: dict[str, int] = {}
         phrase_index: list[int] = []
+        named: list[Tensor] = []
         masks: dict[int, Tensor] = {}
         for position, (seed, record) in enumerate(items):
             rng, flip = self._draw_flip(seed)
@@ -137,8 +147,12 @@ class ClocCollator:
             boxes.append(transform.to_canvas(Boxes.normalized(xyxy)).xyxy.float())
             image_index += [position] * len(regions)
             for region in regions:
-                phrase = phrase_of(region, flip=flip)
-                phrase_index.append(phrases.setdefault(phrase, len(phrases)))
+                texts = texts_of(region, self.region_texts)
+                text = texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
+                shown = mirrored(text) if flip else text
+                phrase_index.append(phrases.setdefault(shown, len(phrases)))
+                same = [r.box for r in record.regions if text in texts_of(r, self.region_texts)]
+                named.append(transform.to_canvas(Boxes.normalized(same)).xyxy.float())
         return ClocBatch(
             pixel_values=torch.stack(pixels) if self.features is None else stack_outputs(kept),
             caption_input_ids=self.tokenizer(captions),
@@ -147,6 +161,10 @@ class ClocCollator:
             boxes=torch.cat(boxes),
             region_image_index=torch.tensor(image_index, dtype=torch.long),
             region_phrase_index=torch.tensor(phrase_index, dtype=torch.long),
+            phrase_boxes=torch.cat([torch.zeros(0, 4), *named]),
+            phrase_box_region=torch.arange(len(named)).repeat_interleave(
+                torch.tensor([len(same) for same in named], dtype=torch.long)
+            ),
             ids=[record.id for _, record in items],
             preprocessing=self.preprocessing if self.features is None else None,
             **_packed_masks(masks),
@@ -173,10 +191,10 @@ class ClocCollator:
         return [regions[i] for i in chosen]
 
 
-def phrase_of(region: Region, *, flip: bool) -> str:
-    """The text that a region is paired with, of a mirrored picture or not."""
-    phrase = region.phrase.lower()
-    return mirrored(phrase) if flip else phrase
+def texts_of(region: Region, which: RegionTexts) -> list[str]:
+    """The texts that a region may be paired with, in lower case, each once."""
+    texts = [region.phrase, *(region.expressions if which == "all" else [])]
+    return list(dict.fromkeys(text.lower() for text in texts))
 
 
 def stack_outputs(kept: Sequence[dict[str, Tensor]]) -> TowerOutputs:

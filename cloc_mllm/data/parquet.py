@@ -194,12 +194,15 @@ def write_shard(
     stream: Iterator[Any] = iter(items)
     # image files are compressed already; a checksum per page finds bit rot at reading
     compression = dict.fromkeys(columns_without_images(kind), "zstd")
-    compression[image_bytes_column(kind)] = "none"
+    images = image_bytes_column(kind)
+    compression[images] = "none"
+    # a dictionary keeps a picture once per row group, however many chats are about it
+    shared = {"use_dictionary": [images], "dictionary_pagesize_limit": 1 << 30}
     with pq.ParquetWriter(
         path,
         schema,
         compression=compression,
-        use_dictionary=False,
+        **(shared if kind == "chats" else {"use_dictionary": False}),
         write_statistics=False,  # they take a third of the footer, and nobody filters by them
         write_page_checksum=True,
     ) as writer:

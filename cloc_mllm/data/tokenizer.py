@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 _BUILTIN_SAMPLES = 3000
 _BUILTIN_VOCABULARY = 1024
 PAD, EOS = "<pad>", "</s>"
+
+Clean = Literal["", "whitespace", "lower", "canonicalize"]
 
 
 class TextTokenizer(Protocol):
@@ -32,7 +34,12 @@ class TextTokenizer(Protocol):
 
 
 def load_text_tokenizer(
-    spec: str, context_length: int = 77, *, full_length: bool = False
+    spec: str,
+    context_length: int = 77,
+    *,
+    full_length: bool = False,
+    clean: Clean = "",
+    strip_sep_token: bool = False,
 ) -> TextTokenizer:
     """Loads a tokenizer by its spec.
 
@@ -41,6 +48,8 @@ def load_text_tokenizer(
             scenes' text, in about a second, always the same), or a directory with
             `tokenizer.json`.
         full_length: whether every text is padded to the context length.
+        clean, strip_sep_token: what open_clip's config of a tower says in `tokenizer_kwargs`; an
+            `open_clip:NAME` knows its own.
     """
     kind, _, name = spec.partition(":")
     if kind == "open_clip" and name:
@@ -49,11 +58,19 @@ def load_text_tokenizer(
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        return HuggingFaceTokenizer(tokenizer, context_length, full_length)
+        return HuggingFaceTokenizer(
+            tokenizer, context_length, full_length, clean=clean, strip_sep_token=strip_sep_token
+        )
     if spec == "builtin":
         return HuggingFaceTokenizer(_builtin_bpe(), context_length, full_length)
     if (Path(spec) / "tokenizer.json").is_file():
-        return load_text_tokenizer(f"huggingface:{spec}", context_length, full_length=full_length)
+        return load_text_tokenizer(
+            f"huggingface:{spec}",
+            context_length,
+            full_length=full_length,
+            clean=clean,
+            strip_sep_token=strip_sep_token,
+        )
     raise ValueError(
         f"unknown tokenizer {spec!r}; expected open_clip:NAME, huggingface:NAME_OR_DIRECTORY, "
         "builtin, or a directory that holds tokenizer.json"
@@ -102,9 +119,24 @@ class OpenClipTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """Any Transformers tokenizer; needs a padding token (the end token serves if it has none)."""
+    """Any Transformers tokenizer; needs a padding token (the end token serves if it has none).
 
-    def __init__(self, tokenizer: Any, context_length: int, full_length: bool = False) -> None:
+    Args:
+        clean: what open_clip does to a text before; "" only lower-cases it.
+        strip_sep_token: whether open_clip writes 0 in the place of the token that ends a text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        context_length: int,
+        full_length: bool = False,
+        *,
+        clean: Clean = "",
+        strip_sep_token: bool = False,
+    ) -> None:
+        from open_clip.tokenizer import get_clean_fn
+
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
@@ -112,19 +144,22 @@ class HuggingFaceTokenizer:
         self.pad_id = int(tokenizer.pad_token_id)
         self.context_length = context_length
         self.full_length = full_length
+        self.clean = get_clean_fn(clean) if clean else str
+        self.stripped_id = tokenizer.sep_token_id if strip_sep_token else None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         if not texts:
             return torch.zeros(0, self.context_length if self.full_length else 1, dtype=torch.long)
         encoded = self.tokenizer(
-            [text.lower() for text in texts],
+            [self.clean(text).lower() for text in texts],
             padding="max_length" if self.full_length else "longest",
             truncation=True,
             max_length=self.context_length,
             padding_side="right",
             return_tensors="pt",
         )
-        return encoded["input_ids"]
+        ids = encoded["input_ids"]
+        return ids if self.stripped_id is None else ids.masked_fill(ids == self.stripped_id, 0)
 
     def save(self, directory: Path) -> str:
         self.tokenizer.save_pretrained(directory / "tokenizer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from cloc_mllm.config import LossConfig
@@ -69,7 +70,15 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
     terms |= {"loss": terms["loss"] + weight * region, "cloc": region.detach()}
     terms["same_text"] = filtered
     if outputs.located_boxes is not None and config.grounding_weight > 0:
-        boxes = grounding_loss(outputs.located_boxes, batch.boxes, sum(counts.regions), config.box)
+        targets, of_region = batch.boxes, None
+        if config.box_target == "nearest":
+            targets, of_region = batch.phrase_boxes, batch.phrase_box_region
+        total = sum(counts.regions)
+        answers = [
+            grounding_loss(answer, targets, total, config.box, of_region)
+            for answer in outputs.located_boxes
+        ]
+        boxes = torch.stack(answers).sum()
         terms["loss"] = terms["loss"] + weight * config.grounding_weight * boxes
         terms["grounding"] = boxes.detach()
     return terms

@@ -207,7 +207,7 @@ class BoxFormat:
     def find(
         self, text: str, regressed: Sequence[Sequence[float]] = ()
     ) -> tuple[list[PlacedBox], list[str]]:
-        """Finds the boxes anywhere in a text.
+        """Finds the boxes anywhere in a text. Two location tokens alone are a point, and no box.
 
         Args:
             regressed: as for `parse`.
@@ -219,6 +219,8 @@ class BoxFormat:
         found: list[PlacedBox] = []
         failures: list[str] = []
         for index, run in enumerate(whole.finditer(text)):
+            if _POINTS[self.kind].fullmatch(run.group()):
+                continue
             parsed = self.parse(run.group(), regressed[index : index + 1])
             if parsed.failure is not None:
                 failures.append(parsed.failure)

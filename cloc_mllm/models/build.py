@@ -21,6 +21,7 @@ from cloc_mllm.data.tokenizer import TextTokenizer, load_text_tokenizer
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.distributed import launched_rank
 from cloc_mllm.models.box_head import BoxHead
+from cloc_mllm.models.box_refiner import BoxRefiner
 from cloc_mllm.models.clip_config import (
     CONFIG_FILE,
     ResolvedModel,
@@ -94,9 +95,14 @@ def _add_regions(clip: Any, config: ResolvedModel) -> Cloc:
 
 
 def load_tokenizer(config: ResolvedModel) -> TextTokenizer:
-    """Loads the tokenizer of a model, which pads as the text tower needs it."""
-    padded = reads_padding(full_clip_config(config)["text_cfg"])
-    return load_text_tokenizer(config.tokenizer, config.context_length, full_length=padded)
+    """Loads the tokenizer of a model, which cleans and pads texts as the text tower needs it."""
+    text = full_clip_config(config)["text_cfg"]
+    own: dict[str, Any] = {}
+    if text.get("hf_tokenizer_name"):
+        own = {"clean": "whitespace"} | text.get("tokenizer_kwargs", {})  # open_clip's default
+    return load_text_tokenizer(
+        config.tokenizer, config.context_length, full_length=reads_padding(text), **own
+    )
 
 
 def build_cloc_vision(config: ResolvedModel) -> ClocVision:
@@ -191,7 +197,10 @@ def _build_region_encoder(encoder: VisionEncoder, config: PrompterConfig) -> Reg
         text_prior=config.text_prior,
         free_form=config.free_form,
     )
-    return PrompterEncoder(prompter, BoxHead(encoder.embed_dim))
+    width = config.width or encoder.token_dims[-1]
+    looks = config.box_looks
+    refiner = BoxRefiner(width, encoder.embed_dim, looks) if looks else None
+    return PrompterEncoder(prompter, BoxHead(encoder.embed_dim), refiner)
 
 
 def _build_clip(

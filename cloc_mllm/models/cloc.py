@@ -34,6 +34,8 @@ class ClocInputs(Protocol):
     boxes: Tensor
     region_image_index: Tensor
     region_phrase_index: Tensor
+    phrase_boxes: Tensor
+    phrase_box_region: Tensor
     region_masks: Tensor
     masked_regions: Tensor
 
@@ -70,8 +72,8 @@ class ClocOutputs(NamedTuple):
         region_temperature: for L_CLOC; None for a plain CLIP.
         region_features: float[R, E], z of the prompts; None for a plain CLIP.
         region_text_features: float[R, E], f_T of each region's phrase; None for a plain CLIP.
-        located_boxes: float[R, 4] canvas frame, the box answered to each region's phrase; None if
-            the region encoder predicts no boxes.
+        located_boxes: float[K, R, 4] canvas frame, the boxes answered to each region's phrase by
+            an encoder that looks K times; None if it predicts no boxes.
     """
 
     temperature: Temperature
@@ -262,7 +264,7 @@ class Cloc(nn.Module):
         return (
             torch.cat(image_features),
             None if z[0] is None else torch.cat(z)[in_order],
-            None if located[0] is None else torch.cat(located)[in_order],
+            None if located[0] is None else torch.cat(located, 1)[:, in_order],
         )
 
     def set_gradient_checkpointing(self, enable: bool) -> None:

@@ -30,6 +30,7 @@ NAMES = {
     "logit_bias": "bias of image against text (sigmoid loss)",
     "region.prompter.": "Prompter: image tokens and a box or text prompt to a region embedding",
     "region.box_head.": "BoxHead: region embedding of a text prompt to cxcywh before the sigmoid",
+    "region.refiner.": "BoxRefiner: tokens around that box to the move of its sides (box_looks)",
     "region.projection.": "the RoI-Align head instead of the Prompter (prompter.kind roi_align)",
     "region.logit_scale": "log temperature of region against text",
     "region.logit_bias": "bias of region against text (sigmoid loss)",

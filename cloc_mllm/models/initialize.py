@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.earlier import by_current_name
 from cloc_mllm.models.clip_config import read_cloc_config
-from cloc_mllm.models.starts import foreign_state, is_foreign, start_directory
+from cloc_mllm.models.starts import foreign_state, interpolated, is_foreign, start_directory
 
 WEIGHTS_FILE = "model.safetensors"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -97,6 +97,7 @@ def load_init(clip: Any, source: Path, image_size: int) -> tuple[dict[str, Tenso
         weights = {k: v for k, v in weights.items() if not k.startswith("region.")}
         state = convert_to_custom_text_state_dict(convert_state_dict(clip, weights))
     resize_pos_embed(state, clip)
+    _fit_attention_pool(state, clip.visual)
     _fit_context(state, clip.text)
     if "logit_bias" in state:  # from the sigmoid loss; open_clip's model is built without one
         clip.logit_bias = nn.Parameter(torch.zeros(()))
@@ -245,6 +246,15 @@ def _exported_region_parts(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _part_of(name: str) -> str:
     parts = ("vision.encoder", "vision.region_encoder", "text")
     return next((part for part in parts if name.startswith(f"{part}.")), "temperatures")
+
+
+def _fit_attention_pool(state: dict[str, Tensor], visual: Any) -> None:
+    """Interpolates the positions of a ResNet's attention pooling, which open_clip does not."""
+    name = "visual.attnpool.positional_embedding"
+    if name in state and hasattr(visual, "attnpool"):
+        side = round((len(visual.attnpool.positional_embedding) - 1) ** 0.5)
+        pooling, grid = state[name].split([1, len(state[name]) - 1])
+        state[name] = torch.cat([pooling, interpolated(grid, side)])
 
 
 def _fit_context(state: dict[str, Tensor], text: Any) -> None:

@@ -27,6 +27,7 @@ _PAIRS = ("clip", "siglip", "tipsv2")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _CLIP_BPE, _CLIP_VOCABULARY = "open_clip:ViT-B-16", 49408
 _GREY = [0.5, 0.5, 0.5]
+_LARGEST_SCALE = 100.0  # that CLIP's loss allows
 _CLIP_LAYER = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -105,10 +106,14 @@ def foreign_state(directory: Path, image_size: int) -> dict[str, Tensor]:
     for name in ("logit_scale", "logit_bias"):
         if (value := getattr(model, name, None)) is not None:
             state[name] = value.detach()
+    if kind == "tipsv2":  # its 198 would be cut to the loss's largest scale, with no way back
+        state["logit_scale"] = (
+            model.temperature.detach().reciprocal().clamp(max=_LARGEST_SCALE).log()
+        )
     if kind == "siglip":
         positions = "visual.model.embeddings.position_embedding.weight"
         side = image_size // model.config.vision_config.patch_size
-        state[positions] = _interpolated(state[positions], side)
+        state[positions] = interpolated(state[positions], side)
     return state
 
 
@@ -129,14 +134,14 @@ def _open_clip_config(directory: Path) -> ModelConfig:
     contents = json.loads((directory / OPEN_CLIP_CONFIG).read_text())
     clip_config = contents["model_cfg"]
     text = clip_config["text_cfg"]
-    own = _own_tokenizer(directory)
-    if not own and (named := text.get("hf_tokenizer_name")):
-        own = f"huggingface:{named}"
+    tokenizer = _CLIP_BPE  # open_clip ignores tokenizer files that its config does not name
+    if named := text.get("hf_tokenizer_name"):
+        tokenizer = _own_tokenizer(directory) or f"huggingface:{named}"
     return ModelConfig(
         clip_config=clip_config,
         image_size=int(clip_config["vision_cfg"].get("image_size", 224)),
         context_length=int(text.get("context_length", 77)),
-        tokenizer=own or _CLIP_BPE,
+        tokenizer=tokenizer,
         contrastive_loss="sigmoid" if "init_logit_bias" in clip_config else "softmax",
         preprocess=as_preprocess(contents.get("preprocess_cfg", {})),
     )
@@ -158,7 +163,13 @@ def _hf_config(directory: Path, kind: str, architecture: str) -> ModelConfig:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     is_pair = kind in _PAIRS
     vision = config.vision_config if is_pair else config
-    if not hasattr(vision, "patch_size") or kind == "siglip2":
+    if kind.startswith("siglip2"):
+        raise ValueError(
+            f"{directory} is a NaFlex SigLIP 2, whose pictures have any shape; take one of a fixed "
+            "size: google/siglip2-base-patch16-224 or another whose name ends with its size (their "
+            "model_type is siglip), or open_clip's ViT-B-16-SigLIP2 with init webli"
+        )
+    if not hasattr(vision, "patch_size"):
         raise ValueError(
             f"{directory} is a Hugging Face {kind!r}; expected {', '.join(_PAIRS)} or an image "
             "model with patches of one size (dinov2, dinov3_vit, radio)"
@@ -289,8 +300,8 @@ def _own_tokenizer(directory: Path) -> str:
     return f"huggingface:{directory.resolve()}" if has_files else ""
 
 
-def _interpolated(positions: Tensor, side: int) -> Tensor:
-    """Brings a table of positions float[N, D] to `side` x `side`."""
+def interpolated(positions: Tensor, side: int) -> Tensor:
+    """Brings a table of the positions of a square grid, float[N, D], to `side` x `side`."""
     own = round(len(positions) ** 0.5)
     if own == side:
         return positions

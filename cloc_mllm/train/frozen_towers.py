@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cloc_mllm.config import Stage1Config
-from cloc_mllm.data.collate import ClocCollator, phrase_of
+from cloc_mllm.config import RegionTexts, Stage1Config
+from cloc_mllm.data.collate import ClocCollator, texts_of
 from cloc_mllm.data.english import mirrored
 from cloc_mllm.data.feature_cache import FeatureCache, identity_of, save_whole
 from cloc_mllm.data.mixture import parts_of
@@ -94,7 +94,12 @@ def fill_tower_features(
             model, dataset, collator, seen, directory, shared, config
         )
         if not _learning(model.text.text):
-            collator.tokenizer = _fill_texts(model, tokenizer, dataset, seen, directory, shared)
+            texts = {
+                text
+                for index, flip in seen
+                for text in _texts_of(dataset[index], collator.region_texts, flip=flip)
+            }
+            collator.tokenizer = _fill_texts(model, tokenizer, sorted(texts), directory, shared)
     model.train(was_training)
 
 
@@ -142,12 +147,10 @@ def _fill_pictures(  # noqa: PLR0913  the parts of one loop
 def _fill_texts(
     model: Cloc,
     tokenizer: TextTokenizer,
-    dataset: Sequence[Record],
-    seen: list[Variant],
+    texts: list[str],
     directory: Path,
     shared: dict[str, Any],
 ) -> TextFeatures:
-    texts = sorted({text for variant in seen for text in _texts_of(dataset, *variant)})
     settings = shared | {"texts": hashlib.sha256(json.dumps(texts).encode()).hexdigest()}
     file = directory / f"texts-{identity_of(settings, _kept_weights(model.text.text))}.safetensors"
     if is_main() and not file.is_file():
@@ -166,10 +169,11 @@ def _fill_texts(
     return TextFeatures(texts, load_file(file)["features"])
 
 
-def _texts_of(dataset: Sequence[Record], index: int, flip: bool) -> list[str]:
-    record = dataset[index]
-    captions = [mirrored(text) for text in record.captions] if flip else record.captions
-    return [*captions, *(phrase_of(region, flip=flip) for region in record.regions)]
+def _texts_of(record: Record, which: RegionTexts, *, flip: bool) -> list[str]:
+    texts = [*record.captions]
+    for region in record.regions:
+        texts += texts_of(region, which)
+    return [mirrored(text) for text in texts] if flip else texts
 
 
 def _seen(dataset: Sequence[Record], collator: ClocCollator, config: Stage1Config) -> list[Variant]:

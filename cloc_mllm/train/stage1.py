@@ -121,8 +121,8 @@ def run_stage1(config: Stage1Config) -> TrainResult:
         config.data.regions_per_image,
         config.data.flip,
         config.data.free_form_share,
+        region_texts=config.data.region_texts,
     )
-
     if config.data.feature_cache:
         fill_tower_features(model, tokenizer, dataset, collator, config)
 

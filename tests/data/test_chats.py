@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -179,15 +179,15 @@ TWO = place("<box>", phrase="two dogs", boxes=(BOX, (0.5, 0.5, 1.0, 1.0)), point
         (
             BoxFormat("location_tokens", 11),
             "<image>see <p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
-            "<loc_2><loc_5>!",
+            " <loc_2><loc_5>!",
             "see <p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
-            "<loc_2><loc_5>!",
+            " <loc_2><loc_5>!",
         ),
         (
             BoxFormat("location_tokens", 11, head=True),
             "<image>see <p>two dogs</p><loc_1><loc_3><loc_4><loc_7><loc_5><loc_5><loc_10><loc_10>"
-            "<loc_2><loc_5>!",
-            "see <p>two dogs</p><box><box><loc_2><loc_5>!",
+            " <loc_2><loc_5>!",
+            "see <p>two dogs</p><box><box> <loc_2><loc_5>!",
         ),
     ],
     ids=["integers", "location tokens", "box head"],
@@ -228,14 +228,20 @@ boxes = st.tuples(pair, pair).map(lambda b: (b[0][0], b[1][0], b[0][1], b[1][1])
 texts = st.text(st.characters(exclude_characters="[]<>0123456789", codec="utf-8"), max_size=20)
 
 
-@given(st.lists(st.tuples(texts, st.lists(boxes, min_size=1, max_size=3)), max_size=4))
+points = st.lists(st.tuples(side, side), max_size=2)
+places = st.tuples(texts, st.lists(boxes, max_size=3), points)
+
+
+@given(st.lists(places.filter(lambda of: of[1] or of[2]), max_size=4))
+@example([("", [BOX], [(0.25, 0.5)])])
+@example([("", [], [(0.25, 0.25), (0.5, 0.5)])])
 def test_a_turn_decodes_to_the_same_boxes_in_every_format(drawn: list[Any]) -> None:
     """Within half a bin and, for sides shorter than a bin, within one."""
     pieces = []
-    for text, of in drawn:
-        pieces += [words(text + "|"), place("?", boxes=tuple(of))]
+    for text, of, at in drawn:
+        pieces += [words(text + "|"), place("?", boxes=tuple(of), points=tuple(at))]
     turn = Turn("user", tuple(pieces))
-    expected = [box for _, of in drawn for box in of]
+    expected = [box for _, of, _ in drawn for box in of]
     for box_format in (BoxFormat("integers"), BoxFormat("location_tokens", 100)):
         found, failures = box_format.find(write_turn(turn, box_format))
         assert failures == [] and len(found) == len(expected)
@@ -272,6 +278,16 @@ def test_written_and_read_again(folder: Path) -> None:
     assert load_set(folder).kind == "chats"
     one_file = load_set(folder / "shard-00001.parquet")
     assert one_file.kind == "chats" and one_file[0] == chats[8]
+
+
+def test_chats_about_one_picture_store_it_once_per_row_group(tmp_path: Path) -> None:
+    noise = encoded(Image.effect_noise((128, 128), 80).convert("RGB"))
+    image = ChatImage(noise, 128, 128, "a.png")
+    chats = [dataclasses.replace(GOOD, id=f"c{i}", images=[image]) for i in range(8)]
+    write_chats(chats, tmp_path / "chats")
+    assert list(load_chats(tmp_path / "chats")) == chats
+    size = (tmp_path / "chats" / "shard-00000.parquet").stat().st_size
+    assert len(image.image) < size < 2 * len(image.image)
 
 
 def test_without_images(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cloc_mllm.data.collate import ClocCollator
-from cloc_mllm.data.records import Record
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.data.transforms import CLIP_MEAN, CLIP_STD, Preprocessing
 from cloc_mllm.geometry import CanvasTransform
@@ -67,6 +67,41 @@ def test_flip_moves_pixels_and_boxes_together(tiny_scenes: list[Record]) -> None
     straight, mirrored = plain(item), flipping(item)
     torch.testing.assert_close(mirrored.pixel_values, straight.pixel_values.flip(-1))
     torch.testing.assert_close(mirrored.boxes[:, 0], 1 - straight.boxes[:, 2])
+
+
+def test_a_region_is_paired_with_any_of_its_texts() -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(encoded, "PNG")
+    regions = [
+        Region((0.0, 0.0, 0.5, 1.0), "A man", expressions=["a man", "the left man"]),
+        Region((0.5, 0.0, 1.0, 1.0), "a man", expressions=["a tall one"]),
+    ]
+    record = Record("two", encoded.getvalue(), 64, 64, [], regions, "test")
+    seen = []
+
+    def tokenizer(texts: list[str]) -> torch.Tensor:
+        seen.append(texts)
+        return torch.zeros(len(texts), 1, dtype=torch.long)
+
+    for texts, expected in (
+        ("phrase", {("a man",)}),
+        (
+            "all",
+            {("a man",), ("a man", "a tall one"), ("the left man", "a man")}
+            | {("the left man", "a tall one")},
+        ),
+    ):
+        collator = ClocCollator(tokenizer, Preprocessing(64), region_texts=texts)  # type: ignore[arg-type]
+        seen.clear()
+        batches = [collator([(seed, record)]) for seed in range(32)]
+        assert {tuple(phrases) for phrases in seen[1::2]} == expected
+        for batch, phrases in zip(batches, seen[1::2], strict=True):
+            named_by_each = [2 if phrases[i] == "a man" else 1 for i in batch.region_phrase_index]
+            counts = torch.bincount(batch.phrase_box_region, minlength=2).tolist()
+            assert counts == named_by_each
+            for region, box in enumerate(batch.boxes):
+                own = batch.phrase_boxes[batch.phrase_box_region == region]
+                assert (own == box).all(1).any()
 
 
 def test_pixels_are_normalised_as_clip_does(collator: ClocCollator) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,3 +111,27 @@ def test_the_server_answers_the_client_of_openai(code: str, folder: Path, port: 
     pytest.importorskip("openai", reason="openai is not installed")
     code = code.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
     check_comments(code, run(code, folder))
+
+
+def test_an_answer_goes_back_as_history(folder: Path, port: str) -> None:
+    openai = pytest.importorskip("openai", reason="openai is not installed")
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    data = base64.b64encode((folder / "picture.png").read_bytes()).decode()
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    messages: list[Any] = []
+
+    def ask(*content: dict[str, Any]) -> Any:
+        messages.append({"role": "user", "content": list(content)})
+        answer = client.chat.completions.create(model="cloc-mllm", messages=messages, seed=1)
+        messages.append(answer.choices[0].message.model_dump(exclude_none=True))
+        return answer
+
+    picture["regions"] = {"unit": "pixels", "boxes": [[76, 2, 111, 36]]}
+    first = ask(picture, {"type": "text", "text": "What is in {box} <region>?"})
+    second = ask({"type": "text", "text": "Where is the tent?"})
+    third = ask({"type": "text", "text": "Where is the doughnut?"})
+    (box,) = third.choices[0].message.boxes
+    assert box["label"] == "the doughnut" and len(box["xyxy"]) == 4
+    assert messages[3]["content"].startswith("<loc_") and messages[3]["boxes"]
+    counts = [answer.usage.prompt_tokens for answer in (first, second, third)]
+    assert counts == sorted(set(counts))

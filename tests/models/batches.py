@@ -17,15 +17,18 @@ def random_batch(
     size = model.vision.encoder.image_size
     corner = torch.rand(num_regions, 2, generator=generator) * 0.5
     extent = 0.1 + torch.rand(num_regions, 2, generator=generator) * 0.4
+    boxes = torch.cat([corner, corner + extent], 1)
     return ClocBatch(
         pixel_values=torch.randn(num_images, 3, size, size, generator=generator),
         caption_input_ids=torch.randint(1, 200, (num_images, 6), generator=generator),
         caption_image_index=torch.arange(num_images),
         phrase_input_ids=torch.randint(1, 200, (num_regions, 3), generator=generator),
-        boxes=torch.cat([corner, corner + extent], 1),
+        boxes=boxes,
         region_image_index=torch.repeat_interleave(
             torch.arange(num_images), torch.tensor(regions_of_images)
         ),
         region_phrase_index=torch.arange(num_regions),
+        phrase_boxes=boxes,
+        phrase_box_region=torch.arange(num_regions),
         ids=[str(i) for i in range(num_images)],
     )

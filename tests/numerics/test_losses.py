@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cloc_mllm.config import LossConfig, Stage1Config
+from cloc_mllm.config import BoxLoss, LossConfig, Stage1Config
 from cloc_mllm.losses.cloc_loss import cloc_loss
 from cloc_mllm.losses.contrastive import contrastive_loss
 from cloc_mllm.losses.grounding import grounding_loss
@@ -129,6 +129,21 @@ def test_grounding_is_zero_only_when_right(kind: str) -> None:
     boxes = torch.tensor([[0.1, 0.1, 0.4, 0.5]])
     assert grounding_loss(boxes, boxes, 1, kind).item() == pytest.approx(0)  # type: ignore[arg-type]
     assert grounding_loss(boxes + 0.1, boxes, 1, kind).item() > 0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["mse", "l1_giou"])
+def test_of_several_boxes_of_a_phrase_the_nearest_counts(kind: BoxLoss) -> None:
+    located = torch.tensor([[0.1, 0.1, 0.4, 0.5], [0.5, 0.5, 0.9, 0.9]], requires_grad=True)
+    boxes = torch.tensor([[0.6, 0.1, 0.9, 0.5], [0.1, 0.1, 0.4, 0.6], [0.5, 0.4, 0.9, 0.9]])
+    region = torch.tensor([0, 0, 1])
+    actual = grounding_loss(located, boxes, 2, kind, region)
+    expected = grounding_loss(located, boxes[1:], 2, kind)
+    torch.testing.assert_close(actual, expected)
+    (of_all,) = torch.autograd.grad(actual, located)
+    (of_nearest,) = torch.autograd.grad(expected, located)
+    torch.testing.assert_close(of_all, of_nearest)
+    nothing = located[:0]
+    assert grounding_loss(nothing, boxes[:0], 0, kind, region[:0]).item() == 0
 
 
 def test_lambda_is_the_share_of_images_with_regions() -> None:

@@ -411,6 +411,7 @@ CASES: dict[str, Case] = {
         {"micro_batch_size": 3, "gradient_checkpointing": True},
     ),
     "stage1 sigmoid, mean": (stage1, {"loss": "sigmoid", "prompter": MEAN}),
+    "stage1 looks again": (stage1, {"prompter": {"box_looks": 2}}),
     "stage1 free form, noise, flip": (
         stage1,
         {

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cloc_mllm.box import Box
-from cloc_mllm.data.drop_log import DropLog
+from cloc_mllm.data.drop_log import Drop, DropLog
 from cloc_mllm.data.readers.boxes import boxes_from_xywh, boxes_from_xyxy
 from cloc_mllm.data.readers.photos import (
     DEFAULTS,
@@ -60,12 +60,14 @@ def deliver(  # noqa: PLR0913  the parts of a record
     regions: list[Region],
     drop_log: DropLog,
     num_rows: int = 0,
+    pairs: Sequence[set[int]] = (),
 ) -> Iterator[Record]:
     """Yields the record of these parts, or nothing where it cannot be used, which is counted.
 
     Args:
         image: what `Photos.find` gave, or the bytes of an image file.
         num_rows: how many rows of a conversation file the record is made from.
+        pairs: for each question with its answer in these rows, which of `regions` it gives.
     """
     text_id = "" if record_id is None else str(record_id)
     data = image if isinstance(image, bytes) else image.data
@@ -80,12 +82,33 @@ def deliver(  # noqa: PLR0913  the parts of a record
     else:
         max_side = image.options.max_side if isinstance(image, Photo) else 0
         valid = validate_record(record, drop_log, max_side)
+    _count_pairs(text_id, pairs, drop_log.drops[num_before:], drop_log)
     if valid is not None:
         drop_log.delivered["row"] += num_rows
         yield valid
     else:
         reasons = (drop.reason for drop in drop_log.drops[num_before:] if drop.kind == "record")
         drop_log.add("row", text_id, next(reasons), count=num_rows)
+
+
+def _count_pairs(
+    record_id: str, pairs: Sequence[set[int]], drops: Sequence[Drop], drop_log: DropLog
+) -> None:
+    """Counts the pairs of which a region is kept, drops those of which none is, and sets the others
+    aside.
+
+    Args:
+        drops: what the validation of the record dropped.
+    """
+    faults = {drop.item: drop.reason for drop in drops if drop.kind == "region"}
+    for number, regions in enumerate(pairs):
+        of = [faults.get(f"{record_id}/{index}") for index in sorted(regions)]
+        if not of:
+            drop_log.put_aside("pair", "no_region")
+        elif all(of):
+            drop_log.add("pair", f"{record_id}/{number}", str(of[0]))
+        else:
+            drop_log.delivered["pair"] += 1
 
 
 def regions_of_expressions(pairs: Sequence[tuple[Any, Box, Any]]) -> list[Region]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -25,8 +24,8 @@ from cloc_mllm.data.readers import (
     open_photos,
     single,
 )
-from cloc_mllm.data.readers.grounded_text import BOX, Grounding, count_pairs, ground_turns
-from cloc_mllm.data.readers.llava import named_rows, regions_said, turns_of
+from cloc_mllm.data.readers.grounded_text import BOX, ground_turns
+from cloc_mllm.data.readers.llava import Said, named_rows, regions_said, turns_of
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.records import DropLog, Record
 
@@ -54,15 +53,13 @@ def read_ferret(
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, image_rows in rows_of.items():
             photo = photos.find(name)
-            said: list[tuple[str, Box, Grounding]] = []
-            for row in image_rows:
-                said += _said_of_boxes(row, photo, drop_log)
+            said = [_said_of_boxes(row, photo, drop_log) for row in image_rows]
+            regions, pairs = regions_said(said, drop_log)
             num_rows = len(image_rows)
-            regions = regions_said(said, drop_log)
-            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows, pairs)
 
 
-def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:
+def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> Said:
     turns = turns_of(row)
     listed = as_list(row.get("box_x1y1x2y2"))
     used: list[Any] = []
@@ -83,14 +80,13 @@ def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str,
     for extra in listed[len(turns) :]:
         for box in as_list(extra):
             drop_log.add("region", photo.name, "box_without_phrase", box)
-    groundings = ground_turns(marked)
-    count_pairs(len(turns), groundings, drop_log)
     boxes = photo.frame(row.get("image_w"), row.get("image_h")).from_xyxy(used)
-    return [
+    of_boxes = [
         (repr(used[index]), boxes[index], grounding)
-        for grounding in groundings
+        for grounding in ground_turns(marked)
         for index in range(grounding.first, grounding.first + grounding.num_boxes)
     ]
+    return Said(len(turns), of_boxes)
 
 
 def _mark_boxes(turn: str, known: set[str]) -> str:

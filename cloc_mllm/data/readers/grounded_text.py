@@ -18,8 +18,6 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
-from cloc_mllm.data.drop_log import DropLog
-
 BOX = "\ue000"  # a private character, which no text has
 Kind = Literal["description", "expression", "phrase"]
 _ONLY_BOXES = re.compile(rf"^(answer:)?(?:[\s.,;:()\[\]{BOX}]|\band\b)*$", re.IGNORECASE)
@@ -151,14 +149,6 @@ def ground_turns(turns: Sequence[str]) -> list[Grounding]:
         first += in_answer
         groundings += [one._replace(pair=position // 2) for one in found]
     return groundings
-
-
-def count_pairs(num_turns: int, groundings: Sequence[Grounding], drop_log: DropLog) -> None:
-    """Counts the questions with their answers that give a region, and sets the others aside."""
-    num_pairs = -(-num_turns // 2)
-    num_kept = len({grounding.pair for grounding in groundings if grounding.text})
-    drop_log.delivered["pair"] += num_kept
-    drop_log.put_aside("pair", "no_region", num_pairs - num_kept)
 
 
 def _describes(question: str, answer: str) -> bool:

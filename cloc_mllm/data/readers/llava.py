@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
@@ -33,7 +33,6 @@ from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.grounded_text import (
     BOX,
     Grounding,
-    count_pairs,
     foreign_notation,
     ground_turns,
 )
@@ -77,16 +76,10 @@ def read_llava(
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, image_rows in rows_of.items():
             photo = photos.find(name)
-            said: list[tuple[list[float], Grounding]] = []
-            for row in image_rows:
-                said += _said_of_boxes(row, drop_log)
-            boxes = _boxes([numbers for numbers, _ in said], photo, frame)
-            regions = regions_said(
-                [(repr(numbers), box, g) for (numbers, g), box in zip(said, boxes, strict=True)],
-                drop_log,
-            )
+            said = [_said_of_boxes(row, photo, frame) for row in image_rows]
+            regions, pairs = regions_said(said, drop_log)
             num_rows = len(image_rows)
-            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows, pairs)
 
 
 def _boxes(corners: Sequence[list[float]], photo: Photo, frame: LlavaFrame) -> list[Box]:
@@ -146,42 +139,64 @@ def turns_of(row: Row) -> list[str]:
     return [text.replace(_IMAGE_MARK, "").strip() for text in texts]
 
 
-def regions_said(said: list[tuple[str, Box, Grounding]], drop_log: DropLog) -> list[Region]:
-    """Makes a region per key of (key of the box, box, what is said of it).
+class Said(NamedTuple):
+    """What a row says of boxes.
+
+    Attributes:
+        num_turns: questions and answers in turn.
+        of_boxes: (key of the box, box, what is said of it).
+    """
+
+    num_turns: int
+    of_boxes: list[tuple[str, Box, Grounding]]
+
+
+def regions_said(rows: Sequence[Said], drop_log: DropLog) -> tuple[list[Region], list[set[int]]]:
+    """Makes a region per key of a box.
 
     A box that nothing names is set aside: it has no phrase to learn.
+
+    Returns:
+        the regions, and for each question with its answer which of them it names.
     """
-    by_key: dict[str, list[tuple[Box, Grounding]]] = {}
-    for key, box, grounding in said:
-        by_key.setdefault(key, []).append((box, grounding))
-    regions = []
+    by_key: dict[str, list[tuple[Box, Grounding, set[int]]]] = {}
+    pairs: list[set[int]] = []
+    for num_turns, of_boxes in rows:
+        of_row: list[set[int]] = [set() for _ in range(0, num_turns, 2)]
+        for key, box, grounding in of_boxes:
+            by_key.setdefault(key, []).append((box, grounding, of_row[grounding.pair]))
+        pairs += of_row
+    regions: list[Region] = []
     for key, same in by_key.items():
-        names = [g.text for _, g in same if g.kind != "expression" and g.text]
-        expressions = [g.text for _, g in same if g.kind == "expression" and g.text]
+        names = [g.text for _, g, _ in same if g.kind != "expression" and g.text]
+        expressions = [g.text for _, g, _ in same if g.kind == "expression" and g.text]
         if not names and not expressions:
             drop_log.put_aside("region", "unnamed")
             continue
+        for _, grounding, pair in same:
+            if grounding.text:
+                pair.add(len(regions))
         phrase = (names or expressions)[0]
         others = names[1:] + expressions
         regions.append(Region(box=same[0][0], phrase=phrase, expressions=others, found=key))
-    return regions
+    return regions, pairs
 
 
-def _said_of_boxes(row: Row, drop_log: DropLog) -> list[tuple[list[float], Grounding]]:
+def _said_of_boxes(row: Row, photo: Photo, frame: LlavaFrame) -> Said:
     turns = turns_of(row)
-    boxes = [
+    stated = [
         [float(number) for number in match.split(",")]
         for turn in turns
         for match in _BOX_TEXT.findall(turn)
     ]
     marked = [_BOX_TEXT.sub(BOX, turn.replace(BOX, "")) for turn in turns]
-    groundings = ground_turns(marked)
-    count_pairs(len(turns), groundings, drop_log)
-    return [
-        (boxes[index], grounding)
-        for grounding in groundings
+    boxes = _boxes(stated, photo, frame)
+    of_boxes = [
+        (repr(stated[index]), boxes[index], grounding)
+        for grounding in ground_turns(marked)
         for index in range(grounding.first, grounding.first + grounding.num_boxes)
     ]
+    return Said(len(turns), of_boxes)
 
 
 def looks_like_llava(place: Place) -> Iterator[Reading]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cloc_mllm.box import Box
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -27,14 +26,8 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.boxes import BoxFrame
-from cloc_mllm.data.readers.grounded_text import (
-    BOX,
-    Grounding,
-    count_pairs,
-    foreign_notation,
-    ground_turns,
-)
-from cloc_mllm.data.readers.llava import image_of, regions_said
+from cloc_mllm.data.readers.grounded_text import BOX, foreign_notation, ground_turns
+from cloc_mllm.data.readers.llava import Said, image_of, regions_said
 from cloc_mllm.data.readers.names import ids_of_names
 from cloc_mllm.data.records import DropLog, Record
 from cloc_mllm.data.texts import read_rows
@@ -65,12 +58,10 @@ def read_ms_swift(
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, image_rows in rows_of.items():
             photo = photos.find(name)
-            said: list[tuple[str, Box, Grounding]] = []
-            for row in image_rows:
-                said += _said_of_boxes(row, photo, drop_log)
+            said = [_said_of_boxes(row, photo, drop_log) for row in image_rows]
+            regions, pairs = regions_said(said, drop_log)
             num_rows = len(image_rows)
-            regions = regions_said(said, drop_log)
-            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows, pairs)
 
 
 def _named_rows(
@@ -107,7 +98,7 @@ def _other_layout(row: Row) -> str:
     return foreign_notation(_turns(row, []), own=[BOX])
 
 
-def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str, Box, Grounding]]:
+def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> Said:
     objects = as_dict(row.get("objects"))
     stated = as_list(objects.get("bbox"))
     turns = _turns(row, as_list(objects.get("ref")))
@@ -119,18 +110,16 @@ def _said_of_boxes(row: Row, photo: Photo, drop_log: DropLog) -> list[tuple[str,
         count = num_marks - len(stated)
         drop_log.add("region", photo.name, "unknown_annotation", found, count)
     boxes = _frame(photo, objects.get("bbox_type") or "real").from_xyxy(stated)
-    said = []
-    groundings = ground_turns(turns)
-    count_pairs(len(turns), groundings, drop_log)
-    for grounding in groundings:
+    of_boxes = []
+    for grounding in ground_turns(turns):
         for index in range(grounding.first, grounding.first + grounding.num_boxes):
             if index >= len(stated):
                 continue
             if len(as_list(stated[index])) == 2:
                 drop_log.add("region", photo.name, "point", stated[index])
             else:
-                said.append((repr(stated[index]), boxes[index], grounding))
-    return said
+                of_boxes.append((repr(stated[index]), boxes[index], grounding))
+    return Said(len(turns), of_boxes)
 
 
 def _frame(photo: Photo, kind: Any) -> BoxFrame:

@@ -69,9 +69,9 @@ def read_qwen_vl(
     with open_photos(images, drop_log, options, single(rows_of)) as photos:
         for name, photo_rows in rows_of.items():
             photo = photos.find(name)
-            regions = _to_regions(photo_rows, photo, drop_log)
+            regions, pairs = _to_regions(photo_rows, photo, drop_log)
             num_rows = len(photo_rows)
-            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows)
+            yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows, pairs)
 
 
 def _named_rows(
@@ -96,25 +96,25 @@ def _turns(row: Row) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _to_regions(rows: list[Row], photo: Photo, drop_log: DropLog) -> list[Region]:
+def _to_regions(
+    rows: list[Row], photo: Photo, drop_log: DropLog
+) -> tuple[list[Region], list[set[int]]]:
+    """The regions of a photo, and for each question with its answer which of them it gives."""
     referring: list[tuple[Any, Box, Any]] = []
-    regions: list[Region] = []
-    for index, row in enumerate(rows):
-        if "conversations" in row:
-            turns = _turns(row)
-            of_turns = [
-                _grounded(text, photo, f"{photo.name}/{index}/{number}", drop_log)
-                for number, text in enumerate(turns)
-            ]
-            kept = {number // 2 for number, found in enumerate(of_turns) if found}
-            drop_log.delivered["pair"] += len(kept)
-            drop_log.put_aside("pair", "no_region", -(-len(turns) // 2) - len(kept))
-            regions += [region for found in of_turns for region in found]
-        else:
+    for row in rows:
+        if "conversations" not in row:
             frame = photo.frame(row.get("width"), row.get("height"))
             (box,) = frame.from_xyxy([row.get("bbox")])
             referring.append((row.get("bbox"), box, row.get("sent")))
-    return regions_of_expressions(referring) + regions
+    regions, pairs = regions_of_expressions(referring), []
+    for index, row in enumerate(rows):
+        turns = _turns(row) if "conversations" in row else []
+        for first in range(0, len(turns), 2):
+            before = len(regions)
+            for number, text in enumerate(turns[first : first + 2], first):
+                regions += _grounded(text, photo, f"{photo.name}/{index}/{number}", drop_log)
+            pairs.append(set(range(before, len(regions))))
+    return regions, pairs
 
 
 def _grounded(text: str, photo: Photo, item: str, drop_log: DropLog) -> list[Region]:

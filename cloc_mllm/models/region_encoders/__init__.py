@@ -111,6 +111,7 @@ class RegionEncoder(Protocol):
         """The embeddings of the prompts and the boxes that the texts point at, for training.
 
         Returns:
-            z float[R, E], and boxes float[R, 4], or None if it predicts no boxes.
+            z float[R, E], and boxes float[K, R, 4], the answers of an encoder that looks K times,
+            the last one the best; or None if it predicts no boxes.
         """
         ...

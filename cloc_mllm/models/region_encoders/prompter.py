@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.config import SpatialPrior, TextPrior
 from cloc_mllm.models.box_head import BoxHead
+from cloc_mllm.models.box_refiner import BoxRefiner
 from cloc_mllm.models.position import (
     cell_coverage,
     mask_boxes,
@@ -36,7 +37,7 @@ _NEARNESS = 0.15  # standard deviation, in canvas sides, of "near the token" (`l
 
 class PrompterEncoder(nn.Module):
     """The paper's region encoder: the Prompter embeds every prompt, BoxHead reads the box of a
-    text prompt.
+    text prompt. `refiner`, if any, looks at that box again.
 
     See `RegionEncoder` for the methods.
     """
@@ -44,10 +45,13 @@ class PrompterEncoder(nn.Module):
     has_region_loss = True
     predicts_boxes = True
 
-    def __init__(self, prompter: Prompter, box_head: BoxHead) -> None:
+    def __init__(
+        self, prompter: Prompter, box_head: BoxHead, refiner: BoxRefiner | None = None
+    ) -> None:
         super().__init__()
         self.prompter = prompter
         self.box_head = box_head
+        self.refiner = refiner
         self.takes_masks = prompter.mask is not None
 
     def embed_boxes(
@@ -63,11 +67,18 @@ class PrompterEncoder(nn.Module):
         gives the embedding."""
         context = self.prompter.prepare(image)
         boxes = self.box_head(self.prompter.locate_tokens(context))
+        if self.refiner is not None:
+            embeddings = self.prompter.embed_tokens(context)
+            similarity = self.prompter.similarity(embeddings, context, embeddings).flatten(0, 1)
+            index = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+            texts = embeddings.flatten(0, 1)
+            refined = self._refine(context, boxes.flatten(0, 1), texts, similarity, index)
+            boxes = refined[-1].view_as(boxes)
         return self.prompter.embed_box_grid(context, boxes), boxes
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
         context = self.prompter.prepare(image)
-        return self.box_head(self.prompter.embed_texts(context, text_features, image_index))
+        return self._locate(context, text_features, image_index, None)[-1]
 
     def forward(
         self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor
@@ -79,8 +90,34 @@ class PrompterEncoder(nn.Module):
         if self.takes_masks:  # without masks, too: every rank must touch every parameter
             z_of_masks = self.prompter.embed_masks(context, masks, image_index[masked])
             z = z.index_copy(0, masked, z_of_masks)
-        z_of_texts = self.prompter.embed_texts(context, text_features, image_index, most)
-        return z, self.box_head(z_of_texts)
+        return z, self._locate(context, text_features, image_index, most)
+
+    def _locate(
+        self, context: ImageContext, text_features: Tensor, image_index: Tensor, most: int | None
+    ) -> Tensor:
+        """The box of each text, first from its embedding, then after each look:
+        float[1 + looks, R, 4]."""
+        z = self.prompter.embed_texts(context, text_features, image_index, most)
+        first = self.box_head(z)
+        if self.refiner is None:
+            return first[None]
+        grid = _place_prompts(image_index, len(context.tokens), most)
+        similarity = grid.pack(self.prompter.similarity(grid.spread(text_features), context))
+        refined = self._refine(context, first, text_features, similarity, image_index)
+        return torch.cat([first[None], refined])
+
+    def _refine(
+        self,
+        context: ImageContext,
+        boxes: Tensor,
+        text_features: Tensor,
+        similarity: Tensor,
+        image_index: Tensor,
+    ) -> Tensor:
+        assert self.refiner is not None
+        return self.refiner(
+            boxes, text_features, similarity, image_index, context.tokens, context.grid_hw
+        )
 
 
 class ImageContext(NamedTuple):
@@ -220,7 +257,7 @@ class Prompter(nn.Module):
         prompts = self.text_token(self.text_norm(texts)).unsqueeze(2)
         bias = None
         if self.text_gate is not None:
-            bias = self.text_gate * self._similarity(texts, context)
+            bias = self.text_gate * self.similarity(texts, context)
         return grid.pack(self._attend(prompts, context, bias))
 
     def locate_tokens(self, context: ImageContext) -> Tensor:
@@ -234,7 +271,7 @@ class Prompter(nn.Module):
         near = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
         bias = near.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         if self.text_gate is not None:
-            bias = bias + self.text_gate * self._similarity(embeddings, context, embeddings)
+            bias = bias + self.text_gate * self.similarity(embeddings, context, embeddings)
         prompts = self.text_token(self.text_norm(embeddings)).unsqueeze(2)
         return self._attend(prompts, context, bias)
 
@@ -253,7 +290,7 @@ class Prompter(nn.Module):
         mlp_start = MlpStart(self.norm_mlp, first)
         return ImageOutputs.compute(tokens, logits, queries, attended, mlp_start)
 
-    def _similarity(
+    def similarity(
         self, texts: Tensor, context: ImageContext, embeddings: Tensor | None = None
     ) -> Tensor:
         """The cosine of `texts: float[B, Q, E]` and each image token: float[B, Q, N].

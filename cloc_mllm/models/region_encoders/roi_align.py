@@ -62,9 +62,23 @@ def roi_align_tokens(
         tokens: float[B, N, D] on a grid of `grid_hw`.
         boxes: float[R, 4] canvas frame.
     """
-    height, width = grid_hw
-    grid = at_least_float32(tokens.transpose(1, 2).unflatten(-1, (height, width)))
-    left, top, right, bottom = boxes.to(grid).unbind(-1)
+    maps = tokens.transpose(1, 2).unflatten(-1, grid_hw)
+    return sample_regions(maps, boxes, image_index, _BINS_PER_SIDE, 2).mean((2, 3))
+
+
+def sample_regions(
+    maps: Tensor, boxes: Tensor, map_index: Tensor, bins: int, samples: int
+) -> Tensor:
+    """RoI-Align with `samples` per side of a bin: float[R, C, bins, bins], at least float32.
+
+    Args:
+        maps: float[B, C, rows, columns], each over the whole canvas.
+        boxes: float[R, 4] canvas frame.
+        map_index: int64[R], the map of each box.
+    """
+    maps = at_least_float32(maps)
+    height, width = maps.shape[2:]
+    left, top, right, bottom = boxes.to(maps).unbind(-1)
     on_grid = torch.stack([left * width, top * height, right * width, bottom * height], -1)
-    rois = torch.cat([image_index[:, None].to(on_grid.dtype), on_grid], 1)
-    return roi_align(grid, rois, _BINS_PER_SIDE, sampling_ratio=2, aligned=True).mean((2, 3))
+    rois = torch.cat([map_index[:, None].to(on_grid.dtype), on_grid], 1)
+    return roi_align(maps, rois, bins, sampling_ratio=samples, aligned=True)
