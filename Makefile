@@ -18,7 +18,7 @@ PEERS := lmms-eval
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint gpu-check clean
+.PHONY: help quickstart test lint faults gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -33,6 +33,9 @@ lint: $(STAMP) ## ruff (lint and format) and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(STAMP) ## set up, then the real commands under kills, signals, lost ranks and full disks, in 10 minutes
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python eval/bench/faults.py --output runs/bench/faults.json
 
 gpu-check: $(STAMP) ## set up, then what a GPU must be able to do, in at most 8 minutes; says what it skips
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/bench/gpu_check.py

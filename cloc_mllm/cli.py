@@ -140,8 +140,16 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
         message = _message(error)
         if message is None or os.environ.get("CLOC_DEBUG") == "1":
             raise
+        _close_bars()
         print(f"cloc-mllm: error: {message}", file=sys.stderr)
         return 2
+
+
+def _close_bars() -> None:
+    """Ends the lines of progress bars, which an error's traceback keeps open."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in [*getattr(tqdm, "_instances", ())]:
+        bar.close()
 
 
 def _message(error: Exception) -> str | None:

@@ -23,6 +23,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH_EVERY_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
+_told = threading.Event()  # set once this process was asked to stop
+
 
 class StopRequest:
     """A context in which the first signal sets `signal_number`; a later one exits at once.
@@ -56,6 +58,7 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if not self.signal_number:
             self.signal_number, self._first_at = number, time.monotonic()
+            _told.set()
         elif time.monotonic() - self._first_at > _SAME_REQUEST_SECONDS:
             os._exit(128 + number)
 
@@ -91,8 +94,9 @@ def stop_with_launcher() -> None:
     def watch() -> None:
         while _launchers() == launchers:
             time.sleep(_WATCH_EVERY_SECONDS)
-        print("the launcher is gone, so this rank stops", file=sys.stderr, flush=True)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not _told.is_set():  # after a Ctrl-C it would be a second request
+            print("the launcher is gone, so this rank stops", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
 

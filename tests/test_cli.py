@@ -8,8 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tqdm import tqdm
 
 from cloc_mllm import __version__, cli
+from cloc_mllm.cli import run
 
 
 @pytest.fixture
@@ -161,3 +163,13 @@ def test_a_closed_pipe_is_no_error(argument: str, expected: int) -> None:
     os.close(write_end)
     assert "BrokenPipe" not in done.stderr
     assert done.returncode == expected
+
+
+def test_an_error_has_a_line_of_its_own_below_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(arguments: list[str]) -> int:
+        for _ in tqdm(range(3)):
+            raise ValueError("no such thing")
+        return 0
+
+    assert run(command, []) == 2
+    assert capsys.readouterr().err.endswith("\ncloc-mllm: error: no such thing\n")

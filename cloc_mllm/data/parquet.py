@@ -11,8 +11,6 @@ import bisect
 import itertools
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +33,15 @@ from cloc_mllm.data.schemas import (
     to_row,
 )
 from cloc_mllm.data.sequences import LazySequence
-from cloc_mllm.data.storage import Place, cached, is_url, join, open_binary, sha256_of
+from cloc_mllm.data.storage import (
+    Place,
+    cached,
+    is_url,
+    join,
+    open_binary,
+    partial_directory,
+    sha256_of,
+)
 
 MANIFEST_NAME = "manifest.json"
 DROPS_NAME = "drops.jsonl"
@@ -122,9 +128,7 @@ def _write_set(
             f"{directory} already exists; name another directory or remove this one first"
         )
     drop_log = account.drop_log
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
-    try:
+    with partial_directory(directory) as partial:
         files = _write_shards(kind, items, partial, shard_size)
         num_rows = sum(file["rows"] for file in files)
         refuse_lossy_build(num_rows, drop_log, account.max_drop_share)
@@ -141,9 +145,6 @@ def _write_set(
             "files": files,
         }
         seal_data_set(partial, directory, contents)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return num_rows
 
 

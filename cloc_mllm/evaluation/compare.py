@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
 from cloc_mllm.evaluation.metrics import Difference, difference, pairs_by_task
@@ -181,8 +182,8 @@ def compare(
     comparison = Comparison(directories, names, only_in, compared, breakdowns, bootstrap)
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "metrics.json").write_text(json.dumps(asdict(comparison), indent=2) + "\n")
-    (directory / "table.md").write_text(comparison_table(comparison), encoding="utf-8")
+    write_whole(directory / "metrics.json", json.dumps(asdict(comparison), indent=2) + "\n")
+    write_whole(directory / "table.md", comparison_table(comparison))
     write_comparison_report(
         directory / "report.html",
         comparison,

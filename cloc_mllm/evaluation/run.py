@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cloc_mllm import __version__
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.answers import answer_format
 from cloc_mllm.evaluation.answers.rows import read_rows
@@ -222,10 +223,9 @@ def _score(
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in _PACKAGES}},
     }
     directory = Path(config.output_dir)
-    (directory / "metrics.json").write_text(
-        json.dumps(evaluation.to_dict(), indent=2, default=str) + "\n"
-    )
-    (directory / "table.md").write_text(paper_tables(evaluation), encoding="utf-8")
+    numbers = json.dumps(evaluation.to_dict(), indent=2, default=str)
+    write_whole(directory / "metrics.json", numbers + "\n")
+    write_whole(directory / "table.md", paper_tables(evaluation))
     query_sets = {queries.task: queries for _, queries in asked}
     write_report(
         directory / "report.html",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.drop_log import shown
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.evaluation.answers import FORMATS, AnswerFormat, answer_format
 from cloc_mllm.evaluation.answers.formats import describe_formats
 from cloc_mllm.evaluation.answers.rows import ResizedSize, is_unread, read_rows, reading_summary
@@ -253,9 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(render_score(scored))
     if values.output:
         Path(values.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(values.output).write_text(
-            json.dumps(scored.to_dict(), indent=2) + "\n", encoding="utf-8"
-        )
+        write_whole(values.output, json.dumps(scored.to_dict(), indent=2) + "\n")
         print(f"written: {values.output}")
     return 0
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
+from cloc_mllm.data.storage import new_directory
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
@@ -94,28 +95,28 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
     Hugging Face text tower. The latter is named by its absolute path, so do not move `out` then.
 
     Raises:
-        FileExistsError: `out` exists.
+        ValueError: `out` is taken.
     """
     cloc, tokenizer, config = load_cloc(directory)
     if cloc.vision.encoder.is_hf:
         raise ValueError("the image tower is a model of Transformers; export it with --to hf-clip")
     clip_config = {**_clip_config(cloc, config), "custom_text": True}
     text = clip_config["text_cfg"] = dict(clip_config["text_cfg"])
-    out.mkdir(parents=True)
-    if tokenizer.save(out) == "tokenizer":  # open_clip looks beside its configuration
-        for path in (out / "tokenizer").iterdir():
-            path.rename(out / path.name)
-        (out / "tokenizer").rmdir()
-        text["hf_tokenizer_name"] = out.name
-    if text.get("hf_model_name"):
-        cloc.text.text.config.save_pretrained(out / "text_tower")
-        text["hf_model_name"] = str((out / "text_tower").resolve())
     contents = {
         "model_cfg": clip_config,
         "preprocess_cfg": _preprocess_cfg(Preprocessing.of(config)),
     }
-    (out / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
-    save_file(_contiguous(_open_clip_state(cloc)), out / "open_clip_model.safetensors")
+    with new_directory(out) as partial:
+        if tokenizer.save(partial) == "tokenizer":  # open_clip looks beside its configuration
+            for path in (partial / "tokenizer").iterdir():
+                path.rename(partial / path.name)
+            (partial / "tokenizer").rmdir()
+            text["hf_tokenizer_name"] = out.name
+        if text.get("hf_model_name"):
+            cloc.text.text.config.save_pretrained(partial / "text_tower")
+            text["hf_model_name"] = str((out / "text_tower").resolve())
+        (partial / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
+        save_file(_contiguous(_open_clip_state(cloc)), partial / "open_clip_model.safetensors")
 
 
 def export_hf_clip(directory: str | Path, out: Path) -> None:
@@ -125,8 +126,7 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     of open_clip as a `SiglipVisionModel`.
 
     Raises:
-        ValueError: the image tower is none of these and not a plain CLIP ViT.
-        FileExistsError: `out` exists.
+        ValueError: the image tower is none of these and not a plain CLIP ViT; or `out` is taken.
     """
     from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
@@ -139,9 +139,10 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     else:
         model = CLIPVisionModelWithProjection(_hf_config(cloc, config.clip_config))
         model.load_state_dict(_hf_state(encoder))
-    out.mkdir(parents=True)
-    model.save_pretrained(out)
-    CLIPImageProcessor(**_hf_image_processing(Preprocessing.of(config))).save_pretrained(out)
+    images = CLIPImageProcessor(**_hf_image_processing(Preprocessing.of(config)))
+    with new_directory(out) as partial:
+        model.save_pretrained(partial)
+        images.save_pretrained(partial)
 
 
 def export_safetensors(directory: str | Path, out: Path) -> None:
@@ -151,7 +152,7 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
     the region encoder's, the preprocessing and the tokenizer.
 
     Raises:
-        FileExistsError: `out` exists.
+        ValueError: `out` is taken.
     """
     cloc, tokenizer, config = load_cloc(directory)
     state = _open_clip_state(cloc)
@@ -159,21 +160,23 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
         prefix = next((ours for ours in EXPORTED if name.startswith(ours)), None)
         if prefix is not None:
             state[EXPORTED[prefix] + name.removeprefix(prefix)] = tensor
-    out.mkdir(parents=True)
-    save_file(_contiguous(state), out / "cloc.safetensors", {"format": "pt"})
-    contents = {
-        "names": {
-            name: what for name, what in NAMES.items() if any(key.startswith(name) for key in state)
-        },
-        "clip_config": _clip_config(cloc, config),
-        "prompter": dataclasses.asdict(config.prompter),
-        "token_strides": list(cloc.vision.encoder.token_strides),
-        "preprocess": _preprocess_cfg(Preprocessing.of(config)) | {"size": config.image_size},
-        "box_frame": "xyxy, 0..1, of the padded square",
-        "tokenizer": tokenizer.save(out),
-        "context_length": config.context_length,
-    }
-    (out / "cloc.json").write_text(json.dumps(contents, indent=2) + "\n")
+    with new_directory(out) as partial:
+        save_file(_contiguous(state), partial / "cloc.safetensors", {"format": "pt"})
+        contents = {
+            "names": {
+                name: what
+                for name, what in NAMES.items()
+                if any(key.startswith(name) for key in state)
+            },
+            "clip_config": _clip_config(cloc, config),
+            "prompter": dataclasses.asdict(config.prompter),
+            "token_strides": list(cloc.vision.encoder.token_strides),
+            "preprocess": _preprocess_cfg(Preprocessing.of(config)) | {"size": config.image_size},
+            "box_frame": "xyxy, 0..1, of the padded square",
+            "tokenizer": tokenizer.save(partial),
+            "context_length": config.context_length,
+        }
+        (partial / "cloc.json").write_text(json.dumps(contents, indent=2) + "\n")
 
 
 EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {

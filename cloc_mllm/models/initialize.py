@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -202,17 +204,18 @@ def _other_gelu(architecture: str) -> str:
 def read_state(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a state dict or an open_clip training checkpoint without running code
     in it."""
-    if path.suffix == ".safetensors":
-        contents: Any = load_file(path)
-    else:
-        try:
+    try:
+        if path.suffix == ".safetensors":
+            contents: Any = load_file(path)
+        else:
             contents = torch.load(path, map_location="cpu", weights_only=True)
-        except RuntimeError as error:  # a TorchScript archive is a program
-            raise ValueError(
-                f"{path} holds no plain state dict ({str(error).splitlines()[0]}); expected what "
-                "torch.save(model.state_dict(), path) writes, or a checkpoint of open_clip's "
-                "training"
-            ) from error
+    # a TorchScript archive is a program, and a pickle may hold one
+    except (RuntimeError, UnpicklingError, EOFError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} holds no plain state dict ({str(error).partition(chr(10))[0]}); expected what "
+            "torch.save(model.state_dict(), path) or safetensors writes, or a checkpoint of "
+            "open_clip's training"
+        ) from error
     state = contents.get("state_dict", contents) if isinstance(contents, dict) else {}
     return {
         name.removeprefix("module."): value

@@ -14,6 +14,7 @@ from cloc_mllm.config import (
     MllmConfig,
     OptimConfig,
 )
+from cloc_mllm.data.storage import new_directory
 from cloc_mllm.devices import DTYPES
 from cloc_mllm.mllm import (
     ClocMllmForConditionalGeneration,
@@ -62,9 +63,9 @@ def export_mllm(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     model, processor = load_trained(arguments.mllm, arguments.language_model)
-    arguments.output_dir.mkdir(parents=True)
     save = merge_and_save if arguments.merge else save_adapter
-    save(model, processor, arguments.output_dir, dtype=DTYPES.get(arguments.dtype))
+    with new_directory(arguments.output_dir) as partial:
+        save(model, processor, partial, dtype=DTYPES.get(arguments.dtype))
     print(f"wrote {arguments.output_dir}")
     return 0
 

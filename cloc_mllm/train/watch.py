@@ -113,10 +113,15 @@ class RankWatch:
             self._clock += min(at - last, 2 * _EVERY_SECONDS)
             last = at
             patience = _SUSPICIOUS_SECONDS if self._suspicious else self._step_limit(_LEAST_SECONDS)
-            fault = others.fault(self._clock, patience, self._step, self._doing) if others else ""
-            fault = fault or self._overdue(others)
+            fault = self._missing(others, patience)
+            if not fault and (late := self._overdue(others)):
+                # a rank that has just fallen silent is the reason
+                fault = self._missing(others, _SUSPICIOUS_SECONDS) or late
             if fault and not self._left.is_set():
                 self._end(fault, others)
+
+    def _missing(self, others: _Others | None, patience: float) -> str:
+        return others.fault(self._clock, patience, self._step, self._doing) if others else ""
 
     def _step_limit(self, unknown: float) -> float:
         if self.step_timeout:

@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from cloc_mllm.disk import disk_problem
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.shards import Shard
 from cloc_mllm.vesl.sources import open_source
@@ -73,7 +74,7 @@ def label_with_ray(
         for row in done.iter_rows():
             yield row["done"]
     except ray.exceptions.RayError as error:
-        raise ValueError(f"a worker failed: {_last_line(error)}") from error
+        raise ValueError(f"a worker failed: {disk_problem(error) or _last_line(error)}") from error
     finally:
         ray.shutdown()
 

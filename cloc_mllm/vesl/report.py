@@ -13,6 +13,7 @@ import numpy as np
 from cloc_mllm.data.drawing import draw_record
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.records import Record
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.pages import image_source, render_page
 from cloc_mllm.vesl.config import LabelConfig
 from cloc_mllm.vesl.shards import Summary
@@ -74,7 +75,7 @@ def write_report(
         examples=_examples(directory, summaries, config.num_examples),
         settings={name: str(value) or "(default)" for name, value in asdict(config).items()},
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def time_estimates(images_per_second: float) -> list[tuple[str, str]]:

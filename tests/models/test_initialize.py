@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -270,8 +271,12 @@ def test_what_cannot_be_a_start_is_refused_with_what_was_expected(tmp_path: Path
         small = clip_config(text_cfg=TEXT | {"vocab_size": 200})
         build(path, clip_config=small, tokenizer="builtin")
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "archive.pt")
-    with pytest.raises(ValueError, match=r"archive.pt holds no plain state dict"):
-        build(tmp_path / "archive.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Path("/")))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "cut.safetensors").write_bytes(b"\xff" * 9)
+    for name in ("archive.pt", "pickle.pt", "empty.pt", "cut.safetensors"):
+        with pytest.raises(ValueError, match=rf"{name} holds no plain state dict \(.*\); expected"):
+            build(tmp_path / name)
 
 
 def test_a_siglip_brings_its_temperature_and_bias(tmp_path: Path) -> None:

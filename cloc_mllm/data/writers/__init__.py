@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from cloc_mllm.data.chats import Chat
@@ -16,27 +12,6 @@ from cloc_mllm.data.records import Record
 _UNSAFE = re.compile(r"[^A-Za-z0-9_+-]")
 _MAX_NAME = 120
 _PIXEL_DECIMALS = 4  # finer than any annotation, coarse enough to hide the rounding of a division
-
-
-@contextmanager
-def new_directory(directory: str | Path) -> Iterator[Path]:
-    """A folder to write in that appears as `directory` only when all went well.
-
-    Raises:
-        ValueError: `directory` is taken.
-    """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} already exists; name another directory or remove this one")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)  # mkdtemp makes it private
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def safe_name(record_id: str) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Literal, TextIO
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.chats import IMAGE_MARK, Chat, ChatImage, Piece, Turn
-from cloc_mllm.data.writers import new_directory, write_images
+from cloc_mllm.data.storage import new_directory
+from cloc_mllm.data.writers import write_images
 from cloc_mllm.data.writers.llava import box_text, to_padded
 
 Frame = Literal["padded", "original"]

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.writers import new_directory, pixel_corners, pixel_xywh, write_image
+from cloc_mllm.data.storage import new_directory
+from cloc_mllm.data.writers import pixel_corners, pixel_xywh, write_image
 
 
 def write_coco(records: Iterable[Record], directory: str | Path) -> Counter[str]:

@@ -10,7 +10,8 @@ from typing import Literal
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.writers import new_directory, write_image
+from cloc_mllm.data.storage import new_directory
+from cloc_mllm.data.writers import write_image
 
 DESCRIBE = "Provide a short description for this region: {box}"
 LOCATE = "Please provide the bounding box coordinate of the region this sentence describes: {text}."

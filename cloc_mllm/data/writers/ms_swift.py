@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.records import Record
-from cloc_mllm.data.writers import new_directory, pixel_corners, write_image
+from cloc_mllm.data.storage import new_directory
+from cloc_mllm.data.writers import pixel_corners, write_image
 
 _DESCRIBE, _LOCATE = "Provide a short description for this region: {}", "Locate <ref-object>."
 

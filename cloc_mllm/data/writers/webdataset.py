@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cloc_mllm.data.records import Record, Region
-from cloc_mllm.data.writers import image_suffix, new_directory, safe_name
+from cloc_mllm.data.storage import new_directory
+from cloc_mllm.data.writers import image_suffix, safe_name
 
 
 def write_webdataset(

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cloc_mllm.data.drawing import Rgb
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.evaluation.report.examples import (
     ANSWER_COLOR,
     TRUE_COLOR,
@@ -108,7 +109,7 @@ def write_comparison_report(
         better=better,
         metric_title=metric_title,
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _curve(both: BothPairs) -> Plot:

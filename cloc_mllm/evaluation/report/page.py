@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.evaluation.metrics import Evaluation
 from cloc_mllm.evaluation.report import table
 from cloc_mllm.evaluation.report.examples import (
@@ -62,7 +63,7 @@ def write_report(
         about={**evaluation.about, "tasks": table.note_texts(evaluation.about)},
         table=table,
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _examples(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.data.storage import write_whole
 from cloc_mllm.evaluation.rows.files import read_predictions
 
 _ADVICE = "choose another --output_dir, or start afresh with --overwrite true"
@@ -38,7 +38,7 @@ def resume_predictions(
         path.unlink(missing_ok=True)
     cut_half_line(path)
     if not path.is_file() or path.stat().st_size == 0:
-        _write_at_once(settings_path, json.dumps(settings, indent=2) + "\n")
+        write_whole(settings_path, json.dumps(settings, indent=2) + "\n")
         path.touch()
         return set()
     if not settings_path.is_file():
@@ -77,10 +77,3 @@ def _refuse_other_settings(path: Path, there: Mapping[str, Any], now: Mapping[st
     if different:
         shown = "; ".join(f"{key}: there {there.get(key)}, now {now.get(key)}" for key in different)
         raise ValueError(f"{path} holds rows made with other settings ({shown}); {_ADVICE}")
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    """All of the file or nothing, also when the run is killed while it writes."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
