@@ -24,7 +24,7 @@ from cloc_mllm.devices import DTYPES
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, merge_and_save
 from cloc_mllm.mllm.adapter import load_adapter, save_adapter
 from cloc_mllm.mllm.build import hold_frozen
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 from stage2_memory import SHAPES, bytes_of, write_language_model
 
 Model = Any
@@ -55,7 +55,7 @@ def _in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def _train_and_save(language_model: Path, dtype: Any, out: Path) -> tuple[int, list[Row]]:
     config = MllmConfig(
-        cloc=str(shipped_directory("cloc")),
+        cloc=str(find_model("cloc", "scenes")),
         language_model=str(language_model),
         dtype=dtype,
         lora=LoraConfig(rank=16),

@@ -19,7 +19,7 @@ pytest.importorskip("tenacity", reason="lmms-eval lacks tenacity")
 from cloc_mllm.evaluation.predictors.lmms_eval import answer_text, content_of
 from cloc_mllm.inference.chat import Chat, Sampling, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
-from cloc_mllm.shipped import shipped_directory
+from cloc_mllm.shipped import find_model
 from tests.evaluation.predictors.lmms_eval_rows import MIXED_TASK, TASK, main
 
 
@@ -45,7 +45,7 @@ def samples(run: Path, task: str) -> list[dict[str, Any]]:
 
 
 def test_answers_about_none_one_and_several_images_are_the_models(run: Path) -> None:
-    predictor = GroundingPredictor.from_pretrained(shipped_directory("mllm"), device="cpu")
+    predictor = GroundingPredictor.from_pretrained(find_model("mllm"), device="cpu")
     file, cache = str(run / "mixed" / "test.parquet"), str(run / "cache")
     docs = datasets.Dataset.from_parquet(file, cache_dir=cache)
     answered = samples(run, MIXED_TASK)
