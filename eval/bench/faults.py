@@ -161,7 +161,7 @@ class Bench:
         given = {"run.output_dir": out, **settings}
         return [f"--config={self.root}/config.yaml", *(f"--{k}={v}" for k, v in given.items())]
 
-    def train(self, out: Path, launcher: str = "python", **settings: object) -> Job:
+    def train(self, out: Path, launcher: str = "python", /, **settings: object) -> Job:
         script = ["training/stage1.py", *self.arguments(out, **settings)]
         starts = {
             "python": [],
@@ -380,13 +380,12 @@ def small_disk(place: Path, kilobytes: int) -> Iterator[Callable[[str], None]]:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "faults", str(place)]
     if subprocess.run(mount, capture_output=True).returncode:
         raise PermissionError("mounting needs root")
+
+    def mount_anew(options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
     try:
-        yield (
-            lambda options: (
-                subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
-                and None
-            )
-        )
+        yield mount_anew
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
