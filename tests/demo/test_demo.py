@@ -94,6 +94,11 @@ def test_models_default_to_what_ships(cloc_dir: Path, mllm_dir: Path) -> None:
     assert grounding is not None
 
 
+def test_a_shipped_model_is_not_named_beside_others() -> None:
+    with pytest.raises(ValueError, match="--model names a shipped model; leave it out"):
+        main(["--model", "scenes", "--cloc", "somewhere"])
+
+
 def test_help_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])

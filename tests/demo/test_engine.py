@@ -18,6 +18,8 @@ from cloc_mllm.demo.engine import (
     parse_names,
 )
 from cloc_mllm.demo.pictures import Picture, example_pictures, new_picture
+from cloc_mllm.inference.cloc_predictor import ClocPredictor
+from cloc_mllm.inference.phrases import Phrases
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
@@ -50,6 +52,18 @@ def test_without_a_language_model(cloc_engine: DemoEngine, pictures: list[Pictur
     named = cloc_engine.name(pictures[0], CONCEPTS)
     assert named.answer is None
     assert len(named.closest) == 8
+
+
+def test_without_names_a_model_ranks_its_own_phrases(
+    cloc_predictor: ClocPredictor, pictures: list[Picture]
+) -> None:
+    phrases = Phrases(["a crab", "a boat"], cloc_predictor.embed_text(["a crab", "a boat"]))
+    own = ClocPredictor(cloc_predictor.model, cloc_predictor.tokenizer, phrases)
+    named = DemoEngine(own).name(pictures[0], ())
+    assert named.measure == "similarity"
+    assert {name for name, _ in named.closest} == {"a crab", "a boat"}
+    named = DemoEngine(cloc_predictor).name(pictures[0], ())
+    assert named.measure == "probability" and {name for name, _ in named.closest} < set(CONCEPTS)
 
 
 def test_naming_needs_a_box(cloc_engine: DemoEngine, pictures: list[Picture]) -> None:

@@ -137,6 +137,12 @@ def test_examples_are_large_and_have_something_to_ask() -> None:
     assert all(1 <= len(picture.suggestions) <= 4 for picture in pictures)
 
 
+def test_photos_are_examples_too() -> None:
+    pictures = example_pictures(8, "photos")
+    assert [max(picture.image.size) for picture in pictures] == [480] * 8
+    assert pictures[0].suggestions == ("the dog", "the fire hydrant")
+
+
 def test_suggestions_are_varied_and_have_answers(tiny_scenes: list[Record]) -> None:
     for scene in tiny_scenes:
         expressions = [text for region in scene.regions for text in region.expressions]

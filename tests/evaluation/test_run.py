@@ -11,8 +11,8 @@ from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.commands import main
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
-from cloc_mllm.evaluation.run import evaluate
-from cloc_mllm.evaluation.tasks import task_names
+from cloc_mllm.evaluation.run import _fitting_cloc, evaluate
+from cloc_mllm.evaluation.tasks import task_class, task_names
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,20 @@ def test_wrong_settings_are_refused_before_a_model_is_loaded(tmp_path, data_dir)
     )
     with pytest.raises(FileNotFoundError, match="is no CLOC model directory"):
         evaluate(missing)
+
+
+@pytest.mark.parametrize(
+    ("data", "tasks", "expected"),
+    [
+        ("", ["rec", "refcoco"], "scenes"),
+        ("compositional", ["text_to_box"], "scenes"),
+        ("runs/data", ["text_to_box"], "photos"),
+        ("", ["refcoco"], "photos"),  # it brings photos of its own
+    ],
+)
+def test_the_shipped_cloc_fits_what_is_asked_about(data, tasks, expected):
+    named = [task_class(name) for name in tasks]
+    assert _fitting_cloc(EvalConfig(data=data), named) == expected
 
 
 def test_the_tasks_are_listed(capsys):

@@ -47,10 +47,12 @@ def test_it_holds_the_package_and_no_measuring_code(wheel: Path, project_root: P
     shipped = [
         *package.glob("configs/*/*.yaml"),
         *package.glob("templates/*"),
+        *(path for path in package.glob("assets/**/*") if path.is_file()),
         package / "py.typed",
     ]
     assert shipped and {path.relative_to(project_root).as_posix() for path in shipped} <= names
-    assert "cloc_mllm/assets/mllm/model.safetensors" in names
+    assert "cloc_mllm/assets/photos/cloc/model.safetensors" in names
+    assert wheel.stat().st_size < 80e6
 
 
 def test_a_shipped_config_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
