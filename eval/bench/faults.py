@@ -67,12 +67,13 @@ class Row:
 
 
 class Job:
-    """A command in a session of its own, so that every process it leaves can be found."""
+    """A command whose processes have a mark in their environment, so that all can be found:
+    torchrun gives each rank a session of its own."""
 
     def __init__(self, argv: Sequence[str], log: Path) -> None:
         self.log = log
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-        environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "FAULTS_JOB": str(log)}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 argv,
@@ -91,15 +92,14 @@ class Job:
         return lines[-1].strip() if lines else "nothing"
 
     def members(self) -> list[int]:
-        """The processes of the session that run."""
+        """The processes of the command that run."""
         found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        mark = f"FAULTS_JOB={self.log}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                state, _, _, session = (
-                    stat.read_text(errors="replace").rpartition(")")[2].split()[:4]
-                )
-                if int(session) == self.process.pid and state not in "ZX":
-                    found.append(int(stat.parent.name))
+                state = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+                if state not in "ZX" and mark in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
         return found
 
     def rank(self, number: int) -> int:
