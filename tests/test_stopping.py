@@ -72,7 +72,11 @@ with StopRequest() as stop:
 """
 # the launcher of deepspeed is two processes, which tell by their names
 _INNER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[2]])"
-_OUTER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[2:]])"
+# a shell starts its background jobs with SIGINT ignored, and they pass that on
+_OUTER = (
+    "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "subprocess.run([sys.executable, '-c', *sys.argv[2:]])"
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])

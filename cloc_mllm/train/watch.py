@@ -108,7 +108,7 @@ class RankWatch:
     def _watch(self) -> None:
         others = _Others() if world_size() > 1 else None
         last = time.monotonic()
-        while not self._left.wait(_EVERY_SECONDS):
+        while True:  # the first note at once: a rank may be lost in its first second
             at = time.monotonic()
             self._clock += min(at - last, 2 * _EVERY_SECONDS)
             last = at
@@ -119,6 +119,8 @@ class RankWatch:
                 fault = self._missing(others, _SUSPICIOUS_SECONDS) or late
             if fault and not self._left.is_set():
                 self._end(fault, others)
+            if self._left.wait(_EVERY_SECONDS):
+                return
 
     def _missing(self, others: _Others | None, patience: float) -> str:
         return others.fault(self._clock, patience, self._step, self._doing) if others else ""

@@ -136,6 +136,8 @@ class Job:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.process.wait(_PATIENCE_S)
+        while self.members():  # a signal takes a moment
+            time.sleep(0.05)
         return seconds, len(left)
 
 

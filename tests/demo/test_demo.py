@@ -53,7 +53,7 @@ def test_box_by_two_clicks_then_names(handlers: Handlers) -> None:
     assert tabs.selected == "name"
     assert len({marked.tobytes(), boxed.tobytes(), picture.image.tobytes()}) == 3
     assert "crab" in handlers.name(picture, "crab, boat")
-    assert "score" in handlers.name(picture, None)  # a field that the browser has not shown yet
+    assert "closest" in handlers.name(picture, None)  # a field that the browser has not shown yet
     picture, cleared, _, _ = handlers.clear_box(picture)
     assert picture.box is None and cleared.tobytes() == picture.image.tobytes()
 
