@@ -72,7 +72,8 @@ class Job:
 
     def __init__(self, argv: Sequence[str], log: Path) -> None:
         self.log = log
-        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+        of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # which this process may have been given
+        environment = {k: v for k, v in os.environ.items() if k not in of_ranks}
         environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "FAULTS_JOB": str(log)}
         with log.open("wb") as output:
             self.process = subprocess.Popen(
