@@ -147,6 +147,7 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.jobs: list[Job] = []
         records = list(generate_scenes(32, split="train", long_side=64))
         write_records(records, root / "records")
         texts = [text for record in records for text in record.captions]
@@ -173,7 +174,13 @@ class Bench:
         }
         port = [] if launcher == "python" else [f"--master_port={_free_port()}"]
         argv = [sys.executable, *starts[launcher], *port, *script]
-        return Job(argv, self.root / f"{out.name}.log")
+        self.jobs.append(Job(argv, self.root / f"{out.name}.log"))
+        return self.jobs[-1]
+
+    def end(self) -> None:
+        """Ends what a failed check has left running."""
+        for job in self.jobs:
+            job.seconds_to_end(0)
 
     def trained(self, out: Path, **settings: object) -> Path:
         """A run from start to end."""
