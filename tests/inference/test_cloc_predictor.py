@@ -103,6 +103,32 @@ def test_regions_are_embedded_in_any_frame_and_clipped(predictor: ClocPredictor)
         predictor.embed_regions(_picture(), [[0.5, 0, 0.1, 1]])
 
 
+def test_pooling_equals_a_plain_clips() -> None:
+    clip = ClocPredictor(tiny_cloc(kind="none"), load_text_tokenizer("builtin", 24))
+    picture, boxes = _picture(), Boxes.normalized([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]])
+    expected = clip.embed_regions(picture, boxes)
+    torch.testing.assert_close(clip.pool_regions(picture, boxes, "mean"), expected)
+    aligned = clip.pool_regions(picture, boxes, "roi_align")
+    torch.testing.assert_close(aligned.norm(dim=-1), torch.ones(2))
+    assert not torch.allclose(aligned, expected)
+
+
+@pytest.mark.parametrize("kind", ["prompter", "roi_align", "none"])
+def test_a_phrase_is_compared_with_every_place(kind: str) -> None:
+    predictor = ClocPredictor(tiny_cloc(kind=kind), load_text_tokenizer("builtin", 24))
+    side = predictor._encoder.preprocessing.size
+    encoded = predictor.encode(_picture(side, side // 2))  # half of the canvas, in its middle
+    actual = predictor.similarity_map(encoded, "a crab")
+    assert actual.shape == (side // 2, side)
+    encoder, texts = predictor.model.vision.region_encoder, predictor._encode_text(["a crab"])
+    with torch.inference_mode():
+        cosines = encoder.similarity(encoded.features, texts)
+    grid = cosines.view(1, 1, *encoded.features.grid_hw)
+    canvas = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)[0, 0]
+    expected = canvas[side // 4 : side // 4 + side // 2]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_points_and_masks_are_embedded_under_their_mask() -> None:
     config = tiny_config()
     config = replace(config, prompter=replace(config.prompter, free_form=True))

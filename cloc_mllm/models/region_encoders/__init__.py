@@ -101,6 +101,10 @@ class RegionEncoder(Protocol):
         """
         ...
 
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        """The cosine of each of P texts and each token of one image: float[P, E] -> float[P, N]."""
+        ...
+
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
         """The box that each text points at: `text_features: float[R, E]` -> float[R, 4]."""
         ...

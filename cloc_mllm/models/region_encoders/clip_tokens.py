@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from cloc_mllm.models.position import mask_boxes, token_cells
-from cloc_mllm.models.region_encoders.pooling import box_of_similarity, pool_under_boxes
+from cloc_mllm.models.region_encoders.pooling import box_of_similarity, cosines, pool_under_boxes
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 
@@ -42,6 +42,9 @@ class ClipTokenEncoder(nn.Module):
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
         z = self.project_tokens(image.tokens)
         return z, token_cells(image.grid_hw, z.device).expand(len(z), -1, -1)
+
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return cosines(self.project_tokens(image.tokens), text_features)
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
         z = self.project_tokens(image.tokens)

@@ -76,6 +76,9 @@ class PrompterEncoder(nn.Module):
             boxes = refined[-1].view_as(boxes)
         return self.prompter.embed_box_grid(context, boxes), boxes
 
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return self.prompter.similarity(text_features[None], self.prompter.prepare(image))[0]
+
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
         context = self.prompter.prepare(image)
         return self._locate(context, text_features, image_index, None)[-1]
