@@ -127,6 +127,7 @@ def _theme() -> gr.themes.Base:
         block_title_text_color="*primary_700",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
+        button_secondary_background_fill_hover_dark="*primary_600",
     )
 
 

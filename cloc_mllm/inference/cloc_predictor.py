@@ -87,7 +87,9 @@ class ClocPredictor:
             image.check_encoder(self._encoder)
             return image
         picture = open_image(image)
-        return EncodedImage(picture, self._encode_pictures([picture]), self._encoder)
+        features = self._encode_pictures([picture])
+        prepared = self.model.vision.region_encoder.prepare(features)
+        return EncodedImage(picture, prepared, self._encoder)
 
     @torch.inference_mode()
     def locate(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:

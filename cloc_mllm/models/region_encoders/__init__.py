@@ -76,6 +76,10 @@ class RegionEncoder(Protocol):
     predicts_boxes: bool
     takes_masks: bool
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        """Computes once what all prompts to an image share, for those who prompt it often."""
+        ...
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:

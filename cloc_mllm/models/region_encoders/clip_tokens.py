@@ -31,6 +31,9 @@ class ClipTokenEncoder(nn.Module):
         super().__init__()
         self.project_tokens = project_tokens
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:

@@ -31,6 +31,9 @@ class RoIAlignEncoder(nn.Module):
         super().__init__()
         self.projection = nn.Linear(token_dim, embed_dim, bias=False)
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
