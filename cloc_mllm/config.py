@@ -284,7 +284,8 @@ class RunConfig:
         resume: continues from the newest whole checkpoint in `output_dir`.
         max_seconds: stops cleanly, with a checkpoint, after this wall time; 0 is no limit.
         step_timeout: seconds after which a step is taken to hang, and the run ends with a message;
-            0 is 10 times the median step, at least 60. Saving and evaluating have 30 minutes.
+            0 is 10 times the median step, at least 60, and on one rank a warning is all. Saving and
+            evaluating have 30 minutes.
     """
 
     output_dir: str = "runs/run"
