@@ -35,6 +35,7 @@ from cloc_mllm.inference.inputs import (
 from cloc_mllm.inference.results import Answer, GroundingResult
 from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.answer_boxes import SeenImages
+from cloc_mllm.mllm.assembled import assembled
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
@@ -121,7 +122,8 @@ class GroundingPredictor:
         """Loads a directory that stage 2 wrote.
 
         Args:
-            directory: None takes the one that ships, which knows the built-in `scenes`.
+            directory: None takes the one that ships, which knows the built-in `scenes`; `photos`
+                puts the shipped adapter onto its language model first, once.
             device: None takes a GPU if there is one.
             dtype: of the language model and the vision encoder; `auto` is what the files hold. What
                 reads or writes coordinates stays float32.
@@ -129,10 +131,11 @@ class GroundingPredictor:
                 `flash_attention_2`); None lets Transformers choose.
 
         Raises:
-            FileNotFoundError: there is no model in the directory, or none ships.
+            FileNotFoundError: there is no model in the directory, or none ships, or the language
+                model of a shipped adapter is not at hand.
             ValueError: model and processor do not belong together; names the difference.
         """
-        directory = find_model("mllm", directory)
+        directory = assembled(find_model("mllm", directory))
         if not (directory / "processor_config.json").is_file():
             raise FileNotFoundError(
                 f"{directory} is no MLLM directory (processor_config.json is missing); expected "

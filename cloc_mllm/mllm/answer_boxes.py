@@ -31,13 +31,13 @@ class SeenImages(NamedTuple):
     Attributes:
         features: of I images.
         frames: float[I, 4], see `VisionInputs.image_frame`.
-        index: int64[K], the image of each `<box>` token; None chooses it by the answer.
+        image_index: int64[K], the image of each `<box>` token; None chooses it by the answer.
         most: the most `<box>` tokens that any image has; None reads it from the index.
     """
 
     features: ImageFeatures
     frames: Tensor
-    index: Tensor | None = None
+    image_index: Tensor | None = None
     most: int | None = None
 
 
@@ -92,13 +92,13 @@ class PrompterBoxHead(nn.Module):
         Without an index each is looked for in all images, and taken from the one where the region
         found is most like the prompt.
         """
-        if images.index is not None:
+        if images.image_index is not None:
             found = self._find(hidden, vision, images)
             return found.boxes[-1], found.confidence
         num_images, num_boxes = len(images.frames), len(hidden)
         each = torch.arange(num_images, device=hidden.device).repeat(num_boxes)
         found = self._find(
-            hidden.repeat_interleave(num_images, 0), vision, images._replace(index=each)
+            hidden.repeat_interleave(num_images, 0), vision, images._replace(image_index=each)
         )
         best = found.match.view(num_boxes, num_images).argmax(1)
         best = best + num_images * torch.arange(num_boxes, device=hidden.device)
@@ -120,20 +120,20 @@ class PrompterBoxHead(nn.Module):
         total = _box_error(found.rough, boxes) + _surprise(found.confidence, found.boxes[-1], boxes)
         for answered in found.boxes:
             total = total + _box_error(answered, boxes) / len(found.boxes)
-        assert images.index is not None
-        canvas = to_canvas_frame(boxes, images.frames[images.index])
-        regions = vision.embed_boxes(images.features, canvas, images.index, images.most)
+        assert images.image_index is not None
+        canvas = to_canvas_frame(boxes, images.frames[images.image_index])
+        regions = vision.embed_boxes(images.features, canvas, images.image_index, images.most)
         likeness = F.cosine_similarity(found.prompts.float(), regions.detach().float(), dim=1)
         return total + (1 - likeness).sum()
 
     def _find(self, hidden: Tensor, vision: ClocVision, images: SeenImages) -> _Found:
-        assert images.index is not None
+        assert images.image_index is not None
         hidden = self.norm(hidden.float())
         prompts, rough = self.prompt(hidden), self.rough_box(hidden)
-        frames = images.frames[images.index]
+        frames = images.frames[images.image_index]
         rough_canvas = to_canvas_frame(rough.detach(), frames)
         near = Nearness((rough_canvas[:, :2] + rough_canvas[:, 2:]) / 2, self.near)
-        features, index, most = images.features, images.index, images.most
+        features, index, most = images.features, images.image_index, images.most
         canvas = vision.region_encoder.locate(features, prompts, index, most, near)
         regions = vision.embed_boxes(features, canvas[-1].detach(), index, most)
         match = F.cosine_similarity(prompts.float(), regions.float(), dim=1).detach()

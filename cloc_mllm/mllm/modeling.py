@@ -145,38 +145,29 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             answer_boxes: float[K, 4] of the labels' `<box>` tokens, in their order, normalised to
                 the original image; for a model with a box head.
             answer_image_index: int64[K], the image of each; for a box head that prompts CLOC.
-            num_items_in_batch: divisor of the summed loss; by default the number of labelled
-                positions of this call, at least 1.
+            num_items_in_batch: divisor of the summed loss; by default the labelled positions here.
             places: where placeholders and labels are; None looks, and so waits for a GPU.
 
         Raises:
             ValueError: a row's placeholders do not match its features; an unknown kind of region.
         """
-        if inputs_embeds is None:
-            inputs_embeds = self._embed_tokens(input_ids)
         seen = None
+        embeds = self._embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if pixel_values is not None:
-            if input_ids is None:
-                raise ValueError("pixel_values need input_ids, to know where the features belong")
-            regions = (region_boxes, region_image_index, region_masks)
-            given = (pixel_values, image_frame, image_index, *regions)
-            inputs_embeds, *seen = self._insert_vision(input_ids, inputs_embeds, given, places)
+            regions = region_boxes, region_image_index, region_masks
+            given = pixel_values, image_frame, image_index, *regions
+            embeds, seen = self._insert_vision(input_ids, embeds, given, places)
         elif region_features is not None:
             assert input_ids is not None and region_image_index is not None
-            inputs_embeds = self._insert_regions(
-                input_ids, inputs_embeds, region_features, region_image_index
-            )
+            embeds = self._insert_regions(input_ids, embeds, region_features, region_image_index)
         elif self.training:
-            inputs_embeds = inputs_embeds + self._unseen()
-        inputs = kwargs | {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+            embeds = embeds + self._unseen()
+        inputs = kwargs | {"inputs_embeds": embeds, "past_key_values": past_key_values}
         inputs |= {"attention_mask": self._mask(attention_mask), "position_ids": position_ids}
         if labels is None:
             return self.language_model(**{**inputs, "return_dict": True})
-        images = None
-        if seen and answer_image_index is not None:
-            most = places and places.most_answers
-            images = SeenImages(*seen, index=answer_image_index, most=most)
-        return self._learn(inputs, labels, (answer_boxes, images), num_items_in_batch, places)
+        answers = (answer_boxes, answer_image_index, seen)
+        return self._learn(inputs, labels, answers, num_items_in_batch, places)
 
     def _mask(self, attention_mask: Tensor | None) -> Tensor | None:
         if attention_mask is None or attention_mask.ndim < 4:
@@ -193,7 +184,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         inputs: dict[str, Any],
         labels: Tensor,
-        answers: tuple[Tensor | None, SeenImages | None],
+        answers: tuple[Tensor | None, Tensor | None, SeenImages | None],
         num_items: Tensor | int | None,
         places: Places | None,
     ) -> CausalLMOutputWithPast:
@@ -226,10 +217,10 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         hidden: Tensor,
         labels: Tensor,
-        answers: tuple[Tensor | None, SeenImages | None],
+        answers: tuple[Tensor | None, Tensor | None, SeenImages | None],
         places: Places | None,
     ) -> Tensor:
-        answer_boxes, images = answers
+        answer_boxes, image_index, images = answers
         if places:
             states = hidden.flatten(0, 1).index_select(0, places.boxes)
         else:
@@ -242,13 +233,17 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if isinstance(self.box_head, AnswerBoxHead):
             loss = self.box_head.loss(states, boxes)
-        elif images is None and len(boxes):
+        elif (images is None or image_index is None) and len(boxes):
             raise ValueError(
                 f"{len(boxes)} answer_boxes need pixel_values and answer_image_index, because this "
                 "model's box head looks for them in the images"
             )
         else:
-            loss = self.box_head.loss(states, boxes, self.vision, images)
+            most = places and places.most_answers
+            seen = None
+            if images is not None and image_index is not None:
+                seen = images._replace(image_index=image_index, most=most)
+            loss = self.box_head.loss(states, boxes, self.vision, seen)
         return self.config.box_loss_weight * loss
 
     def read_answer_boxes(self, hidden: Tensor, images: SeenImages | None) -> tuple[Tensor, Tensor]:
@@ -362,17 +357,19 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _insert_vision(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         embeds: Tensor,
         given: Sequence[Tensor | None],
         places: Places | None,
-    ) -> tuple[Tensor, ImageFeatures, Tensor]:
+    ) -> tuple[Tensor, SeenImages]:
         """Puts image and region features into the embeddings of their tokens; also returns the
-        images and their frames.
+        images.
 
         Args:
             given: the fields of `VisionInputs`; all but the first may be None.
         """
+        if input_ids is None:
+            raise ValueError("pixel_values need input_ids, to know where the features belong")
         if places and self._fit(places, given):
             inputs = VisionInputs(*given)  # type: ignore[arg-type]
             image, image_features, region_features = self._encode_vision(
@@ -383,14 +380,14 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
             at = torch.cat([places.images, places.regions])
             joined = embeds.flatten(0, 1).index_copy(0, at, features.to(embeds.dtype))
-            return joined.view_as(embeds), image, inputs.image_frame
+            return joined.view_as(embeds), SeenImages(image, inputs.image_frame)
         block_rows = self._block_rows(input_ids)
         inputs = VisionInputs.filled(len(block_rows), *given)  # type: ignore[arg-type]
         image, image_features, region_features = self._encode_vision(inputs)
         embeds = self._insert_images(input_ids, embeds, image_features[inputs.image_index])
         region_rows = block_rows[inputs.region_image_index]
         embeds = self._insert_regions(input_ids, embeds, region_features, region_rows)
-        return embeds, image, inputs.image_frame
+        return embeds, SeenImages(image, inputs.image_frame)
 
     def _fit(self, places: Places, given: Sequence[Tensor | None]) -> bool:
         """Whether there are as many features as places; otherwise a slower look names the row."""

@@ -39,7 +39,7 @@ class Places(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Places:
         """The same with every tensor changed, as by a copy to a device."""
-        return Places(*map(change, self[:-2]), self.most_regions, self.most_answers)
+        return Places._make([*map(change, self[:-2]), *self[-2:]])
 
 
 def places_of(
@@ -60,8 +60,8 @@ def places_of(
     most = most_answers = 0
     if len(inputs.get("region_image_index", ())):
         most = int(inputs["image_index"][inputs["region_image_index"]].bincount().max())
-    if len(answers := inputs.get("answer_image_index", ())):
-        most_answers = int(answers.bincount().max())
+    if len(inputs.get("answer_image_index", ())):
+        most_answers = int(inputs["answer_image_index"].bincount().max())
     return Places(
         _positions(input_ids, image_token_id),
         _positions(input_ids, region_token_id),
