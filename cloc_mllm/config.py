@@ -25,6 +25,7 @@ FrozenDtype = Literal["auto", "float32", "bfloat16"]
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 VisionFeatures = Literal["encoder", "encoder+prompter"]
 RegionFeatures = Literal["prompter", "roi", "coordinates"]
+BoxReader = Literal["state", "prompter"]
 ImageProjection = Literal["linear", "mlp", "pixel_shuffle", "resampler"]
 
 
@@ -283,7 +284,8 @@ class RunConfig:
         resume: continues from the newest whole checkpoint in `output_dir`.
         max_seconds: stops cleanly, with a checkpoint, after this wall time; 0 is no limit.
         step_timeout: seconds after which a step is taken to hang, and the run ends with a message;
-            0 is 10 times the median step, at least 60. Saving and evaluating have 30 minutes.
+            0 is 10 times the median step, at least 60, and on one rank a warning is all. Saving and
+            evaluating have 30 minutes.
     """
 
     output_dir: str = "runs/run"
@@ -421,8 +423,11 @@ class MllmConfig:
         num_bins: number of location tokens; integers always use 1000.
         coordinate_smoothing: standard deviation, in bins, of the soft target around the true
             location token; 0 is plain cross-entropy. For location tokens only.
-        box_head: answers a box with one `<box>` token, from whose hidden state a head reads the
+        box_head: answers a box with one `<box>` token, from whose hidden state a head makes the
             four numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
+        box_reader: how the box head does so: `state` reads them off the hidden state; `prompter`
+            makes a text prompt of it, which CLOC's Prompter finds in the image. Where CLOC knows
+            the pictures, it is right far more often (docs/photos.md).
         box_loss_weight: weight of the head's loss for a box; the loss of a token has weight 1.
         quantization: quantises the frozen language model's linear layers by bitsandbytes: `4bit`
             (nf4) or `8bit` (LLM.int8).
@@ -445,6 +450,7 @@ class MllmConfig:
     num_bins: int = 100
     coordinate_smoothing: float = 0.0
     box_head: bool = False
+    box_reader: BoxReader = "state"
     box_loss_weight: float = 2.0
     quantization: Quantization = "none"
     dtype: FrozenDtype = "auto"

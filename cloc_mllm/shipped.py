@@ -28,10 +28,10 @@ class UnknownConfigError(ValueError):
 def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
     """Finds the directory of a model: a shipped model by its name, or any other path as it came.
 
-    `photos` and `scenes` are the shipped ones, `photos` as a CLOC alone; "" and None take `photos`
-    for a CLOC and `scenes` for an MLLM. A folder of such a name in the current folder does not hide
-    the shipped model, since `photos` is what people call theirs: write `./photos` for the folder.
-    A `Path` is never a name.
+    `photos` and `scenes` are the shipped ones; "" and None take `photos` for a CLOC and `scenes`
+    for an MLLM. The MLLM of photos is an adapter (see `mllm/assembled.py`). A folder of such a name
+    in the current folder does not hide the shipped model, since `photos` is what people call
+    theirs: write `./photos` for the folder. A `Path` is never a name.
 
     Raises:
         FileNotFoundError: no such model ships; says what to do.
