@@ -19,8 +19,10 @@ from tests.integration.test_serve import start
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ROOT / "README.md",
-    "docs/encoders.md": ROOT / "docs" / "encoders.md",
-    "docs/python.md": ROOT / "docs" / "python.md",
+    "docs/how-to/encoders.md": ROOT / "docs" / "how-to" / "encoders.md",
+    "docs/reference/python.md": ROOT / "docs" / "reference" / "python.md",
+    "docs/learn/first_box.md": ROOT / "docs" / "learn" / "first_box.md",
+    "docs/explanation/frames.md": ROOT / "docs" / "explanation" / "frames.md",
 }
 
 
