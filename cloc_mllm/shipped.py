@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 ModelKind = Literal["cloc", "mllm"]
-# the shipped models, and what they know
+# what the shipped models know, said by every command that uses one
 SHIPPED_MODELS = {
     "photos": "everyday photos; for the built-in drawings use --model scenes",
     "scenes": "the 112 things of the built-in drawings; for photos use --model photos",
