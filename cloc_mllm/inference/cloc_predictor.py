@@ -72,8 +72,11 @@ class ClocPredictor:
         Raises:
             FileNotFoundError: there is no model in the directory, or none ships.
         """
+        from transformers.initialization import no_init_weights
+
         found = find_model("cloc", directory)
-        model, tokenizer, _ = load_cloc(found, choose_device(device))
+        with no_init_weights():  # drawing weights takes longer than reading those that replace them
+            model, tokenizer, _ = load_cloc(found, choose_device(device))
         return cls(model, tokenizer, Phrases.load(found))
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from cloc_mllm.models.position import mask_boxes, token_cells
+from cloc_mllm.models.region_encoders import Nearness
 from cloc_mllm.models.region_encoders.pooling import box_of_similarity, cosines, pool_under_boxes
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
@@ -49,6 +50,13 @@ class ClipTokenEncoder(nn.Module):
     def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
         return cosines(self.project_tokens(image.tokens), text_features)
 
-    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
+    def locate(
+        self,
+        image: ImageFeatures,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None = None,
+        near: Nearness | None = None,
+    ) -> Tensor:
         z = self.project_tokens(image.tokens)
-        return box_of_similarity(z, image, text_features, image_index)
+        return box_of_similarity(z, image, text_features, image_index)[None]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from cloc_mllm.models.position import at_least_float32, mask_boxes, token_cells
-from cloc_mllm.models.region_encoders import RegionPrompts
+from cloc_mllm.models.region_encoders import Nearness, RegionPrompts
 from cloc_mllm.models.region_encoders.pooling import box_of_similarity, cosines
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
@@ -49,9 +49,16 @@ class RoIAlignEncoder(nn.Module):
     def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
         return cosines(self.projection(image.tokens), text_features)
 
-    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
+    def locate(
+        self,
+        image: ImageFeatures,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None = None,
+        near: Nearness | None = None,
+    ) -> Tensor:
         z = self.projection(image.tokens)
-        return box_of_similarity(z, image, text_features, image_index)
+        return box_of_similarity(z, image, text_features, image_index)[None]
 
     def forward(
         self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor
