@@ -203,6 +203,20 @@ def test_large_uploads_and_bodies_are_refused(http: httpx.Client) -> None:
     assert join(http, "ground", ["x" * 2_000_000]).status_code == 413
 
 
+def test_a_drawing_of_anything_harms_nobody(http: httpx.Client, client: Client) -> None:
+    dependencies = http.get("/config").json()["dependencies"]
+    index = next(d["id"] for d in dependencies if d["targets"][0][1] == "drawn")
+    for points in ("[[NaN, 0.5]]", "[[1e999, -1]]", "[[[]]]", "null", '"<b>"'):
+        event = f'{{"kind": "box", "points": {points}}}'
+        body = (
+            f'{{"data": [null], "fn_index": {index}, "session_hash": "a", "event_data": {event}}}'
+        )
+        headers = {"content-type": "application/json"}
+        joined = http.post("/gradio_api/queue/join", content=body, headers=headers)
+        assert joined.status_code in (200, 400, 422)
+    assert "similarity" in client.predict("crab", api_name="/ground")[1]
+
+
 def test_two_hundred_calls_at_once(http: httpx.Client, client: Client) -> None:
     with ThreadPoolExecutor(20) as pool:
         calls = pool.map(lambda i: join(http, "ground", [None, "crab"], f"visitor-{i}"), range(200))

@@ -48,16 +48,23 @@ def chat_tab(stage: Stage) -> None:
     ) -> Iterator[tuple[Any, ...]]:
         with visitor_errors():
             picture, before = required(picture), before or ()
+            shown: list[Mark] = marks_of(before)
+            field: Any = ""
+            drawn: Any = None  # the drawing went with the question
             for turn in chat(stage.engine, picture, before, text or "", stroke):
                 after = (*before, turn)
-                surface = show(picture, marks_of(after)) if turn.mentions else gr.skip()
-                yield after, surface, talk_html(after), "", None
+                marks = marks_of(after)
+                surface = gr.skip() if marks == shown else show(picture, marks)
+                yield after, surface, talk_html(after), field, drawn
+                # once emptied, the field and the pen are the visitor's again
+                shown, field, drawn = marks, gr.skip(), gr.skip()
 
     event: dict[str, Any] = {"fn": ask, **PRIVATE}
     event |= {"inputs": [stage.picture, stage.stroke, turns, question]}
     event |= {"outputs": [turns, stage.surface, talk, question, stage.stroke]}
-    send.click(**event)
-    question.submit(**event)
+    # a question that is asked while another is answered waits for its turn
+    send.click(**event, trigger_mode="multiple")
+    question.submit(**event, trigger_mode="multiple")
     new.click(lambda: ((), _HINT), None, [turns, talk], **PRIVATE)
     stage.on_picture(lambda _: ((), _HINT), [turns, talk])
 

@@ -96,11 +96,13 @@ def _questions(stage: Stage) -> tuple[gr.State, gr.HTML]:
 
     def ask(
         picture: Picture | None, stroke: Stroke | None, text: str | None, before: Talk | None
-    ) -> Iterator[tuple[Talk, str, str]]:
+    ) -> Iterator[tuple[Talk, str, Any]]:
         yield from reply(stage.engine, picture, stroke, text, before)
 
     inputs = [stage.picture, stage.stroke, question, talk]
-    question.submit(ask, inputs, [talk, replies, question], **PRIVATE)
+    # a question that is asked while another is answered waits for its turn
+    outputs = [talk, replies, question]
+    question.submit(ask, inputs, outputs, trigger_mode="multiple", **PRIVATE)
     return talk, replies
 
 
@@ -120,13 +122,15 @@ def reply(
     stroke: Stroke | None,
     question: str | None,
     before: Talk | None,
-) -> Iterator[tuple[Talk, str, str]]:
+) -> Iterator[tuple[Talk, str, Any]]:
     """Yields the talk about the region so far, its HTML, and an empty field for what comes next."""
     with visitor_errors():
         picture, stroke = required(picture), required_stroke(stroke)
+        field: Any = ""
         for text in engine.ask_about(picture, stroke, question or ""):
             talk = (*(before or ()), (question or "", text))
-            yield talk, "".join(map(_turn, talk)), ""
+            yield talk, "".join(map(_turn, talk)), field
+            field = gr.skip()  # once emptied, the field is the visitor's again
 
 
 def _turn(turn: tuple[str, str]) -> str:
