@@ -16,7 +16,8 @@ class Limits:
         body_seconds: time in which a body arrives, beside that of its bytes at `body_rate`.
         body_rate: bytes per second, below which a body is too slow (408).
         head_seconds: time from the start of a connection to the end of its request's head.
-        waiting_connections: connections whose request has not arrived; one more closes the oldest.
+        waiting_connections: connections whose request has not arrived; one more closes the oldest
+            of the address that has the most.
         images: images per request.
         image_bytes: size of one encoded image.
         image_pixels: pixels of all images of a request, read from their headers before any pixel is
