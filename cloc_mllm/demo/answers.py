@@ -26,8 +26,8 @@ def needs_language_model(what: str) -> str:
     """Says in a sentence what is missing, and the command that brings it."""
     return (
         f"<p class='needs'>{what} needs a language model: start with "
-        "<code>cloc-mllm demo --model scenes</code> (built-in drawings) or "
-        "<code>--mllm DIR</code>.</p>"
+        "<code>cloc-mllm demo --mllm photos</code> (photos), <code>--model scenes</code> "
+        "(built-in drawings) or <code>--mllm DIR</code>.</p>"
     )
 
 

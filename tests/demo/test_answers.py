@@ -68,4 +68,4 @@ def test_without_a_language_model_only_cloc_answers() -> None:
 
 
 def test_what_needs_a_language_model_names_the_command() -> None:
-    assert "cloc-mllm demo --model scenes" in needs_language_model("This")
+    assert "cloc-mllm demo --mllm photos" in needs_language_model("This")

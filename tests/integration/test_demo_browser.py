@@ -413,7 +413,7 @@ def test_without_words_the_page_says_what_brings_them(photos_page) -> None:
     type_into(page, "#phrases", "the dog, a zebra")
     page.wait_for_function("document.querySelectorAll('#found .answer').length == 2")
     assert boxes(page) == ["the dog", "a zebra"]
-    assert page.get_by_text("cloc-mllm demo --model scenes").first.is_visible()
+    assert page.get_by_text("cloc-mllm demo --mllm photos").first.is_visible()
     draw(page, (0.2, 0.3), (0.7, 0.9))
     page.wait_for_selector("#named .closest")
     tab(page, "Chat")
