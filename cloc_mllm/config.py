@@ -25,6 +25,7 @@ FrozenDtype = Literal["auto", "float32", "bfloat16"]
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 VisionFeatures = Literal["encoder", "encoder+prompter"]
 RegionFeatures = Literal["prompter", "roi", "coordinates"]
+BoxReader = Literal["state", "prompter"]
 ImageProjection = Literal["linear", "mlp", "pixel_shuffle", "resampler"]
 
 
@@ -88,8 +89,8 @@ class ModelConfig:
         init: weights to start from: an open_clip tag of `architecture`, a file (open_clip state
             dict or training checkpoint; .safetensors, .pt, .pth, .bin), or a directory: of
             stage 1, whose region parts come along where name and shape fit (a table says which),
-            of open_clip, or of Hugging Face (docs/encoders.md); `photos` and `scenes` are the
-            shipped models of stage 1. "" starts from scratch.
+            of open_clip, or of Hugging Face (docs/how-to/encoders.md); `photos` and `scenes` are
+            the shipped models of stage 1. "" starts from scratch.
         pretrained_image, pretrained_text: safetensors of one tower alone; they replace `init`'s.
         image_size: side of the square canvas in pixels; 0 takes the architecture's, or `init`'s.
         token_strides: pixels per token side that image tokens are taken at, for a tower of several
@@ -171,7 +172,7 @@ class Stage1DataConfig(DataConfig):
             wrong phrase.
         feature_cache: directory that keeps what frozen towers compute of each image and text, so
             that no step decodes an image or runs the image tower, nor a frozen text tower
-            (docs/training.md). All ranks must see it. "" is off.
+            (docs/lab/photos.md). All ranks must see it. "" is off.
     """
 
     regions_per_image: int = 4
@@ -190,8 +191,8 @@ class Stage2DataConfig(DataConfig):
 
     Args:
         feature_cache: directory that keeps the frozen encoder's tokens of each image, so that no
-            step decodes an image or runs the encoder (docs/stage2.md). All ranks must see it. ""
-            is off.
+            step decodes an image or runs the encoder (docs/how-to/stage2.md). All ranks must see
+            it. "" is off.
         skip_chats: leaves out the chats that the model cannot learn from (a first question and
             answer longer than `conversations.max_length`, words that the model reserves, roles
             that its chat template refuses) and lists them with their reasons in
@@ -209,7 +210,7 @@ class OptimConfig:
     Args:
         optimizer: `adamw`, or `muon` for the matrices inside the network (embeddings, vectors and
             convolutions stay with AdamW). From scratch Muon learns about three times as fast
-            (docs/results.md); it needs whole matrices, so `run.zero_stage` 0.
+            (docs/lab/results.md); it needs whole matrices, so `run.zero_stage` 0.
         lr: peak learning rate of AdamW.
         muon_lr: peak learning rate of Muon, for matrices whose AdamW rate would be `lr`.
         weight_decay: decay of matrices; vectors (biases, norms, temperatures) do not decay.
@@ -275,7 +276,7 @@ class RunConfig:
             hardware multiplies bf16 matrices natively (other CPUs are 30 times slower in bf16 than
             in fp32), else `fp32`.
         zero_stage: what the ranks share out among them: 1 the optimizer state, 2 also the
-            gradients, 3 also the weights (docs/scale.md). A run may resume at another stage.
+            gradients, 3 also the weights (docs/how-to/scale.md). A run may resume at another stage.
         save_every: steps between checkpoints; 0 saves only at the end. They are written in the
             background; only the copy to the host's memory holds up the training.
         log_every: steps between rows of the log; 0 writes only the last.
@@ -283,7 +284,8 @@ class RunConfig:
         resume: continues from the newest whole checkpoint in `output_dir`.
         max_seconds: stops cleanly, with a checkpoint, after this wall time; 0 is no limit.
         step_timeout: seconds after which a step is taken to hang, and the run ends with a message;
-            0 is 10 times the median step, at least 60. Saving and evaluating have 30 minutes.
+            0 is 10 times the median step, at least 60, and on one rank a warning is all. Saving and
+            evaluating have 30 minutes.
     """
 
     output_dir: str = "runs/run"
@@ -413,7 +415,7 @@ class MllmConfig:
             queries that attend to them.
         num_queries: number of queries of the `resampler`.
         projector_width: hidden width of the projectors; 0 takes the language model's. A small
-            language model wants it wider (docs/results.md).
+            language model wants it wider (docs/lab/results.md).
         max_tiles: an image larger than the encoder's canvas is shown whole, followed by at most
             this many tiles of it at their own resolution, each with as many tokens (AnyRes).
         freeze_vision_encoder: trains only the projectors and LoRA.
@@ -421,8 +423,11 @@ class MllmConfig:
         num_bins: number of location tokens; integers always use 1000.
         coordinate_smoothing: standard deviation, in bins, of the soft target around the true
             location token; 0 is plain cross-entropy. For location tokens only.
-        box_head: answers a box with one `<box>` token, from whose hidden state a head reads the
+        box_head: answers a box with one `<box>` token, from whose hidden state a head makes the
             four numbers and a confidence (`mllm/answer_boxes.py`), instead of writing them.
+        box_reader: how the box head does so: `state` reads them off the hidden state; `prompter`
+            makes a text prompt of it, which CLOC's Prompter finds in the image. Where CLOC knows
+            the pictures, it is right far more often (docs/lab/photos.md).
         box_loss_weight: weight of the head's loss for a box; the loss of a token has weight 1.
         quantization: quantises the frozen language model's linear layers by bitsandbytes: `4bit`
             (nf4) or `8bit` (LLM.int8).
@@ -445,6 +450,7 @@ class MllmConfig:
     num_bins: int = 100
     coordinate_smoothing: float = 0.0
     box_head: bool = False
+    box_reader: BoxReader = "state"
     box_loss_weight: float = 2.0
     quantization: Quantization = "none"
     dtype: FrozenDtype = "auto"
@@ -461,7 +467,7 @@ class ConversationConfig:
         refer: weight of the task "what is in a box?".
         caption: weight of the task "describe the image".
         locate: weight of the task "where is a region token?". A small language model learns
-            grounding several times faster with it (docs/results.md).
+            grounding several times faster with it (docs/lab/results.md).
         absent: weight of the task that asks for what is not there, to be answered "not in the
             image".
         several: weight of the task "where are the boxes that one phrase names?" ("the two dogs").

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 ModelKind = Literal["cloc", "mllm"]
-# the shipped models, and what they know
+# what the shipped models know, said by every command that uses one
 SHIPPED_MODELS = {
     "photos": "everyday photos; for the built-in drawings use --model scenes",
     "scenes": "the 112 things of the built-in drawings; for photos use --model photos",
@@ -28,10 +28,10 @@ class UnknownConfigError(ValueError):
 def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
     """Finds the directory of a model: a shipped model by its name, or any other path as it came.
 
-    `photos` and `scenes` are the shipped ones, `photos` as a CLOC alone; "" and None take `photos`
-    for a CLOC and `scenes` for an MLLM. A folder of such a name in the current folder does not hide
-    the shipped model, since `photos` is what people call theirs: write `./photos` for the folder.
-    A `Path` is never a name.
+    `photos` and `scenes` are the shipped ones; "" and None take `photos` for a CLOC and `scenes`
+    for an MLLM. The MLLM of photos is an adapter (see `mllm/assembled.py`). A folder of such a name
+    in the current folder does not hide the shipped model, since `photos` is what people call
+    theirs: write `./photos` for the folder. A `Path` is never a name.
 
     Raises:
         FileNotFoundError: no such model ships; says what to do.

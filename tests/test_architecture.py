@@ -37,6 +37,7 @@ LAYERS = [
         "disk",
         "distributed",
         "earlier",
+        "extras",
         "geometry",
         "pages",
         "shipped",
@@ -47,7 +48,7 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"train"},
-    {"ablation", "demo", "quickstart", "serve"},
+    {"about", "ablation", "demo", "quickstart", "serve"},
     {"cli"},
     {"face"},
 ]

@@ -1,4 +1,4 @@
-"""The demo: type a phrase and see its box, draw a box and read what is in it.
+"""The demo: type what to look for and see its boxes, draw on the picture and read what is there.
 
 `python -m pip install cloc-mllm[demo]`, then `cloc-mllm demo`. Gradio is imported only when the
 page is built.
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
 
-def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> gr.Blocks:
-    """Builds the page. Without `grounding` only CLOC answers, and the page says so."""
+def build_app(
+    cloc: ClocPredictor,
+    grounding: GroundingPredictor | None = None,
+    knows: str = "",
+    names: tuple[str, str] = ("photos", "scenes"),
+) -> gr.Blocks:
+    """Builds the page. Without `grounding` only CLOC answers, and the page says so.
+
+    Args:
+        knows: what the models know, for people.
+        names: the names or directories that load the two models, for the code that the page shows.
+    """
     from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.demo.page import build_page
 
-    return build_page(DemoEngine(cloc, grounding))
+    return build_page(DemoEngine(cloc, grounding, knows, names))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     with uploads, contextlib.suppress(KeyboardInterrupt):
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model
-        app = build_app(*load_predictors(cloc, mllm, arguments.dtype))
+        shipped = "" if arguments.cloc or arguments.mllm else cloc or DEFAULT_MODELS["cloc"]
+        app = build_app(
+            *load_predictors(cloc, mllm, arguments.dtype),
+            knows=SHIPPED_MODELS.get(shipped, ""),
+            names=(cloc or DEFAULT_MODELS["cloc"], mllm),
+        )
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 

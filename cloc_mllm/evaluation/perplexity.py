@@ -121,7 +121,7 @@ def token_losses(
     for start in range(0, len(by_length), batch_size):
         batch = collator([(0, chat) for chat in by_length[start : start + batch_size]]).to(device)
         inputs = dict(batch.inputs)
-        for name in ("answer_boxes", "places"):  # of training alone
+        for name in ("answer_boxes", "answer_image_index", "places"):  # of training alone
             inputs.pop(name, None)
         labels = inputs.pop("labels")[:, 1:]
         logits = model(**inputs).logits[:, :-1]

@@ -111,7 +111,7 @@ class Row:
         if self.error is not None:
             raise self.error
         hidden = torch.stack(self.hidden) if self.hidden else None
-        head = predictor.read_boxes(torch.tensor(self.ids), hidden)
+        head = predictor.read_boxes(torch.tensor(self.ids), hidden, self.images)
         log_probs = torch.tensor(self.log_probs)
         written = Generation(self.ids, log_probs, *head, self.num_prompt_tokens, self.limit)
         return read_answer(self.processor, written, self.image_wh, self.cut)

@@ -5,7 +5,7 @@ Letters: T new tokens, K `<box>` tokens of an answer, H width of the language mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.data.conversations import MAX_BOXES, SEVERAL_BOXES
@@ -34,6 +35,8 @@ from cloc_mllm.inference.inputs import (
 )
 from cloc_mllm.inference.results import Answer, GroundingResult
 from cloc_mllm.inference.shared_prefix import prefill_shared
+from cloc_mllm.mllm.answer_boxes import SeenImages
+from cloc_mllm.mllm.assembled import assembled
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor
@@ -69,11 +72,13 @@ class Reading(NamedTuple):
         inputs: arguments of `generate`.
         sizes: width and height of each question's picture.
         num_prompt_tokens: the length of each question's prompt.
+        images: of the questions; encoded, if boxes are looked for in them.
     """
 
     inputs: Mapping[str, Any]
     sizes: Sequence[tuple[int, int]]
     num_prompt_tokens: Sequence[int]
+    images: Sequence[ImageInput]
 
 
 class GroundingPredictor:
@@ -118,7 +123,8 @@ class GroundingPredictor:
         """Loads a directory that stage 2 wrote.
 
         Args:
-            directory: None takes the one that ships, which knows the built-in `scenes`.
+            directory: None takes the one that ships, which knows the built-in `scenes`; `photos`
+                puts the shipped adapter onto its language model first, once.
             device: None takes a GPU if there is one.
             dtype: of the language model and the vision encoder; `auto` is what the files hold. What
                 reads or writes coordinates stays float32.
@@ -126,10 +132,11 @@ class GroundingPredictor:
                 `flash_attention_2`); None lets Transformers choose.
 
         Raises:
-            FileNotFoundError: there is no model in the directory, or none ships.
+            FileNotFoundError: there is no model in the directory, or none ships, or the language
+                model of a shipped adapter is not at hand.
             ValueError: model and processor do not belong together; names the difference.
         """
-        directory = find_model("mllm", directory)
+        directory = assembled(find_model("mllm", directory))
         if not (directory / "processor_config.json").is_file():
             raise FileNotFoundError(
                 f"{directory} is no MLLM directory (processor_config.json is missing); expected "
@@ -309,11 +316,16 @@ class GroundingPredictor:
     def read(self, questions: Sequence[Question]) -> Reading:
         """Makes one batch for `write`; an image that several questions share is read already."""
         questions = _open_images(questions)
+        if self.model.looks_for_boxes:
+            encoded = {id(q.image): q.image for q in questions}
+            encoded = {key: self.encode(image) for key, image in encoded.items()}
+            questions = [replace(q, image=encoded[id(q.image)]) for q in questions]
         inputs = self.prepare(questions)
         return Reading(
             prefill_shared(self.model, inputs),
             [upright_picture(question.image).size for question in questions],
             inputs["attention_mask"].sum(1).tolist(),
+            [question.image for question in questions],
         )
 
     def write(
@@ -322,16 +334,23 @@ class GroundingPredictor:
         *,
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
+        on_text: Callable[[str], object] | None = None,
     ) -> list[Answer]:
-        """Answers what `read` returned; it can be used once, because its cache is continued."""
+        """Answers what `read` returned; it can be used once, because its cache is continued.
+
+        Args:
+            on_text: called after each token with the text so far; for a reading of one question.
+        """
         prompt_length = reading.inputs["input_ids"].shape[1]
         if boxes_only:
             max_new_tokens = self.grammar.max_tokens
+        listener = None if on_text is None else _TextListener(self.processor, on_text)
         with self.model.hidden_states_of_answers() as states:
             output = self._generate(
                 reading.inputs,
                 max_new_tokens,
                 boxes_only=boxes_only,
+                streamer=listener,
                 output_logits=True,
                 return_dict_in_generate=True,
             )
@@ -340,12 +359,12 @@ class GroundingPredictor:
         )
         new_tokens = output.sequences[:, prompt_length:]
         hidden = torch.stack(states, 1) if states else [None] * len(new_tokens)
-        facts = zip(reading.num_prompt_tokens, reading.sizes, strict=True)
+        facts = zip(reading.num_prompt_tokens, reading.sizes, reading.images, strict=True)
         answers = []
-        for ids, probs, state, (num_prompt_tokens, size) in zip(
+        for ids, probs, state, (num_prompt_tokens, size, image) in zip(
             new_tokens, log_probs, hidden, facts, strict=True
         ):
-            head = self.read_boxes(ids, state)
+            head = self.read_boxes(ids, state, [image])
             written = Generation(ids.tolist(), probs, *head, num_prompt_tokens, max_new_tokens)
             answers.append(read_answer(self.processor, written, size))
         return answers
@@ -403,23 +422,59 @@ class GroundingPredictor:
         )
 
     def read_boxes(
-        self, tokens: Tensor, hidden: Tensor | None
+        self, tokens: Tensor, hidden: Tensor | None, images: Sequence[ImageInput]
     ) -> tuple[list[list[float]], list[float]]:
         """Reads each `<box>` of an answer with the box head.
 
         Args:
             tokens: int64[T], generated ids.
             hidden: float[T or more, H], the hidden states that wrote them; None without a head.
+            images: that the answer is about; encoded, if boxes are looked for in them. Each box is
+                then one of the image whose region is most like what it was looked for by.
 
         Returns:
             boxes, normalised to the upright picture, and their confidences; both empty without a
             head.
         """
-        if hidden is None:
+        if hidden is None or (self.model.looks_for_boxes and not images):
             return [], []
         wrote_box = tokens.to(hidden.device) == self.model.config.box_token_id
-        boxes, logits = self.model.box_head(hidden[: len(tokens)][wrote_box])
+        boxes, logits = self.model.read_answer_boxes(
+            hidden[: len(tokens)][wrote_box], self._seen(images)
+        )
         return boxes.tolist(), logits.detach().sigmoid().tolist()
+
+    def _seen(self, images: Sequence[ImageInput]) -> SeenImages | None:
+        """The whole views of images, for a box head that looks for boxes in them."""
+        if not self.model.looks_for_boxes:
+            return None
+        encoded = [image for image in images if isinstance(image, EncodedImage)]
+        assert len(encoded) == len(images)
+        tokens = torch.cat([image.features.tokens[:1] for image in encoded])
+        pooled = torch.cat([image.features.image_features[:1] for image in encoded])
+        frames = [self.processor.views(image.image.size)[0].frame() for image in encoded]
+        features = encoded[0].features._replace(image_features=pooled, tokens=tokens)
+        return SeenImages(features, torch.cat(frames).to(tokens.device))
+
+
+class _TextListener(BaseStreamer):
+    """Tells `on_text` the text of an answer after each of its tokens."""
+
+    def __init__(self, processor: ClocMllmProcessor, on_text: Callable[[str], object]) -> None:
+        self.processor = processor
+        self.on_text = on_text
+        self.ids: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        if self.ids is None:  # `generate` puts the prompt first
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        length = self.processor.answer_length(self.ids)
+        self.on_text(self.processor.decode_ids(self.ids[:length]).strip())
+
+    def end(self) -> None:
+        pass
 
 
 def _open_images(questions: Sequence[Question]) -> list[Question]:

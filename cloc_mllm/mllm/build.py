@@ -271,6 +271,14 @@ def _model_config(
             f"coordinate_smoothing {config.coordinate_smoothing} needs location tokens, but "
             "box_format is 'integers'; set it to 0"
         )
+    if config.box_reader == "prompter":
+        if not config.box_head:
+            raise ValueError("model.box_reader is prompter; set model.box_head to true")
+        if cloc_config.prompter.kind != "prompter":
+            raise ValueError(
+                f"model.box_reader prompter needs a CLOC that learnt boxes, but model.cloc has the "
+                f"prompter.kind {cloc_config.prompter.kind!r}; set model.box_reader to state"
+            )
     image_token_id, region_token_id = token_ids(tokenizer, [IMAGE_TOKEN, REGION_TOKEN])
     # the text tower stays behind, and with it every path of the machine that trained it
     clip_config = {**cloc_config.clip_config, "text_cfg": {}}
@@ -291,6 +299,7 @@ def _model_config(
         num_bins=box_format.num_bins,
         coordinate_smoothing=config.coordinate_smoothing,
         box_token_id=token_ids(tokenizer, [BOX_TOKEN])[0] if config.box_head else None,
+        box_reader=config.box_reader,
         box_loss_weight=config.box_loss_weight,
         fingerprint=processor.fingerprint,
     )

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cloc_mllm.box import Box
 from cloc_mllm.config import ConversationConfig
 from cloc_mllm.data.chats import (
     Chat,
@@ -46,7 +45,8 @@ class MllmBatch:
     Attributes:
         inputs: the model's keyword arguments: input_ids, labels, position_ids int64[B, T],
             attention_mask bool[B, 1, T, T]; for pictures also `vision_inputs` of the processor, and
-            places; with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens.
+            places; with a box head answer_boxes float[K, 4] of the labels' `<box>` tokens, and
+            answer_image_index int64[K].
         scene: the targets that stand in the place of the pictures, for scenes in words.
         num_dropped: number of questions that did not fit into `max_length`.
         ids: of the records and chats, sequence by sequence.
@@ -79,7 +79,7 @@ class PackedItem:
     Attributes:
         pictures: in the order in which the row shows them.
         mentioned: what its `<region>` tokens stand for, in their order.
-        answer_boxes: of its answers, in their order.
+        answered: the boxes of its answers, in their order.
         num_dropped: questions, with their answers, that did not fit.
         regions: those of a record that the row asks about.
     """
@@ -88,7 +88,7 @@ class PackedItem:
     row: PackedRow
     pictures: Sequence[Picture]
     mentioned: Sequence[MentionedBox]
-    answer_boxes: Sequence[Box]
+    answered: Sequence[MentionedBox]
     num_dropped: int
     regions: Sequence[Region] = ()
 
@@ -134,7 +134,7 @@ class ConversationCollator:
         packed = [packed[index] for sequence in sequences for index in sequence]
         scene = None
         if self.processor.box_head:
-            answers = [box for one in packed for box in one.answer_boxes]
+            answers = [of.box for one in packed for of in one.answered]
             inputs["answer_boxes"] = torch.tensor(answers).reshape(-1, 4)
         if self.pictures:
             inputs |= picture_inputs(
@@ -142,6 +142,7 @@ class ConversationCollator:
                 [one.pictures for one in packed],
                 [one.mentioned for one in packed],
                 self.features,
+                answered=[one.answered for one in packed] if self.processor.box_head else (),
             )
             inputs["places"] = places_of(inputs, *self.processor.placeholder_ids())
         else:
@@ -171,7 +172,7 @@ class ConversationCollator:
             row,
             [record],
             [MentionedBox(0, region.box) for region in regions],
-            [box for pair in kept for box in pair.answer_boxes],
+            [MentionedBox(0, box) for pair in kept for box in pair.answer_boxes],
             len(questions) - len(kept),
             regions,
         )
@@ -205,7 +206,7 @@ class ConversationCollator:
             PackedRow(ids, labels, list(range(len(ids))), [0] * len(ids), list(range(num_kept))),
             chat.images[:num_shown],
             [box for turn in asking for box in mentioned_boxes(turn)],
-            [of.box for turn in answering for of in mentioned_boxes(turn)],
+            [box for turn in answering for box in mentioned_boxes(turn)],
             len(exchanges) - num_kept,
         )
 

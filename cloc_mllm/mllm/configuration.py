@@ -6,7 +6,13 @@ from typing import Any, ClassVar, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from cloc_mllm.config import ImageProjection, ModelConfig, RegionFeatures, VisionFeatures
+from cloc_mllm.config import (
+    BoxReader,
+    ImageProjection,
+    ModelConfig,
+    RegionFeatures,
+    VisionFeatures,
+)
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.mllm.losses import SoftBins
 from cloc_mllm.models.clip_config import ResolvedModel
@@ -26,6 +32,7 @@ class ClocMllmConfig(PreTrainedConfig):
         box_format, num_bins: how boxes are written, see `mllm/coordinates.py`.
         coordinate_smoothing: standard deviation in bins of the target around a location token.
         box_token_id: id of `<box>` if a head answers boxes; None if they are written.
+        box_reader: what makes a box of the state that writes `<box>`, see `MllmConfig`.
         box_loss_weight: weight of the head's loss per box, against 1 of a token.
         says_not_there: whether it was taught to answer that a thing is not in the image.
         fingerprint: the processor's, see `ClocMllmProcessor`; a model does not work with a
@@ -51,6 +58,7 @@ class ClocMllmConfig(PreTrainedConfig):
         num_bins: int = 100,
         coordinate_smoothing: float = 0.0,
         box_token_id: int | None = None,
+        box_reader: str = "state",
         box_loss_weight: float = 2.0,
         says_not_there: bool = False,
         fingerprint: dict[str, Any] | None = None,
@@ -63,6 +71,7 @@ class ClocMllmConfig(PreTrainedConfig):
         _check_choice("vision_features", vision_features, get_args(VisionFeatures))
         _check_choice("region_features", region_features, get_args(RegionFeatures))
         _check_choice("projector", projector, get_args(ImageProjection))
+        _check_choice("box_reader", box_reader, get_args(BoxReader))
         if num_queries < 1:
             raise ValueError(f"num_queries must be at least 1, got {num_queries}")
         self.text_config = text_config
@@ -79,6 +88,7 @@ class ClocMllmConfig(PreTrainedConfig):
         self.num_bins = num_bins
         self.coordinate_smoothing = coordinate_smoothing
         self.box_token_id = box_token_id
+        self.box_reader = box_reader
         self.box_loss_weight = box_loss_weight
         self.says_not_there = says_not_there
         self.fingerprint = fingerprint or {}

@@ -5,6 +5,7 @@ Letters: I images, N tokens, D encoder width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,7 @@ def picture_inputs(
     rows: Sequence[Sequence[Picture]],
     mentioned: Sequence[Sequence[MentionedBox]],
     features: FeatureCache | None,
+    answered: Sequence[Sequence[MentionedBox]] = (),
 ) -> dict[str, Tensor]:
     """Makes `VisionInputs` of rows of pictures; {} where no row has one.
 
@@ -47,6 +49,7 @@ def picture_inputs(
     Args:
         mentioned: for each row what its `<region>` tokens stand for, in the order of the tokens.
         features: out of them, if they are given, and then no picture is decoded.
+        answered: the boxes of each row's answers, in their order, for `answer_image_index`.
     """
     distinct = {picture.image: picture for row in rows for picture in row}
     if not distinct:
@@ -70,6 +73,14 @@ def picture_inputs(
     order = _order_of_tokens(mentioned)
     for name in ("region_boxes", "region_image_index"):
         placed[name] = placed[name][order]
+    if answered:
+        whole_view = list(itertools.accumulate(map(len, views), initial=0))
+        pointed_into = [
+            whole_view[number[row[of.image].image]]
+            for row, of_row in zip(rows, answered, strict=True)
+            for of in of_row
+        ]
+        placed["answer_image_index"] = torch.tensor(pointed_into, dtype=torch.long)
     return {"pixel_values": torch.stack(pixels), **placed}
 
 

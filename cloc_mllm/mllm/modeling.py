@@ -24,7 +24,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cloc_mllm.data.wordings import REGION_TOKEN
 from cloc_mllm.earlier import RENAMED_WEIGHTS
-from cloc_mllm.mllm.answer_boxes import AnswerBoxHead, answer_box_loss, writing_states
+from cloc_mllm.mllm.answer_boxes import (
+    AnswerBoxHead,
+    PrompterBoxHead,
+    SeenImages,
+    writing_states,
+)
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN
 from cloc_mllm.mllm.losses import (
@@ -95,7 +100,11 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         self.language_model = language_model or AutoModelForCausalLM.from_config(config.text_config)
         if config.box_token_id is not None:
-            self.box_head = AnswerBoxHead(width)
+            self.box_head = (
+                PrompterBoxHead(width, self.vision.embed_dim)
+                if config.box_reader == "prompter"
+                else AnswerBoxHead(width)
+            )
         # some language models change logits after their head, which only `answer_loss` would see
         self._head_reads_hidden = not _changes_logits(config.text_config)
         self._keep_in_fp32_modules_strict = set(_PRECISE_PARTS)
@@ -117,6 +126,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         region_features: Tensor | None = None,
         labels: Tensor | None = None,
         answer_boxes: Tensor | None = None,
+        answer_image_index: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         places: Places | None = None,
         **kwargs: Any,
@@ -134,33 +144,30 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 output then holds the last position's logits only.
             answer_boxes: float[K, 4] of the labels' `<box>` tokens, in their order, normalised to
                 the original image; for a model with a box head.
-            num_items_in_batch: divisor of the summed loss; by default the number of labelled
-                positions of this call, at least 1.
+            answer_image_index: int64[K], the image of each; for a box head that prompts CLOC.
+            num_items_in_batch: divisor of the summed loss; by default the labelled positions here.
             places: where placeholders and labels are; None looks, and so waits for a GPU.
 
         Raises:
             ValueError: a row's placeholders do not match its features; an unknown kind of region.
         """
-        if inputs_embeds is None:
-            inputs_embeds = self._embed_tokens(input_ids)
+        seen = None
+        embeds = self._embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if pixel_values is not None:
-            if input_ids is None:
-                raise ValueError("pixel_values need input_ids, to know where the features belong")
-            regions = (region_boxes, region_image_index, region_masks)
-            given = (pixel_values, image_frame, image_index, *regions)
-            inputs_embeds = self._insert_vision(input_ids, inputs_embeds, given, places)
+            regions = region_boxes, region_image_index, region_masks
+            given = pixel_values, image_frame, image_index, *regions
+            embeds, seen = self._insert_vision(input_ids, embeds, given, places)
         elif region_features is not None:
             assert input_ids is not None and region_image_index is not None
-            inputs_embeds = self._insert_regions(
-                input_ids, inputs_embeds, region_features, region_image_index
-            )
+            embeds = self._insert_regions(input_ids, embeds, region_features, region_image_index)
         elif self.training:
-            inputs_embeds = inputs_embeds + self._unseen()
-        inputs = kwargs | {"inputs_embeds": inputs_embeds, "past_key_values": past_key_values}
+            embeds = embeds + self._unseen()
+        inputs = kwargs | {"inputs_embeds": embeds, "past_key_values": past_key_values}
         inputs |= {"attention_mask": self._mask(attention_mask), "position_ids": position_ids}
         if labels is None:
             return self.language_model(**{**inputs, "return_dict": True})
-        return self._learn(inputs, labels, answer_boxes, num_items_in_batch, places)
+        answers = (answer_boxes, answer_image_index, seen)
+        return self._learn(inputs, labels, answers, num_items_in_batch, places)
 
     def _mask(self, attention_mask: Tensor | None) -> Tensor | None:
         if attention_mask is None or attention_mask.ndim < 4:
@@ -177,7 +184,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         inputs: dict[str, Any],
         labels: Tensor,
-        answer_boxes: Tensor | None,
+        answers: tuple[Tensor | None, Tensor | None, SeenImages | None],
         num_items: Tensor | int | None,
         places: Places | None,
     ) -> CausalLMOutputWithPast:
@@ -200,7 +207,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             total = answer_loss(outputs.logits, labels, soft_bins)
         if self.config.box_token_id is not None:
             hidden = outputs.hidden_states[-1]
-            total = total + self._box_loss(hidden, labels, answer_boxes, places)
+            total = total + self._box_loss(hidden, labels, answers, places)
         if num_items is None:
             num_items = (labels[:, 1:] != IGNORE_INDEX).sum().clamp(min=1)
         outputs.loss = total / num_items
@@ -210,9 +217,10 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         hidden: Tensor,
         labels: Tensor,
-        answer_boxes: Tensor | None,
+        answers: tuple[Tensor | None, Tensor | None, SeenImages | None],
         places: Places | None,
     ) -> Tensor:
+        answer_boxes, image_index, images = answers
         if places:
             states = hidden.flatten(0, 1).index_select(0, places.boxes)
         else:
@@ -223,7 +231,43 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"the labels have {len(states)} {BOX_TOKEN} tokens but answer_boxes has "
                 f"{len(boxes)} boxes; pass one per token, in their order"
             )
-        return self.config.box_loss_weight * answer_box_loss(self.box_head, states, boxes)
+        if isinstance(self.box_head, AnswerBoxHead):
+            loss = self.box_head.loss(states, boxes)
+        elif (images is None or image_index is None) and len(boxes):
+            raise ValueError(
+                f"{len(boxes)} answer_boxes need pixel_values and answer_image_index, because this "
+                "model's box head looks for them in the images"
+            )
+        else:
+            most = places and places.most_answers
+            seen = None
+            if images is not None and image_index is not None:
+                seen = images._replace(image_index=image_index, most=most)
+            loss = self.box_head.loss(states, boxes, self.vision, seen)
+        return self.config.box_loss_weight * loss
+
+    def read_answer_boxes(self, hidden: Tensor, images: SeenImages | None) -> tuple[Tensor, Tensor]:
+        """Reads the boxes of `<box>` tokens.
+
+        Args:
+            hidden: float[K, H], the hidden states that wrote them.
+            images: needed by a head that prompts CLOC (`looks_for_boxes`).
+
+        Returns:
+            boxes float[K, 4], normalised to the original image, and logits float[K] of confidence.
+        """
+        if isinstance(self.box_head, AnswerBoxHead):
+            return self.box_head(hidden)
+        assert images is not None
+        read = self.box_head.near.dtype
+        tokens = images.features.tokens.to(read)
+        images = images._replace(features=images.features._replace(tokens=tokens))
+        return self.box_head(hidden, self.vision, images)
+
+    @property
+    def looks_for_boxes(self) -> bool:
+        """Whether its box head needs the image, too."""
+        return self.config.box_token_id is not None and self.config.box_reader == "prompter"
 
     @contextmanager
     def hidden_states_of_answers(self) -> Iterator[list[Tensor]]:
@@ -248,8 +292,13 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         `most_regions` is the most that any image has; None reads it from the indices.
         """
+        return self._encode_vision(inputs, most_regions)[1:]
+
+    def _encode_vision(
+        self, inputs: VisionInputs, most_regions: int | None = None
+    ) -> tuple[ImageFeatures, Tensor, Tensor]:
         image, image_features = self.read_images(inputs.pixel_values, inputs.image_frame)
-        return image_features, self._project_regions(image, inputs, most_regions)
+        return image, image_features, self._project_regions(image, inputs, most_regions)
 
     def encode_regions(self, inputs: VisionInputs) -> Tensor:
         """Makes region features float[R, H] alone, of images that the language model has read."""
@@ -320,31 +369,37 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _insert_vision(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         embeds: Tensor,
         given: Sequence[Tensor | None],
         places: Places | None,
-    ) -> Tensor:
-        """Puts image and region features into the embeddings of their tokens.
+    ) -> tuple[Tensor, SeenImages]:
+        """Puts image and region features into the embeddings of their tokens; also returns the
+        images.
 
         Args:
             given: the fields of `VisionInputs`; all but the first may be None.
         """
+        if input_ids is None:
+            raise ValueError("pixel_values need input_ids, to know where the features belong")
         if places and self._fit(places, given):
             inputs = VisionInputs(*given)  # type: ignore[arg-type]
-            image_features, region_features = self.encode_vision(inputs, places.most_regions)
+            image, image_features, region_features = self._encode_vision(
+                inputs, places.most_regions
+            )
             features = torch.cat(
                 [image_features[inputs.image_index].flatten(0, 1), region_features]
             )
             at = torch.cat([places.images, places.regions])
             joined = embeds.flatten(0, 1).index_copy(0, at, features.to(embeds.dtype))
-            return joined.view_as(embeds)
+            return joined.view_as(embeds), SeenImages(image, inputs.image_frame)
         block_rows = self._block_rows(input_ids)
         inputs = VisionInputs.filled(len(block_rows), *given)  # type: ignore[arg-type]
-        image_features, region_features = self.encode_vision(inputs)
+        image, image_features, region_features = self._encode_vision(inputs)
         embeds = self._insert_images(input_ids, embeds, image_features[inputs.image_index])
         region_rows = block_rows[inputs.region_image_index]
-        return self._insert_regions(input_ids, embeds, region_features, region_rows)
+        embeds = self._insert_regions(input_ids, embeds, region_features, region_rows)
+        return embeds, SeenImages(image, inputs.image_frame)
 
     def _fit(self, places: Places, given: Sequence[Tensor | None]) -> bool:
         """Whether there are as many features as places; otherwise a slower look names the row."""

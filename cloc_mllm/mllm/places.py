@@ -26,6 +26,7 @@ class Places(NamedTuple):
         targets: int64[L], the tokens that they predict.
         boxes: int64[...], those of `learnt` that predict a `<box>` token.
         most_regions: the most regions that any image has.
+        most_answers: the most boxes that are answered in any image.
     """
 
     images: Tensor
@@ -34,10 +35,11 @@ class Places(NamedTuple):
     targets: Tensor
     boxes: Tensor
     most_regions: int
+    most_answers: int = 0
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Places:
         """The same with every tensor changed, as by a copy to a device."""
-        return Places._make([*map(change, self[:-1]), self.most_regions])
+        return Places._make([*map(change, self[:-2]), *self[-2:]])
 
 
 def places_of(
@@ -55,9 +57,11 @@ def places_of(
     input_ids, labels = inputs["input_ids"].flatten(), inputs["labels"]
     learnt, targets = labelled(labels)
     is_box = torch.zeros_like(targets) if box_token_id is None else targets == box_token_id
-    most = 0
+    most = most_answers = 0
     if len(inputs.get("region_image_index", ())):
         most = int(inputs["image_index"][inputs["region_image_index"]].bincount().max())
+    if len(inputs.get("answer_image_index", ())):
+        most_answers = int(inputs["answer_image_index"].bincount().max())
     return Places(
         _positions(input_ids, image_token_id),
         _positions(input_ids, region_token_id),
@@ -65,6 +69,7 @@ def places_of(
         targets,
         learnt[is_box.bool()],
         most,
+        most_answers,
     )
 
 

@@ -239,3 +239,10 @@ def to_original_frame(canvas_boxes: Tensor, image_frame: Tensor) -> Tensor:
     top_left, bottom_right = image_frame[..., :2], image_frame[..., 2:]
     size = bottom_right - top_left
     return torch.cat([top_left, top_left], -1) + canvas_boxes * torch.cat([size, size], -1)
+
+
+def to_canvas_frame(boxes: Tensor, image_frame: Tensor) -> Tensor:
+    """The inverse of `to_original_frame`."""
+    top_left, bottom_right = image_frame[..., :2], image_frame[..., 2:]
+    size = bottom_right - top_left
+    return (boxes - torch.cat([top_left, top_left], -1)) / torch.cat([size, size], -1)

@@ -138,8 +138,8 @@ class ClocVision(nn.Module):
         return self.region_encoder.read_tokens(image)
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """See `RegionEncoder.locate`."""
-        return self.region_encoder.locate(image, text_features, image_index)
+        """The box that each text points at: `text_features: float[R, E]` -> float[R, 4]."""
+        return self.region_encoder.locate(image, text_features, image_index)[-1]
 
     def forward_images(
         self,
@@ -193,7 +193,7 @@ class Cloc(nn.Module):
         return self.vision.embed_boxes(image, boxes, image_index)
 
     def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """See `RegionEncoder.locate`."""
+        """See `ClocVision.locate`."""
         return self.vision.locate(image, text_features, image_index)
 
     def forward(self, batch: ClocInputs) -> ClocOutputs:

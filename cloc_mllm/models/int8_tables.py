@@ -58,5 +58,5 @@ def unpack(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
                 f"{source}: {stored} has {len(rows)} rows, but {name}{_SCALE} {found}; expected "
                 "one scale per row"
             )
-        unpacked[name] = rows.float() * scale.float()[:, None]
+        unpacked[name] = rows.float().mul_(scale.float()[:, None])
     return unpacked

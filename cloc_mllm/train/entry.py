@@ -16,7 +16,9 @@ from cloc_mllm.devices import resolve_frozen_dtype, resolve_precision
 from cloc_mllm.distributed import num_cores, num_local_ranks
 from cloc_mllm.train.data_order import DataOrder, choose_workers
 
-_FED_BY = 5  # workers that a ViT-B/16 keeps busy on an H100, by the estimate in docs/scale.md
+_FED_BY = (
+    5  # workers that a ViT-B/16 keeps busy on an H100, by the estimate in docs/how-to/scale.md
+)
 
 Config = TypeVar("Config", Stage1Config, Stage2Config, TinyLlmConfig)
 
@@ -164,7 +166,7 @@ def _loader(data: DataConfig) -> list[str]:
         )
     elif torch.cuda.is_available() and workers < min(_FED_BY, cores // ranks - 1):
         lines.append(
-            f"warning: {workers} worker(s) may not feed a GPU (docs/scale.md); raise "
+            f"warning: {workers} worker(s) may not feed a GPU (docs/how-to/scale.md); raise "
             "data.num_workers, or set it to -1"
         )
     return lines

@@ -197,7 +197,8 @@ def _feeding(config: Stage1Config, found: PretrainingCost, plan: Plan) -> list[s
     wanted, given = math.ceil(rate / PHOTOS_PER_WORKER), config.data.num_workers
     lines = [
         f"loading: {rate:,.0f} images/s per GPU need {wanted} worker(s) with a core each, at "
-        f"{PHOTOS_PER_WORKER} photos of 640 px per second for a canvas of 224 (docs/scale.md)"
+        f"{PHOTOS_PER_WORKER} photos of 640 px per second for a canvas of 224 "
+        "(docs/how-to/scale.md)"
     ]
     if 0 <= given < wanted:
         lines.append(

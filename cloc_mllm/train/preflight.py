@@ -252,7 +252,7 @@ class _Check:
             "region_tokens": (REGION_TOKEN, len(packed.mentioned)),
         }
         if processor.box_head:
-            special["box_tokens"] = (BOX_TOKEN, len(packed.answer_boxes))
+            special["box_tokens"] = (BOX_TOKEN, len(packed.answered))
         for reason, (token, expected) in special.items():
             if ids.count(processor.tokenizer.convert_tokens_to_ids(token)) != expected:
                 return reason, ""

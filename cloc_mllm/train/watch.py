@@ -55,7 +55,8 @@ class Note:
 class RankWatch:
     """A thread beside the training loop, which tells it what it does by `now`.
 
-    It ends this process if another rank is gone or silent, or if a step takes too long. Time in
+    It ends this process if another rank is gone or silent, or if a step takes too long. A lone
+    rank, for which nobody waits, is only warned of a long step, unless it was told a limit. Time in
     which the whole process was suspended does not count. When a collective call of the loop fails,
     the watch says whose fault that was.
 
@@ -75,6 +76,7 @@ class RankWatch:
         self._step_started = time.monotonic()
         self._durations: deque[float] = deque(maxlen=200)
         self._suspicious = False
+        self._warned_of = 0  # a step
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
 
@@ -118,7 +120,10 @@ class RankWatch:
                 # a rank that has just fallen silent is the reason
                 fault = self._missing(others, _SUSPICIOUS_SECONDS) or late
             if fault and not self._left.is_set():
-                self._end(fault, others)
+                if others or self.step_timeout:
+                    self._end(fault, others)
+                else:
+                    self._warn(fault)
             if self._left.wait(_EVERY_SECONDS):
                 return
 
@@ -142,6 +147,11 @@ class RankWatch:
         what = self._doing if long else "the step"
         advice = "" if long else "; if it may take so long, raise run.step_timeout"
         return f"step {self._step}: {what} takes more than {limit:.0f} s ({listed}){advice}"
+
+    def _warn(self, fault: str) -> None:
+        if self._warned_of != self._step:
+            self._warned_of = self._step
+            print(f"warning: {fault}", file=sys.stderr, flush=True)
 
     def _end(self, fault: str, others: _Others | None) -> None:
         if others:

@@ -8,7 +8,9 @@ from typing import Literal
 
 @dataclass
 class LabelConfig:
-    """Labelling with VESL (docs/labelling.md): `cloc-mllm label --images photos --output_dir out`.
+    """Labelling with VESL (docs/how-to/label.md).
+
+    `cloc-mllm label --images photos --output_dir out`
 
     Args:
         images: records (a directory that `cloc-mllm data build` made, one of its files, or a URL),
@@ -24,7 +26,7 @@ class LabelConfig:
         detector_model: its directory or Hugging Face name; "" takes the CLOC that ships for
             `photos` (`scenes` is the one for built-in scenes), OWLv2 L/14 or Grounding DINO base.
         detector_size: side in pixels of OWLv2's input (the paper: 448); 0 takes the model's own.
-        threshold: smallest confidence of a box. CLOC's is a cosine (docs/labelling.md).
+        threshold: smallest confidence of a box. CLOC's is a cosine (docs/how-to/label.md).
         nms_iou: IoU from which on only the better of two boxes of one phrase is kept.
         max_queries: most phrases per image that the detector is asked for.
         phrase_form: `paper` as written ("the small dogs"), `name` bare and singular ("small dog").

@@ -77,7 +77,7 @@ class ClocDetector:
     """CLOC as the labeller of its own next round: one box per phrase, from its text prompt.
 
     The score of a box for a phrase is the cosine of their embeddings, at most 1; below 0 they do
-    not match. It is not a probability: docs/labelling.md says how to choose a threshold.
+    not match. It is not a probability: docs/how-to/label.md says how to choose a threshold.
     """
 
     def __init__(self, model: Cloc, tokenizer: TextTokenizer) -> None:

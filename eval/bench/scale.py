@@ -2,8 +2,9 @@
 
     python eval/bench/scale.py [--mfu 0.3] [--micro_batch 64]
 
-Everything here is computed from the shapes of the model; nothing is measured (docs/scale.md). FLOPs
-are two per multiply-add, of matrix products alone (norms, activations, softmax are left out).
+Everything here is computed from the shapes of the model; nothing is measured
+(docs/how-to/scale.md). FLOPs are two per multiply-add, of matrix products alone (norms,
+activations, softmax are left out).
 
 Letters: N image tokens (without the class token), D width of the image tower, T tokens of a text,
 W width of the text tower, E embedding width, M regions per image, P parameters.

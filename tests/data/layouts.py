@@ -5,8 +5,8 @@ the `cloc-mllm data build` command that reads them. Writers of formats that a te
 (`tests/data/formats.py`) write annotations alone, beside `images/ID.png`.
 
 Looked up: the exporters of Datumaro (which CVAT uses) and Label Studio, which were also run and
-read back (docs/annotations.md), FiftyOne's COCO exporter, CVAT's XML dumper, an export of Roboflow,
-files of VIA 2, and AutoTrain's description of its data.
+read back (docs/how-to/annotations.md), FiftyOne's COCO exporter, CVAT's XML dumper, an export of
+Roboflow, files of VIA 2, and AutoTrain's description of its data.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def test_photos_come_back(layout: Layout, photos: list[Record], tmp_path: Path) 
 
 
 def test_the_page_shows_commands_that_parse(project_root: Path) -> None:
-    page = (project_root / "docs" / "annotations.md").read_text()
+    page = (project_root / "docs" / "how-to" / "annotations.md").read_text()
     commands = re.findall(r"`cloc-mllm data (build [a-z][^`]+)`", page)
     assert len(commands) > 20
     parser = argparse.ArgumentParser(exit_on_error=False)

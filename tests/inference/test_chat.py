@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.config import MllmConfig
+from cloc_mllm.config import BoxReader, MllmConfig
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.chat import Chat, PromptTooLong, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
@@ -92,9 +92,13 @@ def test_a_box_cut_by_the_limit_is_a_failure(predictor, always) -> None:
     assert answer.finish_reason == "length"
 
 
-def test_a_box_head_is_read_where_the_token_stands(mllm_config: MllmConfig) -> None:
+@pytest.mark.parametrize("reader", ["state", "prompter"])
+def test_a_box_head_is_read_where_the_token_stands(
+    mllm_config: MllmConfig, reader: BoxReader
+) -> None:
     torch.manual_seed(0)
-    model, processor = build_mllm(dataclasses.replace(mllm_config, box_head=True))
+    config = dataclasses.replace(mllm_config, box_head=True, box_reader=reader)
+    model, processor = build_mllm(config)
     predictor = GroundingPredictor(model, processor)
     expected = predictor.ground(PICTURE, ["the crab"])
     tokens = iter([model.config.box_token_id, processor.tokenizer.eos_token_id])

@@ -1,4 +1,4 @@
-"""docs/chats.md: ten rows from nothing to an answer, as the page says."""
+"""docs/how-to/chats.md: ten rows from nothing to an answer, as the page says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.M | re.S)
 
 def test_ten_rows_from_nothing_to_an_answer(tmp_path: Path) -> None:
     numbers = re.compile(r"\d+")
-    page = (ROOT / "docs" / "chats.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "chats.md").read_text()
     (_, rows), (_, commands), (_, question) = BLOCK.findall(page)
     run(rows, tmp_path)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -19,8 +19,11 @@ from tests.integration.test_serve import start
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ROOT / "README.md",
-    "docs/encoders.md": ROOT / "docs" / "encoders.md",
-    "docs/python.md": ROOT / "docs" / "python.md",
+    "docs/how-to/encoders.md": ROOT / "docs" / "how-to" / "encoders.md",
+    "docs/reference/python.md": ROOT / "docs" / "reference" / "python.md",
+    "docs/how-to/serve.md": ROOT / "docs" / "how-to" / "serve.md",
+    "docs/learn/first_box.md": ROOT / "docs" / "learn" / "first_box.md",
+    "docs/explanation/frames.md": ROOT / "docs" / "explanation" / "frames.md",
 }
 
 
@@ -76,7 +79,7 @@ CURL = [case for case in blocks("sh") if "curl" in case[1]]
 
 
 def test_every_page_has_examples() -> None:
-    assert {name.split()[0] for name, _ in LOCAL} == set(PAGES)
+    assert {name.split()[0] for name, _ in [*LOCAL, *REMOTE]} == set(PAGES)
     assert len(COMMANDS) == len(REMOTE) == len(CURL) == 1
 
 

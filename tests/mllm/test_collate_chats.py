@@ -54,11 +54,14 @@ FORMATS = [
     {"box_format": "integers"},
     {"box_format": "location_tokens"},
     {"box_format": "location_tokens", "box_head": True},
+    {"box_format": "location_tokens", "box_head": True, "box_reader": "prompter"},
 ]
 
 
 @pytest.mark.parametrize("pack", [False, True])
-@pytest.mark.parametrize("changes", FORMATS, ids=["integers", "location tokens", "box head"])
+@pytest.mark.parametrize(
+    "changes", FORMATS, ids=["integers", "location tokens", "box head", "prompter"]
+)
 def test_labels_decode_to_exactly_the_words_of_the_assistant(
     mllm_config: MllmConfig, chats: list[Chat], changes: dict[str, Any], pack: bool
 ) -> None:
@@ -86,6 +89,7 @@ def test_labels_decode_to_exactly_the_words_of_the_assistant(
             for box in piece.boxes
         ]
         assert batch.inputs["answer_boxes"].tolist() == [pytest.approx(box) for box in boxes]
+        assert len(batch.inputs["answer_image_index"]) == len(boxes)
 
 
 def test_regions_stand_in_the_order_in_which_the_question_mentions_them(
@@ -108,12 +112,12 @@ def test_regions_stand_in_the_order_in_which_the_question_mentions_them(
     assert len(without.inputs["region_boxes"]) == 0
 
 
-@pytest.mark.parametrize("box_head", [False, True], ids=["written", "head"])
+@pytest.mark.parametrize("changes", FORMATS[1:], ids=["written", "head", "prompter"])
 def test_packed_chats_and_records_have_the_loss_and_gradients_of_single_ones(
-    mllm_config: MllmConfig, chats: list[Chat], tiny_scenes: list[Record], box_head: bool
+    mllm_config: MllmConfig, chats: list[Chat], tiny_scenes: list[Record], changes: dict[str, Any]
 ) -> None:
     torch.manual_seed(0)
-    model, processor = build_mllm(replace(mllm_config, box_head=box_head))
+    model, processor = build_mllm(replace(mllm_config, **changes))
     model.train()
     items: list[Any] = list(enumerate([*chats, tiny_scenes[2], tiny_scenes[0]]))
     packed = ConversationCollator(processor, CONFIG)(items)

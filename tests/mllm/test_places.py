@@ -26,10 +26,11 @@ def learn(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]
     [
         {},
         {"box_head": True},
+        {"box_head": True, "box_reader": "prompter", "max_tiles": 2},
         {"region_features": "roi", "max_tiles": 2},
         {"coordinate_smoothing": 1.5, "lora": LoraConfig(rank=2)},
     ],
-    ids=["tokens", "box head", "roi, tiles", "smoothing, LoRA"],
+    ids=["tokens", "box head", "prompter head, tiles", "roi, tiles", "smoothing, LoRA"],
 )
 def test_bit_for_bit(mllm_config: MllmConfig, tiny_scenes: Any, settings: dict[str, Any]) -> None:
     torch.manual_seed(0)

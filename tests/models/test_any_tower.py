@@ -1,7 +1,7 @@
 """Towers of every family, saved as they are published, give the features of their own library.
 
 All are small and have random weights. The photo is square, or the model squashes, because a CLIP's
-own crop of the middle is a letterbox here (docs/encoders.md).
+own crop of the middle is a letterbox here (docs/how-to/encoders.md).
 """
 
 from __future__ import annotations

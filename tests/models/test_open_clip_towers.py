@@ -142,7 +142,7 @@ def test_features_are_open_clips(
     assert re.search(r"vision\.encoder +\d+ +0 +0", told) and re.search(r"text +\d+ +0 +0", told)
     assert re.search(r"vision\.region_encoder +0 +\d+ +0", told)
 
-    # where open_clip crops the middle, the photo is square (docs/encoders.md)
+    # where open_clip crops the middle, the photo is square (docs/how-to/encoders.md)
     squashes = cloc.vision.encoder.preprocessing.resize == "squash"
     photo = _photo((320, 240) if squashes else (256, 256))
     expected = theirs.encode_image(preprocess(photo)[None])

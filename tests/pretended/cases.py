@@ -81,6 +81,7 @@ def write_inputs() -> None:
 MLLMS: dict[str, dict[str, Any]] = {
     "tokens": {},
     "box_head": {"box_head": True},
+    "prompter_head": {"box_head": True, "box_reader": "prompter"},
     "integers": {"box_format": "integers", "projector": "pixel_shuffle", "region_features": "roi"},
 }
 
@@ -430,6 +431,10 @@ CASES: dict[str, Case] = {
     "stage2": (stage2, {"resume_at": 1}),
     "stage2 zero 2": (stage2, {"zero_stage": 2, "resume_at": 1}),
     "stage2 zero 3": (stage2, {"zero_stage": 3, "resume_at": 1}),
+    "stage2 zero 3, prompter head": (
+        stage2,
+        {"zero_stage": 3, "model": {"box_head": True, "box_reader": "prompter"}},
+    ),
     "stage2 whole, encoder learns": (
         stage2,
         {"model": {"lora": 0, "freeze_vision_encoder": False}},
@@ -453,6 +458,7 @@ CASES: dict[str, Case] = {
     "grounding": (grounding, {}),
     "grounding bf16": (grounding, {"dtype": "bfloat16"}),
     "grounding box head": (grounding, {"mllm": "box_head"}),
+    "grounding prompter head": (grounding, {"mllm": "prompter_head"}),
     "grounding integers": (grounding, {"mllm": "integers"}),
     "cloc prompter": (cloc, {}),
     "cloc roi_align": (cloc, {"kind": "roi_align"}),
@@ -474,6 +480,10 @@ CASES: dict[str, Case] = {
     "waits of stage2, box head, tiles": (
         few_waits,
         {"run": stage2, "model": {"box_head": True, "max_tiles": 2}},
+    ),
+    "waits of stage2, prompter head, tiles": (
+        few_waits,
+        {"run": stage2, "model": {"box_head": True, "box_reader": "prompter", "max_tiles": 2}},
     ),
     "waits of stage2, resampler, roi": (
         few_waits,
@@ -518,7 +528,7 @@ RANKS: dict[str, Case] = {
     "two ranks: waits of stage2": (few_waits, {"run": stage2}),
     "two ranks: waits of stage2, box head": (
         few_waits,
-        {"run": stage2, "model": {"box_head": True}},
+        {"run": stage2, "model": {"box_head": True, "box_reader": "prompter"}},
     ),
     "two ranks: waits of alignment": (few_waits, {"run": alignment}),
 }

@@ -21,5 +21,7 @@ def test_workers_that_share_cores_are_warned_of() -> None:
 def test_too_few_workers_for_a_gpu_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     _, warning = _loader(DataConfig(num_workers=0))
-    assert warning.startswith("warning: 0 worker(s) may not feed a GPU (docs/scale.md); raise")
+    assert warning.startswith(
+        "warning: 0 worker(s) may not feed a GPU (docs/how-to/scale.md); raise"
+    )
     assert "warning" not in " ".join(_loader(DataConfig(num_workers=num_cores() - 1)))

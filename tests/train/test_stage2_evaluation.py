@@ -71,6 +71,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "rows alone": {"conversations.pack": False},
     "feature cache": {"data.feature_cache": "cache"},
     "box head": {"model.box_head": True},
+    "prompter head": {"model.box_head": True, "model.box_reader": "prompter"},
     "vision trained": {
         "model.freeze_vision_encoder": False,
         "run.gradient_checkpointing": True,

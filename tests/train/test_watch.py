@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from cloc_mllm.train import watch as watch_module
 from cloc_mllm.train.watch import COMPUTING, EVALUATING, WAITING, RankWatch, _is_gone
 
 
@@ -57,3 +62,21 @@ def test_a_process_that_nobody_waits_for_is_gone() -> None:
         assert child.returncode is None
     child.wait()
     assert not _is_gone(os.getpid())
+
+
+@pytest.mark.parametrize(("step_timeout", "ends"), [(0.0, False), (0.5, True)])
+def test_a_lone_rank_is_only_warned_of_a_long_step_unless_told_a_limit(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, step_timeout: float, ends: bool
+) -> None:
+    watch = watch_with(step_timeout)
+    watch._durations.extend([0.0] * 200)
+    ended = threading.Event()
+    monkeypatch.setattr(watch_module, "_LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(watch_module, "_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(watch_module.os, "_exit", lambda code: ended.set())
+    with watch:
+        watch.now(WAITING, 11)
+        assert ended.wait(3.0) == ends
+    said = capsys.readouterr().err
+    assert ("warning: step 11: the step takes more than" in said) == (not ends)
+    assert said.count("warning:") == (not ends)

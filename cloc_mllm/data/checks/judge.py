@@ -473,7 +473,8 @@ def unknown_layout(path: str | Path, encoding: str = "") -> str:
     suffixes = Counter(PurePosixPath(name).suffix or "no suffix" for name in place.names)
     files = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
     holds = f" (its rows have {keys})" if keys else f" (files: {files})" if files else ""
-    return f"no source of `cloc-mllm data build` has this layout{holds}; docs/data.md lists them"
+    known = "docs/how-to/data.md lists them"
+    return f"no source of `cloc-mllm data build` has this layout{holds}; {known}"
 
 
 def verdict(judgements: Sequence[Judgement]) -> str:

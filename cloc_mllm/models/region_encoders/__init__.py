@@ -59,6 +59,18 @@ class RegionPrompts(NamedTuple):
         return self.on_host or (self.image_index.cpu(), self.masked_regions.cpu())
 
 
+class Nearness(NamedTuple):
+    """Where the thing that a text names is looked for.
+
+    Attributes:
+        points: float[R, 2], canvas frame.
+        gate: float scalar, what the logits of attention lose per (distance / 0.15 sides)^2 / 2.
+    """
+
+    points: Tensor
+    gate: Tensor
+
+
 class RegionEncoder(Protocol):
     """Embeds what a prompt points at in an encoded image, and finds what a text points at.
 
@@ -75,6 +87,10 @@ class RegionEncoder(Protocol):
     has_region_loss: bool
     predicts_boxes: bool
     takes_masks: bool
+
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        """Computes once what all prompts to an image share, for those who prompt it often."""
+        ...
 
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
@@ -101,8 +117,23 @@ class RegionEncoder(Protocol):
         """
         ...
 
-    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        """The box that each text points at: `text_features: float[R, E]` -> float[R, 4]."""
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        """The cosine of each of P texts and each token of one image: float[P, E] -> float[P, N]."""
+        ...
+
+    def locate(
+        self,
+        image: ImageFeatures,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None = None,
+        near: Nearness | None = None,
+    ) -> Tensor:
+        """The box that each text points at, after each look of an encoder that looks K times, the
+        last one its answer: `text_features: float[R, E]` -> float[K, R, 4].
+
+        `most`: see `embed_boxes`. `near` may be ignored by an encoder that learns no boxes.
+        """
         ...
 
     def __call__(

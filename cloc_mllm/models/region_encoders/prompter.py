@@ -25,14 +25,14 @@ from cloc_mllm.models.position import (
     sinusoidal_code,
     token_cells,
 )
-from cloc_mllm.models.region_encoders import RegionPrompts
+from cloc_mllm.models.region_encoders import Nearness, RegionPrompts
 from cloc_mllm.models.region_encoders.mean_readout import ImageOutputs, MlpStart, summed_hidden
 from cloc_mllm.models.scales import norm_of_scales
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BOX_GATE_START = 4.0
 _TEXT_GATE_START = 15.0
-_NEARNESS = 0.15  # standard deviation, in canvas sides, of "near the token" (`locate_tokens`)
+_NEARNESS = 0.15  # standard deviation, in canvas sides, of "near the token" or a point
 
 
 class PrompterEncoder(nn.Module):
@@ -54,18 +54,24 @@ class PrompterEncoder(nn.Module):
         self.refiner = refiner
         self.takes_masks = prompter.mask is not None
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image._replace(prepared=self._context(image))
+
+    def _context(self, image: ImageFeatures) -> ImageContext:
+        return self.prompter.prepare(image) if image.prepared is None else image.prepared
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
-        return self.prompter.embed_boxes(self.prompter.prepare(image), boxes, image_index, most)
+        return self.prompter.embed_boxes(self._context(image), boxes, image_index, most)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
-        return self.prompter.embed_masks(self.prompter.prepare(image), masks, image_index)
+        return self.prompter.embed_masks(self._context(image), masks, image_index)
 
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
         """A token's own embedding, as a text prompt, gives the box; that box, as a box prompt,
         gives the embedding."""
-        context = self.prompter.prepare(image)
+        context = self._context(image)
         boxes = self.box_head(self.prompter.locate_tokens(context))
         if self.refiner is not None:
             embeddings = self.prompter.embed_tokens(context)
@@ -76,16 +82,26 @@ class PrompterEncoder(nn.Module):
             boxes = refined[-1].view_as(boxes)
         return self.prompter.embed_box_grid(context, boxes), boxes
 
-    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
-        context = self.prompter.prepare(image)
-        return self._locate(context, text_features, image_index, None)[-1]
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return self.prompter.similarity(text_features[None], self._context(image))[0]
+
+    def locate(
+        self,
+        image: ImageFeatures,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None = None,
+        near: Nearness | None = None,
+    ) -> Tensor:
+        context = self._context(image)
+        return self._locate(context, text_features, image_index, most, near)
 
     def forward(
         self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor
     ) -> tuple[Tensor, Tensor]:
         boxes, image_index, masks, masked, _ = prompts
         most = prompts.most_per_image
-        context = self.prompter.prepare(image)
+        context = self._context(image)
         z = self.prompter.embed_boxes(context, boxes, image_index, most)
         if self.takes_masks:  # without masks, too: every rank must touch every parameter
             z_of_masks = self.prompter.embed_masks(context, masks, image_index[masked])
@@ -93,11 +109,16 @@ class PrompterEncoder(nn.Module):
         return z, self._locate(context, text_features, image_index, most)
 
     def _locate(
-        self, context: ImageContext, text_features: Tensor, image_index: Tensor, most: int | None
+        self,
+        context: ImageContext,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None,
+        near: Nearness | None = None,
     ) -> Tensor:
         """The box of each text, first from its embedding, then after each look:
         float[1 + looks, R, 4]."""
-        z = self.prompter.embed_texts(context, text_features, image_index, most)
+        z = self.prompter.embed_texts(context, text_features, image_index, most, near)
         first = self.box_head(z)
         if self.refiner is None:
             return first[None]
@@ -250,6 +271,7 @@ class Prompter(nn.Module):
         text_features: Tensor,
         image_index: Tensor,
         most: int | None = None,
+        near: Nearness | None = None,
     ) -> Tensor:
         """The embedding z of each text: `text_features: float[R, E]` -> float[R, E]."""
         grid = _place_prompts(image_index, len(context.tokens), most)
@@ -258,6 +280,9 @@ class Prompter(nn.Module):
         bias = None
         if self.text_gate is not None:
             bias = self.text_gate * self.similarity(texts, context)
+        if near is not None:
+            far = _squared_distance(grid.spread(near.points), _centres(context.cells))
+            bias = -near.gate * far + (0.0 if bias is None else bias)
         return grid.pack(self._attend(prompts, context, bias))
 
     def locate_tokens(self, context: ImageContext) -> Tensor:
@@ -266,9 +291,9 @@ class Prompter(nn.Module):
 
         Attention stays near the token, or two things of one kind would answer together.
         """
-        centres = (context.cells[:, :2] + context.cells[:, 2:]) / 2
+        centres = _centres(context.cells)
         embeddings = self.embed_tokens(context)
-        near = -torch.cdist(centres, centres).square() / (2 * _NEARNESS**2)
+        near = -_squared_distance(centres, centres)
         bias = near.to(embeddings.dtype).expand(len(embeddings), -1, -1)
         if self.text_gate is not None:
             bias = bias + self.text_gate * self.similarity(embeddings, context, embeddings)
@@ -356,6 +381,17 @@ class Prompter(nn.Module):
         hidden = summed_hidden(image, own, weights, self.norm_mlp.eps)
         summed = context.tokens.sum(1, keepdim=True) + attended
         return summed + num_tokens * self.mlp[2](hidden / num_tokens)
+
+
+def _centres(cells: Tensor) -> Tensor:
+    """float[N, 4] -> float[N, 2]."""
+    return (cells[:, :2] + cells[:, 2:]) / 2
+
+
+def _squared_distance(points: Tensor, centres: Tensor) -> Tensor:
+    """Half of the squared distance in `_NEARNESS`: float[..., Q, 2], float[N, 2] ->
+    float[..., Q, N]."""
+    return torch.cdist(points.to(centres.dtype), centres).square() / (2 * _NEARNESS**2)
 
 
 class _PromptGrid(NamedTuple):

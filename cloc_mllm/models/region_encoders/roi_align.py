@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from cloc_mllm.models.position import at_least_float32, mask_boxes, token_cells
-from cloc_mllm.models.region_encoders import RegionPrompts
-from cloc_mllm.models.region_encoders.pooling import box_of_similarity
+from cloc_mllm.models.region_encoders import Nearness, RegionPrompts
+from cloc_mllm.models.region_encoders.pooling import box_of_similarity, cosines
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BINS_PER_SIDE = 3
@@ -31,6 +31,9 @@ class RoIAlignEncoder(nn.Module):
         super().__init__()
         self.projection = nn.Linear(token_dim, embed_dim, bias=False)
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
@@ -43,9 +46,19 @@ class RoIAlignEncoder(nn.Module):
         z = self.projection(image.tokens)
         return z, token_cells(image.grid_hw, z.device).expand(len(z), -1, -1)
 
-    def locate(self, image: ImageFeatures, text_features: Tensor, image_index: Tensor) -> Tensor:
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return cosines(self.projection(image.tokens), text_features)
+
+    def locate(
+        self,
+        image: ImageFeatures,
+        text_features: Tensor,
+        image_index: Tensor,
+        most: int | None = None,
+        near: Nearness | None = None,
+    ) -> Tensor:
         z = self.projection(image.tokens)
-        return box_of_similarity(z, image, text_features, image_index)
+        return box_of_similarity(z, image, text_features, image_index)[None]
 
     def forward(
         self, image: ImageFeatures, prompts: RegionPrompts, text_features: Tensor

@@ -119,7 +119,7 @@ def test_a_pattern_cannot_be_written():
 
 
 def test_the_page_lists_each_format_with_its_example(project_root):
-    page = (project_root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (project_root / "docs" / "how-to" / "score.md").read_text(encoding="utf-8")
     for declared in FORMATS.values():
         example = declared.example.replace("|", r"\|")
         assert f"| `{declared.name}` | {declared.meaning} | `{example}` |" in page

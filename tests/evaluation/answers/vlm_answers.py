@@ -1,8 +1,8 @@
 """Real answers of Qwen2.5-VL (VLM-R1's logs) with what their authors' scorer decided.
 
-`python -m tests.evaluation.answers.vlm_answers` prints the tables of docs/evaluation.md. The files
-hold no image sizes: those of RefCOCO come from its annotations; RefGTA's are unknown, and since IoU
-does not depend on the size that boxes are divided by, a large one stands in.
+`python -m tests.evaluation.answers.vlm_answers` prints the tables of docs/how-to/score.md. The
+files hold no image sizes: those of RefCOCO come from its annotations; RefGTA's are unknown, and
+since IoU does not depend on the size that boxes are divided by, a large one stands in.
 """
 
 from __future__ import annotations

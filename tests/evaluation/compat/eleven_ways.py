@@ -70,7 +70,7 @@ def _iou(reading: Reading) -> float:
 
 
 def table() -> str:
-    """The table of docs/evaluation.md."""
+    """The table of docs/how-to/score.md."""
     lines = ["| written as | declared | " + " | ".join(COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 2) + "|")
     for name, text, format_name, _ in ELEVEN_WAYS:

@@ -28,7 +28,7 @@ def test_eleven_ways(text, declared, column, expected):
 
 
 def test_the_docs_show_the_eleven_ways(project_root):
-    assert table() in (project_root / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert table() in (project_root / "docs" / "how-to" / "score.md").read_text(encoding="utf-8")
 
 
 def answered(*answers: str, truth=TRUTH, size=SIZE) -> BoxAnswers:

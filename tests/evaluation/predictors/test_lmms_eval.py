@@ -1,6 +1,6 @@
 """Our model behind lmms-eval's interface: the part of lmms-eval 0.7.2 that it meets, in small.
 
-A run in the real harness is in docs/evaluation.md.
+A run in the real harness is in docs/how-to/other_models.md.
 """
 
 import importlib.util

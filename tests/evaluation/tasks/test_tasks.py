@@ -143,8 +143,8 @@ def test_what_is_asked_of_records_is_scored_by_the_same_module(name: str, record
 
 
 def documented_task() -> str:
-    """The example of docs/evaluation.md: counting the regions of each image."""
-    docs = Path(__file__).resolve().parents[3] / "docs" / "evaluation.md"
+    """The example of docs/how-to/add_your_own.md: counting the regions of each image."""
+    docs = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "add_your_own.md"
     chapter = docs.read_text(encoding="utf-8").partition("## A task of your own")[2]
     return chapter.partition("```python\n")[2].partition("```")[0]
 

@@ -1,0 +1,47 @@
+"""What the commands that people type most may import: each of these takes up to a second."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloc_mllm.shipped import ASSETS
+
+_PROGRAM = """
+import sys
+from cloc_mllm.cli import main
+try:
+    status = main(sys.argv[2:])
+except SystemExit as end:  # after --help
+    status = end.code
+print("LOADED", *(name for name in sys.argv[1].split(",") if name in sys.modules))
+sys.exit(status)
+"""
+_NEVER = "datasets,deepspeed,gradio,matplotlib,pandas,peft,pyarrow,ray,sklearn,spacy,tensorboard"
+_PHOTO = str(min((ASSETS / "photos" / "examples").glob("*.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "command"),
+    [
+        ("torch,transformers,numpy,PIL", ["--help"]),
+        ("torch,transformers", ["ground", "--help"]),
+        (_NEVER, ["ground", _PHOTO, "the bus", "--output", "found.png"]),
+    ],
+    ids=["help", "help of ground", "ground"],
+)
+def test_a_command_imports_only_what_it_uses(
+    forbidden: str, command: list[str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, forbidden, *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["LOADED"]
