@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
@@ -21,26 +22,17 @@ from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS
 if TYPE_CHECKING:
     import gradio as gr
 
+    from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
 
-def build_app(
-    cloc: ClocPredictor,
-    grounding: GroundingPredictor | None = None,
-    knows: str = "",
-    names: tuple[str, str] = ("photos", "scenes"),
-) -> gr.Blocks:
-    """Builds the page. Without `grounding` only CLOC answers, and the page says so.
-
-    Args:
-        knows: what the models know, for people.
-        names: the names or directories that load the two models, for the code that the page shows.
-    """
+def build_app(cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> gr.Blocks:
+    """Builds the page. Without `grounding` only CLOC answers, and the page says so."""
     from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.demo.page import build_page
 
-    return build_page(DemoEngine(cloc, grounding, knows, names))
+    return build_page(DemoEngine(cloc, grounding))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,18 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     _reach_localhost_directly()
 
-    from cloc_mllm.demo.page import serve
+    from cloc_mllm.demo.data_set import DataSet
+    from cloc_mllm.demo.engine import DemoEngine
+    from cloc_mllm.demo.page import build_page, serve
 
     # Ctrl-C is the normal end, even while it is still starting
     with uploads, contextlib.suppress(KeyboardInterrupt):
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model
         shipped = "" if arguments.cloc or arguments.mllm else cloc or DEFAULT_MODELS["cloc"]
-        app = build_app(
+        engine = DemoEngine(
             *load_predictors(cloc, mllm, arguments.dtype),
             knows=SHIPPED_MODELS.get(shipped, ""),
             names=(cloc or DEFAULT_MODELS["cloc"], mllm),
         )
+        rival = load_rival(engine, arguments.compare) if arguments.compare else None
+        data_set = DataSet(arguments.data) if arguments.data else None
+        app = build_page(engine, rival, data_set)
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 
@@ -83,6 +80,22 @@ def load_predictors(
 
     grounding = GroundingPredictor.from_pretrained(mllm, dtype=dtype) if mllm else None
     return ClocPredictor.from_pretrained(cloc), grounding
+
+
+def load_rival(engine: DemoEngine, directory: str) -> DemoEngine:
+    """Loads another checkpoint, of stage 1 or 2, to compare with those of `engine`.
+
+    Args:
+        directory: or the name of a shipped CLOC.
+    """
+    from cloc_mllm.demo.engine import DemoEngine
+    from cloc_mllm.inference.cloc_predictor import ClocPredictor
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+    if (Path(directory) / "processor_config.json").is_file():
+        grounding = GroundingPredictor.from_pretrained(directory)
+        return DemoEngine(engine.cloc, grounding, names=(engine.names[0], directory))
+    return DemoEngine(ClocPredictor.from_pretrained(directory), names=(directory, ""))
 
 
 def _parser() -> ArgumentParser:
@@ -111,6 +124,12 @@ def _parser() -> ArgumentParser:
         type=ModelDtype,
         default="float32",
         help="what the MLLM is held in; auto: what its files hold",
+    )
+    parser.add_argument(
+        "--data", default="", metavar="DIR", help="records or chats to browse, made by data build"
+    )
+    parser.add_argument(
+        "--compare", default="", metavar="DIR", help="another checkpoint to see side by side"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")

@@ -12,6 +12,7 @@ from cloc_mllm.data.drawing import Rgb, region_color
 from cloc_mllm.data.wordings import NOT_THERE
 from cloc_mllm.demo.engine import FoundBoxes, Grounding, Named
 from cloc_mllm.demo.explore import Heat, Readings
+from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.demo.surface import Mark, css_color
 from cloc_mllm.inference.commands import LOW_SIMILARITY
 
@@ -28,6 +29,20 @@ def needs_language_model(what: str) -> str:
         "<code>cloc-mllm demo --model scenes</code> (built-in drawings) or "
         "<code>--mllm DIR</code>.</p>"
     )
+
+
+def needs_option(what: str, option: str) -> str:
+    """Says in a sentence what a tab would show, and the command that brings it."""
+    return f"<p class='needs'>{what}: start with <code>cloc-mllm demo {option}</code>.</p>"
+
+
+def credit_html(picture: Picture) -> str:
+    """Names where a picture comes from and its licence; "" where none is due."""
+    if picture.credit is None:
+        return ""
+    address, licence = map(escape, picture.credit)
+    link = f"<a href='{address}' rel='noreferrer' target='_blank'>its author on Flickr</a>"
+    return f"<p class='credit'>Photo by {link}, {licence}, made smaller.</p>"
 
 
 def marks_of(grounding: Grounding) -> list[Mark]:

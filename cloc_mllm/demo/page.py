@@ -5,19 +5,22 @@ The tabs are in `tabs/`, questions in `engine`, pixels in `pictures`.
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 
+from cloc_mllm.demo.answers import credit_html
+from cloc_mllm.demo.data_set import DataSet
 from cloc_mllm.demo.engine import DemoEngine
 from cloc_mllm.demo.guard import RequestGuard
 from cloc_mllm.demo.pictures import Picture, PictureKind, example_pictures, open_picture
 from cloc_mllm.demo.stage import Stage, visitor_errors
-from cloc_mllm.demo.surface import show, surface
+from cloc_mllm.demo.surface import surface
 from cloc_mllm.demo.tabs.chat import chat_tab
+from cloc_mllm.demo.tabs.compare import compare_tab
+from cloc_mllm.demo.tabs.data import data_tab
 from cloc_mllm.demo.tabs.explore import explore_tab
 from cloc_mllm.demo.tabs.ground import ground_tab
 from cloc_mllm.demo.tabs.refer import refer_tab
@@ -32,10 +35,16 @@ Type what to look for, or draw on the picture to ask what is there. Everything r
 """
 
 
-def build_page(engine: DemoEngine) -> gr.Blocks:
+def build_page(
+    engine: DemoEngine, rival: DemoEngine | None = None, data_set: DataSet | None = None
+) -> gr.Blocks:
     """Builds the page. It may generate the example pictures, which takes a moment.
 
     Photos come first for a model that has a list of phrases, as the one for photos does.
+
+    Args:
+        rival: another checkpoint to compare with.
+        data_set: records or chats to look at.
     """
     first: PictureKind = "scenes" if engine.cloc.phrases is None else "photos"
     examples = example_pictures(first)
@@ -54,33 +63,32 @@ def build_page(engine: DemoEngine) -> gr.Blocks:
                     picture=gr.State(examples[0], time_to_live=_ONE_HOUR_S),
                     stroke=gr.State(None, time_to_live=_ONE_HOUR_S),
                     surface=surface(examples[0]),
-                    active_tab=gr.State("ground"),
+                    credit=gr.HTML(credit_html(examples[0]), elem_id="credit"),
                 )
-                credit = gr.HTML(_credit(examples[0]), elem_id="credit")
             with gr.Column(scale=2, min_width=320), gr.Tabs() as tabs:
-                with stage.tab("Ground"):
+                with gr.Tab("Ground", id="ground", elem_id="tab-ground"):
                     ground_tab(stage, examples[0])
-                with stage.tab("Refer"):
+                with gr.Tab("Refer", id="refer", elem_id="tab-refer"):
                     refer_tab(stage, tabs)
-                with stage.tab("Explore"):
+                with gr.Tab("Explore", id="explore", elem_id="tab-explore"):
                     explore_tab(stage, examples)
-                with stage.tab("Chat"):
+                with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
                     chat_tab(stage)
+                with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
+                    compare_tab(stage, rival)
+                with gr.Tab("Data", id="data", elem_id="tab-data"):
+                    data_tab(stage, data_set)
 
         def upload(path: str) -> tuple[Any, ...]:
             with visitor_errors():
-                return chosen(open_picture(path))
+                return stage.choose(open_picture(path))
 
         def choose(event: gr.SelectData) -> tuple[Any, ...]:
             index = event.index if isinstance(event.index, int) else 0
-            return chosen(examples[index % len(examples)])
+            return stage.choose(examples[index % len(examples)])
 
-        def chosen(picture: Picture) -> tuple[Any, ...]:
-            return show(picture), picture, None, _credit(picture), *stage.reset(picture)
-
-        outputs = [stage.surface, stage.picture, stage.stroke, credit, *stage.outputs_of_reset]
-        upload_button.upload(upload, upload_button, outputs, api_name="set_picture")
-        gallery.select(choose, None, outputs, api_visibility="private")
+        upload_button.upload(upload, upload_button, stage.outputs, api_name="set_picture")
+        gallery.select(choose, None, stage.outputs, api_visibility="private")
     page.queue(max_size=_MAX_WAITING, api_open=False, default_concurrency_limit=1)
     return page
 
@@ -154,11 +162,3 @@ def _picture_choice(examples: list[Picture]) -> tuple[gr.UploadButton, gr.Galler
         buttons=[],
     )
     return upload, gallery
-
-
-def _credit(picture: Picture) -> str:
-    if picture.credit is None:
-        return ""
-    address, licence = map(escape, picture.credit)
-    link = f"<a href='{address}' rel='noreferrer' target='_blank'>its author on Flickr</a>"
-    return f"<p class='credit'>Photo by {link}, {licence}, made smaller.</p>"

@@ -9,9 +9,11 @@ from typing import Any
 
 import gradio as gr
 
+from cloc_mllm.demo.answers import credit_html
 from cloc_mllm.demo.engine import DemoEngine
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.demo.strokes import Stroke
+from cloc_mllm.demo.surface import Mark, show
 
 # Calls of the model wait for each other; what only shows something does not wait for them.
 MODEL: dict[str, Any] = {"concurrency_id": "model"}
@@ -26,31 +28,31 @@ class Stage:
         picture: holds a `Picture`.
         stroke: holds the `Stroke` that was drawn last, or None.
         surface: the component that shows both.
-        active_tab: holds the id of the tab that is open.
+        credit: the component below it that names the licence of an example.
     """
 
     engine: DemoEngine
     picture: gr.State
     stroke: gr.State
     surface: gr.HTML
-    active_tab: gr.State
-    outputs_of_reset: list[Any] = field(default_factory=list)
+    credit: gr.HTML
+    _outputs: list[Any] = field(default_factory=list)
     _resets: list[Callable[[Picture], Sequence[Any]]] = field(default_factory=list)
-
-    def tab(self, label: str) -> gr.Tab:
-        """Makes a tab that notes when it is opened."""
-        name = label.lower()
-        tab = gr.Tab(label, id=name)
-        tab.select(lambda: name, None, self.active_tab, queue=False, api_visibility="private")
-        return tab
 
     def on_picture(self, reset: Callable[[Picture], Sequence[Any]], outputs: list[Any]) -> None:
         """Registers what a tab shows when another picture is chosen."""
         self._resets.append(reset)
-        self.outputs_of_reset += outputs
+        self._outputs += outputs
 
-    def reset(self, picture: Picture) -> list[Any]:
-        return [value for reset in self._resets for value in reset(picture)]
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that `choose` gives values for; complete once all tabs are built."""
+        return [self.surface, self.picture, self.stroke, self.credit, *self._outputs]
+
+    def choose(self, picture: Picture, marks: Sequence[Mark] = ()) -> tuple[Any, ...]:
+        """Shows another picture on all tabs."""
+        values = [value for reset in self._resets for value in reset(picture)]
+        return show(picture, marks), picture, None, credit_html(picture), *values
 
 
 @contextmanager

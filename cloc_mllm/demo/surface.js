@@ -3,7 +3,7 @@
 // enter the page as textContent alone.
 //
 // props.value: {image, alt, marks: [{box, color, tag, group, dashed, by, score}], region, heat, python}
-// Boxes and points are in 0..1 of the picture. Events: "drawn" {kind, points}, "cleared".
+// Boxes and points are in 0..1 of the picture. Events: "drawn" {kind, points, typing}, "cleared".
 
 const SVG = "http://www.w3.org/2000/svg";
 const MAX_POINTS = 400;
@@ -171,7 +171,9 @@ function ask(kind, points) {
   props.value = { ...value(), marks: [], region: { kind, points }, heat: null, python: "" };
   draw();
   say(`${kind} drawn`);
-  trigger("drawn", { kind, points });
+  // from the tab of phrases the page goes on to the one of regions
+  const typing = Boolean(document.querySelector("#tab-ground")?.offsetParent);
+  trigger("drawn", { kind, points, typing });
 }
 
 function clear() {

@@ -22,7 +22,14 @@ from typing import NamedTuple
 import pytest
 from PIL import Image
 
+from cloc_mllm.data.drop_log import DropLog
+from cloc_mllm.data.parquet import write_records
+from cloc_mllm.data.records import Record
+from tests.tiny_mllm import cloc_dir
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+__all__ = ["cloc_dir"]
 
 BROWSER_FLAGS = [
     "--no-sandbox",
@@ -52,9 +59,19 @@ class Demo(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def demo(project_root: Path) -> Iterator[Demo]:
-    """The shipped models for the built-in drawings, which answer in words, too."""
-    with served(project_root, "--model", "scenes") as demo:
+def demo(
+    project_root: Path,
+    cloc_dir: Path,
+    tiny_scenes: list[Record],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Demo]:
+    """The shipped models for the built-in drawings, which answer in words, too; all tabs."""
+    data = tmp_path_factory.mktemp("data") / "records"
+    drops = DropLog()
+    drops.add("record", "img-7", "missing_image", "photo.jpg")
+    write_records(tiny_scenes, data, drop_log=drops)
+    options = ["--model", "scenes", "--compare", str(cloc_dir), "--data", str(data)]
+    with served(project_root, *options) as demo:
         yield demo
 
 
@@ -333,6 +350,35 @@ def test_a_chat_keeps_its_turns(page, demo: Demo) -> None:
     page.locator("#talk .hint").wait_for()
 
 
+def test_two_checkpoints_are_compared(page) -> None:
+    known = page.locator("#suggestions button").nth(1).inner_text()
+    tab(page, "Compare")
+    type_into(page, "#compare-phrase", known)
+    page.wait_for_selector("#compared table")
+    assert page.locator("#compared .phrase").count() == 2
+    assert re.search(r"IoU with the true box\s+0\.\d\d", page.locator("#compared").inner_text())
+    assert "true" in boxes(page)
+    page.locator("#known button").first.wait_for()
+
+
+def test_a_set_is_browsed(page) -> None:
+    tab(page, "Data")
+    page.locator("#data-next").click()
+    page.locator("#data-item").get_by_text("1 of 16").wait_for()
+    first = boxes(page)
+    page.locator("#data-next").click()
+    page.locator("#data-item").get_by_text("2 of 16").wait_for()
+    assert first and boxes(page) != first
+    page.locator("#data-item .phrase").first.click()
+    assert page.locator("#surface svg .mark.lit").count() == 1
+    wanted = page.locator("#data-item .phrase").first.inner_text().split(";")[0]
+    type_into(page, "#data-words", wanted)
+    page.locator("#data-item").get_by_text(re.compile(r"^1 of \d$")).wait_for()
+    page.get_by_text("What the build left out").click()
+    type_into(page, "#drop-words", "img-7")
+    page.get_by_text("expected a file of this name").wait_for()
+
+
 def test_answers_are_exported(page, tmp_path: Path) -> None:
     type_into(page, "#phrases", "the crab, the <b>boat</b>")
     page.wait_for_function("document.querySelectorAll('#found .answer small').length == 4")
@@ -372,6 +418,10 @@ def test_without_words_the_page_says_what_brings_them(photos_page) -> None:
     page.wait_for_selector("#named .closest")
     tab(page, "Chat")
     page.get_by_text("A chat needs a language model").wait_for()
+    tab(page, "Compare")
+    page.get_by_text("cloc-mllm demo --compare DIR").wait_for()
+    tab(page, "Data")
+    page.get_by_text("cloc-mllm demo --data DIR").wait_for()
     tab(page, "Refer")
     assert "Closest of 3000 names" in page.locator("#named").inner_text()
 
@@ -390,6 +440,10 @@ def test_no_barriers(browser, demo: Demo, size: dict, theme: str) -> None:
         tab(page, "Explore")
         page.locator("#compare-encoders").click()
         page.wait_for_selector("#readings table")
+        found.append(barriers(page, axe.Axe()))
+        tab(page, "Data")
+        page.locator("#data-next").click()
+        page.locator("#data-item").get_by_text("1 of 16").wait_for()
         found.append(barriers(page, axe.Axe()))
     assert found == [[]] * len(found)
 

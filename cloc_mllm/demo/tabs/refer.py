@@ -32,11 +32,11 @@ def refer_tab(stage: Stage, tabs: gr.Tabs) -> None:
     )
     talk, replies = _questions(stage)
 
-    def draw(picture: Picture | None, active: str, event: gr.EventData) -> tuple[Any, ...]:
+    def draw(picture: Picture | None, event: gr.EventData) -> tuple[Any, ...]:
         with visitor_errors():
             picture = required(picture)
             stroke = read_stroke(event._data, picture.image.size)
-        opened = gr.Tabs(selected="refer") if active == "ground" else gr.skip()
+        opened = gr.Tabs(selected="refer") if event._data.get("typing") else gr.skip()
         python = refer_code(stage.engine, stroke, picture.image.size, ())
         return stroke, show(picture, stroke=stroke, python=python), "", (), opened
 
@@ -49,18 +49,24 @@ def refer_tab(stage: Stage, tabs: gr.Tabs) -> None:
     ) -> Iterator[str]:
         yield from name(stage.engine, picture, stroke, text)
 
-    rank: dict[str, Any] = {"fn": ask_names, "inputs": [stage.picture, stage.stroke, names]}
+    def ask_unless_gone(
+        picture: Picture | None, stroke: Stroke | None, text: str | None
+    ) -> Iterator[Any]:
+        # while this waited, the drawing may have been cleared or taken along by a chat
+        yield from [gr.skip()] if stroke is None else ask_names(picture, stroke, text)
+
+    rank: dict[str, Any] = {"inputs": [stage.picture, stage.stroke, names]}
     rank |= {"outputs": named, **PRIVATE}
     # by default a stroke is lost while the one before it is still being answered
     stage.surface.drawn(
         draw,
-        [stage.picture, stage.active_tab],
+        stage.picture,
         [stage.stroke, stage.surface, replies, talk, tabs],
         trigger_mode="multiple",
         show_progress="hidden",
         api_visibility="private",
-    ).success(**rank, trigger_mode="multiple")
-    names.submit(**rank)
+    ).success(ask_unless_gone, **rank, trigger_mode="multiple")
+    names.submit(ask_names, **rank)
     stage.surface.cleared(
         clear,
         stage.picture,
