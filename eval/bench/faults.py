@@ -422,7 +422,7 @@ def disks(bench: Bench, names: Sequence[str] = ()) -> Iterator[Row]:
             100,
             lambda to: ["data", "build", "scenes", "--num", 60, "--output_dir", to],
         ),
-        "tiny-llm": (  # the second checkpoint does not fit
+        "tiny-llm": (  # the third checkpoint does not fit
             1000,
             lambda to: ["tiny-llm", *_small_llm(to, **{"run.steps": 12, "run.save_every": 3})],
         ),
