@@ -81,6 +81,7 @@ REQUIRED = {
     "grounded_captions.py": ("--data", "x", "--mllm", "x"),
     "own_words.py": ("--language_model", "x", "--output_dir", "x"),
     "serve_abuse.py": ("--output", "x"),
+    "serve_throughput.py": ("--output", "x"),
     "faults.py": ("--output", "x"),
     "single_boxes.py": ("--data", "x", "--output_dir", "x"),
 }

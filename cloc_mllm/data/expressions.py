@@ -48,10 +48,10 @@ def expression_kind(expression: str) -> ExpressionKind:
         return "relation"
     if expression.endswith((" from the left", " from the right")):
         return "ordinal"
-    words = expression.split()
-    if words[1] in ("smaller", "larger", "smallest", "largest"):
+    second = expression.split()[1:2]
+    if second and second[0] in ("smaller", "larger", "smallest", "largest"):
         return "size"
-    return "ordinal" if words[1] in ("leftmost", "rightmost") else "unique"
+    return "ordinal" if second and second[0] in ("leftmost", "rightmost") else "unique"
 
 
 def describe_scene(rng: np.random.Generator, things: list[NamedBox]) -> tuple[str, ...]:

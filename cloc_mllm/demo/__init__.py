@@ -1,4 +1,4 @@
-"""The demo: type a phrase and see its box, draw a box and read what is in it.
+"""The demo: type what to look for and see its boxes, draw on the picture and read what is there.
 
 `python -m pip install cloc-mllm[demo]`, then `cloc-mllm demo`. Gradio is imported only when the
 page is built.
@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
@@ -21,6 +22,7 @@ from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS
 if TYPE_CHECKING:
     import gradio as gr
 
+    from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
@@ -44,13 +46,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     _reach_localhost_directly()
 
-    from cloc_mllm.demo.page import serve
+    from cloc_mllm.demo.data_set import DataSet
+    from cloc_mllm.demo.engine import DemoEngine
+    from cloc_mllm.demo.page import build_page, serve
 
     # Ctrl-C is the normal end, even while it is still starting
     with uploads, contextlib.suppress(KeyboardInterrupt):
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model
-        app = build_app(*load_predictors(cloc, mllm, arguments.dtype))
+        shipped = "" if arguments.cloc or arguments.mllm else cloc or DEFAULT_MODELS["cloc"]
+        engine = DemoEngine(
+            *load_predictors(cloc, mllm, arguments.dtype),
+            knows=SHIPPED_MODELS.get(shipped, ""),
+            names=(cloc or DEFAULT_MODELS["cloc"], mllm),
+        )
+        rival = load_rival(engine, arguments.compare) if arguments.compare else None
+        data_set = DataSet(arguments.data) if arguments.data else None
+        app = build_page(engine, rival, data_set)
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 
@@ -68,6 +80,22 @@ def load_predictors(
 
     grounding = GroundingPredictor.from_pretrained(mllm, dtype=dtype) if mllm else None
     return ClocPredictor.from_pretrained(cloc), grounding
+
+
+def load_rival(engine: DemoEngine, directory: str) -> DemoEngine:
+    """Loads another checkpoint, of stage 1 or 2, to compare with those of `engine`.
+
+    Args:
+        directory: or the name of a shipped CLOC.
+    """
+    from cloc_mllm.demo.engine import DemoEngine
+    from cloc_mllm.inference.cloc_predictor import ClocPredictor
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+
+    if (Path(directory) / "processor_config.json").is_file():
+        grounding = GroundingPredictor.from_pretrained(directory)
+        return DemoEngine(engine.cloc, grounding, names=(engine.names[0], directory))
+    return DemoEngine(ClocPredictor.from_pretrained(directory), names=(directory, ""))
 
 
 def _parser() -> ArgumentParser:
@@ -96,6 +124,12 @@ def _parser() -> ArgumentParser:
         type=ModelDtype,
         default="float32",
         help="what the MLLM is held in; auto: what its files hold",
+    )
+    parser.add_argument(
+        "--data", default="", metavar="DIR", help="records or chats to browse, made by data build"
+    )
+    parser.add_argument(
+        "--compare", default="", metavar="DIR", help="another checkpoint to see side by side"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")

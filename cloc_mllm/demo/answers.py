@@ -1,114 +1,186 @@
-"""Writes answers as HTML for the page; every text of a visitor or a model is escaped."""
+"""Writes answers as HTML for the page; every text of a visitor or a model is escaped.
+
+Elements with `data-group` light up together with the boxes of that group (`surface.js`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from html import escape
 
-from cloc_mllm.data.drawing import Rgb
+from cloc_mllm.data.drawing import Rgb, region_color
 from cloc_mllm.data.wordings import NOT_THERE
-from cloc_mllm.demo.engine import Found, FoundBoxes, Named
-from cloc_mllm.demo.pictures import Outline
+from cloc_mllm.demo.engine import FoundBoxes, Grounding, Named
+from cloc_mllm.demo.explore import Heat, Readings
+from cloc_mllm.demo.pictures import Picture
+from cloc_mllm.demo.surface import Mark, css_color
+from cloc_mllm.inference.commands import LOW_SIMILARITY
 
-_BLUE: Rgb = (37, 99, 235)
-COLORS: dict[str, Rgb] = {
-    "Language model": (192, 38, 211),
-    "CLOC head": _BLUE,
-    "CLOC": _BLUE,
-}
+LANGUAGE_MODEL, CLOC = "Language model", "CLOC"
 
-FIND_HINT = "<p class='hint'>The box appears on the picture.</p>"
-NAME_HINT = "<p class='hint'>Click two opposite corners of a box on the picture.</p>"
-SECOND_CLICK_HINT = "<p class='hint'>Now click the opposite corner.</p>"
-
-STYLE = """
-.timing, .answer small { color: var(--body-text-color-subdued); }
-.timing { font-size: .9em; }
-.hint, .timing { margin: .4em 0; }
-.answer { border-left: 4px solid var(--answer-color);
-  padding: .15em 0 .15em .8em; margin: .7em 0; overflow-wrap: anywhere; }
-.answer b { display: block; }
-.answer .said { font-size: 1.25em; }
-.answer .failed { color: var(--error-text-color, #b91c1c); }
-.closest { width: 100%; border-collapse: collapse; margin: .3em 0 !important;
-  table-layout: fixed; }
-.closest th { text-align: left; font-weight: 400; color: var(--body-text-color-subdued); }
-.closest, .closest tr, .closest td, .closest th { border: 0 !important; }
-.closest td, .closest th { padding: .2em .4em .2em 0; overflow-wrap: anywhere; }
-.closest th:nth-child(2), .closest td:nth-child(2) { width: 45%; }
-.closest th:last-child, .closest td:last-child { width: 4.2em; text-align: right;
-  font-variant-numeric: tabular-nums; padding-right: 0; }
-.closest i { display: block; height: .7em; border-radius: .2em; min-width: 2px;
-  background: var(--answer-color); }
-#picture img { cursor: crosshair; max-height: 70vh; object-fit: contain; }
-#choose { align-items: center; gap: .75em; }
-#examples .grid-wrap { padding: 0; min-height: 0; height: auto; overflow-y: hidden; }
-#examples .grid-container { padding: 2px; margin: 0; }
-#examples .thumbnail-item { aspect-ratio: 4 / 3; }
-#named, #found { padding: 0; }
-footer { display: none !important; }
-"""
+GROUND_HINT = "<p class='hint'>Each phrase gets a colour; its boxes appear on the picture.</p>"
+REFER_HINT = "<p class='hint'>Draw on the picture: drag a box, tap a point or scribble.</p>"
 
 
-def found_outlines(found: Found) -> list[Outline]:
-    """Lists what to draw; the language model's answer comes last, so on top."""
-    answers = {"CLOC head": found.cloc_head, "Language model": found.language_model}
-    return [
-        Outline(box, COLORS[name], name)
-        for name, answer in answers.items()
-        for box in (answer.boxes if answer is not None else ())
-    ]
+def needs_language_model(what: str) -> str:
+    """Says in a sentence what is missing, and the command that brings it."""
+    return (
+        f"<p class='needs'>{what} needs a language model: start with "
+        "<code>cloc-mllm demo --model scenes</code> (built-in drawings) or "
+        "<code>--mllm DIR</code>.</p>"
+    )
 
 
-def found_html(found: Found) -> str:
-    cards = [_found_card("CLOC head", found.cloc_head, "similarity")]
-    if found.language_model is not None:
-        cards.insert(0, _found_card("Language model", found.language_model, "confidence"))
-    return "".join(cards) + _timing(found.encode_ms)
+def needs_option(what: str, option: str) -> str:
+    """Says in a sentence what a tab would show, and the command that brings it."""
+    return f"<p class='needs'>{what}: start with <code>cloc-mllm demo {option}</code>.</p>"
 
 
-def _found_card(name: str, answer: FoundBoxes, confidence_name: str) -> str:
+def credit_html(picture: Picture) -> str:
+    """Names where a picture comes from and its licence; "" where none is due."""
+    if picture.credit is None:
+        return ""
+    address, licence = map(escape, picture.credit)
+    link = f"<a href='{address}' rel='noreferrer' target='_blank'>its author on Flickr</a>"
+    return f"<p class='credit'>Photo by {link}, {licence}, made smaller.</p>"
+
+
+def marks_of(grounding: Grounding) -> list[Mark]:
+    """Lists what to draw. With a language model CLOC's boxes are dashed, below the others."""
+    marks = []
+    for group, found in enumerate(grounding.found):
+        color, phrase = region_color(group), found.phrase
+        cloc, written = found.cloc, found.language_model
+        second = written is not None or grounding.writing is not None
+        tag = "" if written is not None and written.boxes else phrase
+        for box, score in zip(cloc.boxes, cloc.scores, strict=False):
+            marks.append(Mark(box, color, tag, group, second, phrase, CLOC, score))
+        if written is None:
+            continue
+        for box, score in zip(written.boxes, written.scores, strict=False):
+            marks.append(Mark(box, color, phrase, group, False, phrase, LANGUAGE_MODEL, score))
+    return sorted(marks, key=lambda mark: not mark.dashed)
+
+
+def grounding_html(grounding: Grounding) -> str:
+    cards = []
+    has_language_model = grounding.writing is not None or any(
+        found.language_model is not None for found in grounding.found
+    )
+    writing = grounding.writing
+    for group, found in enumerate(grounding.found):
+        lines = []
+        if found.language_model is not None:
+            lines.append(_found_line(LANGUAGE_MODEL, found.language_model, _confidence))
+        elif writing is not None:
+            lines.append(_line(LANGUAGE_MODEL, f"<code class='writing'>{escape(writing)}</code>"))
+            writing = None
+        name = f"{CLOC} (dashed)" if has_language_model else CLOC
+        lines.append(_found_line(name, found.cloc, _similarity))
+        cards.append(_card(group, region_color(group), found.phrase, lines))
+    return "".join(cards) + _timing(grounding.encode_ms)
+
+
+def _found_line(name: str, answer: FoundBoxes, say_score: Callable[[float], str]) -> str:
     if answer.failure == "not_there":
         said = NOT_THERE
     elif not answer.boxes:
         said = f"<span class='failed'>no box: {escape(answer.failure or '')}</span>"
     else:
-        said = " ".join(f"[{', '.join(f'{v:.2f}' for v in box)}]" for box in answer.boxes)
+        said = " · ".join(say_score(score) for score in answer.scores)
+        if len(answer.boxes) > 1:
+            said = f"{len(answer.boxes)} boxes, {said}"
     facts = [f"{answer.milliseconds:.0f} ms"]
-    if answer.confidence is not None:
-        facts.insert(0, f"{confidence_name} {answer.confidence:.2f}")
     if answer.text:
-        facts.append(f"wrote: <code>{escape(answer.text)}</code>")
-    return _card(name, said, " · ".join(facts))
+        facts.append(f"wrote <code>{escape(answer.text)}</code>")
+    return _line(name, f"{said} <small>{' · '.join(facts)}</small>")
 
 
 def named_html(named: Named) -> str:
-    card = ""
+    parts = []
     if named.answer is not None:
-        said = f"<span class='said'>{escape(named.answer) or '(nothing)'}</span>"
-        card = _card("Language model", said, f"{named.answer_ms:.0f} ms")
+        words = escape(named.answer) or "…"
+        parts.append(f"<p class='said'>{words} <small>{LANGUAGE_MODEL}</small></p>")
+    if named.box is not None:
+        parts.append(
+            "<p class='hint'>This model learnt boxes alone: it reads the dashed box that stands "
+            "for your drawing.</p>"
+        )
+    parts.append(
+        f"<p>Closest of {named.num_names} names, by {CLOC}; a ranking, not an answer in words.</p>"
+    )
+    parts.append(names_html(named.closest, named.measure))
+    return "".join(parts) + _timing(named.encode_ms)
+
+
+def names_html(closest: Sequence[tuple[str, float]], measure: str) -> str:
+    """Writes names with a bar for each score."""
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td><i style='width:{100 * max(score, 0):.1f}%'></i></td>"
-        f"<td>{_score(score, named.measure)}</td></tr>"
-        for name, score in named.closest
+        f"<td>{_score(score, measure)}</td></tr>"
+        for name, score in closest
     )
-    table = f"<table class='closest'><tr><th>closest</th><th></th><th>{named.measure}</th>"
-    table += f"</tr>{rows}</table>"
-    facts = f"{named.closest_ms:.0f} ms"
-    return card + _card("CLOC", table, facts) + _timing(named.encode_ms)
+    return (
+        "<table class='closest'><thead><tr><th>name</th><th><span class='hidden'>bar</span></th>"
+        f"<th>{measure}</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def heat_html(heat: Heat) -> str:
+    return (
+        f"<p>Cosine of the phrase and the picture's tokens: from {heat.lowest:.2f} (dark blue) to "
+        f"{heat.highest:.2f} (orange). The colours always span the whole range, also where "
+        "nothing fits.</p>"
+    )
+
+
+def readings_html(readings: Readings) -> str:
+    """Writes a row per name and a column per encoder; the best name of each column is bold."""
+    best = {way: max(cosines) for way, cosines in readings.cosines.items()}
+    head = "".join(f"<th>{escape(way)}</th>" for way in readings.cosines)
+    rows = []
+    for index, name in enumerate(readings.names):
+        cells = ""
+        for way, cosines in readings.cosines.items():
+            said = f"{cosines[index]:.2f}"
+            cells += f"<td>{f'<b>{said}</b>' if cosines[index] == best[way] else said}</td>"
+        rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    return (
+        "<table class='readings'><thead><tr><th>name</th>"
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        "<p class='hint'>Cosines of the same box and each name; the best of each column is bold. "
+        "The two CLIP columns pool the tower's own tokens: nothing of them was trained on regions."
+        "</p>"
+    )
 
 
 def _score(score: float, measure: str) -> str:
     return f"{100 * score:.1f} %" if measure == "probability" else f"{score:.2f}"
 
 
-def _card(name: str, said: str, facts: str) -> str:
+def _similarity(score: float) -> str:
+    """Says a cosine, and in words when it is low."""
+    low = score < LOW_SIMILARITY
+    return f"similarity {score:.2f}" + (", low: perhaps not in the image" if low else "")
+
+
+def _confidence(score: float) -> str:
+    return f"confidence {score:.2f}"
+
+
+def _card(group: int, color: Rgb, phrase: str, lines: Sequence[str]) -> str:
     return (
-        f"<div class='answer' style='--answer-color:rgb{COLORS[name]}'><b>{name}</b>{said}"
-        f"<div><small>{facts}</small></div></div>"
+        f"<div class='answer' style='--group:{css_color(color)}'>"
+        f"<button type='button' class='phrase' data-group='{group}' aria-pressed='false'>"
+        f"{escape(phrase)}</button>{''.join(lines)}</div>"
     )
+
+
+def _line(name: str, said: str) -> str:
+    return f"<div><b>{name}</b> {said}</div>"
 
 
 def _timing(encode_ms: float) -> str:
     if encode_ms < 1:
-        return "<p class='timing'>The picture was already encoded; prompts reuse it.</p>"
+        return "<p class='timing'>The picture was already encoded; questions reuse it.</p>"
     return f"<p class='timing'>Encoding the picture took {encode_ms:.0f} ms, once.</p>"

@@ -9,23 +9,41 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import NamedTuple, TypeVar
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN
 from cloc_mllm.demo.pictures import Picture
+from cloc_mllm.demo.strokes import Stroke
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.inputs import EncodedImage
+from cloc_mllm.mllm.regions import takes_masks
+from cloc_mllm.models.region_encoders.clip_tokens import ClipTokenEncoder
+from cloc_mllm.models.region_encoders.prompter import PrompterEncoder
+from cloc_mllm.models.region_encoders.roi_align import RoIAlignEncoder
+from cloc_mllm.models.region_like import RegionLike
 
 MAX_PHRASE_CHARS = 300
+MAX_PHRASES = 8
 MAX_NAMES = 200
-_NUM_CACHED_PICTURES = 8
+_NUM_CACHED_PICTURES = 16
 _NUM_CLOSEST = 8
+
+_REGION_ENCODERS = {
+    PrompterEncoder: "Prompter",
+    RoIAlignEncoder: "RoI-Align, trained",
+    ClipTokenEncoder: "CLIP's tokens",
+}
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,52 +52,70 @@ class FoundBoxes:
 
     Args:
         boxes: all boxes of the answer; empty if it has no usable one, and `failure` says why.
+        scores: of each box: the language model's confidence in 0..1, or of CLOC the cosine of the
+            embeddings of box and text.
         text: what the language model wrote; "" from CLOC's head, which answers with numbers.
-        confidence: the mean probability of the language model's tokens, or of CLOC's head the
-            cosine of the embeddings of box and text; None if there is none.
     """
 
     boxes: tuple[Box, ...]
+    scores: tuple[float, ...]
     text: str
-    confidence: float | None
     failure: str | None
     milliseconds: float
 
 
 @dataclass(frozen=True)
 class Found:
-    """The place of a phrase.
+    """The places of one phrase.
 
     Args:
-        language_model: None if none is loaded.
+        language_model: None if none is loaded, or if it has not finished.
+    """
+
+    phrase: str
+    cloc: FoundBoxes
+    language_model: FoundBoxes | None = None
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """The places of all phrases, so far.
+
+    Args:
+        writing: what the language model has written of its next answer; None if it writes nothing.
         encode_ms: what encoding the picture took; about 0 for a known picture.
     """
 
-    cloc_head: FoundBoxes
-    language_model: FoundBoxes | None
+    found: tuple[Found, ...]
+    writing: str | None
     encode_ms: float
 
 
 @dataclass(frozen=True)
 class Named:
-    """The names of the content of a box.
+    """The names of the content of a region.
 
     Args:
-        answer: the language model's words; None if none is loaded.
         closest: names with CLOC's score for them, best first.
         measure: what the scores are: `probability` among the given names, or `similarity` (the
             cosine) where the model chose from its own list of phrases.
+        num_names: how many names it chose from.
+        box: what was read instead of a point or scribble, by models that learnt boxes alone; None
+            if the region itself was.
+        answer: the language model's words so far; None if none is loaded.
     """
 
-    answer: str | None
     closest: tuple[tuple[str, float], ...]
     measure: str
-    answer_ms: float
-    closest_ms: float
+    num_names: int
+    box: Box | None
+    answer: str | None
     encode_ms: float
+    closest_ms: float
+    answer_ms: float = 0.0
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
     """A picture as each of the predictors has encoded it."""
 
     cloc: EncodedImage
@@ -91,78 +127,181 @@ class DemoEngine:
 
     It may be called from several threads. Questions are answered one at a time, because the
     predictors share the CPU anyway.
+
+    Args:
+        knows: what the models know, for people; "" if that is not known.
+        names: the names or directories that load the two models.
     """
 
-    def __init__(self, cloc: ClocPredictor, grounding: GroundingPredictor | None = None) -> None:
+    def __init__(
+        self,
+        cloc: ClocPredictor,
+        grounding: GroundingPredictor | None = None,
+        knows: str = "",
+        names: tuple[str, str] = ("photos", "scenes"),
+    ) -> None:
         self.cloc = cloc
         self.grounding = grounding
-        self._encoded: OrderedDict[str, _Encoded] = OrderedDict()
+        self.knows = knows
+        self.names = names
+        self._encoded: OrderedDict[str, Encoded] = OrderedDict()
         self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(4, "demo")
 
-    def find(self, picture: Picture, phrase: str) -> Found:
-        """Says where a phrase is. Raises `ValueError` for an empty or overlong phrase."""
-        phrase = checked_phrase(phrase)
+    @contextmanager
+    def cloc_image(self, picture: Picture) -> Iterator[EncodedImage]:
+        """Gives a picture as CLOC has encoded it; nobody else asks a model meanwhile."""
         with self._lock:
-            image, encode_ms = self._encode(picture)
+            yield self.encode(picture)[0].cloc
+
+    @property
+    def region_encoder_name(self) -> str:
+        kind = type(self.cloc.model.vision.region_encoder)
+        return _REGION_ENCODERS.get(kind, kind.__name__)
+
+    def ground(self, picture: Picture, phrases: Sequence[str]) -> Iterator[Grounding]:
+        """Says where phrases are: first CLOC for all, then the language model, while it writes."""
+        with self._lock:
+            image, encode_ms = self.encode(picture)
             started = time.perf_counter()
-            located = self.cloc.locate(image.cloc, [phrase])
-            head = FoundBoxes(
-                boxes=_usable(located.boxes),
-                text="",
-                confidence=float(located.scores[0]),
-                failure=None,
-                milliseconds=_ms_since(started),
-            )
-            return Found(head, self._ask_language_model(image.grounding, phrase), encode_ms)
+            located = self.cloc.locate(image.cloc, phrases)
+            elapsed_ms = _ms_since(started) / len(phrases)
+        found = []
+        for phrase, place in zip(phrases, located, strict=True):
+            boxes, scores = usable_boxes(place.boxes), tuple(place.scores.tolist())
+            cloc = FoundBoxes(boxes, scores, "", place.failures[0], elapsed_ms)
+            found.append(Found(phrase, cloc))
+        if self.grounding is None:
+            yield Grounding(tuple(found), None, encode_ms)
+            return
+        for index, one in enumerate(found):
+            yield Grounding(tuple(found), "", encode_ms)
+            started = time.perf_counter()
+            writing = self._write_boxes(self.grounding, picture, one.phrase)
+            try:
+                while True:
+                    yield Grounding(tuple(found), next(writing), encode_ms)
+            except StopIteration as end:
+                answer = replace(end.value, milliseconds=_ms_since(started))
+            found[index] = replace(one, language_model=answer)
+        yield Grounding(tuple(found), None, encode_ms)
 
-    def _ask_language_model(self, image: EncodedImage | None, phrase: str) -> FoundBoxes | None:
-        if self.grounding is None or image is None:
-            return None
-        started = time.perf_counter()
-        questions = self.grounding.ground_questions(image, [phrase])
-        (answer,) = self.grounding.answer(questions, boxes_only=True)
-        boxes = _usable(answer.boxes)
-        failure = answer.failure or (None if boxes else "no box in the answer")
-        return FoundBoxes(boxes, answer.text, answer.confidence, failure, _ms_since(started))
+    def _write_boxes(
+        self, grounding: GroundingPredictor, picture: Picture, phrase: str
+    ) -> Generator[str, None, FoundBoxes]:
+        def work(say: Callable[[str], None]) -> FoundBoxes:
+            image, _ = self.encode(picture)
+            assert image.grounding is not None
+            reading = grounding.read(grounding.ground_questions(image.grounding, [phrase]))
+            (answer,) = grounding.write(reading, boxes_only=True, on_text=say)
+            boxes = usable_boxes(answer.boxes)
+            failure = answer.failure or (None if boxes else "no box in the answer")
+            return FoundBoxes(boxes, tuple(answer.scores.tolist()), answer.text, failure, 0.0)
 
-    def name(self, picture: Picture, names: Sequence[str]) -> Named:
-        """Says what is in `picture.box`; CLOC ranks the names.
+        return (yield from self.streamed(work))
 
-        Without names it ranks its own list of phrases, or else the things of the built-in scenes.
+    def name(self, picture: Picture, stroke: Stroke, names: Sequence[str]) -> Iterator[Named]:
+        """Says what is in a region: CLOC ranks the names, then the language model writes.
+
+        Without names CLOC ranks its own list of phrases, or else the things of the built-in scenes.
         """
-        if picture.box is None:
-            raise ValueError("there is no box yet; click two opposite corners on the picture")
-        boxes = Boxes.normalized([picture.box])
         with self._lock:
-            image, encode_ms = self._encode(picture)
+            image, encode_ms = self.encode(picture)
             started = time.perf_counter()
-            closest, measure = self._rank(image.cloc, boxes, names)
+            region, box = self._region(picture, stroke, self._cloc_takes_masks)
+            closest, measure, num_names = self._rank(image.cloc, region, names)
             closest_ms = _ms_since(started)
-            started = time.perf_counter()
-            answer = None
-            if self.grounding is not None and image.grounding is not None:
-                answer = self.grounding.refer(image.grounding, boxes).labels[0]
-            answer_ms = _ms_since(started)
-        return Named(answer, closest, measure, answer_ms, closest_ms, encode_ms)
+        writes = "" if self.grounding is not None else None
+        named = Named(closest, measure, num_names, box, writes, encode_ms, closest_ms)
+        yield named
+        if self.grounding is None:
+            return
+        wording = self.grounding.processor.asked_in.first("refer")
+        started = time.perf_counter()
+        for text in self._write(picture, stroke, wording):
+            yield replace(named, answer=text, answer_ms=_ms_since(started))
+
+    def ask_about(self, picture: Picture, stroke: Stroke, question: str) -> Iterator[str]:
+        """Yields the language model's answer to a question about a region, while it writes."""
+        if self.grounding is None:
+            raise ValueError("questions in words need a language model")
+        question = checked_phrase(question)
+        braced = question.replace("{", "{{").replace("}", "}}")
+        return self._write(picture, stroke, braced + " {box} " + REGION_TOKEN)
+
+    def _write(self, picture: Picture, stroke: Stroke, wording: str) -> Iterator[str]:
+        grounding = self.grounding
+        assert grounding is not None
+
+        def work(say: Callable[[str], None]) -> str:
+            image, _ = self.encode(picture)
+            assert image.grounding is not None
+            model = grounding.model
+            masks = takes_masks(model.config.region_features, model.vision)
+            region, _ = self._region(picture, stroke, masks)
+            questions = grounding.refer_questions(image.grounding, [region], wording)
+            (answer,) = grounding.write(grounding.read(questions), on_text=say)
+            return answer.text
+
+        yield (yield from self.streamed(work))
+
+    @property
+    def _cloc_takes_masks(self) -> bool:
+        return self.cloc.model.vision.region_encoder.takes_masks
+
+    def _region(
+        self, picture: Picture, stroke: Stroke, masks: bool
+    ) -> tuple[RegionLike, Box | None]:
+        """Makes what a model reads of a stroke, and the box that stands for it if it must."""
+        if masks or stroke.kind == "box":
+            return stroke.region(picture.image.size), None
+        box = stroke.box(picture.image.size)
+        return box, box
 
     def _rank(
-        self, image: EncodedImage, boxes: Boxes, names: Sequence[str]
-    ) -> tuple[tuple[tuple[str, float], ...], str]:
-        if not names and self.cloc.phrases is not None:
-            found = self.cloc.closest(image, boxes, count=_NUM_CLOSEST)
-            return tuple(zip(found.labels, found.scores.tolist(), strict=True)), "similarity"
+        self, image: EncodedImage, region: RegionLike, names: Sequence[str]
+    ) -> tuple[tuple[tuple[str, float], ...], str, int]:
+        own = self.cloc.phrases
+        if not names and own is not None:
+            found = self.cloc.closest(image, [region], count=_NUM_CLOSEST)
+            ranked = zip(found.labels, found.scores.tolist(), strict=True)
+            return tuple(ranked), "similarity", len(own.texts)
         names = list(names or CONCEPTS)
-        probabilities = self.cloc.classify(image, boxes, names).probabilities
+        probabilities = self.cloc.classify(image, [region], names).probabilities
         assert probabilities is not None
-        ranked = sorted(zip(names, probabilities[0].tolist(), strict=True), key=lambda p: -p[1])
-        return tuple(ranked[:_NUM_CLOSEST]), "probability"
+        best = sorted(zip(names, probabilities[0].tolist(), strict=True), key=lambda p: -p[1])
+        return tuple(best[:_NUM_CLOSEST]), "probability", len(names)
 
-    def _encode(self, picture: Picture) -> tuple[_Encoded, float]:
-        """Encodes a picture unless it is known, and says how many milliseconds that took."""
+    def streamed(
+        self, work: Callable[[Callable[[str], None]], Result]
+    ) -> Generator[str, None, Result]:
+        """Yields the texts that `work` says, and returns what it returns.
+
+        `work` holds the lock in a thread of its own, so a visitor who leaves holds up nobody.
+        """
+        said: SimpleQueue[str | None] = SimpleQueue()
+
+        def run() -> Result:
+            try:
+                with self._lock:
+                    return work(said.put)
+            finally:
+                said.put(None)
+
+        future = self._pool.submit(run)
+        while (text := said.get()) is not None:
+            yield text
+        return future.result()
+
+    def encode(self, picture: Picture) -> tuple[Encoded, float]:
+        """Encodes a picture unless it is known, and says how many milliseconds that took.
+
+        Only what holds the lock may call it, such as the work of `streamed`.
+        """
         started = time.perf_counter()
         known = self._encoded.pop(picture.key, None)
         if known is None:
-            known = _Encoded(
+            known = Encoded(
                 self.cloc.encode(picture.image),
                 None if self.grounding is None else self.grounding.encode(picture.image),
             )
@@ -191,6 +330,14 @@ def checked_phrase(phrase: str) -> str:
     return phrase
 
 
+def parse_phrases(text: str) -> tuple[str, ...]:
+    """Reads the phrases to look for. Raises `ValueError` for none, or too many to tell apart."""
+    phrases = parse_names(text)
+    if len(phrases) > MAX_PHRASES:
+        raise ValueError(f"got {len(phrases)} phrases; at most {MAX_PHRASES} are shown at once")
+    return phrases or (checked_phrase(text),)
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Reads names separated by commas or line ends; a blank text is no name."""
     if len(text) > MAX_NAMES * MAX_PHRASE_CHARS:
@@ -202,7 +349,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     return tuple(checked_phrase(name) for name in names)
 
 
-def _usable(boxes: Boxes) -> tuple[Box, ...]:
+def usable_boxes(boxes: Boxes) -> tuple[Box, ...]:
     """Returns the boxes whose numbers can be drawn: finite and not inverted."""
     return tuple(
         (x1, y1, x2, y2)

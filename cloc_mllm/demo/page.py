@@ -1,97 +1,94 @@
-"""The layout and events of the Gradio page; questions are in `engine`, pixels in `pictures`."""
+"""The page: the choice of pictures, the picture to draw on, and a tab for each kind of question.
+
+The tabs are in `tabs/`, questions in `engine`, pixels in `pictures`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import gradio as gr
-from PIL import Image
 from starlette.middleware import Middleware
 
-from cloc_mllm.demo import answers
-from cloc_mllm.demo.engine import MAX_PHRASE_CHARS, DemoEngine, parse_names
+from cloc_mllm.demo.answers import credit_html
+from cloc_mllm.demo.data_set import DataSet
+from cloc_mllm.demo.engine import DemoEngine
 from cloc_mllm.demo.guard import RequestGuard
-from cloc_mllm.demo.pictures import (
-    Picture,
-    clear_box,
-    click,
-    draw,
-    example_pictures,
-    open_picture,
-)
+from cloc_mllm.demo.pictures import Picture, PictureKind, example_pictures, open_picture
+from cloc_mllm.demo.stage import Stage, visitor_errors
+from cloc_mllm.demo.surface import surface
+from cloc_mllm.demo.tabs.chat import chat_tab
+from cloc_mllm.demo.tabs.compare import compare_tab
+from cloc_mllm.demo.tabs.data import data_tab
+from cloc_mllm.demo.tabs.explore import explore_tab
+from cloc_mllm.demo.tabs.ground import ground_tab
+from cloc_mllm.demo.tabs.refer import refer_tab
 
 MAX_UPLOAD = "20mb"
-_NUM_EXAMPLES = 8
 _MAX_WAITING = 32
 _MAX_SESSIONS = 64
 _ONE_HOUR_S = 3600
 
-_INTRO = """# Find it, name it
-Type what to look for, or click two corners of a box on the picture to ask what is in it.
-Everything runs on this machine.
+_INTRO = """# Ask a picture
+Type what to look for, or draw on the picture to ask what is there. Everything runs on this machine.
 """
-_CLOC_ONLY = """Only CLOC is loaded: its own head draws the boxes and ranks the names.
-For answers by a language model start with `--model scenes` (built-in drawings) or `--mllm DIR`."""
 
 
-def build_page(engine: DemoEngine) -> gr.Blocks:
+def build_page(
+    engine: DemoEngine, rival: DemoEngine | None = None, data_set: DataSet | None = None
+) -> gr.Blocks:
     """Builds the page. It may generate the example pictures, which takes a moment.
 
-    The examples are photos for a model that has a list of phrases, as the one for photos does.
+    Photos come first for a model that has a list of phrases, as the one for photos does.
+
+    Args:
+        rival: another checkpoint to compare with.
+        data_set: records or chats to look at.
     """
-    kind: Literal["scenes", "photos"] = "scenes" if engine.cloc.phrases is None else "photos"
-    handlers = Handlers(engine, example_pictures(_NUM_EXAMPLES, kind))
-    first = handlers.examples[0]
+    first: PictureKind = "scenes" if engine.cloc.phrases is None else "photos"
+    examples = example_pictures(first)
     with gr.Blocks(
         title="cloc-mllm demo",
         analytics_enabled=False,
         delete_cache=(_ONE_HOUR_S, _ONE_HOUR_S),
     ) as page:
-        gr.Markdown(_INTRO)
-        picture = gr.State(first, time_to_live=_ONE_HOUR_S)
+        gr.Markdown(_INTRO + (f"The model knows {engine.knows}." if engine.knows else ""))
         with gr.Row(elem_id="choose"):
-            upload_button, gallery = _picture_choice(handlers.examples)
+            upload_button, gallery = _picture_choice(examples)
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
-                canvas = _canvas(first)
-            with gr.Column(scale=2, min_width=320):
-                if engine.grounding is None:
-                    gr.Markdown(_CLOC_ONLY, elem_id="cloc-only")
-                with gr.Tabs() as tabs:
-                    with gr.Tab("Find it", id="find"):
-                        phrase, find_button, suggestions, found = _find_tab(first)
-                    with gr.Tab("Name it", id="name"):
-                        named, names, clear_button = _name_tab()
+                stage = Stage(
+                    engine=engine,
+                    picture=gr.State(examples[0], time_to_live=_ONE_HOUR_S),
+                    stroke=gr.State(None, time_to_live=_ONE_HOUR_S),
+                    surface=surface(examples[0]),
+                    credit=gr.HTML(credit_html(examples[0]), elem_id="credit"),
+                )
+            with gr.Column(scale=2, min_width=320), gr.Tabs() as tabs:
+                with gr.Tab("Ground", id="ground", elem_id="tab-ground"):
+                    ground_tab(stage, examples[0])
+                with gr.Tab("Refer", id="refer", elem_id="tab-refer"):
+                    refer_tab(stage, tabs)
+                with gr.Tab("Explore", id="explore", elem_id="tab-explore"):
+                    explore_tab(stage, examples)
+                with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
+                    chat_tab(stage)
+                with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
+                    compare_tab(stage, rival)
+                with gr.Tab("Data", id="data", elem_id="tab-data"):
+                    data_tab(stage, data_set)
 
-        # choosing another picture changes all of these
-        shown = [picture, canvas, suggestions, phrase, found, named]
-        upload_button.upload(handlers.upload, upload_button, shown, api_name="set_picture")
-        gallery.select(handlers.choose_example, None, shown, api_visibility="private")
+        def upload(path: str) -> tuple[Any, ...]:
+            with visitor_errors():
+                return stage.choose(open_picture(path))
 
-        ask: dict[str, Any] = {"fn": handlers.find, "inputs": [picture, phrase]}
-        ask |= {"outputs": [picture, canvas, found], "concurrency_id": "model"}
-        find_button.click(**ask, api_name="find")
-        phrase.submit(**ask, api_visibility="private")
-        suggestions.click(_first_cell, suggestions, phrase, api_visibility="private").success(
-            **ask, api_visibility="private"
-        )
+        def choose(event: gr.SelectData) -> tuple[Any, ...]:
+            index = event.index if isinstance(event.index, int) else 0
+            return stage.choose(examples[index % len(examples)])
 
-        ask = {"fn": handlers.name, "inputs": [picture, names]}
-        ask |= {"outputs": named, "concurrency_id": "model", "api_visibility": "private"}
-        drawn = [picture, canvas, named, tabs]
-        # by default a click is lost while the one before it is still being answered
-        canvas.select(
-            handlers.click,
-            picture,
-            drawn,
-            trigger_mode="multiple",
-            show_progress="hidden",
-            api_visibility="private",
-        ).success(**ask, trigger_mode="multiple")
-        names.submit(**ask)
-        clear_button.click(handlers.clear_box, picture, drawn, api_visibility="private")
+        upload_button.upload(upload, upload_button, stage.outputs, api_name="set_picture")
+        gallery.select(choose, None, stage.outputs, api_visibility="private")
     page.queue(max_size=_MAX_WAITING, api_open=False, default_concurrency_limit=1)
     return page
 
@@ -118,14 +115,28 @@ def serve(page: gr.Blocks, *, host: str, port: int, share: bool = False, block: 
             ssr_mode=False,
             run_history=False,
             footer_links=[],
-            theme=gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"]),
-            css=answers.STYLE,
+            theme=_theme(),
+            css=(Path(__file__).parent / "page.css").read_text(encoding="utf-8"),
             app_kwargs={"middleware": [Middleware(RequestGuard)]},
             quiet=not block,
         )
     except OSError as error:
         raise ValueError(f"cannot listen on {host}:{port}; try another --port") from error
     return address
+
+
+def _theme() -> gr.themes.Base:
+    """Builds Gradio's soft theme, darker where its light blue is too pale to read."""
+    return gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"]).set(
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        color_accent="*primary_600",
+        block_label_text_color="*primary_700",
+        block_title_text_color="*primary_700",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_secondary_background_fill_hover_dark="*primary_600",
+    )
 
 
 def _picture_choice(examples: list[Picture]) -> tuple[gr.UploadButton, gr.Gallery]:
@@ -143,7 +154,7 @@ def _picture_choice(examples: list[Picture]) -> tuple[gr.UploadButton, gr.Galler
         show_label=False,
         container=False,
         elem_id="examples",
-        columns=_NUM_EXAMPLES,
+        columns=len(examples),
         rows=1,
         object_fit="cover",
         allow_preview=False,
@@ -151,125 +162,3 @@ def _picture_choice(examples: list[Picture]) -> tuple[gr.UploadButton, gr.Galler
         buttons=[],
     )
     return upload, gallery
-
-
-def _canvas(first: Picture) -> gr.Image:
-    return gr.Image(
-        first.image,
-        label="Picture",
-        show_label=False,
-        elem_id="picture",
-        buttons=["download", "fullscreen"],
-        interactive=False,
-        alt_text="the chosen picture, with the boxes found or drawn on it",
-    )
-
-
-def _find_tab(first: Picture) -> tuple[gr.Textbox, gr.Button, gr.Dataset, gr.HTML]:
-    phrase = gr.Textbox(
-        label="What to look for",
-        placeholder=first.suggestions[0],
-        max_length=MAX_PHRASE_CHARS,
-        max_lines=1,
-        elem_id="phrase",
-    )
-    button = gr.Button("Find it", variant="primary", elem_id="find")
-    suggestions = gr.Dataset(
-        components=[phrase],
-        samples=[[text] for text in first.suggestions],
-        label="For example",
-        elem_id="suggestions",
-    )
-    return phrase, button, suggestions, gr.HTML(answers.FIND_HINT, elem_id="found")
-
-
-def _name_tab() -> tuple[gr.HTML, gr.Textbox, gr.Button]:
-    named = gr.HTML(answers.NAME_HINT, elem_id="named")
-    names = gr.Textbox(
-        label="Names to choose from (optional)",
-        placeholder="crab, boat, ...",
-        info="Separated by commas; empty means the model's own list. Press Enter to compare again.",
-        max_lines=1,
-        elem_id="names",
-    )
-    return named, names, gr.Button("Clear box", elem_id="clear-box")
-
-
-class Handlers:
-    """The actions of the page's events, as plain methods on the engine and a `Picture`."""
-
-    def __init__(self, engine: DemoEngine, examples: list[Picture]) -> None:
-        self.engine = engine
-        self.examples = examples
-
-    def upload(self, path: str) -> tuple[Any, ...]:
-        with visitor_errors():
-            return _show(open_picture(path))
-
-    def choose_example(self, event: gr.SelectData) -> tuple[Any, ...]:
-        index = event.index if isinstance(event.index, int) else 0
-        return _show(self.examples[index % len(self.examples)])
-
-    def find(self, picture: Picture | None, phrase: str | None) -> tuple[Picture, Image.Image, str]:
-        with visitor_errors():
-            found = self.engine.find(_required(picture), phrase or "")
-        picture = clear_box(_required(picture))
-        return picture, draw(picture, answers.found_outlines(found)), answers.found_html(found)
-
-    def click(
-        self, picture: Picture | None, event: gr.SelectData
-    ) -> tuple[Picture, Image.Image, str, gr.Tabs]:
-        with visitor_errors():
-            x, y = _point(event.index)
-            picture = click(_required(picture), x, y)
-        hint = answers.SECOND_CLICK_HINT if picture.corner else "<p class='hint'>Looking…</p>"
-        return picture, draw(picture), hint, gr.Tabs(selected="name")
-
-    def name(self, picture: Picture | None, names: str | None) -> str:
-        with visitor_errors():
-            picture = _required(picture)
-            if picture.corner is not None:
-                return answers.SECOND_CLICK_HINT
-            if picture.box is None:
-                return answers.NAME_HINT
-            return answers.named_html(self.engine.name(picture, parse_names(names or "")))
-
-    def clear_box(self, picture: Picture | None) -> tuple[Picture, Image.Image, str, gr.Tabs]:
-        with visitor_errors():
-            picture = clear_box(_required(picture))
-        return picture, draw(picture), answers.NAME_HINT, gr.Tabs(selected="name")
-
-
-@contextmanager
-def visitor_errors() -> Iterator[None]:
-    """Shows a `ValueError` about a visitor's input as a message on the page."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error)
-        raise gr.Error(message[:1].upper() + message[1:], print_exception=False) from error
-
-
-def _show(picture: Picture) -> tuple[Any, ...]:
-    suggestions = gr.Dataset(
-        samples=[[text] for text in picture.suggestions], visible=bool(picture.suggestions)
-    )
-    return picture, picture.image, suggestions, "", answers.FIND_HINT, answers.NAME_HINT
-
-
-def _required(picture: Picture | None) -> Picture:
-    if picture is None:
-        raise ValueError("choose a picture first: upload one or click an example")
-    return picture
-
-
-def _point(index: Any) -> tuple[float, float]:
-    """Reads the pixel of a click event, which comes from the network and may hold anything."""
-    numbers = isinstance(index, list | tuple) and len(index) == 2
-    if not numbers or not all(isinstance(value, int | float) for value in index):
-        raise ValueError("the click has no position; click inside the picture")
-    return float(index[0]), float(index[1])
-
-
-def _first_cell(row: list[str]) -> str:
-    return row[0]

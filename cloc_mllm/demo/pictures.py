@@ -1,34 +1,31 @@
-"""The picture on the demo's page and the box being drawn on it.
+"""The pictures of the page: uploads and examples.
 
-All functions depend on their arguments alone; nothing imports Gradio or a model.
-Boxes are xyxy, normalised to the picture.
+Nothing here imports Gradio or a model. Boxes are xyxy, normalised to the picture.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from cloc_mllm.box import Box
-from cloc_mllm.data.drawing import Rgb, draw_regions
-from cloc_mllm.data.example_photos import example_photos
+from cloc_mllm.data.example_photos import example_photos, photo_credits
 from cloc_mllm.data.expressions import expression_kind
 from cloc_mllm.data.images import open_image
-from cloc_mllm.data.records import Record
+from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.scenes import generate_scenes
-from cloc_mllm.geometry import Boxes
 
 MAX_SIDE_PX = 1024  # larger pictures are shown (and read) at this size
 MIN_BOX_PX = 4.0
 _MAX_SUGGESTIONS = 4
+_NUM_SCENES = 4
 
-_VISITOR_COLOR: Rgb = (30, 41, 59)
+PictureKind = Literal["photos", "scenes"]
 
 
 @dataclass(frozen=True)
@@ -39,32 +36,38 @@ class Picture:
         image: upright RGB, its longer side at most `MAX_SIDE_PX`.
         key: a hash of the pixels; equal pictures share one encoding.
         suggestions: referring expressions that have an answer here; empty for uploads.
-        corner: the first click of a box, normalised; None when no box is being drawn.
-        box: the finished box.
+        references: the true box of some phrases.
+        caption: what is in it; "" for uploads.
+        credit: the address of its page and its licence; None where none is due.
     """
 
     image: Image.Image
     key: str
     suggestions: tuple[str, ...] = ()
-    corner: tuple[float, float] | None = None
-    box: Box | None = None
+    references: tuple[tuple[str, Box], ...] = ()
+    caption: str = ""
+    credit: tuple[str, str] | None = None
 
 
-class Outline(NamedTuple):
-    """A box to draw, its colour and its tag."""
+def new_picture(
+    image: Image.Image, record: Record | None = None, credit: tuple[str, str] | None = None
+) -> Picture:
+    """Shrinks an upright RGB image to `MAX_SIDE_PX` and names it by its pixels.
 
-    box: Box
-    color: Rgb
-    tag: str
-
-
-def new_picture(image: Image.Image, suggestions: Sequence[str] = ()) -> Picture:
-    """Shrinks an upright RGB image to `MAX_SIDE_PX` and names it by its pixels."""
+    Args:
+        record: what is known about the image.
+    """
     if max(image.size) > MAX_SIDE_PX:
         image = image.copy()
         image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.BICUBIC)
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode() + image.tobytes())
-    return Picture(image=image, key=digest.hexdigest(), suggestions=tuple(suggestions))
+    if record is None:
+        return Picture(image, digest.hexdigest())
+    references = [
+        (text, region.box) for region in record.regions for text in expressions_of([region])
+    ]
+    caption = record.captions[0] if record.captions else ""
+    return Picture(image, digest.hexdigest(), suggest(record), tuple(references), caption, credit)
 
 
 def open_picture(path: str | Path) -> Picture:
@@ -72,77 +75,33 @@ def open_picture(path: str | Path) -> Picture:
     return new_picture(open_image(Path(path), name="your upload"))
 
 
-def example_pictures(
-    num_pictures: int, kind: Literal["scenes", "photos"] = "scenes"
-) -> list[Picture]:
-    """Makes pictures with things to ask for: large scenes of the test split, or shipped photos."""
-    if kind == "photos":
-        photos = example_photos()[:num_pictures]
-        return [
-            new_picture(photo.load_image(), [region.phrase for region in photo.regions])
-            for photo in photos
-        ]
-    records = generate_scenes(num_pictures, split="test", long_side=512)
-    return [new_picture(record.load_image(), suggest(record)) for record in records]
+def example_pictures(first: PictureKind = "photos") -> list[Picture]:
+    """Makes pictures with things to ask for: the shipped photos and a few scenes of the test split.
+
+    Args:
+        first: the kind that comes first.
+    """
+    credits = photo_credits()
+    photos = [
+        new_picture(photo.load_image(), photo, credits[photo.id]) for photo in example_photos()
+    ]
+    scenes = [
+        new_picture(record.load_image(), record)
+        for record in generate_scenes(_NUM_SCENES, split="test", long_side=512)
+    ]
+    return photos + scenes if first == "photos" else scenes + photos
+
+
+def expressions_of(regions: Sequence[Region]) -> list[str]:
+    """Lists what regions are called: their expressions, or else their phrases."""
+    return [text for region in regions for text in (region.expressions or [region.phrase])]
 
 
 def suggest(record: Record) -> tuple[str, ...]:
-    """Picks a few expressions of a record, of as many kinds (size, order, relation) as it has."""
-    expressions = [text for region in record.regions for text in region.expressions]
+    """Picks a few texts of a record; expressions of as many kinds (size, relation) as it has."""
+    expressions = expressions_of(record.regions)
+    if not any(region.expressions for region in record.regions):
+        return tuple(dict.fromkeys(expressions))[:_MAX_SUGGESTIONS]
     by_kind = {expression_kind(text): text for text in expressions}
     varied = [*by_kind.values(), *expressions]
     return tuple(dict.fromkeys(varied))[:_MAX_SUGGESTIONS]
-
-
-def click(picture: Picture, x_px: float, y_px: float) -> Picture:
-    """Takes a click: the first marks a corner, the second completes the box, the third starts anew.
-
-    Raises:
-        ValueError: the click is not inside the picture, or both corners nearly coincide.
-    """
-    width, height = picture.image.size
-    if not (_inside(x_px, width) and _inside(y_px, height)):
-        raise ValueError(f"the click is outside the {width} x {height} picture; click inside it")
-    x, y = x_px / width, y_px / height
-    if picture.corner is None:
-        return replace(picture, corner=(x, y), box=None)
-    (x0, y0) = picture.corner
-    if min(abs(x - x0) * width, abs(y - y0) * height) < MIN_BOX_PX:
-        raise ValueError("the two corners nearly coincide; click the opposite corner of the box")
-    return replace(picture, corner=None, box=(min(x0, x), min(y0, y), max(x0, x), max(y0, y)))
-
-
-def _inside(value: float, size: int) -> bool:
-    return math.isfinite(value) and 0 <= value <= size
-
-
-def clear_box(picture: Picture) -> Picture:
-    return replace(picture, corner=None, box=None)
-
-
-def draw(picture: Picture, outlines: Sequence[Outline] = ()) -> Image.Image:
-    """Draws the visitor's own box or corner and `outlines` on a copy of the picture."""
-    if picture.box is not None:
-        outlines = [Outline(picture.box, _VISITOR_COLOR, "your box"), *outlines]
-    canvas = draw_regions(
-        picture.image,
-        Boxes.normalized([outline.box for outline in outlines]),
-        [outline.tag for outline in outlines],
-        colors=[outline.color for outline in outlines],
-        long_side=max(picture.image.size),
-    )
-    if picture.corner is not None:
-        _draw_corner(canvas, picture.corner)
-    return canvas
-
-
-def _draw_corner(canvas: Image.Image, corner: tuple[float, float]) -> None:
-    """Draws a dot on the corner and hair lines through it, to aim the second click."""
-    pen = ImageDraw.Draw(canvas)
-    x, y = corner[0] * canvas.width, corner[1] * canvas.height
-    for thickness, color in ((3, "white"), (1, _VISITOR_COLOR)):
-        pen.line((x, 0, x, canvas.height), fill=color, width=thickness)
-        pen.line((0, y, canvas.width, y), fill=color, width=thickness)
-    radius = max(5, max(canvas.size) / 70)
-    circle = (x - radius, y - radius, x + radius, y + radius)
-    pen.ellipse(circle, fill=_VISITOR_COLOR, outline="white", width=2)

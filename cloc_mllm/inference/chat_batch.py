@@ -1,15 +1,16 @@
 """Answers several chats together, token by token; chats join and leave between two tokens.
 
 Each step runs the language model once for all rows, which takes little longer than for one. Chats
-that join at the same time are read together, and an image that they share is read once. An answer
-does not depend on which chats are answered beside it, but for rounding.
+that join at the same time are read together, and what several start with, their images, is read
+once (`known_starts`). An answer does not depend on which chats are answered beside it or before it,
+but for rounding.
 
 Letters: B rows, T tokens of the longest row, P of them read already, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +22,9 @@ from transformers.cache_utils import DynamicLayer
 from cloc_mllm.inference.answers import Generation, read_answer
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.inputs import EncodedImage
+from cloc_mllm.inference.known_starts import KnownStarts, Start
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.inference.sampling import Sampling
-from cloc_mllm.inference.shared_prefix import prefill_shared
 from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 
@@ -134,11 +135,15 @@ class ChatBatch:
     Language models with a sliding window answer one chat at a time: in their caches rows of
     different lengths cannot stand beside each other.
 
+    Args:
+        known_bytes: memory for how chats started that have left; the next ones with the same images
+            continue from there.
+
     Raises:
         ValueError: the language model keeps a state instead of a cache (Mamba).
     """
 
-    def __init__(self, predictor: GroundingPredictor) -> None:
+    def __init__(self, predictor: GroundingPredictor, known_bytes: int = 0) -> None:
         if predictor.model.language_model._is_stateful:
             raise ValueError(
                 "the language model keeps a state, which chats cannot continue token by token yet; "
@@ -154,6 +159,7 @@ class ChatBatch:
         layers = DynamicCache(config=self._text_config).layers
         is_plain = all(type(layer) is DynamicLayer for layer in layers)
         self._takes_several = is_plain
+        self._known = KnownStarts(known_bytes)
         self._attention_mask: Tensor
         self._cache: DynamicCache
 
@@ -168,17 +174,100 @@ class ChatBatch:
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> list[Row]:
         """Reads the chats of rows and writes their first tokens; returns the rows that end."""
-        inputs = _side_by_side(self.predictor.processor, rows)
-        if "pixel_values" in inputs and len(rows) > 1:
-            inputs = prefill_shared(self.predictor.model, inputs)
+        keys = {row: self._key(row) for row in rows}
+        starts = {key: self._known.get(key) for key in keys.values() if key is not None}
+        whole: dict[Row, Hashable] = {}  # the first rows with a start that is not known yet
+        for row, key in keys.items():
+            if key is None or (starts[key] is None and key not in whole.values()):
+                whole[row] = key
+        rest = [row for row in rows if row not in whole]
+        ended = self._read_whole(whole, starts) if whole else []
+        return ended + (self._read_rest(rest, [starts[keys[row]] for row in rest]) if rest else [])
+
+    def _key(self, row: Row) -> Hashable | None:
+        """Names how a chat starts, up to its last image; None if it has no start to share: there is
+        no image, or a region lies before the last one."""
+        length = self._start_length(row)
+        if not length:
+            return None
+        images = tuple(id(image) for image in row.images)
+        places = row.inputs["image_index"].tolist()
+        return images, tuple(places), tuple(row.inputs["input_ids"][0, :length].tolist())
+
+    def _start_length(self, row: Row) -> int:
+        """Counts the tokens up to the last image, 0 if they cannot be shared."""
+        ids, config = row.inputs["input_ids"][0], self.predictor.model.config
+        if not self._takes_several or "image_index" not in row.inputs:
+            return 0
+        length = int((ids == config.image_token_id).nonzero().max()) + 1
+        has_region = bool((ids[:length] == config.region_token_id).any())
+        return 0 if has_region or length == len(ids) else length
+
+    def _read_whole(
+        self, rows: Mapping[Row, Hashable], starts: dict[Hashable, Start | None]
+    ) -> list[Row]:
+        """Reads rows from their first token, and adds how they start to `starts`."""
+        inputs = _side_by_side(self.predictor.processor, list(rows))
         options = {name: inputs[name] for name in VisionInputs._fields if name in inputs}
-        if "region_features" in inputs:
-            options["region_features"] = inputs["region_features"]
-        cache = inputs.get("past_key_values")
-        if cache is None:
-            cache = DynamicCache(config=self._text_config)
-        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        logits, hidden = self._forward(input_ids, mask, cache, **options)
+        cache = DynamicCache(config=self._text_config)
+        mask = inputs["attention_mask"]
+        logits, hidden = self._forward(inputs["input_ids"], mask, cache, **options)
+        for place, (row, key) in enumerate(rows.items()):
+            if key is not None:
+                first = mask.shape[1] - row.num_prompt_tokens
+                columns = slice(first, first + self._start_length(row))
+                starts[key] = start = Start.of_row(cache, place, columns, row.images)
+                self._known.add(key, start)
+        return self._add(list(rows), logits, hidden, cache, mask)
+
+    def _read_rest(self, rows: Sequence[Row], starts: Sequence[Start | None]) -> list[Row]:
+        """Reads rows behind their starts.
+
+        In a row, padding stands before the start and between the start and the rest.
+        """
+        known = [start for start in starts if start is not None]
+        longest = max(start.num_tokens for start in known)
+        cache = DynamicCache(config=self._text_config)
+        for index, layers in enumerate(zip(*(start.layers for start in known), strict=True)):
+            keys, values = (
+                torch.cat([_padded(part, longest, -2) for part in parts])
+                for parts in zip(*layers, strict=True)
+            )
+            cache.update(keys, values, index)
+        rests = [
+            row.inputs["input_ids"][0, start.num_tokens :]
+            for row, start in zip(rows, known, strict=True)
+        ]
+        padded = self.predictor.processor.pad([rest.tolist() for rest in rests], side="left")
+        padded = {name: value.to(rests[0].device) for name, value in padded.items()}
+        ones = padded["attention_mask"].new_ones
+        read = torch.cat([_padded(ones(1, start.num_tokens), longest, -1) for start in known])
+        mask = torch.cat([read, padded["attention_mask"]], 1)
+        options = self._regions(rows)
+        logits, hidden = self._forward(padded["input_ids"], mask, cache, **options)
+        return self._add(rows, logits, hidden, cache, mask)
+
+    def _regions(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Encodes the regions of rows whose images are in the cache."""
+        counts = torch.tensor([len(row.inputs["region_boxes"]) for row in rows])
+        asking = [row for row in rows if len(row.inputs["region_boxes"])]
+        if not asking:
+            return {}
+        inputs = _side_by_side(self.predictor.processor, asking)
+        given = {name: inputs[name] for name in VisionInputs._fields if name in inputs}
+        features = self.predictor.model.encode_regions(VisionInputs(**given))
+        places = torch.arange(len(rows)).repeat_interleave(counts)
+        return {"region_features": features, "region_image_index": places.to(features.device)}
+
+    def _add(
+        self,
+        rows: Sequence[Row],
+        logits: Tensor,
+        hidden: Tensor | None,
+        cache: DynamicCache,
+        mask: Tensor,
+    ) -> list[Row]:
+        """Writes the first tokens of rows that have been read; returns the rows that end."""
         ended = self._write(rows, logits, hidden)
         if self.rows:
             self._append(cache, mask)

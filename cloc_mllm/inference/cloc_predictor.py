@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from cloc_mllm.inference.phrases import Phrases
 from cloc_mllm.inference.results import GroundingResult
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.region_encoders.pooling import pool_under_boxes
+from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 from cloc_mllm.shipped import find_model
 
@@ -87,7 +90,9 @@ class ClocPredictor:
             image.check_encoder(self._encoder)
             return image
         picture = open_image(image)
-        return EncodedImage(picture, self._encode_pictures([picture]), self._encoder)
+        features = self._encode_pictures([picture])
+        prepared = self.model.vision.region_encoder.prepare(features)
+        return EncodedImage(picture, prepared, self._encoder)
 
     @torch.inference_mode()
     def locate(self, image: ImageInput, phrases: str | Sequence[str]) -> GroundingResult:
@@ -205,6 +210,54 @@ class ClocPredictor:
         """
         encoded = self.encode(image)
         return self._embed_checked(encoded, *check_regions(regions, encoded.image.size))
+
+    @torch.inference_mode()
+    def pool_regions(
+        self, image: ImageInput, boxes: Boxes, by: Literal["roi_align", "mean"]
+    ) -> Tensor:
+        """Embeds boxes by CLIP's projected tokens alone, to compare `embed_regions` with.
+
+        Args:
+            boxes: R boxes in any frame of the upright picture.
+            by: `mean` averages the tokens below a box by the share of each that it covers, as a
+                plain CLIP would; `roi_align` averages RoI-Align's bins.
+
+        Returns:
+            float[R, E], each of unit length.
+        """
+        encoded = self.encode(image)
+        features = encoded.features
+        checked, _ = check_regions(boxes, encoded.image.size)
+        canvas = self._transform_of(encoded).to_canvas(checked).xyxy.to(self.device, torch.float32)
+        tokens = self._encoder.project_tokens(features.tokens)
+        if by == "mean":
+            pooled = pool_under_boxes(tokens, features, canvas, self._all_first(len(canvas)))
+        else:
+            index = self._all_first(len(canvas))
+            pooled = roi_align_tokens(tokens, features.grid_hw, canvas, index)
+        return F.normalize(pooled.float(), dim=-1)
+
+    @torch.inference_mode()
+    def similarity_map(self, image: ImageInput, phrase: str) -> Tensor:
+        """Compares a phrase with each image token, read out as if it were a region.
+
+        Returns:
+            float[H, W] of the upright picture: cosines in -1..1, interpolated between the tokens.
+        """
+        encoded = self.encode(image)
+        texts = self._encode_text([phrase])
+        cosines = self.model.vision.region_encoder.similarity(encoded.features, texts)
+        width, height = encoded.image.size
+        rows, columns = encoded.features.grid_hw
+        whole = self._transform_of(encoded).to_canvas(Boxes.normalized([[0.0, 0.0, 1.0, 1.0]]))
+        left, top, right, bottom = whole.xyxy[0].tolist()
+        x = torch.linspace(left, right, 2 * width + 1)[1::2]  # the middles of the pixels
+        y = torch.linspace(top, bottom, 2 * height + 1)[1::2]
+        places = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1) * 2 - 1
+        grid = cosines.float().cpu().view(1, 1, rows, columns)
+        return F.grid_sample(
+            grid, places[None], "bilinear", padding_mode="border", align_corners=False
+        )[0, 0]
 
     @torch.inference_mode()
     def embed_image(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:

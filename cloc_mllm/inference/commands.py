@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Cosine below which a phrase is said to fit badly. Of phrases that are in a photo the shipped model
 # gives 8 % less, of phrases of another photo 56 % (417 each, Flickr8k validation).
-_LOW_SIMILARITY = 0.2
+LOW_SIMILARITY = 0.2
 
 
 def main_ground(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def _read_names(given: str) -> list[str]:
 
 def _similarity(score: float) -> str:
     """Says a cosine, and in words when it is low."""
-    return f"similarity {score:.2f}" + (", low: no good fit" if score < _LOW_SIMILARITY else "")
+    return f"similarity {score:.2f}" + (", low: no good fit" if score < LOW_SIMILARITY else "")
 
 
 def _region(arguments: Namespace, image: Image.Image) -> RegionsInput:

@@ -5,7 +5,7 @@ Letters: T new tokens, K `<box>` tokens of an answer, H width of the language mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import BatchFeature, TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
 
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.data.conversations import MAX_BOXES, SEVERAL_BOXES
@@ -333,16 +334,23 @@ class GroundingPredictor:
         *,
         max_new_tokens: int = _TEXT_TOKENS,
         boxes_only: bool = False,
+        on_text: Callable[[str], object] | None = None,
     ) -> list[Answer]:
-        """Answers what `read` returned; it can be used once, because its cache is continued."""
+        """Answers what `read` returned; it can be used once, because its cache is continued.
+
+        Args:
+            on_text: called after each token with the text so far; for a reading of one question.
+        """
         prompt_length = reading.inputs["input_ids"].shape[1]
         if boxes_only:
             max_new_tokens = self.grammar.max_tokens
+        listener = None if on_text is None else _TextListener(self.processor, on_text)
         with self.model.hidden_states_of_answers() as states:
             output = self._generate(
                 reading.inputs,
                 max_new_tokens,
                 boxes_only=boxes_only,
+                streamer=listener,
                 output_logits=True,
                 return_dict_in_generate=True,
             )
@@ -447,6 +455,26 @@ class GroundingPredictor:
         frames = [self.processor.views(image.image.size)[0].frame() for image in encoded]
         features = encoded[0].features._replace(image_features=pooled, tokens=tokens)
         return SeenImages(features, torch.cat(frames).to(tokens.device))
+
+
+class _TextListener(BaseStreamer):
+    """Tells `on_text` the text of an answer after each of its tokens."""
+
+    def __init__(self, processor: ClocMllmProcessor, on_text: Callable[[str], object]) -> None:
+        self.processor = processor
+        self.on_text = on_text
+        self.ids: list[int] | None = None
+
+    def put(self, value: Tensor) -> None:
+        if self.ids is None:  # `generate` puts the prompt first
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        length = self.processor.answer_length(self.ids)
+        self.on_text(self.processor.decode_ids(self.ids[:length]).strip())
+
+    def end(self) -> None:
+        pass
 
 
 def _open_images(questions: Sequence[Question]) -> list[Question]:

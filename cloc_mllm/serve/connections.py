@@ -2,12 +2,13 @@
 
 uvicorn waits for ever for a first request, and for the rest of one that has begun; its
 `limit_concurrency` counts such connections but turns away whoever comes after them. Here each has a
-time limit, and where too many wait, the oldest makes room for the newest.
+time limit, and where too many wait, the client with the most of them loses its oldest.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -71,9 +72,15 @@ class BoundedProtocol(H11Protocol):
         self._stop_waiting()
         self.waiting[self] = self.loop.call_later(self.limits.head_seconds, self.transport.abort)
         if len(self.waiting) > self.limits.waiting_connections:
-            oldest = next(iter(self.waiting))
-            oldest._stop_waiting()
-            oldest.transport.abort()
+            counts = Counter(one.address for one in self.waiting)
+            one_too_many = max(self.waiting, key=lambda one: counts[one.address])
+            one_too_many._stop_waiting()
+            one_too_many.transport.abort()
+
+    @property
+    def address(self) -> str:
+        """Whoever is at the other end; "" if it has left already."""
+        return self.client[0] if self.client else ""
 
     def _stop_waiting(self) -> None:
         timer = self.waiting.pop(self, None)

@@ -16,7 +16,8 @@ class Limits:
         body_seconds: time in which a body arrives, beside that of its bytes at `body_rate`.
         body_rate: bytes per second, below which a body is too slow (408).
         head_seconds: time from the start of a connection to the end of its request's head.
-        waiting_connections: connections whose request has not arrived; one more closes the oldest.
+        waiting_connections: connections whose request has not arrived; one more closes the oldest
+            of the address that has the most.
         images: images per request.
         image_bytes: size of one encoded image.
         image_pixels: pixels of all images of a request, read from their headers before any pixel is
@@ -30,6 +31,8 @@ class Limits:
         together: requests that are answered at the same time.
         waiting: requests that may wait beside those that are answered; one more is refused (429).
             A request waits once its body is there.
+        known_bytes: memory of the pictures of the last requests, and as much again of what the
+            language model has read of them; with 0 each request is read from its first byte.
         stop_seconds: time that answers have to end in after SIGTERM or Ctrl-C.
         seconds: time from the arrival of a request to the end of its answer.
     """
@@ -51,6 +54,7 @@ class Limits:
     default_answer_tokens: int = 256
     together: int = 16
     waiting: int = 16
+    known_bytes: int = 64_000_000
     stop_seconds: int = 30
     seconds: float = 120.0
 
@@ -65,7 +69,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            least = 0 if field.name in ("waiting", "images", "regions") else 1
+            least = 0 if field.name in ("waiting", "images", "regions", "known_bytes") else 1
             if not getattr(self, field.name) >= least:
                 raise ValueError(
                     f"limits.{field.name} is {getattr(self, field.name)}; it must be at least "

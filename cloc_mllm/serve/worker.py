@@ -23,7 +23,6 @@ from cloc_mllm.serve.limits import Limits
 from cloc_mllm.serve.metrics import Metrics
 
 _RETRY_AFTER_S = 5
-_CACHED_PIXELS = 16_000_000  # 48 MB of pictures, beside their features
 
 
 class _Cancelled(Exception):
@@ -100,8 +99,8 @@ class Worker:
         self.predictor = predictor
         self.limits = limits
         self.metrics = metrics
-        self._images = _ImageCache(predictor)
-        self._batch = ChatBatch(predictor)
+        self._images = _ImageCache(predictor, limits.known_bytes)
+        self._batch = ChatBatch(predictor, limits.known_bytes)
         self._answering: dict[Row, QueuedRequest] = {}
         self._waiting: list[QueuedRequest] = []
         self._unfinished: set[QueuedRequest] = set()
@@ -218,28 +217,32 @@ class _ImageCache:
     """Encodes images; those of the last requests are known already.
 
     It makes one object of equal files, which `ChatBatch` then reads once.
+
+    Args:
+        num_bytes: the most that the known ones may take.
     """
 
-    def __init__(self, predictor: GroundingPredictor) -> None:
+    def __init__(self, predictor: GroundingPredictor, num_bytes: int) -> None:
         self._predictor = predictor
         self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
-        self._num_pixels = 0
+        self._num_bytes = num_bytes
+        self._held = 0
 
     def __call__(self, data: bytes, name: str) -> EncodedImage:
         key = hashlib.sha256(data).digest()
         known = self._encoded.pop(key, None)
         if known is None:
             known = self._predictor.encode(open_image(data, name=name))
-            self._num_pixels += _num_pixels(known)
+            self._held += _size(known)
         self._encoded[key] = known
-        while self._num_pixels > _CACHED_PIXELS and self._encoded:
-            _, oldest = self._encoded.popitem(last=False)
-            self._num_pixels -= _num_pixels(oldest)
+        while self._held > self._num_bytes:
+            self._held -= _size(self._encoded.popitem(last=False)[1])
         return known
 
 
-def _num_pixels(image: EncodedImage) -> int:
-    return image.image.width * image.image.height
+def _size(image: EncodedImage) -> int:
+    """Counts the bytes of a picture and its features."""
+    return 3 * image.image.width * image.image.height + image.features.tokens.nbytes
 
 
 def _refusal(error: Exception) -> Exception:

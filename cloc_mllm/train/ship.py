@@ -15,7 +15,7 @@ from cloc_mllm.data.parquet import load_records
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.phrases import Phrases, frequent_phrases
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor, merge_and_save
-from cloc_mllm.mllm.adapter import save_adapter
+from cloc_mllm.mllm.adapter import PARTS, VISION, save_adapter
 from cloc_mllm.mllm.assembled import LANGUAGE_MODEL
 from cloc_mllm.models.build import load_cloc, save_cloc
 from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS
@@ -52,7 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ship_adapter(run_dir: Path, directory: Path) -> None:
-    """Writes the newest checkpoint of a stage-2 run as an adapter that names the hub's model."""
+    """Writes the newest checkpoint of a stage-2 run as an adapter of the hub's language model and
+    the CLOC that ships beside it.
+
+    Raises:
+        ValueError: the run has another vision encoder.
+    """
     model, processor = load_trained(run_dir)
     model.language_model.peft_config["default"].base_model_name_or_path = LANGUAGE_MODEL
     shutil.rmtree(directory, ignore_errors=True)
@@ -60,6 +65,13 @@ def ship_adapter(run_dir: Path, directory: Path) -> None:
     learnt = directory / "adapter_model.safetensors"
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(learnt).items()}
     save_file(halves, learnt)
+    parts = load_file(directory / PARTS)
+    vision = load_cloc(directory.with_name("cloc"))[0].vision.state_dict()
+    for name, tensor in vision.items():
+        held = parts.pop(f"{VISION}{name}").to(tensor)  # perhaps in bfloat16, which has 8 bits
+        if not torch.allclose(held, tensor, rtol=2**-7, atol=1e-6):
+            raise ValueError(f"{run_dir} has another vision encoder than the CLOC shipped: {name}")
+    save_file(parts, directory / PARTS)
 
 
 def ship_models(arguments: Namespace, directory: Path) -> None:

@@ -27,11 +27,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import yaml
 from torch import Tensor, nn
 
+import demo_abuse
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig, Stage1Config
@@ -44,6 +46,8 @@ from cloc_mllm.train.checkpoint import FILES, list_checkpoints, newest_whole_che
 from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.health import DivergedError
 from cloc_mllm.train.logging import read_log
+from demo_abuse import Demo
+from serve_abuse import Server, dripping, half_open, huge_bodies, judged, stopped
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE_S = 600.0  # for a start on a busy machine
@@ -405,7 +409,10 @@ def disks(bench: Bench, names: Sequence[str] = ()) -> Iterator[Row]:
     run = bench.root / "model_run"
     if {*names} - {"stage1", "data"} or not names:
         bench.trained(run, **{"run.steps": 2})
-    model, records = run / "model", bench.root / "records"
+    model, records, llm = run / "model", bench.root / "records", bench.root / "llm" / "model"
+    if "stage2" in names or not names:
+        job = bench.command("llm", "tiny-llm", *_small_llm(llm.parent, **{"run.steps": 1}))
+        assert job.wait() == 0, job.last_line()
     commands: dict[str, tuple[int, Callable[[Path], list[object]]]] = {
         "stage1": (  # the second checkpoint does not fit
             1800,
@@ -414,6 +421,19 @@ def disks(bench: Bench, names: Sequence[str] = ()) -> Iterator[Row]:
         "data": (
             100,
             lambda to: ["data", "build", "scenes", "--num", 60, "--output_dir", to],
+        ),
+        "tiny-llm": (  # the second checkpoint does not fit
+            1000,
+            lambda to: ["tiny-llm", *_small_llm(to, **{"run.steps": 12, "run.save_every": 3})],
+        ),
+        "stage2": (
+            1000,
+            lambda to: [
+                *("stage2", "--model.cloc", model, "--model.language_model", llm),
+                *("--model.num_bins", 20, "--model.lora.rank", 2, "--data.train", records),
+                *("--run.global_batch_size", 4, "--run.output_dir", to),
+                *("--run.steps", 12, "--run.save_every", 3),
+            ],
         ),
         "export": (
             60,
@@ -431,6 +451,14 @@ def disks(bench: Bench, names: Sequence[str] = ()) -> Iterator[Row]:
     for name in names or commands:
         kilobytes, arguments = commands[name]
         yield from _on_full_disk(bench, name, kilobytes, arguments)
+
+
+def _small_llm(out: Path, **settings: object) -> list[object]:
+    """Arguments of the smallest `tiny-llm`."""
+    given: dict[str, object] = {"width": 32, "layers": 1, "heads": 2, "mlp_width": 32}
+    given |= {"num_scenes": 40, "num_image_tokens": 16, "num_bins": 20, "run.output_dir": out}
+    given |= {"run.global_batch_size": 4, "run.precision": "fp32", **settings}
+    return [f"--{name}={value}" for name, value in given.items()]
 
 
 def _on_full_disk(
@@ -493,6 +521,37 @@ def quickstart(bench: Bench) -> Iterator[Row]:
     yield Row("quickstart, other --budget", 1, _verdict(good, other.last_line()))
 
 
+def serve(bench: Bench) -> Iterator[Row]:
+    """Huge bodies, connections that say nothing, bodies byte by byte, SIGTERM in an answer."""
+    server = Server(_ROOT)
+    try:
+        for name in ("boxes", "parts", "escapes", "quoted base64"):
+            yield _attacked(f"serve, 4 bodies of 19.5 MB: {name}", 4, huge_bodies(server, name, 4))
+        yield _attacked("serve, 900 half-open connections", 900, half_open(server, 900, 12))
+        yield _attacked("serve, 17 bodies, a byte every 2 s", 17, dripping(server, 17))
+        came = stopped(server)
+        good = came["told"] == ["whole"] and came["status"] == 128 + signal.SIGTERM
+        outcome = _verdict(good, f"the answer is {came['told'][0]}, exit {came['status']}")
+        yield Row("serve, SIGTERM in an answer", 1, outcome, came["seconds"])
+    finally:
+        server.process.kill()
+
+
+def demo(bench: Bench) -> Iterator[Row]:
+    """What `demo_abuse` lists."""
+    page = Demo(_ROOT, _free_port())
+    try:
+        for name, came in demo_abuse.abused(page):
+            yield _attacked(f"demo, {name}", 1, came, may_be="503")
+    finally:
+        page.process.kill()
+
+
+def _attacked(what: str, times: int, came: dict[str, Any], may_be: str = "") -> Row:
+    good, outcome = judged(came, may_be)
+    return Row(what, times, _verdict(good, outcome), came["seconds"])
+
+
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "kills": lambda bench: kills(bench, 8),
     "flips": lambda bench: flips(bench, 24),
@@ -502,6 +561,8 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "disks": disks,
     "same_directory": same_directory,
     "quickstart": quickstart,
+    "serve": serve,
+    "demo": demo,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import signal
 import socket
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import httpx
@@ -22,8 +25,10 @@ from PIL import Image
 
 from cloc_mllm.demo import build_app, load_predictors, main
 from cloc_mllm.demo.engine import DemoEngine
-from cloc_mllm.demo.page import Handlers, serve
+from cloc_mllm.demo.page import serve
 from cloc_mllm.demo.pictures import example_pictures
+from cloc_mllm.demo.tabs.ground import ground
+from cloc_mllm.demo.tabs.refer import name
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 
 _PATIENCE_S = 60
@@ -35,56 +40,15 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def handlers(cloc_engine: DemoEngine) -> Handlers:
-    return Handlers(cloc_engine, example_pictures(2))
-
-
-def at(index: object) -> gr.SelectData:
-    return gr.SelectData(None, {"index": index, "value": None})
-
-
-def test_box_by_two_clicks_then_names(handlers: Handlers) -> None:
-    picture = handlers.examples[0]
-    assert "Click two" in handlers.name(picture, "")
-    picture, marked, hint, _ = handlers.click(picture, at([50, 60]))
-    assert "opposite corner" in hint and "opposite corner" in handlers.name(picture, "")
-    picture, boxed, _, tabs = handlers.click(picture, at([300, 200]))
-    assert tabs.selected == "name"
-    assert len({marked.tobytes(), boxed.tobytes(), picture.image.tobytes()}) == 3
-    assert "crab" in handlers.name(picture, "crab, boat")
-    assert "closest" in handlers.name(picture, None)  # a field that the browser has not shown yet
-    picture, cleared, _, _ = handlers.clear_box(picture)
-    assert picture.box is None and cleared.tobytes() == picture.image.tobytes()
-
-
-def test_finding_draws_and_forgets_the_visitors_box(handlers: Handlers) -> None:
-    picture, _, _, _ = handlers.click(handlers.examples[0], at([50, 60]))
-    picture, drawn, html = handlers.find(picture, "the crab")
-    assert picture.corner is None
-    assert drawn.tobytes() != picture.image.tobytes()
-    assert "CLOC head" in html
-
-
-@pytest.mark.parametrize(
-    "index",
-    [None, 3, [1], ["a", "b"], [1, 2, 3], [float("nan"), 1], [1e308, 1], {"x": 1}, [[1], 2]],
-    ids=str,
-)
-def test_click_events_may_hold_anything(handlers: Handlers, index: object) -> None:
-    with pytest.raises(gr.Error, match="click"):
-        handlers.click(handlers.examples[0], at(index))
-
-
-@pytest.mark.parametrize("index", [1, 7, -1, None, [0, 1], "x"], ids=str)
-def test_example_events_may_hold_anything(handlers: Handlers, index: object) -> None:
-    assert handlers.choose_example(at(index))[0] in handlers.examples
-
-
-def test_a_lost_session_asks_for_a_picture(handlers: Handlers) -> None:
-    for ask in (handlers.find, handlers.name):
+def test_a_lost_session_asks_for_a_picture(cloc_engine: DemoEngine) -> None:
+    for ask in (ground(cloc_engine, None, "crab"), name(cloc_engine, None, None, "")):
         with pytest.raises(gr.Error, match="Choose a picture first"):
-            ask(None, "crab")
+            next(ask)
+
+
+def test_naming_needs_a_drawing(cloc_engine: DemoEngine) -> None:
+    with pytest.raises(gr.Error, match="Draw on the picture first"):
+        next(name(cloc_engine, example_pictures()[0], None, ""))
 
 
 def test_models_default_to_what_ships(cloc_dir: Path, mllm_dir: Path) -> None:
@@ -152,22 +116,27 @@ def picture_file(tmp_path: Path) -> Path:
     return tmp_path / "teal.png"
 
 
+def size_of(shown: dict[str, Any]) -> tuple[int, int]:
+    """The size of the picture on the surface."""
+    encoded = base64.b64decode(shown["image"].split(",")[1])
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.size
+
+
 def test_round_trip(client: Client, picture_file: Path) -> None:
-    shown = client.predict(handle_file(picture_file), api_name="/set_picture")
-    with Image.open(shown[0]) as image:
-        assert image.size == (90, 60)
-    drawn, html = client.predict("the crab", api_name="/find")
-    with Image.open(drawn) as image:
-        assert image.size == (90, 60)
-    assert "CLOC head" in html
+    shown = client.predict(handle_file(picture_file), api_name="/set_picture")[0]
+    assert size_of(shown) == (90, 60) and shown["marks"] == []
+    shown, html = client.predict("the crab, a boat", api_name="/ground")
+    assert size_of(shown) == (90, 60)
+    assert [mark["tag"] for mark in shown["marks"]] == ["the crab", "a boat"]
+    assert "similarity" in html
 
 
 def test_visitors_have_their_own_pictures(address: str, picture_file: Path) -> None:
     first, second = Client(address, verbose=False), Client(address, verbose=False)
     first.predict(handle_file(picture_file), api_name="/set_picture")
-    drawn, _ = second.predict("the crab", api_name="/find")
-    with Image.open(drawn) as image:
-        assert max(image.size) == 512  # the first example, not the other visitor's upload
+    shown, _ = second.predict("the crab", api_name="/ground")
+    assert max(size_of(shown)) == 512  # the first example, not the other visitor's upload
 
 
 def test_messages_are_ours_or_none(
@@ -175,9 +144,9 @@ def test_messages_are_ours_or_none(
 ) -> None:
     for blank in (" ", None):
         with pytest.raises(AppError, match="Type what to look for"):
-            client.predict(blank, api_name="/find")
+            client.predict(blank, api_name="/ground")
     with pytest.raises(AppError, match="characters"):
-        client.predict("x" * 100_000, api_name="/find")
+        client.predict("x" * 100_000, api_name="/ground")
     (tmp_path / "page.png").write_text("<html>")
     with pytest.raises(AppError, match="not_an_image"):
         client.predict(handle_file(tmp_path / "page.png"), api_name="/set_picture")
@@ -185,12 +154,12 @@ def test_messages_are_ours_or_none(
     def fail(self: DemoEngine, *_: object) -> None:
         raise RuntimeError("secret path")
 
-    monkeypatch.setattr(DemoEngine, "find", fail)
+    monkeypatch.setattr(DemoEngine, "ground", fail)
     with pytest.raises(AppError) as error:
-        client.predict("crab", api_name="/find")
+        client.predict("crab", api_name="/ground")
     assert "secret" not in str(error.value)
     monkeypatch.undo()
-    client.predict("crab", api_name="/find")
+    client.predict("crab", api_name="/ground")
 
 
 @pytest.mark.parametrize(
@@ -231,23 +200,23 @@ def test_files_that_were_not_uploaded_are_refused(client: Client) -> None:
 def test_large_uploads_and_bodies_are_refused(http: httpx.Client) -> None:
     upload = http.post("/gradio_api/upload", files={"files": bytes(21_000_000)})
     assert upload.status_code == 413
-    assert join(http, "find", ["x" * 2_000_000]).status_code == 413
+    assert join(http, "ground", ["x" * 2_000_000]).status_code == 413
 
 
 def test_two_hundred_calls_at_once(http: httpx.Client, client: Client) -> None:
     with ThreadPoolExecutor(20) as pool:
-        calls = pool.map(lambda i: join(http, "find", [None, "crab"], f"visitor-{i}"), range(200))
+        calls = pool.map(lambda i: join(http, "ground", [None, "crab"], f"visitor-{i}"), range(200))
         codes = {response.status_code for response in calls}
     assert codes == {200, 503}  # taken, or "the queue is full"
     deadline = time.monotonic() + _PATIENCE_S
     while True:  # the calls that were taken are answered first
         try:
-            answer = client.predict("crab", api_name="/find")[1]
+            answer = client.predict("crab", api_name="/ground")[1]
             break
         except QueueError:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    assert "CLOC head" in answer
+    assert "similarity" in answer
 
 
 def test_a_taken_port_is_said(address: str, cloc_engine: DemoEngine) -> None:

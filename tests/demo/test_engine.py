@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,33 +12,66 @@ from cloc_mllm.data.scenes import CONCEPTS
 from cloc_mllm.demo.engine import (
     MAX_NAMES,
     MAX_PHRASE_CHARS,
+    MAX_PHRASES,
     DemoEngine,
+    Grounding,
+    Named,
     checked_phrase,
     parse_names,
+    parse_phrases,
 )
 from cloc_mllm.demo.pictures import Picture, example_pictures, new_picture
+from cloc_mllm.demo.strokes import Stroke
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.phrases import Phrases
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
-BOX = (0.1, 0.1, 0.6, 0.7)
+BOX = Stroke("box", ((0.1, 0.1), (0.6, 0.7)))
+POINT = Stroke("point", ((0.4, 0.4),))
+SCRIBBLE = Stroke("scribble", ((0.2, 0.2), (0.5, 0.3), (0.6, 0.6)))
 
 
 @pytest.fixture(scope="module")
 def pictures() -> list[Picture]:
-    return [replace(picture, box=BOX) for picture in example_pictures(2)]
+    return example_pictures("scenes")
+
+
+def ground(engine: DemoEngine, picture: Picture, *phrases: str) -> Grounding:
+    return list(engine.ground(picture, phrases))[-1]
+
+
+def name(engine: DemoEngine, picture: Picture, stroke: Stroke, names: tuple[str, ...]) -> Named:
+    return list(engine.name(picture, stroke, names))[-1]
 
 
 def test_both_models_say_where(full_engine: DemoEngine, pictures: list[Picture]) -> None:
-    found = full_engine.find(pictures[0], " the crab ")
-    assert found.cloc_head.boxes and found.cloc_head.failure is None
-    assert found.language_model is not None
-    assert (not found.language_model.boxes) == (found.language_model.failure is not None)
+    steps = list(full_engine.ground(pictures[0], ["the crab", "the boat"]))
+    assert all(found.language_model is None for found in steps[0].found)
+    assert steps[0].writing == ""
+    assert [found.phrase for found in steps[-1].found] == ["the crab", "the boat"]
+    assert steps[-1].writing is None
+    for found in steps[-1].found:
+        assert found.cloc.boxes and found.cloc.failure is None
+        written = found.language_model
+        assert written is not None
+        assert (not written.boxes) == (written.failure is not None)
+        assert len(written.scores) == len(written.boxes)
+
+
+def test_the_language_model_is_heard_while_it_writes(
+    full_engine: DemoEngine, pictures: list[Picture]
+) -> None:
+    steps = list(full_engine.ground(pictures[0], ["the crab"]))
+    written = steps[-1].found[0].language_model
+    assert written is not None
+    heard = [step.writing for step in steps if step.writing]
+    assert len(heard) > 2
+    assert all(written.text.startswith(text) for text in heard)
 
 
 def test_both_models_say_what(full_engine: DemoEngine, pictures: list[Picture]) -> None:
-    named = full_engine.name(pictures[0], ("crab", "boat", "clock"))
+    named = name(full_engine, pictures[0], BOX, ("crab", "boat", "clock"))
     assert isinstance(named.answer, str)
     assert {name for name, _ in named.closest} == {"crab", "boat", "clock"}
     scores = [score for _, score in named.closest]
@@ -48,10 +80,22 @@ def test_both_models_say_what(full_engine: DemoEngine, pictures: list[Picture]) 
 
 
 def test_without_a_language_model(cloc_engine: DemoEngine, pictures: list[Picture]) -> None:
-    assert cloc_engine.find(pictures[0], "the crab").language_model is None
-    named = cloc_engine.name(pictures[0], CONCEPTS)
+    assert ground(cloc_engine, pictures[0], "the crab").found[0].language_model is None
+    named = name(cloc_engine, pictures[0], BOX, CONCEPTS)
     assert named.answer is None
     assert len(named.closest) == 8
+    with pytest.raises(ValueError, match="need a language model"):
+        cloc_engine.ask_about(pictures[0], BOX, "What is this?")
+
+
+@pytest.mark.parametrize("stroke", [BOX, POINT, SCRIBBLE], ids=lambda stroke: stroke.kind)
+def test_a_model_that_learnt_boxes_says_which_it_reads(
+    full_engine: DemoEngine, pictures: list[Picture], stroke: Stroke
+) -> None:
+    named = name(full_engine, pictures[0], stroke, ("crab", "boat"))
+    expected = None if stroke is BOX else stroke.box(pictures[0].image.size)
+    assert named.box == expected
+    assert list(full_engine.ask_about(pictures[0], stroke, "What {colour} is it?"))
 
 
 def test_without_names_a_model_ranks_its_own_phrases(
@@ -59,16 +103,11 @@ def test_without_names_a_model_ranks_its_own_phrases(
 ) -> None:
     phrases = Phrases(["a crab", "a boat"], cloc_predictor.embed_text(["a crab", "a boat"]))
     own = ClocPredictor(cloc_predictor.model, cloc_predictor.tokenizer, phrases)
-    named = DemoEngine(own).name(pictures[0], ())
-    assert named.measure == "similarity"
+    named = name(DemoEngine(own), pictures[0], BOX, ())
+    assert named.measure == "similarity" and named.num_names == 2
     assert {name for name, _ in named.closest} == {"a crab", "a boat"}
-    named = DemoEngine(cloc_predictor).name(pictures[0], ())
+    named = name(DemoEngine(cloc_predictor), pictures[0], BOX, ())
     assert named.measure == "probability" and {name for name, _ in named.closest} < set(CONCEPTS)
-
-
-def test_naming_needs_a_box(cloc_engine: DemoEngine, pictures: list[Picture]) -> None:
-    with pytest.raises(ValueError, match="click two opposite corners"):
-        cloc_engine.name(replace(pictures[0], box=None), ("crab",))
 
 
 def test_a_picture_is_encoded_once(
@@ -82,11 +121,11 @@ def test_a_picture_is_encoded_once(
         return encode(self, pixel_values)
 
     monkeypatch.setattr(Cloc, "encode_image", count)
-    cloc_engine.find(pictures[0], "the crab")
-    cloc_engine.name(pictures[0], ("crab", "boat"))
-    cloc_engine.find(replace(pictures[0], box=None), "the boat")
+    ground(cloc_engine, pictures[0], "the crab")
+    name(cloc_engine, pictures[0], BOX, ("crab", "boat"))
+    ground(cloc_engine, pictures[0], "the boat")
     assert len(encoded) == 1
-    cloc_engine.find(pictures[1], "the crab")
+    ground(cloc_engine, pictures[1], "the crab")
     assert len(encoded) == 2
 
 
@@ -98,29 +137,37 @@ def test_the_language_model_encodes_a_picture_once(
     vision = full_engine.grounding.model.vision
     encode = vision.encode_image
     monkeypatch.setattr(vision, "encode_image", lambda x: (encoded.append(len(x)), encode(x))[1])
-    full_engine.find(pictures[0], "the crab")
-    full_engine.name(pictures[0], ("crab", "boat"))
+    ground(full_engine, pictures[0], "the crab")
+    name(full_engine, pictures[0], BOX, ("crab", "boat"))
     assert encoded == [1]
 
 
 def test_visitors_with_different_pictures_do_not_meet(
     cloc_engine: DemoEngine, pictures: list[Picture]
 ) -> None:
-    expected = [
-        DemoEngine(cloc_engine.cloc).find(picture, "crab").cloc_head.boxes for picture in pictures
-    ]
+    def boxes(engine: DemoEngine, picture: Picture) -> tuple:
+        return ground(engine, picture, "crab").found[0].cloc.boxes
+
+    expected = [boxes(DemoEngine(cloc_engine.cloc), picture) for picture in pictures[:2]]
     assert expected[0] != expected[1]
     with ThreadPoolExecutor(8) as pool:
-        actual = list(
-            pool.map(lambda i: cloc_engine.find(pictures[i % 2], "crab").cloc_head.boxes, range(16))
-        )
+        actual = list(pool.map(lambda i: boxes(cloc_engine, pictures[i % 2]), range(16)))
     assert actual == expected * 8
 
 
+def test_a_visitor_who_leaves_holds_up_nobody(
+    full_engine: DemoEngine, pictures: list[Picture]
+) -> None:
+    left = full_engine.ground(pictures[0], ["the crab"])
+    next(left)
+    next(left)  # the language model is writing
+    assert ground(full_engine, pictures[1], "the boat").found
+
+
 def test_memory_of_pictures_is_bounded(cloc_engine: DemoEngine) -> None:
-    for shade in range(12):
-        cloc_engine.find(new_picture(Image.new("RGB", (32, 32), (shade, 0, 0))), "crab")
-    assert len(cloc_engine._encoded) == 8
+    for shade in range(20):
+        ground(cloc_engine, new_picture(Image.new("RGB", (32, 32), (shade, 0, 0))), "crab")
+    assert len(cloc_engine._encoded) == 16
 
 
 @pytest.mark.parametrize(
@@ -167,6 +214,15 @@ def test_names_that_are_refused(text: str, message: str) -> None:
         parse_names(text)
 
 
+def test_phrases_are_split_at_commas() -> None:
+    assert parse_phrases(" the crab, the boat ,") == ("the crab", "the boat")
+    with pytest.raises(ValueError, match="type what"):
+        parse_phrases(" ")
+    with pytest.raises(ValueError, match=f"at most {MAX_PHRASES}"):
+        parse_phrases(",".join(map(str, range(MAX_PHRASES + 1))))
+
+
 def test_odd_phrases_are_answered(full_engine: DemoEngine, pictures: list[Picture]) -> None:
-    for phrase in ("<script>", "\x00", "🦀" * 50, "\u202eabc", "</s> <loc_3>"):
-        assert full_engine.find(pictures[0], phrase).cloc_head.boxes, ascii(phrase)
+    odd = ["<script>", "\x00", "🦀" * 50, "\u202eabc", "</s> <loc_3>", "{phrase} {0}"]
+    for found in ground(full_engine, pictures[0], *odd).found:
+        assert found.cloc.boxes, ascii(found.phrase)

@@ -44,10 +44,14 @@ def alone(predictor: GroundingPredictor, one: Chat, sampling: Sampling) -> tuple
 
 
 def together(
-    predictor: GroundingPredictor, chats: list[Chat], samplings: list[Sampling], at_once: int
+    predictor: GroundingPredictor,
+    chats: list[Chat],
+    samplings: list[Sampling],
+    at_once: int,
+    known_bytes: int = 0,
 ) -> list[tuple[Answer, str]]:
     """Lets `at_once` chats join between two tokens, in their order."""
-    batch, rows, pieces = ChatBatch(predictor), [], []
+    batch, rows, pieces = ChatBatch(predictor, known_bytes), [], []
     for one, sampling in zip(chats, samplings, strict=True):
         pieces.append([])
         rows.append(prepare_chat(predictor, one, sampling, pieces[-1].append))
@@ -68,27 +72,61 @@ def check_same(actual: Answer, expected: Answer) -> None:
     torch.testing.assert_close(actual.scores, expected.scores, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("known_bytes", [0, 10**6], ids=["nothing known", "starts known"])
 @pytest.mark.parametrize("at_once", [7, 2, 1], ids=["at once", "two by two", "one by one"])
 def test_greedy_answers_are_those_of_each_alone(
-    predictor: GroundingPredictor, chats: list[Chat], at_once: int
+    predictor: GroundingPredictor, chats: list[Chat], at_once: int, known_bytes: int
 ) -> None:
     # different lengths, so that rows leave at different times
     samplings = [Sampling(max_new_tokens=4 + 5 * (place % 3)) for place in range(len(chats))]
-    found = together(predictor, chats, samplings, at_once)
+    found = together(predictor, chats, samplings, at_once, known_bytes)
     for one, sampling, (answer, text) in zip(chats, samplings, found, strict=True):
         expected, streamed = alone(predictor, one, sampling)
         check_same(answer, expected)
         assert text == streamed == answer.text
 
 
-def test_equal_images_are_read_once(predictor: GroundingPredictor, chats: list[Chat]) -> None:
-    sizes: list[int] = []
+@pytest.mark.parametrize(
+    ("at_once", "known_bytes", "expected"),
+    [(3, 0, [1]), (1, 0, [1, 1, 1]), (1, 10**6, [1])],
+    ids=["together", "one after another", "one after another, known"],
+)
+def test_equal_images_are_read_once(
+    predictor: GroundingPredictor,
+    chats: list[Chat],
+    at_once: int,
+    known_bytes: int,
+    expected: list[int],
+) -> None:
+    actual: list[int] = []
     hook = predictor.model.projector.register_forward_pre_hook(
-        lambda _, inputs: sizes.append(len(inputs[0][0]))
+        lambda _, inputs: actual.append(len(inputs[0][0]))
     )
-    together(predictor, chats[:3], [Sampling(max_new_tokens=2)] * 3, 3)
+    together(predictor, chats[:3], [Sampling(max_new_tokens=2)] * 3, at_once, known_bytes)
     hook.remove()
-    assert sizes == [1]
+    assert actual == expected
+
+
+def test_chats_behind_known_starts_of_several_lengths(
+    predictor: GroundingPredictor, chats: list[Chat]
+) -> None:
+    both = [chats[4], chats[0]]  # two images and one
+    samplings = [Sampling(max_new_tokens=6)] * 4
+    found = together(predictor, both * 2, samplings, 4)
+    for one, (answer, _) in zip(both * 2, found, strict=True):
+        check_same(answer, alone(predictor, one, samplings[0])[0])
+
+
+def test_a_region_before_the_last_image_is_read_with_its_chat(
+    predictor: GroundingPredictor, chats: list[Chat]
+) -> None:
+    (teal,), (red,) = chats[0].images, chats[6].images
+    box = Boxes.normalized([[0, 0, 0.5, 1]])
+    content = [IMAGE, {"type": "text", "text": "<region>"}, IMAGE]
+    one = Chat([{"role": "user", "content": content}], [teal, red], [box, NOTHING])
+    sampling = Sampling(max_new_tokens=5)
+    for answer, _ in together(predictor, [one, one, chats[0]], [sampling] * 3, 2, 10**6)[:2]:
+        check_same(answer, alone(predictor, one, sampling)[0])
 
 
 def test_sampled_answers_follow_their_own_seeds(

@@ -16,7 +16,9 @@ from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.geometry import Boxes, CanvasTransform
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
+from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.models.build import build_cloc, save_cloc
+from cloc_mllm.models.region_encoders.prompter import Prompter
 from tests.models.tiny import tiny_cloc, tiny_config
 from tests.photos import encoded
 
@@ -101,6 +103,49 @@ def test_regions_are_embedded_in_any_frame_and_clipped(predictor: ClocPredictor)
     torch.testing.assert_close(predictor.embed_regions(_picture(), reaching_out), embedded[1:])
     with pytest.raises(ValueError, match="inverted"):
         predictor.embed_regions(_picture(), [[0.5, 0, 0.1, 1]])
+
+
+def test_what_prompts_share_is_computed_once(
+    predictor: ClocPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, box = _picture(), Boxes.normalized([[0.1, 0.2, 0.6, 0.9]])
+    features = predictor._encode_pictures([picture])
+    unprepared = EncodedImage(picture, features, predictor._encoder)
+    expected = predictor.locate(unprepared, NAMES), predictor.embed_regions(unprepared, box)
+    prepared = []
+    prepare = Prompter.prepare
+    monkeypatch.setattr(Prompter, "prepare", lambda *a: (prepared.append(1), prepare(*a))[1])
+    encoded = predictor.encode(picture)
+    actual = predictor.locate(encoded, NAMES), predictor.embed_regions(encoded, box)
+    assert len(prepared) == 1
+    torch.testing.assert_close(actual[0].boxes.xyxy, expected[0].boxes.xyxy)
+    torch.testing.assert_close(actual[1], expected[1])
+
+
+def test_pooling_equals_a_plain_clips() -> None:
+    clip = ClocPredictor(tiny_cloc(kind="none"), load_text_tokenizer("builtin", 24))
+    picture, boxes = _picture(), Boxes.normalized([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0]])
+    expected = clip.embed_regions(picture, boxes)
+    torch.testing.assert_close(clip.pool_regions(picture, boxes, "mean"), expected)
+    aligned = clip.pool_regions(picture, boxes, "roi_align")
+    torch.testing.assert_close(aligned.norm(dim=-1), torch.ones(2))
+    assert not torch.allclose(aligned, expected)
+
+
+@pytest.mark.parametrize("kind", ["prompter", "roi_align", "none"])
+def test_a_phrase_is_compared_with_every_place(kind: str) -> None:
+    predictor = ClocPredictor(tiny_cloc(kind=kind), load_text_tokenizer("builtin", 24))
+    side = predictor._encoder.preprocessing.size
+    encoded = predictor.encode(_picture(side, side // 2))  # half of the canvas, in its middle
+    actual = predictor.similarity_map(encoded, "a crab")
+    assert actual.shape == (side // 2, side)
+    encoder, texts = predictor.model.vision.region_encoder, predictor._encode_text(["a crab"])
+    with torch.inference_mode():
+        cosines = encoder.similarity(encoded.features, texts)
+    grid = cosines.view(1, 1, *encoded.features.grid_hw)
+    canvas = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)[0, 0]
+    expected = canvas[side // 4 : side // 4 + side // 2]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_points_and_masks_are_embedded_under_their_mask() -> None:

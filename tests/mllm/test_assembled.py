@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cloc_mllm import shipped
 from cloc_mllm.config import LoraConfig, MllmConfig
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.mllm import build_mllm, smollm2
-from cloc_mllm.mllm.adapter import load_adapter, save_adapter
+from cloc_mllm.mllm.adapter import PARTS, VISION, load_adapter, save_adapter
 from cloc_mllm.mllm.assembled import assembled
 
 
@@ -33,6 +34,9 @@ def adapter(mllm_config: MllmConfig, tmp_path: Path, monkeypatch: pytest.MonkeyP
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     save_adapter(model, processor, directory)
+    shutil.copytree(mllm_config.cloc, directory.with_name("cloc"))
+    parts = load_file(directory / PARTS)  # the vision encoder is that of the CLOC
+    save_file({n: t for n, t in parts.items() if not n.startswith(VISION)}, directory / PARTS)
     return directory
 
 
@@ -46,7 +50,9 @@ def test_it_answers_as_the_adapter_and_is_made_once(
     picture = Image.new("RGB", (64, 48), "red")
     found = GroundingPredictor.from_pretrained("photos", device="cpu").ground(picture, ["a crab"])
     assert found.text == ["<box>"]
-    on_top = GroundingPredictor(*load_adapter(adapter)).ground(picture, ["a crab"])
+    on_top = GroundingPredictor(*load_adapter(adapter, cloc=adapter.with_name("cloc"))).ground(
+        picture, ["a crab"]
+    )
     # the assembled weights are rounded to bfloat16
     torch.testing.assert_close(found.boxes.xyxy, on_top.boxes.xyxy, atol=0.01, rtol=0)
     assert assembled(adapter) == directory

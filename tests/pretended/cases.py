@@ -431,6 +431,10 @@ CASES: dict[str, Case] = {
     "stage2": (stage2, {"resume_at": 1}),
     "stage2 zero 2": (stage2, {"zero_stage": 2, "resume_at": 1}),
     "stage2 zero 3": (stage2, {"zero_stage": 3, "resume_at": 1}),
+    "stage2 zero 3, prompter head": (
+        stage2,
+        {"zero_stage": 3, "model": {"box_head": True, "box_reader": "prompter"}},
+    ),
     "stage2 whole, encoder learns": (
         stage2,
         {"model": {"lora": 0, "freeze_vision_encoder": False}},

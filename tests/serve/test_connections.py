@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 
 import uvicorn
 
+from cloc_mllm.serve import listen
 from cloc_mllm.serve.connections import BoundedProtocol
 from cloc_mllm.serve.limits import Limits
 
@@ -42,8 +44,8 @@ def port(request: pytest.FixtureRequest) -> Iterator[int]:
         assert not thread.is_alive()
 
 
-def opened(port: int, sent: bytes = b"") -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE_S)
+def opened(port: int, sent: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), _PATIENCE_S, (source, 0))
     connection.sendall(sent)
     return connection
 
@@ -69,6 +71,25 @@ def test_the_oldest_of_many_incomplete_requests_makes_room(port: int, sent: byte
     waiting[-1].settimeout(0.2)
     with pytest.raises(TimeoutError):
         waiting[-1].recv(1)
+
+
+@pytest.mark.parametrize("port", [{"waiting_connections": 4, "head_seconds": 60}], indirect=True)
+def test_room_is_made_by_the_address_with_the_most_connections(port: int) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux has all of 127.0.0.0/8")
+    patient = opened(port, REQUEST[:9], "127.0.0.2")
+    crowd = [opened(port) for _ in range(20)]
+    assert all(is_closed(connection) for connection in crowd[:16])
+    patient.sendall(REQUEST[9:])
+    assert patient.recv(100).startswith(b"HTTP/1.1 204")
+
+
+def test_answers_are_sent_at_once() -> None:
+    with listen("127.0.0.1", 0) as listening:
+        client = opened(listening.getsockname()[1])
+        connection, _ = listening.accept()
+        with client, connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize("port", [{"head_seconds": 1}], indirect=True)

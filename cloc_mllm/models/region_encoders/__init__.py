@@ -88,6 +88,10 @@ class RegionEncoder(Protocol):
     predicts_boxes: bool
     takes_masks: bool
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        """Computes once what all prompts to an image share, for those who prompt it often."""
+        ...
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
@@ -111,6 +115,10 @@ class RegionEncoder(Protocol):
 
         An encoder that predicts no boxes answers the token's cell.
         """
+        ...
+
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        """The cosine of each of P texts and each token of one image: float[P, E] -> float[P, N]."""
         ...
 
     def locate(

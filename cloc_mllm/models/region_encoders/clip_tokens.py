@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cloc_mllm.models.position import mask_boxes, token_cells
 from cloc_mllm.models.region_encoders import Nearness
-from cloc_mllm.models.region_encoders.pooling import box_of_similarity, pool_under_boxes
+from cloc_mllm.models.region_encoders.pooling import box_of_similarity, cosines, pool_under_boxes
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 
@@ -32,6 +32,9 @@ class ClipTokenEncoder(nn.Module):
         super().__init__()
         self.project_tokens = project_tokens
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
@@ -43,6 +46,9 @@ class ClipTokenEncoder(nn.Module):
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
         z = self.project_tokens(image.tokens)
         return z, token_cells(image.grid_hw, z.device).expand(len(z), -1, -1)
+
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return cosines(self.project_tokens(image.tokens), text_features)
 
     def locate(
         self,

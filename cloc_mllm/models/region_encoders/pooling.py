@@ -33,6 +33,12 @@ def pool_under_boxes(
     return pool_under_masks(token_embeddings, shares, image_index)
 
 
+def cosines(token_embeddings: Tensor, text_features: Tensor) -> Tensor:
+    """Compares P texts with the tokens of one image: float[1, N, E], float[P, E] -> float[P, N]."""
+    tokens = F.normalize(at_least_float32(token_embeddings[0]), dim=-1)
+    return F.normalize(text_features.to(tokens), dim=-1) @ tokens.T
+
+
 def box_of_similarity(
     token_embeddings: Tensor, image: ImageFeatures, text_features: Tensor, image_index: Tensor
 ) -> Tensor:

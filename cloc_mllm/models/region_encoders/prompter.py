@@ -54,18 +54,24 @@ class PrompterEncoder(nn.Module):
         self.refiner = refiner
         self.takes_masks = prompter.mask is not None
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image._replace(prepared=self._context(image))
+
+    def _context(self, image: ImageFeatures) -> ImageContext:
+        return self.prompter.prepare(image) if image.prepared is None else image.prepared
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
-        return self.prompter.embed_boxes(self.prompter.prepare(image), boxes, image_index, most)
+        return self.prompter.embed_boxes(self._context(image), boxes, image_index, most)
 
     def embed_masks(self, image: ImageFeatures, masks: Tensor, image_index: Tensor) -> Tensor:
-        return self.prompter.embed_masks(self.prompter.prepare(image), masks, image_index)
+        return self.prompter.embed_masks(self._context(image), masks, image_index)
 
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
         """A token's own embedding, as a text prompt, gives the box; that box, as a box prompt,
         gives the embedding."""
-        context = self.prompter.prepare(image)
+        context = self._context(image)
         boxes = self.box_head(self.prompter.locate_tokens(context))
         if self.refiner is not None:
             embeddings = self.prompter.embed_tokens(context)
@@ -76,6 +82,9 @@ class PrompterEncoder(nn.Module):
             boxes = refined[-1].view_as(boxes)
         return self.prompter.embed_box_grid(context, boxes), boxes
 
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return self.prompter.similarity(text_features[None], self._context(image))[0]
+
     def locate(
         self,
         image: ImageFeatures,
@@ -84,7 +93,7 @@ class PrompterEncoder(nn.Module):
         most: int | None = None,
         near: Nearness | None = None,
     ) -> Tensor:
-        context = self.prompter.prepare(image)
+        context = self._context(image)
         return self._locate(context, text_features, image_index, most, near)
 
     def forward(
@@ -92,7 +101,7 @@ class PrompterEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         boxes, image_index, masks, masked, _ = prompts
         most = prompts.most_per_image
-        context = self.prompter.prepare(image)
+        context = self._context(image)
         z = self.prompter.embed_boxes(context, boxes, image_index, most)
         if self.takes_masks:  # without masks, too: every rank must touch every parameter
             z_of_masks = self.prompter.embed_masks(context, masks, image_index[masked])

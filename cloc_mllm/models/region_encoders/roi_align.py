@@ -11,7 +11,7 @@ from torchvision.ops import roi_align
 
 from cloc_mllm.models.position import at_least_float32, mask_boxes, token_cells
 from cloc_mllm.models.region_encoders import Nearness, RegionPrompts
-from cloc_mllm.models.region_encoders.pooling import box_of_similarity
+from cloc_mllm.models.region_encoders.pooling import box_of_similarity, cosines
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 _BINS_PER_SIDE = 3
@@ -31,6 +31,9 @@ class RoIAlignEncoder(nn.Module):
         super().__init__()
         self.projection = nn.Linear(token_dim, embed_dim, bias=False)
 
+    def prepare(self, image: ImageFeatures) -> ImageFeatures:
+        return image
+
     def embed_boxes(
         self, image: ImageFeatures, boxes: Tensor, image_index: Tensor, most: int | None = None
     ) -> Tensor:
@@ -42,6 +45,9 @@ class RoIAlignEncoder(nn.Module):
     def read_tokens(self, image: ImageFeatures) -> tuple[Tensor, Tensor]:
         z = self.projection(image.tokens)
         return z, token_cells(image.grid_hw, z.device).expand(len(z), -1, -1)
+
+    def similarity(self, image: ImageFeatures, text_features: Tensor) -> Tensor:
+        return cosines(self.projection(image.tokens), text_features)
 
     def locate(
         self,
