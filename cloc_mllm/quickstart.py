@@ -44,9 +44,6 @@ _KNOWN_SECONDS = 60.0  # of the work, before which the time left is a guess
 _STEP = re.compile(r"step +(\d+) ")
 
 
-_PLAIN_CLIP = ("--model.prompter.kind", "none", "--model.prompter.box_looks", "0")
-
-
 @dataclass(frozen=True)
 class Phase:
     """A part of a command.
@@ -230,7 +227,7 @@ def _train(out: Path, budget: float, stop: StopRequest) -> None:
     )
     clip = Command(
         "plain CLIP",
-        ("stage1", *stage1, "--run.output_dir", str(out / "clip"), *_PLAIN_CLIP),
+        ("stage1", *stage1, "--run.output_dir", str(out / "clip"), "--model.prompter.kind", "none"),
         _phases("stage1_openmoji", budget, 260),
     )
     llm = Command(

@@ -13,7 +13,7 @@ SCRIPTS = sorted(
     path
     for folder in ("training", "eval", "eval/bench", "demo")
     for path in (ROOT / folder).glob("*.py")
-    if path.stem not in ("memory", "ratio")  # what the scripts of eval/bench/ share
+    if path.stem not in ("demo_abuse", "memory", "ratio")  # what the scripts of eval/bench/ share
 )
 
 

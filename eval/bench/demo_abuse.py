@@ -84,7 +84,7 @@ def attacks(demo: Demo) -> dict[str, list[Callable[[], str]]]:
         return f"{httpx.get(demo.address + path, timeout=_PATIENCE_S).status_code}"
 
     def ask(number: int) -> str:
-        return demo.join("find", [None, "crab"], f"visitor-{number}")
+        return demo.join("ground", [None, "crab"], f"visitor-{number}")
 
     kind = "application/json"
     return {
@@ -111,7 +111,7 @@ def abused(demo: Demo) -> Iterator[tuple[str, dict[str, Any]]]:
         session = f"normal-{number}"
         there = {"path": demo.upload(file.getvalue()), "meta": {"_type": "gradio.FileData"}}
         demo.told("set_picture", [there], session)
-        return demo.told("find", [None, "crab"], session)
+        return demo.told("ground", [None, "crab"], session)
 
     for name, attackers in attacks(demo).items():
         yield name, under_attack(demo, attackers, visit)
