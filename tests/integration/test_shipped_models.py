@@ -111,8 +111,10 @@ def size_of(directory: Path) -> int:
 
 
 def test_weights_stay_small() -> None:
-    """The wheel, which packs little of them, is to stay under 80 MB."""
-    assert size_of(ASSETS / "photos") < 60e6 and size_of(ASSETS) < 75e6
+    """The wheel, which packs them to seven eighths, is to stay under 80 MB."""
+    adapter = size_of(ASSETS / "photos" / "mllm")
+    assert adapter < 30e6 and size_of(ASSETS / "photos") - adapter < 60e6
+    assert size_of(ASSETS) < 88e6
 
 
 def test_the_language_model_of_photos_grounds_and_names(

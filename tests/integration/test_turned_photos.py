@@ -20,6 +20,7 @@ from cloc_mllm.data.records import DropLog, Record
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.demo.engine import DemoEngine
 from cloc_mllm.demo.pictures import open_picture
+from cloc_mllm.demo.strokes import Stroke
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.run import evaluate
 from cloc_mllm.geometry import Boxes
@@ -98,11 +99,15 @@ def test_the_demo_answers_alike(
         answers = []
         for name, stored in (("upright", *stored_as([record], [1])), ("turned", turned)):
             (tmp_path / name).write_bytes(stored.image)
-            picture = replace(open_picture(tmp_path / name), box=record.regions[0].box)
-            found = engine.find(picture, record.regions[0].expressions[0])
+            picture = open_picture(tmp_path / name)
+            left, top, right, bottom = record.regions[0].box
+            stroke = Stroke("box", ((left, top), (right, bottom)))
+            *_, grounding_said = engine.ground(picture, record.regions[0].expressions[:1])
+            (found,) = grounding_said.found
             assert found.language_model is not None
-            boxes = found.cloc_head.boxes, found.language_model.boxes
-            answers.append((picture.key, boxes, engine.name(picture, ["crab"]).answer))
+            boxes = found.cloc.boxes, found.language_model.boxes
+            *_, named = engine.name(picture, stroke, ["crab"])
+            answers.append((picture.key, boxes, named.answer))
         assert answers[1] == answers[0]
 
 

@@ -309,6 +309,7 @@ def evaluation(gpu: Gpu, kind: str = "prompter", **options: Any) -> None:
 def demo(gpu: Gpu) -> None:
     from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.demo.pictures import example_pictures
+    from cloc_mllm.demo.strokes import Stroke
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
@@ -316,9 +317,8 @@ def demo(gpu: Gpu) -> None:
         ClocPredictor.from_pretrained(root() / "cloc-prompter"),
         GroundingPredictor.from_pretrained(root() / "mllm-tokens"),
     )
-    picture = dataclasses.replace(example_pictures(1)[0], box=(0.1, 0.1, 0.6, 0.6))
-    engine.find(picture, "a crab")
-    engine.name(picture, ["crab", "clock"])
+    picture, stroke = example_pictures()[0], Stroke("box", ((0.1, 0.1), (0.6, 0.6)))
+    assert list(engine.ground(picture, ["a crab"])) and list(engine.name(picture, stroke, ["crab"]))
 
 
 def serve(gpu: Gpu) -> None:
