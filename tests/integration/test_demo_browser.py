@@ -192,8 +192,10 @@ def tab(page, name: str) -> None:
 
 
 def type_into(page, field: str, text: str) -> None:
-    page.locator(field).get_by_role("textbox").fill(text)
-    page.keyboard.press("Enter")
+    box = page.locator(field).get_by_role("textbox")
+    box.fill(text)
+    page.wait_for_timeout(300)  # as a person types; an Enter at once may be sent without the text
+    box.press("Enter")
 
 
 def boxes(page) -> list[str]:
