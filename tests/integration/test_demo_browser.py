@@ -355,8 +355,11 @@ def test_a_chat_keeps_its_turns(page, demo: Demo) -> None:
 def test_two_checkpoints_are_compared(page) -> None:
     known = page.locator("#suggestions button").nth(1).inner_text()
     tab(page, "Compare")
-    type_into(page, "#compare-phrase", known)
-    page.wait_for_selector("#compared table")
+    for _ in range(5):  # the first Enter in a tab that has just been opened is lost now and then
+        type_into(page, "#compare-phrase", known)
+        page.wait_for_timeout(4000)
+        if page.locator("#compared table").is_visible():
+            break
     assert page.locator("#compared .phrase").count() == 2
     assert re.search(r"IoU with the true box\s+0\.\d\d", page.locator("#compared").inner_text())
     assert "true" in boxes(page)
