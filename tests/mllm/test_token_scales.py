@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -72,4 +73,5 @@ def test_it_reads_both_scales(
     assert not torch.equal(model(**{**inputs, "pixel_values": fine_changed}).logits, expected)
     model.save_pretrained(tmp_path / "mllm")
     loaded = ClocMllmForConditionalGeneration.from_pretrained(tmp_path / "mllm").eval()
-    torch.testing.assert_close(loaded(**inputs).logits, expected)
+    # Weights mapped from a file lie at addresses that other kernels multiply: 3e-5 in the logits.
+    torch.testing.assert_close(copy.deepcopy(loaded)(**inputs).logits, expected)
