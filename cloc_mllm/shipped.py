@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,12 @@ def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
             f"with a model you have, or run `make quickstart` to train one"
         )
     return directory
+
+
+def say_what_it_knows(name: str | Path) -> None:
+    """Says on standard error what a shipped model knows; nothing of any other."""
+    if name in SHIPPED_MODELS:
+        print(f"the model {name} knows {SHIPPED_MODELS[str(name)]}", file=sys.stderr)
 
 
 def find_config(named: str) -> str:
