@@ -49,10 +49,15 @@ def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
     return directory
 
 
-def say_what_it_knows(name: str | Path) -> None:
-    """Says on standard error what a shipped model knows; nothing of any other."""
+def say_what_it_knows(name: str | Path, option: str = "--model") -> None:
+    """Says on standard error what a shipped model knows; nothing of any other.
+
+    Args:
+        option: of this command, that takes another model.
+    """
     if name in SHIPPED_MODELS:
-        print(f"the model {name} knows {SHIPPED_MODELS[str(name)]}", file=sys.stderr)
+        known = SHIPPED_MODELS[str(name)].replace("--model", option)
+        print(f"the model {name} knows {known}", file=sys.stderr)
 
 
 def find_config(named: str) -> str:
