@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,17 @@ def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
             f"with a model you have, or run `make quickstart` to train one"
         )
     return directory
+
+
+def say_what_it_knows(name: str | Path, option: str = "--model") -> None:
+    """Says on standard error what a shipped model knows; nothing of any other.
+
+    Args:
+        option: of this command, that takes another model.
+    """
+    if name in SHIPPED_MODELS:
+        known = SHIPPED_MODELS[str(name)].replace("--model", option)
+        print(f"the model {name} knows {known}", file=sys.stderr)
 
 
 def find_config(named: str) -> str:

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.serve.limits import Limits
+from cloc_mllm.shipped import DEFAULT_MODELS, say_what_it_knows
 
 _MAX_CONNECTS_AT_ONCE = 128  # more than there are file descriptors would stop the server
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         disable_progress_bar()
         _log_requests()
+        say_what_it_knows(arguments.mllm or DEFAULT_MODELS["mllm"], "--mllm")
         predictor = GroundingPredictor.from_pretrained(
             arguments.mllm or None, dtype=arguments.dtype
         )
