@@ -33,8 +33,9 @@ from cloc_mllm.inference.inputs import (
     open_input,
     upright_picture,
 )
+from cloc_mllm.inference.known_starts import KnownStarts
 from cloc_mllm.inference.results import Answer, GroundingResult
-from cloc_mllm.inference.shared_prefix import prefill_shared
+from cloc_mllm.inference.shared_prefix import prefill_known, prefill_shared
 from cloc_mllm.mllm.answer_boxes import SeenImages
 from cloc_mllm.mllm.assembled import assembled
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
@@ -46,6 +47,7 @@ from cloc_mllm.shipped import find_model
 
 _BATCH_SIZE = 64
 _TEXT_TOKENS = 48
+_KNOWN_BYTES = 256 * 2**20  # for what the language model has read of encoded images
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ class GroundingPredictor:
     """Holds an MLLM and its processor. Answers are greedy, so the same question has one answer.
 
     An image is whatever `open_image` takes (a path, the bytes of a file, a PIL image, an array), or
-    what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
-    the upright picture: a photo with an EXIF orientation is turned first. Every method that takes
-    an image raises `ImageError` if it cannot be used. Questions of one call that share an image
-    (the same object) encode it once, and the language model reads it once (`shared_prefix`).
+    what `encode` returned, which spares its encoding, and from the second question on its reading
+    by the language model. Boxes, points and masks are in the frame of the upright picture: a photo
+    with an EXIF orientation is turned first. Every method that takes an image raises `ImageError`
+    if it cannot be used. Questions of one call that share an image (the same object) encode it
+    once, and the language model reads it once (`shared_prefix`).
 
     Example:
         predictor = GroundingPredictor.from_pretrained("runs/stage2/model")
@@ -101,6 +104,7 @@ class GroundingPredictor:
         check_fingerprint(model.config.fingerprint, processor.fingerprint, "the model")
         self.model = model.eval()
         self.processor = processor
+        self._known = KnownStarts(_KNOWN_BYTES)
         instead = NOT_THERE if model.config.says_not_there else ""
         taught = set(processor.taught)
         self.grammar = BoxGrammar(
@@ -314,15 +318,19 @@ class GroundingPredictor:
 
     @torch.inference_mode()
     def read(self, questions: Sequence[Question]) -> Reading:
-        """Makes one batch for `write`; an image that several questions share is read already."""
+        """Makes one batch for `write`; an image that several questions share is read already, and
+        an encoded one, if a single question is asked, only the first time."""
         questions = _open_images(questions)
+        alone = questions[0].image if len(questions) == 1 else None
         if self.model.looks_for_boxes:
             encoded = {id(q.image): q.image for q in questions}
             encoded = {key: self.encode(image) for key, image in encoded.items()}
             questions = [replace(q, image=encoded[id(q.image)]) for q in questions]
         inputs = self.prepare(questions)
         return Reading(
-            prefill_shared(self.model, inputs),
+            prefill_known(self.model, inputs, alone, self._known)
+            if isinstance(alone, EncodedImage)
+            else prefill_shared(self.model, inputs),
             [upright_picture(question.image).size for question in questions],
             inputs["attention_mask"].sum(1).tolist(),
             [question.image for question in questions],
