@@ -22,6 +22,7 @@ from cloc_mllm.data.images import open_image
 from cloc_mllm.data.wordings import NOT_THERE, Task, asked
 from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import Boxes
+from cloc_mllm.hub import upload_model
 from cloc_mllm.inference.answers import Generation, read_answer
 from cloc_mllm.inference.inputs import (
     EncodedImage,
@@ -101,6 +102,7 @@ class GroundingPredictor:
         check_fingerprint(model.config.fingerprint, processor.fingerprint, "the model")
         self.model = model.eval()
         self.processor = processor
+        self.directory: Path | None = None  # where the model was loaded from
         instead = NOT_THERE if model.config.says_not_there else ""
         taught = set(processor.taught)
         self.grammar = BoxGrammar(
@@ -123,8 +125,9 @@ class GroundingPredictor:
         """Loads a directory that stage 2 wrote.
 
         Args:
-            directory: None takes the one that ships, which knows the built-in `scenes`; `photos`
-                puts the shipped adapter onto its language model first, once.
+            directory: or `hf-hub:OWNER/NAME`; None takes the one that ships, which knows the
+                built-in `scenes`; `photos` puts the shipped adapter onto its language model first,
+                once.
             device: None takes a GPU if there is one.
             dtype: of the language model and the vision encoder; `auto` is what the files hold. What
                 reads or writes coordinates stays float32.
@@ -147,7 +150,15 @@ class GroundingPredictor:
         )
         processor = ClocMllmProcessor.from_pretrained(directory)
         torch.nn.Module.to(model, choose_device(device))
-        return cls(model, processor)
+        predictor = cls(model, processor)
+        predictor.directory = directory
+        return predictor
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads the directory that the model was loaded from; see `hub.upload_model`."""
+        return upload_model(self.directory, repo_id, private=private, token=token)
 
     @torch.inference_mode()
     def encode(self, image: ImageInput) -> EncodedImage:
