@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from cloc_mllm.hub import HUB_PREFIX, download_model
+
 ModelKind = Literal["cloc", "mllm"]
 # what the shipped models know, said by every command that uses one
 SHIPPED_MODELS = {
@@ -27,7 +29,8 @@ class UnknownConfigError(ValueError):
 
 
 def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
-    """Finds the directory of a model: a shipped model by its name, or any other path as it came.
+    """Finds the directory of a model: a shipped one by its name, one of the hub by
+    `hf-hub:OWNER/NAME` (`download_model`), or any other path as it came.
 
     `photos` and `scenes` are the shipped ones; "" and None take `photos` for a CLOC and `scenes`
     for an MLLM. The MLLM of photos is an adapter (see `mllm/assembled.py`). A folder of such a name
@@ -38,6 +41,8 @@ def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
         FileNotFoundError: no such model ships; says what to do.
     """
     name = named or DEFAULT_MODELS[kind]
+    if isinstance(name, str) and name.startswith(HUB_PREFIX):
+        return download_model(name)
     if isinstance(name, Path) or name not in SHIPPED_MODELS:
         return Path(name)
     directory = ASSETS / name / kind
