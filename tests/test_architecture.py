@@ -31,6 +31,7 @@ LAYERS = [
     {
         "__init__",
         "box",
+        "card",
         "command_line",
         "config",
         "devices",
@@ -39,6 +40,7 @@ LAYERS = [
         "earlier",
         "extras",
         "geometry",
+        "hub",
         "pages",
         "shipped",
         "stopping",

@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
-from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS
+from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS, say_what_it_knows
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model
         names = (cloc or DEFAULT_MODELS["cloc"], mllm)
+        for name in dict.fromkeys(names):
+            say_what_it_knows(name)
         engine = DemoEngine(
             *load_predictors(cloc, mllm, arguments.dtype),
             # what both know

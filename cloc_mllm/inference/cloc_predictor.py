@@ -19,6 +19,7 @@ from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import CANVAS, Boxes, CanvasTransform
+from cloc_mllm.hub import upload_model
 from cloc_mllm.inference.inputs import (
     EncodedImage,
     ImageInput,
@@ -64,6 +65,7 @@ class ClocPredictor:
         self.tokenizer = tokenizer
         self.phrases = phrases
         self._known_texts: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+        self.directory: Path | None = None  # where the model was loaded from
 
     @classmethod
     def from_pretrained(
@@ -72,7 +74,8 @@ class ClocPredictor:
         """Loads a model directory of stage 1.
 
         Args:
-            directory: or the name of a shipped model, `photos` or `scenes`; None is `photos`.
+            directory: or the name of a shipped model, `photos` or `scenes`, or `hf-hub:OWNER/NAME`;
+                None is `photos`.
             device: None takes a GPU if there is one.
 
         Raises:
@@ -83,7 +86,15 @@ class ClocPredictor:
         found = find_model("cloc", directory)
         with no_init_weights():  # drawing weights takes longer than reading those that replace them
             model, tokenizer, _ = load_cloc(found, choose_device(device))
-        return cls(model, tokenizer, Phrases.load(found))
+        predictor = cls(model, tokenizer, Phrases.load(found))
+        predictor.directory = found
+        return predictor
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads the directory that the model was loaded from; see `hub.upload_model`."""
+        return upload_model(self.directory, repo_id, private=private, token=token)
 
     @property
     def device(self) -> torch.device:
