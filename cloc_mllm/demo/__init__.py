@@ -1,7 +1,7 @@
 """The demo: type what to look for and see its boxes, draw on the picture and read what is there.
 
-`python -m pip install cloc-mllm[demo]`, then `cloc-mllm demo`. Gradio is imported only when the
-page is built.
+`pip install '.[demo]'` in a clone, then `cloc-mllm demo`. Gradio is imported only when the page is
+built.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Serves a grounding MLLM as an OpenAI-compatible endpoint.
 
-`python -m pip install cloc-mllm[serve]`, then `cloc-mllm serve`. FastAPI is imported only when the
+`pip install '.[serve]'` in a clone, then `cloc-mllm serve`. FastAPI is imported only when the
 server starts.
 """
 
