@@ -5,6 +5,7 @@ Letters: B images, R regions, P texts, C names, E embedding width.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,7 @@ from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 from cloc_mllm.shipped import find_model
 
 _BATCH_SIZE = 64
+_MAX_KNOWN_LISTS, _MAX_KNOWN_TEXTS = 32, 256  # lists of texts whose features are kept, and in each
 
 
 class ClocPredictor:
@@ -45,6 +47,9 @@ class ClocPredictor:
     what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
     the upright picture: a photo with an EXIF orientation is turned first. Every method that takes
     an image raises `ImageError` if it cannot be used.
+
+    The features of the texts that were asked last are kept: after a change of the model's weights,
+    make a new predictor.
 
     Example:
         predictor = ClocPredictor.from_pretrained("runs/stage1/model")
@@ -59,6 +64,7 @@ class ClocPredictor:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.phrases = phrases
+        self._known_texts: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
         self.directory: Path | None = None  # where the model was loaded from
 
     @classmethod
@@ -294,7 +300,16 @@ class ClocPredictor:
         return self.model.encode_image(torch.stack(pixels).to(self.device))
 
     def _encode_text(self, texts: Sequence[str]) -> Tensor:
-        return self.model.encode_text(self.tokenizer(texts).to(self.device))
+        """Features of a list of texts: float[P, E], not normalised; those of the last are known."""
+        asked = tuple(texts)
+        features = self._known_texts.pop(asked, None)
+        if features is None:
+            features = self.model.encode_text(self.tokenizer(texts).to(self.device))
+        if len(asked) <= _MAX_KNOWN_TEXTS:
+            self._known_texts[asked] = features
+        if len(self._known_texts) > _MAX_KNOWN_LISTS:
+            self._known_texts.popitem(last=False)
+        return features.to(self.device)
 
     def _embed_checked(
         self, encoded: EncodedImage, boxes: Boxes, masks: Sequence[Tensor | None]

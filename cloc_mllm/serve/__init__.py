@@ -6,6 +6,7 @@ server starts.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from collections.abc import Sequence
@@ -19,8 +20,6 @@ from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.shipped import DEFAULT_MODELS, say_what_it_knows
-
-_MAX_CONNECTS_AT_ONCE = 128  # more than there are file descriptors would stop the server
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         from cloc_mllm.inference.grounding_predictor import GroundingPredictor
         from cloc_mllm.serve.app import build_app
-        from cloc_mllm.serve.connections import BoundedProtocol
+        from cloc_mllm.serve.connections import (
+            MAX_CONNECTS_AT_ONCE,
+            BoundedProtocol,
+            QueueingServer,
+        )
         from cloc_mllm.stopping import StopRequest, take_hangup_for_sigterm
 
         disable_progress_bar()
@@ -56,15 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.mllm or None, dtype=arguments.dtype
         )
         name = arguments.name or model_name(arguments.mllm)
-        server = uvicorn.Server(
+        server = QueueingServer(
             uvicorn.Config(
                 build_app(predictor, name, limits),
                 http=cast(Any, partial(BoundedProtocol, limits=limits, waiting={})),
-                backlog=_MAX_CONNECTS_AT_ONCE,
+                backlog=MAX_CONNECTS_AT_ONCE,
                 log_level="warning",
                 timeout_graceful_shutdown=limits.stop_seconds,
             )
         )
+        # the half million objects of the imports stay: to look through them for garbage would hold
+        # up everybody for a third of a second, again and again
+        gc.collect()
+        gc.freeze()
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"model {name!r} on http://{shown}:{port}/v1, Ctrl-C ends it", flush=True)

@@ -204,8 +204,9 @@ def _data_of(url: str, path: str, max_bytes: int) -> bytes:
     # as clients write it: in lines, in the alphabet of URLs, quoted, without padding; in steps that
     # make no object per character
     payload = url[len(head) + 1 :].encode(errors="replace")
-    for quoted, plain in _QUOTED.items():
-        payload = payload.replace(quoted, plain).replace(quoted.lower(), plain)
+    if b"%" in payload:
+        for quoted, plain in _QUOTED.items():
+            payload = payload.replace(quoted, plain).replace(quoted.lower(), plain)
     payload = payload.translate(_URL_SAFE, _BLANKS).rstrip(b"=")
     if len(payload) * 3 // 4 > max_bytes:
         raise ApiError(

@@ -8,12 +8,30 @@ time limit, and where too many wait, the client with the most of them loses its 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cloc_mllm.serve.limits import Limits
+
+MAX_CONNECTS_AT_ONCE = 128  # more than there are file descriptors would stop the server
+_MAX_CONNECTS_WAITING = 4096  # in the kernel, for the event loop; Linux may grant fewer
+
+
+class QueueingServer(uvicorn.Server):
+    """uvicorn's server, behind a longer queue than the number of connections it takes at once.
+
+    What finds the queue full is dropped, and its client tries again only after 1 s, then 3 s.
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to listen."""
+        await super().startup(sockets)
+        for listening in sockets or []:
+            listening.listen(_MAX_CONNECTS_WAITING)
 
 
 class BoundedProtocol(H11Protocol):

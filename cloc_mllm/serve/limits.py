@@ -67,6 +67,16 @@ class Limits:
         """
         return self.text_chars + 32 * (self.messages + self.parts) + 8 * self.regions
 
+    @property
+    def text_bytes(self) -> int:
+        """The largest size of a body within the other limits, without its pictures.
+
+        A character takes up to 12 bytes (two escapes), the fields of a message, part or box fewer
+        than 512; the rest is for fields that mean nothing here.
+        """
+        fields_bytes = 512 * (self.messages + self.parts + self.regions)
+        return 12 * self.text_chars + fields_bytes + 65_536
+
     def __post_init__(self) -> None:
         for field in fields(self):
             least = 0 if field.name in ("waiting", "images", "regions", "known_bytes") else 1

@@ -187,6 +187,7 @@ class _Others:
 
         Args:
             patience: seconds that a rank may be silent.
+            step: in which this rank is.
         """
         self._beat += 1
         note = Note(socket.gethostname(), _machine(), os.getpid(), self._beat, step, doing)
@@ -200,7 +201,7 @@ class _Others:
             answers = False
         for number, theirs in self._notes.items():
             if theirs.machine == note.machine and _is_gone(theirs.process):
-                return self._missing(number, "its process is gone")
+                return self._missing(number, step, "its process is gone")
         silent = [number for number in self._notes if clock - self._heard[number] > patience]
         keeper = NoticeBoard.keeper()
         if not answers and keeper is not None:  # without its board nobody is heard
@@ -209,7 +210,7 @@ class _Others:
             return ""
         self._silent = [self._notes[number] for number in silent]
         seconds = clock - self._heard[silent[0]]
-        return self._missing(silent[0], f"no sign of life for {seconds:.0f} s")
+        return self._missing(silent[0], step, f"no sign of life for {seconds:.0f} s")
 
     def doings(self) -> dict[int, str]:
         return {number: note.doing for number, note in self._notes.items()}
@@ -235,12 +236,11 @@ class _Others:
             if self._notes.get(number) != note:
                 self._notes[number], self._heard[number] = note, clock
 
-    def _missing(self, number: int, why: str) -> str:
+    def _missing(self, number: int, step: int, why: str) -> str:
+        """Tells of a rank. The ranks step together, so it is in our step if its note is older."""
         note = self._notes[number]
-        return (
-            f"rank {number} on host {note.host} was lost in step {note.step}, while {note.doing}: "
-            f"{why}"
-        )
+        place = f"{step}" if step > note.step else f"{note.step}, while {note.doing}"
+        return f"rank {number} on host {note.host} was lost in step {place}: {why}"
 
 
 def _machine() -> str:

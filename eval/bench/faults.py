@@ -17,6 +17,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -315,7 +316,11 @@ def lost_ranks(
             noticed = time.monotonic() - started
             _, left = job.seconds_to_end(60)
             line = job.last_line("was lost in step")
-            good = "rank 1 on host" in line and "step_0000" in line and noticed <= 20
+            named = re.search(r"rank 1 on host \S+ was lost in step (\d+)\b", line)
+            step = int(named[1]) if named else -1
+            is_true = step - _steps(out) in (0, 1)  # done, or under way
+            kept = [str(path) for path in list_checkpoints(out / "checkpoints")]
+            good = is_true and any(path in line for path in kept) and noticed <= 20
             outcome = f"said after {noticed:.1f} s: {line}"
             seconds = time.monotonic() - started
             yield Row(f"{what} rank, {launcher}", 1, _verdict(good, outcome), seconds, left)

@@ -73,6 +73,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
     "base64": lambda: _url("A"),
     "quoted base64": lambda: _url("%41"),
     "base64 in blanks": lambda: _url("A "),
+    "escaped base64": lambda: _url("\\u0041"),
     "depth": lambda: b"[" * _SIZE,
 }
 

@@ -16,14 +16,20 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed")
 import uvicorn
 
 from cloc_mllm.serve import listen
-from cloc_mllm.serve.connections import BoundedProtocol
+from cloc_mllm.serve.connections import BoundedProtocol, QueueingServer
 from cloc_mllm.serve.limits import Limits
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 _PATIENCE_S = 60
 
 
+is_busy, is_free = threading.Event(), threading.Event()
+
+
 async def app(scope: dict, receive, send) -> None:
+    if scope["path"] == "/busy":  # holds the event loop
+        is_busy.set()
+        is_free.wait(_PATIENCE_S)
     while (await receive()).get("more_body"):
         pass
     await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -34,7 +40,8 @@ async def app(scope: dict, receive, send) -> None:
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """A server with the limits of the test's parameter."""
     http = partial(BoundedProtocol, limits=Limits(**request.param), waiting={})
-    server = uvicorn.Server(uvicorn.Config(app, http=http, lifespan="off", log_level="error"))
+    config = uvicorn.Config(app, http=http, lifespan="off", log_level="error", backlog=4)
+    server = QueueingServer(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -111,3 +118,17 @@ def test_requests_one_after_another_are_answered(port: int) -> None:
         answers += connection.recv(1000)
     connection.sendall(REQUEST)
     assert connection.recv(100).startswith(b"HTTP/1.1 204")
+
+
+@pytest.mark.parametrize("port", [{}], indirect=True)
+def test_clients_wait_in_line_while_the_event_loop_is_busy(port: int) -> None:
+    busy = opened(port, REQUEST.replace(b"/", b"/busy", 1))
+    assert is_busy.wait(_PATIENCE_S)
+    try:
+        waiting = [socket.create_connection(("127.0.0.1", port), 0.9) for _ in range(50)]
+    finally:
+        is_free.set()
+    for connection in [busy, *waiting]:
+        connection.settimeout(_PATIENCE_S)
+        connection.sendall(REQUEST)
+        assert connection.recv(100).startswith(b"HTTP/1.1 204")

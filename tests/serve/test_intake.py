@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.serve.errors import ApiError
 from cloc_mllm.serve.intake import Intake
 from cloc_mllm.serve.limits import Limits
+from cloc_mllm.serve.schema import parse_body
 from serve_abuse import BODIES
 
 _MEGABYTE = 1_000_000
@@ -70,6 +73,21 @@ def test_the_event_loop_goes_on_while_a_body_is_parsed(processor: ClocMllmProces
 
     assert asyncio.run(longest_stop()) < 0.5
     intake.close()
+
+
+@pytest.mark.parametrize("name", ["text", "escapes", "escaped base64"])
+def test_texts_are_counted_before_they_are_parsed(name: str) -> None:
+    with pytest.raises(ApiError, match="bytes beside its pictures, the limit is"):
+        parse_body(BODIES[name](), Limits())
+
+
+def test_pictures_do_not_count_as_text() -> None:
+    lines = base64.encodebytes(bytes(range(256)) * 8192).decode()
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{lines}"}}
+    content = [part, {"type": "text", "text": "\U0001f980" * 8_000}, part]
+    body = json.dumps({"messages": [{"role": "user", "content": content}]}).replace("/", "\\/")
+    assert len(body) > 5 * Limits().text_bytes
+    assert parse_body(body.encode(), Limits()).messages[0].content[2].image_url is not None
 
 
 def test_bodies_that_arrive_are_bounded_together(processor: ClocMllmProcessor) -> None:

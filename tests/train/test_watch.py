@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cloc_mllm.train import watch as watch_module
-from cloc_mllm.train.watch import COMPUTING, EVALUATING, WAITING, RankWatch, _is_gone
+from cloc_mllm.train.watch import COMPUTING, EVALUATING, WAITING, Note, RankWatch, _is_gone, _Others
 
 
 def watch_with(step_timeout: float = 0.0) -> RankWatch:
@@ -80,3 +80,19 @@ def test_a_lone_rank_is_only_warned_of_a_long_step_unless_told_a_limit(
     said = capsys.readouterr().err
     assert ("warning: step 11: the step takes more than" in said) == (not ends)
     assert said.count("warning:") == (not ends)
+
+
+@pytest.mark.parametrize(
+    ("noted", "expected"),
+    [
+        (12, "rank 1 on host there was lost in step 12, while computing: gone"),
+        (3, "rank 1 on host there was lost in step 12: gone"),
+    ],
+    ids=["new note", "old note"],
+)
+def test_a_rank_is_lost_in_the_step_of_the_others_whatever_its_last_note(
+    noted: int, expected: str
+) -> None:
+    others = object.__new__(_Others)
+    others._notes = {1: Note("there", "machine", 1, beat=1, step=noted, doing=COMPUTING)}
+    assert others._missing(1, 12, "gone") == expected
