@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with uploads, contextlib.suppress(KeyboardInterrupt):
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model
-        for name in dict.fromkeys((cloc or DEFAULT_MODELS["cloc"], mllm)):
+        names = (cloc or DEFAULT_MODELS["cloc"], mllm)
+        for name in dict.fromkeys(names):
             say_what_it_knows(name)
-        shipped = "" if arguments.cloc or arguments.mllm else cloc or DEFAULT_MODELS["cloc"]
         engine = DemoEngine(
             *load_predictors(cloc, mllm, arguments.dtype),
-            knows=SHIPPED_MODELS.get(shipped, ""),
-            names=(cloc or DEFAULT_MODELS["cloc"], mllm),
+            # what both know
+            knows=SHIPPED_MODELS.get(names[0], "") if mllm in ("", names[0]) else "",
+            names=names,
         )
         rival = load_rival(engine, arguments.compare) if arguments.compare else None
         data_set = DataSet(arguments.data) if arguments.data else None
@@ -88,13 +89,15 @@ def load_rival(engine: DemoEngine, directory: str) -> DemoEngine:
     """Loads another checkpoint, of stage 1 or 2, to compare with those of `engine`.
 
     Args:
-        directory: or the name of a shipped CLOC.
+        directory: or the name of a shipped model; like is compared with like, so that is a language
+            model if `engine` has one.
     """
     from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 
-    if (Path(directory) / "processor_config.json").is_file():
+    of_stage_2 = (Path(directory) / "processor_config.json").is_file()
+    if of_stage_2 or (directory in SHIPPED_MODELS and engine.grounding is not None):
         grounding = GroundingPredictor.from_pretrained(directory)
         return DemoEngine(engine.cloc, grounding, names=(engine.names[0], directory))
     return DemoEngine(ClocPredictor.from_pretrained(directory), names=(directory, ""))
@@ -131,7 +134,10 @@ def _parser() -> ArgumentParser:
         "--data", default="", metavar="DIR", help="records or chats to browse, made by data build"
     )
     parser.add_argument(
-        "--compare", default="", metavar="DIR", help="another checkpoint to see side by side"
+        "--compare",
+        default="",
+        metavar="DIR",
+        help="another checkpoint, or a shipped model, to see side by side",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")

@@ -15,6 +15,7 @@ from cloc_mllm.demo.explore import Heat, Readings
 from cloc_mllm.demo.pictures import Picture
 from cloc_mllm.demo.surface import Mark, css_color
 from cloc_mllm.inference.commands import LOW_SIMILARITY
+from cloc_mllm.mllm.coordinates import BOX_TOKEN
 
 LANGUAGE_MODEL, CLOC = "Language model", "CLOC"
 
@@ -91,7 +92,7 @@ def _found_line(name: str, answer: FoundBoxes, say_score: Callable[[float], str]
         if len(answer.boxes) > 1:
             said = f"{len(answer.boxes)} boxes, {said}"
     facts = [f"{answer.milliseconds:.0f} ms"]
-    if answer.text:
+    if answer.text.replace(BOX_TOKEN, "").strip():
         facts.append(f"wrote <code>{escape(answer.text)}</code>")
     return _line(name, f"{said} <small>{' · '.join(facts)}</small>")
 

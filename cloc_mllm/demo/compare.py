@@ -17,7 +17,7 @@ class Contest(NamedTuple):
     """The answers of two checkpoints to one phrase.
 
     Attributes:
-        names: of the checkpoints.
+        names: of the checkpoints, and what they are.
         found: their answers.
         reference: the true box, where it is known.
         ious: the best IoU of each answer's boxes with the reference; None without one or the other.
@@ -51,7 +51,8 @@ def _answer(engine: DemoEngine, picture: Picture, phrase: str) -> FoundBoxes:
 
 
 def _name(engine: DemoEngine) -> str:
-    return engine.names[0] if engine.grounding is None else engine.names[1]
+    cloc, language_model = engine.names
+    return f"{cloc}, CLOC" if engine.grounding is None else f"{language_model}, language model"
 
 
 def _best_iou(boxes: Sequence[Box], reference: Box | None) -> float | None:

@@ -126,11 +126,17 @@ def serve(page: gr.Blocks, *, host: str, port: int, share: bool = False, block: 
 
 
 def _theme() -> gr.themes.Base:
-    """Builds Gradio's soft theme, darker where its light blue is too pale to read."""
+    """Builds Gradio's soft theme, with more contrast where it is too pale to read or to see."""
     return gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"]).set(
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
         color_accent="*primary_600",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
+        input_border_width="1px",
+        input_border_color="*neutral_400",
+        button_border_width="1px",
+        button_secondary_border_color="*neutral_300",
         block_label_text_color="*primary_700",
         block_title_text_color="*primary_700",
         button_primary_background_fill="*primary_600",

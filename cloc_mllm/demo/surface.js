@@ -328,6 +328,7 @@ element.querySelector(".copy-python").addEventListener("click", copyPython);
 watch("value", () => {
   element.querySelector(".python").hidden = true;
   pinned = null;
+  if (!value().region && said.textContent.endsWith("drawn")) say("");
   draw();
 });
 choose("box");

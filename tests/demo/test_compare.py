@@ -26,7 +26,7 @@ def test_both_are_asked_and_scored_against_the_true_box(
     phrase, box = picture.references[0]
     found = contest((cloc_engine, full_engine), picture, f" {phrase} ")
     assert found.reference == box
-    assert found.names == ("photos", "scenes")
+    assert found.names == ("photos, CLOC", "scenes, language model")
     assert found.found[0].text == "" and found.found[1].text != ""
     assert found.ious[0] is not None and 0 <= found.ious[0] <= 1
     unknown = contest((cloc_engine, full_engine), picture, "a thing nobody named")
@@ -56,9 +56,17 @@ def test_a_rival_of_either_stage(
     )
     assert of_stage_1.grounding is None and of_stage_2.grounding is not None
     assert contest((of_stage_1, of_stage_2), picture, "the crab").names == (
-        str(cloc_dir),
-        str(mllm_dir),
+        f"{cloc_dir}, CLOC",
+        f"{mllm_dir}, language model",
     )
+
+
+def test_a_shipped_rival_is_of_the_same_kind(
+    cloc_engine: DemoEngine, full_engine: DemoEngine
+) -> None:
+    cloc, mllm = (load_rival(engine, "scenes") for engine in (cloc_engine, full_engine))
+    assert cloc.grounding is None and cloc.names == ("scenes", "")
+    assert mllm.grounding is not None and mllm.names[1] == "scenes"
 
 
 def test_the_best_of_several_boxes_counts(cloc_engine: DemoEngine, picture: Picture) -> None:

@@ -39,8 +39,8 @@ def chat_tab(stage: Stage) -> None:
         elem_id="chat-question",
     )
     with gr.Row():
-        send = gr.Button("Ask", variant="primary", elem_id="chat-send")
-        new = gr.Button("New chat", elem_id="chat-new")
+        send = gr.Button("Ask", variant="primary", elem_id="chat-send", min_width=120)
+        new = gr.Button("New chat", elem_id="chat-new", min_width=120)
     turns = gr.State(())
 
     def ask(

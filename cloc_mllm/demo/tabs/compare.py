@@ -72,15 +72,15 @@ def marks_of(found: Contest) -> list[Mark]:
 
 
 def contest_html(found: Contest) -> str:
-    """Writes a column per checkpoint."""
+    """Names the checkpoints and writes a column for each."""
     rows: dict[str, list[str]] = {"boxes": [], "score": [], "IoU with the true box": [], "ms": []}
-    head = ""
+    chips = ""
     for group, (name, answer) in enumerate(zip(found.names, found.found, strict=True)):
         iou = found.ious[group]
-        head += (
-            f"<th><button type='button' class='phrase' data-group='{group}' aria-pressed='false' "
+        chips += (
+            f"<button type='button' class='phrase' data-group='{group}' aria-pressed='false' "
             f"style='--group:{css_color(region_color(group))}'>{'AB'[group]}: {escape(name)}"
-            "</button></th>"
+            "</button>"
         )
         none = NOT_THERE if answer.failure == "not_there" else escape(answer.failure or "none")
         rows["boxes"].append(str(len(answer.boxes)) if answer.boxes else none)
@@ -91,7 +91,8 @@ def contest_html(found: Contest) -> str:
         f"<tr><td>{title}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
         for title, cells in rows.items()
     )
-    table = f"<table class='readings'><thead><tr><th>{escape(found.phrase)}</th>{head}</tr></thead>"
+    head = f"<tr><th>{escape(found.phrase)}</th><th>A</th><th>B</th></tr>"
+    table = f"<div class='chips'>{chips}</div><table class='readings'><thead>{head}</thead>"
     table += f"<tbody>{body}</tbody></table>"
     if found.reference is None:
         table += "<p class='hint'>The true box of this phrase is not known.</p>"

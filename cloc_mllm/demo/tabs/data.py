@@ -17,6 +17,7 @@ from cloc_mllm.demo.stage import Stage, visitor_errors
 from cloc_mllm.demo.surface import Mark, css_color
 
 _MAX_TAG_CHARS = 40
+_HINT = "<p class='hint'>Next shows the first one.</p>"
 
 
 def data_tab(stage: Stage, data_set: DataSet | None) -> None:
@@ -32,9 +33,9 @@ def data_tab(stage: Stage, data_set: DataSet | None) -> None:
         elem_id="data-words",
     )
     with gr.Row():
-        before = gr.Button("Previous", elem_id="data-previous")
-        after = gr.Button("Next", elem_id="data-next")
-    shown = gr.HTML("", elem_id="data-item", elem_classes="answers")
+        before = gr.Button("Previous", elem_id="data-previous", min_width=120)
+        after = gr.Button("Next", elem_id="data-next", min_width=120)
+    shown = gr.HTML(_HINT, elem_id="data-item", elem_classes="answers")
     place = gr.State(None)  # among the items with these words
 
     def go(step: int | None, text: str | None, at: int | None) -> tuple[Any, ...]:
@@ -93,13 +94,12 @@ def item_html(item: Item, head: str) -> str:
         which = "the first is shown" if item.num_images else "nothing to show on the picture"
         parts.append(f"<p class='hint'>{item.num_images} images; {which}.</p>")
     parts += [f"<p class='text'>{escape(text)}</p>" for text in item.texts]
-    for group, named in enumerate(item.named):
-        color = css_color(region_color(group))
-        parts.append(
-            f"<div class='answer' style='--group:{color}'><button type='button' class='phrase' "
-            f"data-group='{group}' aria-pressed='false'>{escape(named.text)}</button></div>"
-        )
-    return "".join(parts)
+    chips = "".join(
+        f"<button type='button' class='phrase' data-group='{group}' aria-pressed='false' "
+        f"style='--group:{css_color(region_color(group))}'>{escape(named.text)}</button>"
+        for group, named in enumerate(item.named)
+    )
+    return "".join(parts) + f"<div class='chips'>{chips}</div>"
 
 
 def drops_html(data_set: DataSet, words: str) -> str:
@@ -109,11 +109,15 @@ def drops_html(data_set: DataSet, words: str) -> str:
     if not counts:
         return parts[0] + "<p class='hint'>No dropped item has these words.</p>" * bool(words)
     parts.append("<p>" + ", ".join(_counted(counts.most_common())) + "</p>")
-    for drop in drops:
-        found = f": <code>{escape(drop.found)}</code>" if drop.found else ""
-        expected = f" <small>expected {escape(drop.expected)}</small>" if drop.expected else ""
-        what = f"{escape(drop.kind)} <code>{escape(drop.id)}</code>"
-        parts.append(f"<p class='text'><b>{escape(drop.reason)}</b> {what}{found}{expected}</p>")
+    for reason, expected in dict.fromkeys((drop.reason, drop.expected) for drop in drops):
+        wanted = f": expected {escape(expected)}" if expected else ""
+        parts.append(f"<p class='text'><b>{escape(reason)}</b>{wanted}</p><ul>")
+        for drop in drops:
+            if drop.reason == reason:
+                found = f": <code>{escape(drop.found)}</code>" if drop.found else ""
+                what = f"{escape(drop.kind)} <code>{escape(drop.id)}</code>"
+                parts.append(f"<li class='text'>{what}{found}</li>")
+        parts.append("</ul>")
     if len(drops) < counts.total():
         parts.append(f"<p class='hint'>and {counts.total() - len(drops):,} more</p>")
     return "".join(parts)

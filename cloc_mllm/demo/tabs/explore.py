@@ -21,6 +21,7 @@ from cloc_mllm.geometry import Boxes
 
 _MAX_GALLERY = 16
 _NUM_HITS = 8
+_HIT_SIDE_PX = 384  # about as large as it is shown, so that its tag can be read
 _PHOTO_NAMES = (
     "a man, a woman, a child, a dog, a horse, a bird, a bear, an elephant, a bus, a motorcycle, "
     "a skateboard, a fire hydrant"
@@ -120,8 +121,7 @@ def _search(stage: Stage, examples: Sequence[Picture]) -> None:
 def _drawn(hit: Hit) -> tuple[Image.Image, str]:
     tag = f"{hit.score:.2f}"
     boxes = Boxes.normalized([hit.box])
-    long_side = max(hit.picture.image.size)
     drawn = draw_regions(
-        hit.picture.image, boxes, [tag], colors=[region_color(0)], long_side=long_side
+        hit.picture.image, boxes, [tag], colors=[region_color(0)], long_side=_HIT_SIDE_PX
     )
     return drawn, f"cosine {tag}"
