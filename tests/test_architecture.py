@@ -38,6 +38,7 @@ LAYERS = [
         "distributed",
         "earlier",
         "extras",
+        "garbage",
         "geometry",
         "pages",
         "shipped",
