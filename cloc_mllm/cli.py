@@ -32,7 +32,10 @@ SUBCOMMANDS: dict[str, Subcommand] = {
         "main_refer",
         "PICTURE X1 Y1 X2 Y2: say what is in a region",
     ),
-    "demo": Subcommand("cloc_mllm.demo", "main", "both of them in the browser"),
+    "ask": Subcommand(
+        "cloc_mllm.inference.commands", "main_ask", "PICTURE QUESTION: a language model answers"
+    ),
+    "demo": Subcommand("cloc_mllm.demo", "main", "all of them in the browser"),
     "serve": Subcommand("cloc_mllm.serve", "main", "an OpenAI-compatible endpoint"),
     "data": Subcommand(
         "cloc_mllm.data.commands", "main", "build, look at, check, split, merge and export records"

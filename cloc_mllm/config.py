@@ -401,9 +401,10 @@ class MllmConfig:
     """The connection of the CLOC encoder and the language model.
 
     Args:
-        init: an MLLM that stage 2 wrote, or `scenes`, the shipped one, to train further. It takes
-            the place of `cloc`, `language_model` and new projectors; settings of its form stay as
-            they are there.
+        init: an MLLM that stage 2 wrote, or a shipped one (`photos`, `scenes`), to train further.
+            It takes the place of `cloc`, `language_model` and new projectors; settings of its form
+            stay as they are there. Of an adapter (`photos`, or what `cloc-mllm export --mllm`
+            writes) the LoRA itself is trained further, and an adapter can be saved again.
         cloc: directory of a stage-1 model, or a shipped one by its name: `photos`, `scenes`.
         language_model: a Hugging Face name or a local directory of an `AutoModelForCausalLM`.
         vision_features: `encoder` gives the language model the tower's tokens f_I'(x);

@@ -71,15 +71,6 @@ class Boxes:
     def pixels(xyxy: Tensor | Sequence[Sequence[float]], width: float, height: float) -> Boxes:
         return Boxes(_as_rows(xyxy), Frame.pixels(width, height))
 
-    @staticmethod
-    def from_xywh_pixels(
-        xywh: Tensor | Sequence[Sequence[float]], width: float, height: float
-    ) -> Boxes:
-        rows = _as_rows(xywh)
-        return Boxes(
-            torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:]], 1), Frame.pixels(width, height)
-        )
-
     @property
     def image_wh(self) -> tuple[float, float] | None:
         """Width and height of the original image; None where they are unknown."""

@@ -39,7 +39,7 @@ from cloc_mllm.train.claim import claimed
 
 _TRAIN_SCENES, _VALIDATION_SCENES, _TEST_SCENES = 10_000, 200, 500
 _STATUS_EVERY_SECONDS, _LOOK_EVERY_SECONDS = 20.0, 0.2
-_EVALUATION_SECONDS = 90.0
+_EVALUATION_SECONDS = 35.0
 _KNOWN_SECONDS = 60.0  # of the work, before which the time left is a guess
 _STEP = re.compile(r"step +(\d+) ")
 
@@ -200,7 +200,7 @@ def _show_shipped_model(out: Path) -> None:
 
 def _show_photo(out: Path) -> None:
     """The model that ships for everyday photos answers, too."""
-    arguments = [str(EXAMPLE_PHOTOS / "dog.jpg"), "the dog", "the fire hydrant"]
+    arguments = [str(EXAMPLE_PHOTOS / "horses.jpg"), "the horse", "a man riding a horse"]
     print(f"\nEveryday photos, by the model that ships: cloc-mllm ground {shlex.join(arguments)}")
     main_ground([*arguments, "--output", str(out / "example_photo.png")])
 
@@ -223,17 +223,17 @@ def _train(out: Path, budget: float, stop: StopRequest) -> None:
     cloc = Command(
         "CLOC",
         ("stage1", *stage1, "--run.output_dir", str(out / "cloc")),
-        _phases("stage1_openmoji", budget, 290),
+        _phases("stage1_openmoji", budget, 170),
     )
     clip = Command(
         "plain CLIP",
         ("stage1", *stage1, "--run.output_dir", str(out / "clip"), "--model.prompter.kind", "none"),
-        _phases("stage1_openmoji", budget, 260),
+        _phases("stage1_openmoji", budget, 135),
     )
     llm = Command(
         "small language model",
         ("tiny-llm", *_config("tiny_llm_openmoji", budget), "--run.output_dir", str(out / "llm")),
-        _phases("tiny_llm_openmoji", budget, 370),
+        _phases("tiny_llm_openmoji", budget, 340),
     )
     mllm = Command(
         "MLLM",
@@ -244,7 +244,7 @@ def _train(out: Path, budget: float, stop: StopRequest) -> None:
             "--model.cloc", str(out / "cloc/model"),
             "--model.language_model", str(out / "llm/model"),
         ),
-        _phases("stage2_openmoji", budget, 300, alignment=420),
+        _phases("stage2_openmoji", budget, 116, alignment=150),
     )  # fmt: skip
     scenes_data = _data_commands(data, budget)
     display = Display([*scenes_data, cloc, clip, llm, mllm])
@@ -290,7 +290,7 @@ def _data_commands(data: str, budget: float) -> list[Command]:
                 str(math.ceil(number * budget)), "--workers", str(_half_the_cores()),
                 "--output_dir", f"{data}/{split}",
             ),
-            (Phase(number * budget / 200),),
+            (Phase(number * budget / 350),),
         )
         for split, number in sizes.items()
         if not Path(data, split).exists()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from pathlib import Path
 from typing import Literal
+
+from cloc_mllm.hub import HUB_PREFIX, download_model
 
 ModelKind = Literal["cloc", "mllm"]
 # what the shipped models know, said by every command that uses one
@@ -26,7 +29,8 @@ class UnknownConfigError(ValueError):
 
 
 def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
-    """Finds the directory of a model: a shipped model by its name, or any other path as it came.
+    """Finds the directory of a model: a shipped one by its name, one of the hub by
+    `hf-hub:OWNER/NAME` (`download_model`), or any other path as it came.
 
     `photos` and `scenes` are the shipped ones; "" and None take `photos` for a CLOC and `scenes`
     for an MLLM. The MLLM of photos is an adapter (see `mllm/assembled.py`). A folder of such a name
@@ -37,6 +41,8 @@ def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
         FileNotFoundError: no such model ships; says what to do.
     """
     name = named or DEFAULT_MODELS[kind]
+    if isinstance(name, str) and name.startswith(HUB_PREFIX):
+        return download_model(name)
     if isinstance(name, Path) or name not in SHIPPED_MODELS:
         return Path(name)
     directory = ASSETS / name / kind
@@ -46,6 +52,17 @@ def find_model(kind: ModelKind, named: str | Path | None = "") -> Path:
             f"with a model you have, or run `make quickstart` to train one"
         )
     return directory
+
+
+def say_what_it_knows(name: str | Path, option: str = "--model") -> None:
+    """Says on standard error what a shipped model knows; nothing of any other.
+
+    Args:
+        option: of this command, that takes another model.
+    """
+    if name in SHIPPED_MODELS:
+        known = SHIPPED_MODELS[str(name)].replace("--model", option)
+        print(f"the model {name} knows {known}", file=sys.stderr)
 
 
 def find_config(named: str) -> str:

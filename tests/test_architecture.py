@@ -31,6 +31,7 @@ LAYERS = [
     {
         "__init__",
         "box",
+        "card",
         "command_line",
         "config",
         "devices",
@@ -40,6 +41,7 @@ LAYERS = [
         "extras",
         "garbage",
         "geometry",
+        "hub",
         "pages",
         "shipped",
         "stopping",

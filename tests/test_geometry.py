@@ -48,7 +48,7 @@ def test_letterbox_is_inverted_exactly(width: int, height: int, flip: bool) -> N
 
 
 def test_frames_convert_and_refuse() -> None:
-    boxes = Boxes.from_xywh_pixels([[10, 20, 30, 40]], 100, 200)
+    boxes = Boxes.pixels([[10, 20, 40, 60]], 100, 200)
     assert boxes.xyxy.tolist() == [[10, 20, 40, 60]]
     assert boxes.to_normalized().xyxy.tolist() == [[0.1, 0.1, 0.4, 0.3]]
     assert boxes.to_pixels(50, 100).xyxy.tolist() == [[5, 10, 20, 30]]

@@ -21,7 +21,7 @@ COMMANDS = [
     "export --mllm RUN",
 ]
 # those that write one file; all others write a folder, or nothing
-ONE_FILE = {"ground", "refer", "data inspect", "data doctor", "eval score"}
+ONE_FILE = {"ground", "refer", "ask", "data inspect", "data doctor", "eval score"}
 
 _OPTION = re.compile(r"^ +(?:-\w, )?(--[^ ,=\[]+)", re.MULTILINE)
 
@@ -84,6 +84,7 @@ def test_a_folder_however_its_option_is_typed(
 @pytest.mark.parametrize(
     "command",
     ["data doctor nowhere", "data inspect nowhere", "ground nowhere x", "refer nowhere 1 2 3 4",
+     "ask nowhere x",
      "eval score --task rec --predictions nowhere --references nowhere"],
 )  # fmt: skip
 def test_a_file_however_its_option_is_typed(

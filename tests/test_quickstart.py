@@ -59,6 +59,7 @@ def test_one_line_shows_what_runs_and_the_time_left(
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(quickstart.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(quickstart, "_EVALUATION_SECONDS", 90.0)
     cloc = Command("CLOC", (), (Phase(310.0, 100),))
     display = Display([MLLM, cloc])  # 1,000 seconds of work with the evaluation's 90
     display.note(cloc, "step     50 train: loss 1")  # done by an earlier start

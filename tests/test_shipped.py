@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cloc_mllm import shipped
+from cloc_mllm import ClocPredictor, GroundingPredictor, cli, shipped
 
 
 @pytest.fixture
@@ -32,6 +32,52 @@ def test_a_folder_does_not_hide_a_shipped_model(
     assert shipped.find_model("mllm", "scenes") == shipped.ASSETS / "scenes" / "mllm"
     assert shipped.find_model("mllm", "./scenes") == Path("scenes")
     assert shipped.find_model("mllm", Path("scenes")) == Path("scenes")
+
+
+def test_what_a_shipped_model_knows_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("photos", "./photos", Path("photos"), "runs/mine", ""):
+        shipped.say_what_it_knows(name, "--mllm")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert (
+        err
+        == "the model photos knows everyday photos; for the built-in drawings use --mllm scenes\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["demo"], ["the model photos knows"]),
+        (["demo", "--model", "scenes"], ["the model scenes knows"]),
+        (["demo", "--mllm", "scenes"], ["the model photos knows", "the model scenes knows"]),
+        (["serve", "--port", "0"], ["the model scenes knows"]),
+        (["serve", "--port", "0", "--mllm", "photos"], ["the model photos knows"]),
+        (["serve", "--port", "0", "--mllm", "./photos"], []),
+    ],
+    ids=" ".join,
+)
+def test_demo_and_serve_say_it_before_they_load(
+    command: list[str],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for extra in ("gradio", "uvicorn"):
+        pytest.importorskip(extra, reason=f"{extra} is not installed")
+
+    def load(*_: object, **__: object) -> None:
+        raise ValueError("not loaded")
+
+    for predictor in (ClocPredictor, GroundingPredictor):
+        monkeypatch.setattr(predictor, "from_pretrained", load)
+    monkeypatch.setattr("cloc_mllm.serve._log_requests", lambda: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")  # the demo sets them
+    assert cli.main(command) == 2
+    *lines, error = capsys.readouterr().err.splitlines()
+    assert error == "cloc-mllm: error: not loaded"
+    assert [line[: len("the model photos knows")] for line in lines] == said
 
 
 @pytest.mark.parametrize("kind", ["cloc", "mllm"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, Protocol
 
 from PIL import Image
 
@@ -20,7 +20,6 @@ from cloc_mllm.data.images import ImageError, change_of, open_image, storable
 from cloc_mllm.data.records import check_box
 
 Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = get_args(Role)
 PieceKind = Literal["words", "image", "place"]
 Point = tuple[float, float]
 

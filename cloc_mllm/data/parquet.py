@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cloc_mllm import __version__
+from cloc_mllm.card import write_data_card
 from cloc_mllm.data.acceptance import refuse_lossy_build, refuse_no_regions
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import DropLog
@@ -163,6 +164,7 @@ def seal_data_set(partial: Path, directory: Path, contents: dict[str, Any]) -> N
         **contents,
     }
     (partial / MANIFEST_NAME).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    write_data_card(partial, manifest, directory.name)
     for path in (*partial.iterdir(), partial):
         _fsync(path)
     partial.chmod(0o755)  # mkdtemp makes it private

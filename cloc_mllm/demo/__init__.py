@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.garbage import keep_what_is_loaded
-from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS
+from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS, say_what_it_knows
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with uploads, contextlib.suppress(KeyboardInterrupt):
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model
+        for name in dict.fromkeys((cloc or DEFAULT_MODELS["cloc"], mllm)):
+            say_what_it_knows(name)
         shipped = "" if arguments.cloc or arguments.mllm else cloc or DEFAULT_MODELS["cloc"]
         engine = DemoEngine(
             *load_predictors(cloc, mllm, arguments.dtype),

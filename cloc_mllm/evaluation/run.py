@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from cloc_mllm.evaluation.rows.resume import resume_predictions
 from cloc_mllm.evaluation.rows.rows import PredictionRow, ScoredPair, merge_by_id
 from cloc_mllm.evaluation.stats.bootstrap import Bootstrap
 from cloc_mllm.evaluation.tasks import EvalData, Task, build_task
+from cloc_mllm.shipped import DEFAULT_MODELS, say_what_it_knows
 
 _PACKAGES = ("cloc-mllm", "torch", "transformers", "open_clip_torch", "numpy", "pillow")
 
@@ -67,6 +69,7 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
     asked, skipped = _ask(config, tasks, data, predictors)
     query_sets = [queries for _, queries in asked]
     _check(config, query_sets)
+    _say_what_models_know(config, {asked.answered_by for asked in query_sets})
     if declared:
         check_declared(config.benchmark, declared, data.records, query_sets)
     directory = Path(config.output_dir)
@@ -100,8 +103,26 @@ def _check(config: EvalConfig, query_sets: Sequence[QuerySet]) -> None:
 
 def _fitting_cloc(config: EvalConfig, tasks: Sequence[Task]) -> str:
     """The shipped CLOC that knows what the tasks ask about: drawings, or photos."""
-    built_in = config.data in ("", COMPOSITIONAL) and any(task.reads_records for task in tasks)
+    built_in = _is_built_in(config) and any(task.reads_records for task in tasks)
     return "scenes" if built_in else "photos"
+
+
+def _is_built_in(config: EvalConfig) -> bool:
+    return config.data in ("", COMPOSITIONAL)
+
+
+def _say_what_models_know(config: EvalConfig, answering: set[str]) -> None:
+    """Says on standard error what the shipped models of a run know, and which nobody named."""
+    options: dict[str, str] = {}
+    if "cloc" in answering:
+        options |= {config.baseline_cloc: "--baseline_cloc", config.cloc: "--cloc"}
+    if "mllm" in answering and not config.mllm_hf:
+        mllm = config.mllm or DEFAULT_MODELS["mllm"]
+        if not config.mllm and not _is_built_in(config):
+            print(f"no --mllm was given: {mllm} is the language model", file=sys.stderr)
+        options[mllm] = "--mllm"
+    for name, option in options.items():
+        say_what_it_knows(name, option)
 
 
 def _predictors(config: EvalConfig, device: torch.device) -> dict[str, Predictor]:

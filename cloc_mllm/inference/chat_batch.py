@@ -322,11 +322,20 @@ class ChatBatch:
                     scores[banned] = -torch.inf
                 if row.sampling.is_greedy:
                     (scores,) = grammar.weigh_next_box([row.ids], scores[None])
-            token = row.choose(scores)
             if hidden is not None:
                 row.hidden.append(hidden[place])
+                if not self._may_write_box(row, scores):
+                    scores = scores.clone()
+                    scores[grammar.box_token] = -torch.inf
+            token = row.choose(scores)
             row.add(token, float(log_probs[place, token]), token in self._ends)
         return [row for row in rows if row.is_done]
+
+    def _may_write_box(self, row: Row, scores: Tensor) -> bool:
+        token = self.predictor.grammar.box_token
+        if row.ids[-1:] != [token] or (row.sampling.is_greedy and int(scores.argmax()) != token):
+            return True
+        return self.predictor.may_write_box(row.ids, torch.stack(row.hidden), row.images)
 
     def _append(self, cache: DynamicCache, mask: Tensor) -> None:
         """Puts the rows of a cache below those here, all aligned at their last tokens."""

@@ -5,6 +5,7 @@ Letters: B images, R regions, P texts, C names, E embedding width.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from cloc_mllm.data.images import ImageSource, open_image
 from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.devices import choose_device
 from cloc_mllm.geometry import CANVAS, Boxes, CanvasTransform
+from cloc_mllm.hub import upload_model
 from cloc_mllm.inference.inputs import (
     EncodedImage,
     ImageInput,
@@ -35,6 +37,7 @@ from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
 from cloc_mllm.shipped import find_model
 
 _BATCH_SIZE = 64
+_MAX_KNOWN_LISTS, _MAX_KNOWN_TEXTS = 32, 256  # lists of texts whose features are kept, and in each
 
 
 class ClocPredictor:
@@ -44,6 +47,9 @@ class ClocPredictor:
     what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
     the upright picture: a photo with an EXIF orientation is turned first. Every method that takes
     an image raises `ImageError` if it cannot be used.
+
+    The features of the texts that were asked last are kept: after a change of the model's weights,
+    make a new predictor.
 
     Example:
         predictor = ClocPredictor.from_pretrained("runs/stage1/model")
@@ -58,6 +64,8 @@ class ClocPredictor:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.phrases = phrases
+        self._known_texts: OrderedDict[tuple[str, ...], Tensor] = OrderedDict()
+        self.directory: Path | None = None  # where the model was loaded from
 
     @classmethod
     def from_pretrained(
@@ -66,7 +74,8 @@ class ClocPredictor:
         """Loads a model directory of stage 1.
 
         Args:
-            directory: or the name of a shipped model, `photos` or `scenes`; None is `photos`.
+            directory: or the name of a shipped model, `photos` or `scenes`, or `hf-hub:OWNER/NAME`;
+                None is `photos`.
             device: None takes a GPU if there is one.
 
         Raises:
@@ -77,7 +86,15 @@ class ClocPredictor:
         found = find_model("cloc", directory)
         with no_init_weights():  # drawing weights takes longer than reading those that replace them
             model, tokenizer, _ = load_cloc(found, choose_device(device))
-        return cls(model, tokenizer, Phrases.load(found))
+        predictor = cls(model, tokenizer, Phrases.load(found))
+        predictor.directory = found
+        return predictor
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads the directory that the model was loaded from; see `hub.upload_model`."""
+        return upload_model(self.directory, repo_id, private=private, token=token)
 
     @property
     def device(self) -> torch.device:
@@ -283,7 +300,16 @@ class ClocPredictor:
         return self.model.encode_image(torch.stack(pixels).to(self.device))
 
     def _encode_text(self, texts: Sequence[str]) -> Tensor:
-        return self.model.encode_text(self.tokenizer(texts).to(self.device))
+        """Features of a list of texts: float[P, E], not normalised; those of the last are known."""
+        asked = tuple(texts)
+        features = self._known_texts.pop(asked, None)
+        if features is None:
+            features = self.model.encode_text(self.tokenizer(texts).to(self.device))
+        if len(asked) <= _MAX_KNOWN_TEXTS:
+            self._known_texts[asked] = features
+        if len(self._known_texts) > _MAX_KNOWN_LISTS:
+            self._known_texts.popitem(last=False)
+        return features.to(self.device)
 
     def _embed_checked(
         self, encoded: EncodedImage, boxes: Boxes, masks: Sequence[Tensor | None]

@@ -1,19 +1,20 @@
-"""`cloc-mllm ground` and `cloc-mllm refer`: answer about one image and draw the answer."""
+"""`cloc-mllm ground`, `refer` and `ask`: answer about one image and draw the answer."""
 
 from __future__ import annotations
 
-import sys
+import json
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from cloc_mllm.config import ModelDtype
-from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS, find_model
+from cloc_mllm.shipped import DEFAULT_MODELS, find_model, say_what_it_knows
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cloc_mllm.geometry import Boxes
     from cloc_mllm.inference.cloc_predictor import ClocPredictor
     from cloc_mllm.inference.grounding_predictor import GroundingPredictor
     from cloc_mllm.inference.inputs import RegionsInput
@@ -107,6 +108,76 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def main_ask(argv: Sequence[str] | None = None) -> int:
+    """`cloc-mllm ask PICTURE QUESTION [--box X1 Y1 X2 Y2]`."""
+    parser = _parser(
+        "ask",
+        "Ask a language model one question about a picture, or about a box of it. The answer is\n"
+        "printed as it is written; the boxes in it are printed and drawn.",
+        'example: cloc-mllm ask beach.jpg "What is the dog doing?" --box 120 80 310 240',
+    )
+    parser.add_argument("question", metavar="QUESTION", help="in your own words")
+    parser.add_argument(
+        "--box", nargs=4, type=float, metavar=("X1", "Y1", "X2", "Y2"), help="what it is about"
+    )
+    parser.add_argument("--normalized", action="store_true", help="numbers are 0..1, not pixels")
+    arguments = parser.parse_args(argv)
+
+    from cloc_mllm.data.images import open_image
+    from cloc_mllm.inference.inputs import check_question, check_regions
+
+    check_question(arguments.question)
+    _check_drawing(arguments.output)
+    image = open_image(arguments.picture)
+    region = None
+    if arguments.box:
+        region, _ = check_regions(_box(arguments, image), image.size)
+    name = _model_name(arguments)
+    say_what_it_knows(name)
+    predictor = _load_mllm(find_model("mllm", name), arguments)
+    _draw(_asked(predictor, image, arguments.question, region), arguments.output)
+    return 0
+
+
+def _asked(
+    predictor: GroundingPredictor, image: Image.Image, question: str, region: Boxes | None
+) -> GroundingResult:
+    """Prints the answer to a question while it is written, then its boxes.
+
+    Returns:
+        the boxes of the answer; where it has none, `region`, if there is one.
+    """
+    import torch
+
+    from cloc_mllm.data.wordings import REGION_TOKEN
+    from cloc_mllm.inference.chat import Chat, answer_chat
+    from cloc_mllm.inference.results import GroundingResult
+    from cloc_mllm.inference.sampling import Sampling
+
+    text = question.strip()
+    if region is not None:
+        (box,) = region.xyxy.tolist()
+        text += f" {predictor.processor.coordinates.encode(box)} {REGION_TOKEN}"
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    chat = Chat([{"role": "user", "content": content}], [image], [] if region is None else [region])
+    answer = answer_chat(
+        predictor, chat, Sampling(), lambda piece: print(piece, end="", flush=True)
+    )
+    print()
+    name = predictor.processor.asked_in.phrase_in(question) or "answer"
+    boxes, scores = answer.boxes, answer.scores
+    labels = [phrase or name for phrase in answer.phrases]
+    for label, found, score in zip(
+        labels, boxes.to_pixels().xyxy.tolist(), scores.tolist(), strict=True
+    ):
+        print(f"{label}: {_pixels(found)}  confidence {score:.2f}")
+    if not len(boxes) and region is not None:
+        boxes, labels = region, [answer.text]
+        scores = torch.tensor([answer.confidence or 0.0])
+    index = torch.zeros(len(boxes), dtype=torch.long)
+    return GroundingResult(image, boxes, scores, labels, [answer.text], index, [None])
+
+
 def _read_names(given: str) -> list[str]:
     """Reads names from a text file, or from the words themselves."""
     path = Path(given)
@@ -127,15 +198,20 @@ def _region(arguments: Namespace, image: Image.Image) -> RegionsInput:
     import numpy as np
 
     from cloc_mllm.data.images import open_image
-    from cloc_mllm.geometry import Boxes
 
     if arguments.box:
-        box, normalized = [arguments.box], arguments.normalized
-        return Boxes.normalized(box) if normalized else Boxes.pixels(box, *image.size)
+        return _box(arguments, image)
     if arguments.mask is not None:
         return [np.array(open_image(arguments.mask).convert("L")) > 0]
     sides = (1, 1) if arguments.normalized else image.size
     return [[x / side for x, side in zip(arguments.point, sides, strict=True)]]
+
+
+def _box(arguments: Namespace, image: Image.Image) -> Boxes:
+    from cloc_mllm.geometry import Boxes
+
+    box, normalized = [arguments.box], arguments.normalized
+    return Boxes.normalized(box) if normalized else Boxes.pixels(box, *image.size)
 
 
 def _point(text: str) -> list[float]:
@@ -158,7 +234,8 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
         type=Path,
         default=Path(f"{command}.png"),
         metavar="FILE",
-        help="where to draw the answer (default: %(default)s)",
+        help="where to draw the answer; a name that ends in .json: its boxes as JSON "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--model",
@@ -181,11 +258,8 @@ def _named_mllm(arguments: Namespace) -> Path | None:
 
     Says on standard error what a shipped model knows.
     """
-    if arguments.mllm and arguments.model:
-        raise ValueError("--model and --mllm both name a model; give one of them")
-    name = arguments.mllm or arguments.model or DEFAULT_MODELS["cloc"]
-    if name in SHIPPED_MODELS:
-        print(f"the model {name} knows {SHIPPED_MODELS[name]}", file=sys.stderr)
+    name = _model_name(arguments)
+    say_what_it_knows(name)
     if arguments.mllm or name == DEFAULT_MODELS["mllm"]:
         return find_model("mllm", name)
     directory = find_model("cloc", name)
@@ -194,6 +268,12 @@ def _named_mllm(arguments: Namespace) -> Path | None:
     if arguments.dtype != "float32":
         raise ValueError(f"--dtype {arguments.dtype} is for an MLLM; {name} is a CLOC")
     return None
+
+
+def _model_name(arguments: Namespace) -> str:
+    if arguments.mllm and arguments.model:
+        raise ValueError("--model and --mllm both name a model; give one of them")
+    return arguments.mllm or arguments.model or DEFAULT_MODELS["cloc"]
 
 
 def _load_mllm(directory: Path, arguments: Namespace) -> GroundingPredictor:
@@ -220,13 +300,22 @@ def _check_drawing(path: Path) -> None:
     from PIL import Image
 
     kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise ValueError(f"--output {path}: expected a name that ends in .png, .jpg or .webp")
+    if kind not in Image.SAVE and not _is_json(path):
+        raise ValueError(
+            f"--output {path}: expected a name that ends in .png, .jpg or .webp, or in .json"
+        )
     if path.is_dir():
         raise ValueError(f"--output {path}: expected a file, this is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _draw(result: GroundingResult, path: Path) -> None:
-    result.draw().save(path)
-    print(f"drawn: {path}")
+    if _is_json(path):
+        path.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    else:
+        result.draw().save(path)
+    print(f"{'written' if _is_json(path) else 'drawn'}: {path}")
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"

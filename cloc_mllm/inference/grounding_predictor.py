@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, TextIteratorStreamer
+from transformers import BatchFeature, LogitsProcessor, TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from cloc_mllm.config import ModelDtype
@@ -21,7 +21,8 @@ from cloc_mllm.data.conversations import MAX_BOXES, SEVERAL_BOXES
 from cloc_mllm.data.images import open_image
 from cloc_mllm.data.wordings import NOT_THERE, Task, asked
 from cloc_mllm.devices import choose_device
-from cloc_mllm.geometry import Boxes
+from cloc_mllm.geometry import Boxes, elementwise_iou
+from cloc_mllm.hub import upload_model
 from cloc_mllm.inference.answers import Generation, read_answer
 from cloc_mllm.inference.inputs import (
     EncodedImage,
@@ -33,8 +34,9 @@ from cloc_mllm.inference.inputs import (
     open_input,
     upright_picture,
 )
+from cloc_mllm.inference.known_starts import KnownStarts
 from cloc_mllm.inference.results import Answer, GroundingResult
-from cloc_mllm.inference.shared_prefix import prefill_shared
+from cloc_mllm.inference.shared_prefix import prefill_known, prefill_shared
 from cloc_mllm.mllm.answer_boxes import SeenImages
 from cloc_mllm.mllm.assembled import assembled
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
@@ -46,6 +48,8 @@ from cloc_mllm.shipped import find_model
 
 _BATCH_SIZE = 64
 _TEXT_TOKENS = 48
+_SAME_BOX = 0.7  # IoU above which two boxes are one
+_KNOWN_BYTES = 256 * 2**20  # for what the language model has read of encoded images
 
 
 @dataclass(frozen=True)
@@ -85,10 +89,11 @@ class GroundingPredictor:
     """Holds an MLLM and its processor. Answers are greedy, so the same question has one answer.
 
     An image is whatever `open_image` takes (a path, the bytes of a file, a PIL image, an array), or
-    what `encode` returned, which spares its encoding. Boxes, points and masks are in the frame of
-    the upright picture: a photo with an EXIF orientation is turned first. Every method that takes
-    an image raises `ImageError` if it cannot be used. Questions of one call that share an image
-    (the same object) encode it once, and the language model reads it once (`shared_prefix`).
+    what `encode` returned, which spares its encoding, and from the second question on its reading
+    by the language model. Boxes, points and masks are in the frame of the upright picture: a photo
+    with an EXIF orientation is turned first. Every method that takes an image raises `ImageError`
+    if it cannot be used. Questions of one call that share an image (the same object) encode it
+    once, and the language model reads it once (`shared_prefix`).
 
     Example:
         predictor = GroundingPredictor.from_pretrained("runs/stage2/model")
@@ -101,6 +106,8 @@ class GroundingPredictor:
         check_fingerprint(model.config.fingerprint, processor.fingerprint, "the model")
         self.model = model.eval()
         self.processor = processor
+        self._known = KnownStarts(_KNOWN_BYTES)
+        self.directory: Path | None = None  # where the model was loaded from
         instead = NOT_THERE if model.config.says_not_there else ""
         taught = set(processor.taught)
         self.grammar = BoxGrammar(
@@ -123,8 +130,9 @@ class GroundingPredictor:
         """Loads a directory that stage 2 wrote.
 
         Args:
-            directory: None takes the one that ships, which knows the built-in `scenes`; `photos`
-                puts the shipped adapter onto its language model first, once.
+            directory: or `hf-hub:OWNER/NAME`; None takes the one that ships, which knows the
+                built-in `scenes`; `photos` puts the shipped adapter onto its language model first,
+                once.
             device: None takes a GPU if there is one.
             dtype: of the language model and the vision encoder; `auto` is what the files hold. What
                 reads or writes coordinates stays float32.
@@ -147,7 +155,15 @@ class GroundingPredictor:
         )
         processor = ClocMllmProcessor.from_pretrained(directory)
         torch.nn.Module.to(model, choose_device(device))
-        return cls(model, processor)
+        predictor = cls(model, processor)
+        predictor.directory = directory
+        return predictor
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads the directory that the model was loaded from; see `hub.upload_model`."""
+        return upload_model(self.directory, repo_id, private=private, token=token)
 
     @torch.inference_mode()
     def encode(self, image: ImageInput) -> EncodedImage:
@@ -305,8 +321,8 @@ class GroundingPredictor:
         streamer = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(self._generate, reading.inputs, _TEXT_TOKENS, streamer=streamer)
+        with ThreadPoolExecutor(1) as pool, self.model.hidden_states_of_answers() as states:
+            writing = pool.submit(self._generate, reading, _TEXT_TOKENS, states, streamer=streamer)
             # also ends the loop below if `generate` raised and so never ended the stream
             writing.add_done_callback(lambda _: streamer.end())
             yield from (piece for piece in streamer if piece)
@@ -314,15 +330,19 @@ class GroundingPredictor:
 
     @torch.inference_mode()
     def read(self, questions: Sequence[Question]) -> Reading:
-        """Makes one batch for `write`; an image that several questions share is read already."""
+        """Makes one batch for `write`; an image that several questions share is read already, and
+        an encoded one, if a single question is asked, only the first time."""
         questions = _open_images(questions)
+        alone = questions[0].image if len(questions) == 1 else None
         if self.model.looks_for_boxes:
             encoded = {id(q.image): q.image for q in questions}
             encoded = {key: self.encode(image) for key, image in encoded.items()}
             questions = [replace(q, image=encoded[id(q.image)]) for q in questions]
         inputs = self.prepare(questions)
         return Reading(
-            prefill_shared(self.model, inputs),
+            prefill_known(self.model, inputs, alone, self._known)
+            if isinstance(alone, EncodedImage)
+            else prefill_shared(self.model, inputs),
             [upright_picture(question.image).size for question in questions],
             inputs["attention_mask"].sum(1).tolist(),
             [question.image for question in questions],
@@ -347,8 +367,9 @@ class GroundingPredictor:
         listener = None if on_text is None else _TextListener(self.processor, on_text)
         with self.model.hidden_states_of_answers() as states:
             output = self._generate(
-                reading.inputs,
+                reading,
                 max_new_tokens,
+                states,
                 boxes_only=boxes_only,
                 streamer=listener,
                 output_logits=True,
@@ -388,16 +409,22 @@ class GroundingPredictor:
     @torch.inference_mode()
     def _generate(
         self,
-        inputs: Mapping[str, Any],
+        reading: Reading,
         max_new_tokens: int,
+        states: list[Tensor],
         *,
         boxes_only: bool = False,
         **options: Any,
     ) -> Any:
-        prompt_length = inputs["input_ids"].shape[1]
-        held = BoxLogitsProcessor(self.grammar, prompt_length, boxes_only=boxes_only)
+        """Runs `generate`; `states` is the list that `hidden_states_of_answers` fills."""
+        prompt_length = reading.inputs["input_ids"].shape[1]
+        held: list[LogitsProcessor] = [
+            BoxLogitsProcessor(self.grammar, prompt_length, boxes_only=boxes_only)
+        ]
+        if self.grammar.box_token is not None:
+            held.append(_NoBoxTwice(self, reading, states))
         return self.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, logits_processor=[held], **options
+            **reading.inputs, max_new_tokens=max_new_tokens, logits_processor=held, **options
         )
 
     def _refer_questions(
@@ -444,6 +471,30 @@ class GroundingPredictor:
         )
         return boxes.tolist(), logits.detach().sigmoid().tolist()
 
+    @torch.inference_mode()
+    def may_write_box(
+        self, ids: Sequence[int], hidden: Tensor, images: Sequence[ImageInput]
+    ) -> bool:
+        """Whether a `<box>` token may follow: its box repeats none of those right before it, and
+        they are not as many yet as an answer has at most. Without it a model that likes to go on
+        after a box writes the same one for ever.
+
+        Args:
+            ids: the answer so far.
+            hidden: float[len(ids) + 1, H], the hidden states that wrote it and write what follows.
+            images: as for `read_boxes`.
+        """
+        token, before = self.model.config.box_token_id, 0
+        while before < len(ids) and ids[-1 - before] == token:
+            before += 1
+        if not before:
+            return True
+        if before >= self.grammar.max_boxes > 1:
+            return False
+        boxes = self.read_boxes(torch.full((before + 1,), token), hidden[-1 - before :], images)[0]
+        rows = torch.tensor(boxes)
+        return not (elementwise_iou(rows[:-1], rows[-1:].expand(before, 4)) > _SAME_BOX).any()
+
     def _seen(self, images: Sequence[ImageInput]) -> SeenImages | None:
         """The whole views of images, for a box head that looks for boxes in them."""
         if not self.model.looks_for_boxes:
@@ -455,6 +506,29 @@ class GroundingPredictor:
         frames = [self.processor.views(image.image.size)[0].frame() for image in encoded]
         features = encoded[0].features._replace(image_features=pooled, tokens=tokens)
         return SeenImages(features, torch.cat(frames).to(tokens.device))
+
+
+class _NoBoxTwice(LogitsProcessor):
+    """Bars the `<box>` tokens that `may_write_box` refuses."""
+
+    def __init__(
+        self, predictor: GroundingPredictor, reading: Reading, states: list[Tensor]
+    ) -> None:
+        self.predictor, self.reading, self.states = predictor, reading, states
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        token = self.predictor.grammar.box_token
+        answers = input_ids[:, self.reading.inputs["input_ids"].shape[1] :].tolist()
+        again = [
+            row
+            for row, likeliest in enumerate(scores.argmax(1).tolist())
+            if likeliest == token and answers[row][-1:] == [token]
+        ]
+        for row in again:
+            hidden = torch.stack([state[row] for state in self.states])
+            if not self.predictor.may_write_box(answers[row], hidden, [self.reading.images[row]]):
+                scores[row, token] = -torch.inf
+        return scores
 
 
 class _TextListener(BaseStreamer):

@@ -73,12 +73,27 @@ def check_phrases(phrases: Sequence[str]) -> None:
         if not phrase.strip():
             which = "the phrase" if len(phrases) == 1 else f"phrase {index}"
             raise ValueError(f"{which} is blank; say what to look for")
-        for mark, meaning in ((IMAGE_TOKEN, "the picture"), (REGION_TOKEN, "a region")):
-            if mark in phrase:
-                raise ValueError(
-                    f"the phrase {phrase!r} holds {mark}, which stands for {meaning} in the "
-                    "model's questions; describe the thing in words"
-                )
+        _check_marks("phrase", phrase)
+
+
+def check_question(question: str) -> None:
+    """Refuses a question that is blank or holds a mark that stands for something else.
+
+    Raises:
+        ValueError: says which.
+    """
+    if not question.strip():
+        raise ValueError("the question is blank; say what you want to know")
+    _check_marks("question", question)
+
+
+def _check_marks(kind: str, text: str) -> None:
+    for mark, meaning in ((IMAGE_TOKEN, "the picture"), (REGION_TOKEN, "a region")):
+        if mark in text:
+            raise ValueError(
+                f"the {kind} {text!r} holds {mark}, which stands for {meaning} in the "
+                "model's questions; describe the thing in words"
+            )
 
 
 def check_regions(

@@ -125,6 +125,31 @@ class GroundingResult:
             for label, bbox, score in zip(self.labels, bboxes, scores, strict=True)
         ]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Converts to what JSON holds.
+
+        Returns:
+            `width` and `height` of the upright picture; for each query its `text` and `failure`;
+            for each box its `query` (a position in `queries`), `phrase`, `score`, and xyxy in
+            0..1 (`box_norm`) and in pixels (`box_px`).
+        """
+        rows = zip(
+            self.query_index.tolist(),
+            self.labels,
+            self.scores.tolist(),
+            self.boxes.to_normalized().xyxy.tolist(),
+            self.boxes.to_pixels().xyxy.tolist(),
+            strict=True,
+        )
+        names = ("query", "phrase", "score", "box_norm", "box_px")
+        queries = zip(self.text, self.failures, strict=True)
+        return {
+            "width": self.image.width,
+            "height": self.image.height,
+            "queries": [{"text": text, "failure": failure} for text, failure in queries],
+            "boxes": [dict(zip(names, row, strict=True)) for row in rows],
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:

@@ -4,6 +4,7 @@ The rows of a batch begin alike: the chat template, the image or images, "Where 
 `prefill_shared` runs those P tokens through the language model once for all rows of an image, hands
 the key-value cache to the B rows, and leaves only the rest of each row to `generate`. With I tokens
 per image and q per question, k questions about an image cost I + kq tokens instead of k(I + q).
+`prefill_known` does the same for questions that come one after another.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from cloc_mllm.inference.inputs import EncodedImage
+from cloc_mllm.inference.known_starts import KnownStarts, Start
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, VisionInputs
 
 
@@ -52,6 +57,51 @@ def prefill_shared(
         "region_features": region_features,
         # the images are in the cache: a region belongs to its row
         "region_image_index": vision.region_image_index // images_of_rows.shape[1],
+    }
+
+
+def prefill_known(
+    model: ClocMllmForConditionalGeneration,
+    inputs: Mapping[str, Any],
+    image: EncodedImage,
+    known: KnownStarts,
+) -> Mapping[str, Any]:
+    """Makes arguments of `generate` with the same answer to one question, whose start up to the
+    end of its image is in a cache.
+
+    Args:
+        inputs: what `ClocMllmProcessor` returned for one row with one image.
+        image: whose row it is.
+        known: the starts that were read; one that is new is added.
+
+    Returns:
+        `inputs` itself where the start cannot be kept: a region lies in it, or the language model
+        keeps a state (Mamba) or a window in place of all keys.
+    """
+    config, input_ids = model.config, inputs["input_ids"]
+    length = int((input_ids[0] == config.image_token_id).nonzero().max()) + 1
+    cache = DynamicCache(config=config.get_text_config(decoder=True))
+    is_plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+    has_region = bool((input_ids[0, :length] == config.region_token_id).any())
+    if has_region or model.language_model._is_stateful or not is_plain:
+        return inputs
+    vision = VisionInputs(**{name: inputs[name] for name in VisionInputs._fields if name in inputs})
+    key = id(image), tuple(input_ids[0, :length].tolist())
+    start, region_features = known.get(key), None
+    if start is None:
+        cache, region_features = model.prefill(input_ids[0, :length], vision)
+        known.add(key, Start.of_row(cache, 0, slice(length), [image]))
+    else:
+        for index, layer in enumerate(start.layers):
+            cache.update(*layer, index)
+        if len(vision.region_boxes):
+            region_features = model.encode_regions(vision)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": inputs["attention_mask"],
+        "past_key_values": cache,
+        "region_features": region_features,
+        "region_image_index": torch.zeros_like(vision.region_image_index),
     }
 
 

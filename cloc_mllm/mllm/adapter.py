@@ -17,11 +17,10 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from cloc_mllm.config import Quantization
 from cloc_mllm.earlier import by_current_name
-from cloc_mllm.mllm.build import add_embeddings, cast_encoder
 from cloc_mllm.mllm.configuration import ClocMllmConfig
-from cloc_mllm.mllm.language_model import load_language_model
+from cloc_mllm.mllm.language_model import add_embeddings, load_language_model
 from cloc_mllm.mllm.merging import plain_config
-from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, cast_encoder
 from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
 from cloc_mllm.models.build import check_fingerprint, load_cloc
 
@@ -79,6 +78,7 @@ def load_adapter(
     cloc: str | Path = "",
     quantization: Quantization = "none",
     dtype: torch.dtype = torch.float32,
+    trainable: bool = False,
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     """Loads an adapter: the model in eval mode, with LoRA as a frozen `PeftModel`.
 
@@ -90,6 +90,7 @@ def load_adapter(
         quantization: quantisation of the language model, whatever it was in training.
         dtype: of the language model and the vision encoder, whatever it was in training; the rest
             is float32.
+        trainable: leaves LoRA and all our parts open for training, ours in float32.
 
     Raises:
         ValueError: model and processor do not belong together, or a part is missing.
@@ -109,7 +110,7 @@ def load_adapter(
     add_embeddings(base, new, token_ids(processor.tokenizer, processor.coordinates.tokens()))
     model = ClocMllmForConditionalGeneration(config, base)
     model.generation_config = GenerationConfig.from_pretrained(str(directory))
-    model.language_model = PeftModel.from_pretrained(base, str(directory))
+    model.language_model = PeftModel.from_pretrained(base, str(directory), is_trainable=trainable)
     keep_rows_beside_table(model.language_model)
     parts = by_current_name(load_file(Path(directory) / PARTS))
     if cloc:
@@ -122,5 +123,7 @@ def load_adapter(
             f"{Path(directory) / PARTS} does not fit {directory}/config.json: missing {lost[:3]}, "
             f"unknown {unknown[:3]}"
         )
+    if trainable:
+        return model, processor
     cast_encoder(model, dtype)
     return model.requires_grad_(False).eval(), processor

@@ -31,7 +31,7 @@ def assembled(adapter: Path) -> Path:
     Raises:
         FileNotFoundError: the language model is neither; says how to get it.
     """
-    if not adapter.is_relative_to(shipped.ASSETS) or not (adapter / ADAPTER_CONFIG).is_file():
+    if not _ships(adapter) or not (adapter / ADAPTER_CONFIG).is_file():
         return adapter
     digest = hashlib.sha256()
     for file in sorted(adapter.iterdir()):
@@ -44,12 +44,28 @@ def assembled(adapter: Path) -> Path:
         f"putting the {adapter.parent.name} adapter onto {LANGUAGE_MODEL}, once, into {directory}",
         file=sys.stderr,
     )
-    cloc = shipped.find_model("cloc", adapter.parent.name)
-    model, processor = load_adapter(adapter, language_model=_language_model(), cloc=cloc)
+    language_model, cloc = built_on(adapter)
+    model, processor = load_adapter(adapter, language_model=language_model, cloc=cloc)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(directory) as partial:
         merge_and_save(model, processor, partial, dtype=torch.bfloat16)
     return directory
+
+
+def built_on(adapter: Path) -> tuple[str, str | Path]:
+    """Language model and CLOC of a shipped adapter, as `load_adapter` takes them; "" and "" of any
+    other, which says itself what it was trained on.
+
+    Raises:
+        FileNotFoundError: see `assembled`.
+    """
+    if not _ships(adapter):
+        return "", ""
+    return _language_model(), shipped.find_model("cloc", adapter.parent.name)
+
+
+def _ships(adapter: Path) -> bool:
+    return adapter.is_relative_to(shipped.ASSETS)
 
 
 def _language_model() -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -23,20 +24,27 @@ from cloc_mllm.data.conversations import tasks_beyond_first
 from cloc_mllm.data.transforms import Preprocessing
 from cloc_mllm.data.wordings import IMAGE_TOKEN, REGION_TOKEN, load_wordings
 from cloc_mllm.devices import DTYPES, resolve_frozen_dtype
+from cloc_mllm.mllm.adapter import ADAPTER_CONFIG, load_adapter
+from cloc_mllm.mllm.assembled import built_on
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN, BoxFormat
 from cloc_mllm.mllm.image_processing import ClocMllmImageProcessor
-from cloc_mllm.mllm.language_model import attention_for_training, load_language_model
-from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.language_model import (
+    add_embeddings,
+    attention_for_training,
+    load_language_model,
+    word_table,
+)
+from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, cast_encoder
 from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, token_ids
 from cloc_mllm.mllm.projector import num_image_tokens
 from cloc_mllm.models.build import build_cloc_vision, check_fingerprint, load_cloc
 from cloc_mllm.models.clip_config import ResolvedModel, read_cloc_config
-from cloc_mllm.models.position import sinusoidal_code
 from cloc_mllm.shipped import find_model
 
 # settings of a training, which `model.init` does not bring
 _NOT_OF_THE_FORM = ("init", "freeze_vision_encoder", "lora", "dtype")
+_NOT_OF_AN_ADAPTER = ("language_model", "quantization")  # which it builds on
 
 
 def build_mllm(
@@ -65,7 +73,7 @@ def build_mllm(
     model.config.fingerprint = processor.fingerprint
     model.config.says_not_there = asks.absent > 0
     model.vision.requires_grad_(not config.freeze_vision_encoder)
-    if config.lora.rank:
+    if config.lora.rank and not hasattr(model.language_model, "peft_config"):
         written = new_token_ids(processor)
         model.language_model = add_lora(model.language_model, config.lora, written)
     return model, processor
@@ -113,17 +121,6 @@ def hold_frozen(
             parameter.data = parameter.data.to(dtype)
 
 
-def cast_encoder(model: ClocMllmForConditionalGeneration, dtype: torch.dtype) -> None:
-    """Casts weights and saved buffers of the vision encoder; what it computes in its constructor
-    stays as it is, as it does in `from_pretrained`."""
-    encoder = model.vision.encoder
-    saved = encoder.state_dict().keys()
-    buffers = {name: buffer for name, buffer in encoder.named_buffers() if name in saved}
-    for tensor in (*encoder.parameters(), *buffers.values()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-
-
 def _assemble(
     config: MllmConfig, dtype: torch.dtype
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
@@ -140,7 +137,7 @@ def _assemble(
     add_embeddings(language_model, range(num_old, len(tokenizer)), location)
     model.config.text_config.vocab_size = language_model.config.vocab_size
     for projector in (model.projector, model.region_projector):
-        projector.reset(float(_weight(language_model.get_input_embeddings()).std()))
+        projector.reset(float(word_table(language_model.get_input_embeddings()).std()))
     return model, processor
 
 
@@ -197,12 +194,28 @@ def mllm_shapes(
 def _continue(
     config: MllmConfig, dtype: torch.dtype
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
-    """Loads an MLLM that stage 2 wrote, to train it further."""
+    """Loads an MLLM that stage 2 wrote, to train it further; of an adapter, its LoRA."""
     _, processor = _read_continued(config)
+    directory = find_model("mllm", config.init)
+    if _is_adapter(directory):
+        language_model, cloc = built_on(directory)
+        return load_adapter(
+            directory,
+            language_model=config.language_model or language_model,
+            cloc=cloc,
+            quantization=config.quantization,
+            dtype=dtype,
+            trainable=True,
+        )
     model = ClocMllmForConditionalGeneration.from_pretrained(
-        find_model("mllm", config.init), dtype=dtype, attn_implementation=attention_for_training()
+        directory, dtype=dtype, attn_implementation=attention_for_training()
     )
+    cast_encoder(model, torch.float32)  # it may learn; `hold_frozen` casts it if it does not
     return model, processor
+
+
+def _is_adapter(directory: Path) -> bool:
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def _read_continued(config: MllmConfig) -> tuple[ClocMllmConfig, ClocMllmProcessor]:
@@ -211,15 +224,19 @@ def _read_continued(config: MllmConfig) -> tuple[ClocMllmConfig, ClocMllmProcess
     if not (directory / "processor_config.json").is_file():
         raise FileNotFoundError(
             f"model.init {config.init} is no MLLM directory (processor_config.json is missing); "
-            "expected what stage 2 writes to OUTPUT_DIR/model, or `cloc-mllm export --mllm --merge`"
+            "expected what stage 2 writes to OUTPUT_DIR/model, or `cloc-mllm export --mllm`"
         )
     model_config = ClocMllmConfig.from_pretrained(directory)
     processor = ClocMllmProcessor.from_pretrained(directory)
     check_fingerprint(model_config.fingerprint, processor.fingerprint, config.init)
     theirs = {**vars(model_config), **vars(processor)}
+    chosen: tuple[str, ...] = _NOT_OF_THE_FORM
+    if _is_adapter(directory):
+        chosen += _NOT_OF_AN_ADAPTER
+        _check_lora(config, directory)
     for field in dataclasses.fields(MllmConfig):
         given = getattr(config, field.name)
-        if field.name in _NOT_OF_THE_FORM or given == field.default:
+        if field.name in chosen or given == field.default:
             continue
         if field.name not in theirs or given != theirs[field.name]:
             raise ValueError(
@@ -228,6 +245,18 @@ def _read_continued(config: MllmConfig) -> tuple[ClocMllmConfig, ClocMllmProcess
                 "; leave it out, a model that is trained further keeps its form"
             )
     return model_config, processor
+
+
+def _check_lora(config: MllmConfig, adapter: Path) -> None:
+    """Refuses a form of LoRA that is not the adapter's, whose own is trained further."""
+    theirs = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    rank, alpha = theirs["r"], theirs["lora_alpha"]
+    if config.lora not in (LoraConfig(), dataclasses.replace(config.lora, rank=rank, alpha=alpha)):
+        raise ValueError(
+            f"model.lora has rank {config.lora.rank} and alpha {config.lora.alpha}, but model.init "
+            f"{config.init} is an adapter with {rank} and {alpha}; leave model.lora out, an "
+            "adapter's own LoRA is trained further"
+        )
 
 
 def add_lora(language_model: PreTrainedModel, lora: LoraConfig, new_tokens: list[int]) -> Any:
@@ -317,40 +346,6 @@ def _generation_config(
         eos_token_id=sorted({*ends, tokenizer.eos_token_id}),
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-@torch.no_grad()
-def add_embeddings(language_model: PreTrainedModel, new: range, location: list[int]) -> None:
-    """Rows for the new tokens, at the scale of the old ones; rows that are there stay.
-
-    Location tokens start as a smooth curve: neighbouring bins get similar embeddings, so what is
-    learnt of one coordinate holds for those around it.
-    """
-    if not new:
-        return
-    if new.stop > len(_weight(language_model.get_input_embeddings())):
-        language_model.resize_token_embeddings(new.stop, mean_resizing=False)
-    tables = [_weight(language_model.get_input_embeddings())]
-    if not language_model.config.tie_word_embeddings:
-        tables.append(_weight(language_model.get_output_embeddings()))
-    for table in tables:
-        old = table[: new.start].float()
-        mean, std = old.mean(0), (old - old.mean(0)).std()
-        table[new.start : new.stop] = mean.to(table.dtype)
-        if location and location[0] in new:
-            curve = location_curve(len(location), table.shape[1]).to(mean)
-            table[location] = (mean + std * curve).to(table.dtype)
-
-
-def location_curve(num_bins: int, width: int) -> Tensor:
-    """Codes of the bins' values with root mean square 1: float[num_bins, width]."""
-    values = torch.linspace(0, 1, num_bins)[:, None]
-    code = sinusoidal_code(values, width - width % 2) * math.sqrt(2)
-    return nn.functional.pad(code, (0, width % 2))
-
-
-def _weight(embeddings: nn.Module) -> Tensor:
-    return embeddings.get_parameter("weight").detach()
 
 
 def _module_name(model: nn.Module, wanted: nn.Module) -> str:

@@ -1,7 +1,8 @@
-"""Loads the language model, in a dtype or quantised, and reads its weights back."""
+"""Loads the language model, in a dtype or quantised, reads its weights back, adds tokens."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cloc_mllm.config import Quantization
+from cloc_mllm.models.position import sinusoidal_code
 
 
 def attention_for_training() -> str:
@@ -70,3 +72,38 @@ def dequantized(module: Any) -> Tensor:
     codes = weight.data if module.state.CB is None else module.state.CB
     scales = weight.SCB if module.state.SCB is None else module.state.SCB
     return codes.float() * scales.view(-1, 1) / 127  # one scale per row
+
+
+@torch.no_grad()
+def add_embeddings(language_model: PreTrainedModel, new: range, location: list[int]) -> None:
+    """Rows for the new tokens, at the scale of the old ones; rows that are there stay.
+
+    Location tokens start as a smooth curve: neighbouring bins get similar embeddings, so what is
+    learnt of one coordinate holds for those around it.
+    """
+    if not new:
+        return
+    if new.stop > len(word_table(language_model.get_input_embeddings())):
+        language_model.resize_token_embeddings(new.stop, mean_resizing=False)
+    tables = [word_table(language_model.get_input_embeddings())]
+    if not language_model.config.tie_word_embeddings:
+        tables.append(word_table(language_model.get_output_embeddings()))
+    for table in tables:
+        old = table[: new.start].float()
+        mean, std = old.mean(0), (old - old.mean(0)).std()
+        table[new.start : new.stop] = mean.to(table.dtype)
+        if location and location[0] in new:
+            curve = location_curve(len(location), table.shape[1]).to(mean)
+            table[location] = (mean + std * curve).to(table.dtype)
+
+
+def location_curve(num_bins: int, width: int) -> Tensor:
+    """Codes of the bins' values with root mean square 1: float[num_bins, width]."""
+    values = torch.linspace(0, 1, num_bins)[:, None]
+    code = sinusoidal_code(values, width - width % 2) * math.sqrt(2)
+    return nn.functional.pad(code, (0, width % 2))
+
+
+def word_table(embeddings: nn.Module) -> Tensor:
+    """The weight of the layer that embeds words, or of the output layer: float[V, H]."""
+    return embeddings.get_parameter("weight").detach()

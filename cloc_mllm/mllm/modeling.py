@@ -520,6 +520,17 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model.set_output_embeddings(new_embeddings)
 
 
+def cast_encoder(model: ClocMllmForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Casts weights and saved buffers of the vision encoder; what it computes in its constructor
+    stays as it is, as it does in `from_pretrained`."""
+    encoder = model.vision.encoder
+    saved = encoder.state_dict().keys()
+    buffers = {name: buffer for name, buffer in encoder.named_buffers() if name in saved}
+    for tensor in (*encoder.parameters(), *buffers.values()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+
+
 def _changes_logits(text_config: PreTrainedConfig) -> bool:
     """Whether the head's output is changed into logits (soft caps of Gemma, scales of Cohere)."""
     names = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cloc_mllm.card import write_export_card
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig
 from cloc_mllm.data.storage import new_directory
@@ -22,6 +23,7 @@ from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.models.initialize import EXPORTED
 from cloc_mllm.models.vision_encoder import VisionEncoder
+from cloc_mllm.shipped import find_model
 
 # Prefixes in the file of `--to safetensors`, and what they hold (written into its JSON, too).
 NAMES = {
@@ -38,6 +40,16 @@ NAMES = {
     "region.": "all that CLOC adds to CLIP, by the names of its region encoder (prompter.kind)",
 }
 
+_OPEN_CLIP_USE = """\
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("local-dir:DIRECTORY")
+"""
+_SAFETENSORS_USE = """\
+from safetensors.torch import load_file
+
+weights = load_file("DIRECTORY/cloc.safetensors")  # cloc.json says what each name holds
+"""
 _HF_LAYER = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -117,6 +129,7 @@ def export_open_clip(directory: str | Path, out: Path) -> None:
             text["hf_model_name"] = str((out / "text_tower").resolve())
         (partial / "open_clip_config.json").write_text(json.dumps(contents, indent=2) + "\n")
         save_file(_contiguous(_open_clip_state(cloc)), partial / "open_clip_model.safetensors")
+        _write_card(partial, directory, "open_clip", _OPEN_CLIP_USE)
 
 
 def export_hf_clip(directory: str | Path, out: Path) -> None:
@@ -143,6 +156,9 @@ def export_hf_clip(directory: str | Path, out: Path) -> None:
     with new_directory(out) as partial:
         model.save_pretrained(partial)
         images.save_pretrained(partial)
+        use = f"from transformers import {type(model).__name__}\n\n"
+        use += f'model = {type(model).__name__}.from_pretrained("DIRECTORY")'
+        _write_card(partial, directory, "transformers", use)
 
 
 def export_safetensors(directory: str | Path, out: Path) -> None:
@@ -177,6 +193,7 @@ def export_safetensors(directory: str | Path, out: Path) -> None:
             "context_length": config.context_length,
         }
         (partial / "cloc.json").write_text(json.dumps(contents, indent=2) + "\n")
+        _write_card(partial, directory, "safetensors", _SAFETENSORS_USE)
 
 
 EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {
@@ -184,6 +201,10 @@ EXPORTS: dict[str, Callable[[str | Path, Path], None]] = {
     "hf-clip": export_hf_clip,
     "safetensors": export_safetensors,
 }
+
+
+def _write_card(directory: Path, source: str | Path, library: str, use: str) -> None:
+    write_export_card(directory, find_model("cloc", source), library=library, use=use)
 
 
 def _clip_config(cloc: Cloc, config: ModelConfig) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from cloc_mllm.config import ModelConfig, PreprocessConfig
+from cloc_mllm.hub import HUB_PREFIX
 from cloc_mllm.shipped import SHIPPED_MODELS, find_model
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-_HUB, _LOCAL = "hf-hub:", "local-dir:"
+_LOCAL = "local-dir:"
 _PAIRS = ("clip", "siglip", "tipsv2")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 _CLIP_BPE, _CLIP_VOCABULARY = "open_clip:ViT-B-16", 49408
@@ -52,12 +53,7 @@ _CLIP_NAMES = {
 
 def start_directory(init: str) -> Path | None:
     """The directory that `init` names; None if it names something else."""
-    if init.startswith(_HUB):
-        from huggingface_hub import snapshot_download
-
-        others = ["*.h5", "*.msgpack", "*.onnx*", "*.npz"]  # weights of other frameworks
-        return Path(snapshot_download(init.removeprefix(_HUB), ignore_patterns=others))
-    if init in SHIPPED_MODELS:
+    if init.startswith(HUB_PREFIX) or init in SHIPPED_MODELS:
         return find_model("cloc", init)
     directory = Path(init.removeprefix(_LOCAL) or "missing")
     return directory if directory.is_dir() else None

@@ -19,6 +19,7 @@ from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
 from cloc_mllm.garbage import keep_what_is_loaded
 from cloc_mllm.serve.limits import Limits
+from cloc_mllm.shipped import DEFAULT_MODELS, say_what_it_knows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         disable_progress_bar()
         _log_requests()
+        say_what_it_knows(arguments.mllm or DEFAULT_MODELS["mllm"], "--mllm")
         predictor = GroundingPredictor.from_pretrained(
             arguments.mllm or None, dtype=arguments.dtype
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.card import write_export_card
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import (
     AlignmentConfig,
@@ -30,6 +31,12 @@ from cloc_mllm.train.alignment import taught_parts
 from cloc_mllm.train.checkpoint import load_checkpoint, newest_whole_checkpoint
 from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.resume import load_weights
+
+_ADAPTER_USE = """\
+from cloc_mllm.mllm.adapter import load_adapter
+
+model, processor = load_adapter("DIRECTORY")  # language_model="..." where it lies now
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,6 +73,8 @@ def export_mllm(argv: Sequence[str]) -> int:
     save = merge_and_save if arguments.merge else save_adapter
     with new_directory(arguments.output_dir) as partial:
         save(model, processor, partial, dtype=DTYPES.get(arguments.dtype))
+        kind = {} if arguments.merge else {"library": "peft", "use": _ADAPTER_USE}
+        write_export_card(partial, arguments.mllm, **kind)
     print(f"wrote {arguments.output_dir}")
     return 0
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cloc_mllm.card import write_run_card
 from cloc_mllm.config import OptimConfig, RunConfig
 from cloc_mllm.data.mixture import Part
 from cloc_mllm.data.storage import whole_directory
@@ -209,7 +210,7 @@ def _train(job: Job, config: RunConfig, optim: OptimConfig, device: torch.device
         log.close()
         if exit_code == 0:
             watch.now(SAVING, done)
-            _save_model(job, whole_model(engine, model, "cpu"), output_dir / "model")
+            _save_model(job, whole_model(engine, model, "cpu"), output_dir)
         writer.wait()
         barrier()
     return TrainResult(done, exit_code, metrics)
@@ -222,10 +223,13 @@ def _warn(job: Job, log: TrainLog, done: int, terms: dict[str, float]) -> None:
             log.message(warning)
 
 
-def _save_model(job: Job, model: nn.Module, directory: Path) -> None:
+def _save_model(job: Job, model: nn.Module, output_dir: Path) -> None:
     if is_main():
-        with whole_directory(directory) as partial_directory:
+        with whole_directory(output_dir / "model") as partial_directory:
             job.save_model(model, partial_directory)
+            write_run_card(
+                partial_directory, job.resolved_config, job.default_config, output_dir / "log.jsonl"
+            )
 
 
 def _due(every: int, done: int, last: bool) -> bool:

@@ -4,8 +4,9 @@
     python eval/bench/demo.py --model scenes
     python eval/bench/demo.py --architecture ViT-B-16    # untrained; the time is a trained one's
 
-Each sample is a new picture; its first question encodes it. CPU time of all threads is counted, so
-other work on the machine matters little.
+Each sample is a new picture; its first question encodes it. No phrase is asked twice; names to
+choose from stay the same, as they do on the page. CPU time of all threads is counted, so other work
+on the machine matters little.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ from cloc_mllm.inference.cloc_predictor import ClocPredictor
 from cloc_mllm.models.build import build_cloc
 from cloc_mllm.models.clip_config import resolve_model
 
-_PHRASES = ("the man on the left", "a brown dog", "the red bus", "the smaller crab")
+_PHRASES = tuple(
+    f"the {look} {thing}{place}"
+    for look in ("brown", "red", "smaller", "large", "old")
+    for thing in ("dog", "bus", "crab", "man", "clock", "horse", "chair")
+    for place in ("", " on the left", " at the top", " in the middle")
+)
 _BOXES = (((0.1, 0.2), (0.6, 0.9)), ((0.3, 0.1), (0.9, 0.5)))
 
 
@@ -40,11 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--architecture", default="", help="an open_clip architecture, untrained")
     parser.add_argument("--samples", type=int, default=40)
     args = parser.parse_args(argv)
+    if 2 * (args.samples + 2) > len(_PHRASES):
+        parser.error(f"--samples {args.samples}: there are phrases for {len(_PHRASES) // 2 - 2}")
     engine = _engine(args.model, args.architecture)
     strokes = [Stroke("box", corners) for corners in _BOXES]
     names = () if engine.cloc.phrases is not None else ("a man", "a dog", "a bus")
     questions: dict[str, Callable[[Picture, int], Iterable[object]]] = {
-        "ground": lambda picture, i: engine.ground(picture, [_PHRASES[i % len(_PHRASES)]]),
+        "ground": lambda picture, i: engine.ground(picture, [_PHRASES[i]]),
         "refer": lambda picture, i: engine.name(picture, strokes[i % 2], names),
     }
     for axis, (name, ask) in enumerate(questions.items()):

@@ -11,7 +11,7 @@ from cloc_mllm.devices import choose_device
 from cloc_mllm.evaluation.commands import main
 from cloc_mllm.evaluation.config import EvalConfig
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
-from cloc_mllm.evaluation.run import _fitting_cloc, evaluate
+from cloc_mllm.evaluation.run import _fitting_cloc, _say_what_models_know, evaluate
 from cloc_mllm.evaluation.tasks import task_class, task_names
 
 
@@ -68,6 +68,41 @@ def test_the_job_writes_rows_numbers_and_a_report(run_dir, cloc_dir, mllm_dir):
     assert metrics["about"]["versions"]["torch"]
     page = (run_dir / "report.html").read_text()
     assert page.count("<figure") >= 6 * 4
+
+
+SCENES = "the model scenes knows the 112 things of the built-in drawings; for photos use {}"
+PHOTOS = "the model photos knows everyday photos; for the built-in drawings use {} scenes"
+
+
+@pytest.mark.parametrize(
+    ("settings", "answering", "said"),
+    [
+        ({"cloc": "scenes"}, {"cloc", "mllm"}, [SCENES.format("--mllm photos")]),
+        ({"cloc": "scenes"}, {"cloc"}, [SCENES.format("--cloc photos")]),
+        (
+            {"cloc": "photos", "data": "my_photos"},
+            {"cloc", "mllm"},
+            [
+                "no --mllm was given: scenes is the language model",
+                PHOTOS.format("--cloc"),
+                SCENES.format("--mllm photos"),
+            ],
+        ),
+        ({"cloc": "photos", "mllm_hf": "x"}, {"mllm"}, []),
+        ({"cloc": "runs/mine", "mllm": "runs/its", "data": "d"}, {"cloc", "mllm"}, []),
+        ({"cloc": "a", "baseline_cloc": "photos"}, {"cloc"}, [PHOTOS.format("--baseline_cloc")]),
+    ],
+    ids=["both scenes", "cloc alone", "photos", "another library", "own", "baseline"],
+)
+def test_it_says_what_shipped_models_know(settings, answering, said, capsys):
+    _say_what_models_know(EvalConfig(**settings), answering)
+    assert capsys.readouterr().err.splitlines() == said
+
+
+def test_own_records_are_told_that_scenes_answers(cloc_dir, data_dir, tmp_path, capsys):
+    run = ["--tasks", "[rec]", "--data", str(data_dir), "--cloc", str(cloc_dir), "--limit", "1"]
+    assert main([*run, "--bootstrap_samples", "5", "--output_dir", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.count("no --mllm was given: scenes is the language model") == 1
 
 
 def test_even_an_untrained_model_answers_every_rec_query_with_a_box(run_dir):

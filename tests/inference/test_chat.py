@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.config import BoxReader, MllmConfig
-from cloc_mllm.geometry import Boxes
+from cloc_mllm.config import BoxReader, ConversationConfig, MllmConfig
+from cloc_mllm.geometry import Boxes, elementwise_iou
 from cloc_mllm.inference.chat import Chat, PromptTooLong, answer_chat
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.results import Answer
@@ -115,6 +115,36 @@ def test_a_box_head_is_read_where_the_token_stands(
     assert (answer.text, answer.spans) == ("<box>", [(0, 5)])
     torch.testing.assert_close(answer.boxes.xyxy, expected.boxes.xyxy, check_dtype=False)
     torch.testing.assert_close(answer.scores, expected.scores, check_dtype=False)
+
+
+@pytest.mark.parametrize("reader", ["state", "prompter"])
+def test_a_model_that_likes_to_go_on_writes_no_box_twice(
+    mllm_config: MllmConfig, reader: BoxReader
+) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(mllm_config, box_head=True, box_reader=reader)
+    model, processor = build_mllm(config, ConversationConfig(several=1.0))
+    predictor = GroundingPredictor(model, processor)
+
+    def box_rather_than_end(_, inputs, logits):
+        logits[..., :] = -1e4
+        logits[..., processor.tokenizer.eos_token_id] = -1.0
+        logits[..., model.config.box_token_id] = 0.0
+
+    hook = model.get_output_embeddings().register_forward_hook(box_rather_than_end)
+    chat = Chat([user(IMAGE, "Where are they?")], [PICTURE], [Boxes.normalized([])])
+    served, _ = ask(predictor, chat)
+    asked = predictor.ask(PICTURE, "Where are they?")
+    found = predictor.ground(PICTURE, ["they", "those"])
+    hook.remove()
+    for answer in (served, asked):
+        boxes = answer.boxes.xyxy
+        for place in range(1, len(boxes)):
+            assert elementwise_iou(boxes[:place], boxes[place].expand(place, 4)).max() <= 0.7
+        assert answer.finish_reason == "stop" and 0 < len(boxes) < 32
+        assert answer.text == "<box>" * len(boxes)
+    torch.testing.assert_close(served.boxes.xyxy, asked.boxes.xyxy)
+    assert all(text == "<box>" * text.count("<box>") for text in found.text)
 
 
 def test_turns_images_and_regions_are_read_in_order(predictor: GroundingPredictor) -> None:

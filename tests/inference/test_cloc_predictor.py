@@ -112,14 +112,36 @@ def test_what_prompts_share_is_computed_once(
     features = predictor._encode_pictures([picture])
     unprepared = EncodedImage(picture, features, predictor._encoder)
     expected = predictor.locate(unprepared, NAMES), predictor.embed_regions(unprepared, box)
-    prepared = []
-    prepare = Prompter.prepare
-    monkeypatch.setattr(Prompter, "prepare", lambda *a: (prepared.append(1), prepare(*a))[1])
+    computed = []
+    for name in ("prepare", "_readouts"):
+        whole = getattr(Prompter, name)
+        monkeypatch.setattr(
+            Prompter, name, lambda *a, w=whole, n=name: (computed.append(n), w(*a))[1]
+        )
     encoded = predictor.encode(picture)
     actual = predictor.locate(encoded, NAMES), predictor.embed_regions(encoded, box)
-    assert len(prepared) == 1
+    assert computed == ["prepare", "_readouts"]
     torch.testing.assert_close(actual[0].boxes.xyxy, expected[0].boxes.xyxy)
+    torch.testing.assert_close(actual[0].scores, expected[0].scores)
     torch.testing.assert_close(actual[1], expected[1])
+
+
+def test_texts_are_encoded_once_while_they_are_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predictor = ClocPredictor(tiny_cloc(), load_text_tokenizer("builtin", 24))
+    image = predictor.encode(_picture())
+    expected = predictor.locate(image, NAMES), predictor.embed_text(["a crab"])
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.model, "encode_text", None)
+        actual = predictor.locate(image, NAMES), predictor.embed_text(["a crab"])
+    assert torch.equal(actual[0].boxes.xyxy, expected[0].boxes.xyxy)
+    assert torch.equal(actual[1], expected[1])
+    long = [f"crab {index}" for index in range(300)]
+    for number in range(40):
+        predictor.embed_text([f"a crab {number}"])
+        predictor.embed_text(long)
+    assert len(predictor._known_texts) == 32 and tuple(long) not in predictor._known_texts
 
 
 def test_pooling_equals_a_plain_clips() -> None:

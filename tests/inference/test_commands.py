@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,81 @@ def test_a_cloc_answers_both(picture, cloc_dir, capsys):
         assert first == f"4 4 40 30: {ranked[0].split('  ')[2]}" and drawn == "drawn: refer.png"
 
 
+def test_ask_streams_the_answer_and_draws_its_boxes(picture, mllm_dir, monkeypatch, capsys):
+    from cloc_mllm.inference import chat
+    from cloc_mllm.inference.results import Answer
+
+    def answer_chat(predictor, asked, sampling, on_token):
+        told.append((asked.messages[0]["content"][1]["text"], asked.regions))
+        for piece in ("<p>a crab", "</p>BOX"):
+            on_token(piece)
+        box = Boxes.normalized([[0.25, 0.25, 0.5, 0.75]], (96, 48))
+        scores, text = torch.tensor([0.875]), "<p>a crab</p>BOX"
+        return Answer(text, box, scores, [(13, 16)], 0.8, None, phrases=["a crab"])
+
+    told = []
+    monkeypatch.setattr(chat, "answer_chat", answer_chat)
+
+    for output, done in (("ask.png", "drawn"), ("out/ask.json", "written")):
+        options = ["--mllm", str(mllm_dir), "--output", output]
+        assert main(["ask", picture, " what is there? ", *options]) == 0
+        out, err = capsys.readouterr()
+        assert out.splitlines() == [
+            "<p>a crab</p>BOX",
+            "a crab: 24 12 48 36  confidence 0.88",
+            f"{done}: {output}",
+        ]
+        assert err == ""
+    assert told == [("what is there?", [])] * 2
+    with Image.open("ask.png") as drawn:
+        assert drawn.size == (640, 320)
+    written = json.loads(Path("out/ask.json").read_text())
+    assert written["queries"] == [{"text": "<p>a crab</p>BOX", "failure": None}]
+    assert written["boxes"] == [
+        {
+            "query": 0,
+            "phrase": "a crab",
+            "score": 0.875,
+            "box_norm": [0.25, 0.25, 0.5, 0.75],
+            "box_px": [24.0, 12.0, 48.0, 36.0],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    "box", [["24", "12", "48", "36"], ["0.25", "0.25", "0.5", "0.75", "--normalized"]], ids=len
+)
+def test_ask_about_a_box_says_what_a_chat_answers(picture, roi_mllm_dir, capsys, box):
+    from cloc_mllm.inference.chat import Chat, answer_chat
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+    from cloc_mllm.inference.sampling import Sampling
+
+    predictor = GroundingPredictor.from_pretrained(roi_mllm_dir)
+    region = [0.25, 0.25, 0.5, 0.75]
+    text = f"What is it? {predictor.processor.coordinates.encode(region)} <region>"
+    content = [{"type": "image"}, {"type": "text", "text": text}]
+    chat = Chat([{"role": "user", "content": content}], [picture], [Boxes.normalized([region])])
+    expected = answer_chat(predictor, chat, Sampling(), lambda _: None)
+
+    options = ["--model", str(roi_mllm_dir), "--output", "ask.json"]
+    assert main(["ask", picture, "What is it?", "--box", *box, *options]) == 0
+
+    assert capsys.readouterr().out.startswith(expected.text + "\n")
+    written = json.loads(Path("ask.json").read_text())
+    assert written["queries"][0]["text"] == expected.text
+    if not len(expected.boxes):  # the box that was asked about stands for the answer
+        assert written["boxes"][0]["box_px"] == [24, 12, 48, 36]
+
+
+def test_ground_writes_json(picture, cloc_dir, capsys):
+    options = ["--model", str(cloc_dir), "--output", "found.json"]
+    assert main(["ground", picture, "the crab", "a boat", *options]) == 0
+    written = json.loads(Path("found.json").read_text())
+    assert [box["query"] for box in written["boxes"]] == [0, 1]
+    assert (written["width"], written["height"]) == (96, 48)
+    assert capsys.readouterr().out.endswith("written: found.json\n")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -122,7 +198,17 @@ def test_names_are_not_for_an_mllm(picture, mllm_dir, capsys):
         (["ground", "picture.png", "<image> crab", "--mllm", "nowhere"], "stands for the picture"),
         (
             ["ground", "picture.png", "crab", "--mllm", "nowhere", "--out", "answers/crab"],
-            "--output answers/crab: expected a name that ends in .png, .jpg or .webp",
+            "--output answers/crab: expected a name that ends in .png, .jpg or .webp, or in .json",
+        ),
+        (["ask", "picture.png", " ", "--mllm", "nowhere"], "the question is blank; say what you"),
+        (["ask", "picture.png", "what?", "--model", "nowhere"], "nowhere is no MLLM directory"),
+        (
+            ["ask", "picture.png", "what is <region>?", "--mllm", "nowhere"],
+            "the question 'what is <region>?' holds <region>, which stands for a region",
+        ),
+        (
+            ["ask", "picture.png", "what?", "--box", "90", "4", "10", "30", "--mllm", "nowhere"],
+            "inverted",
         ),
         (
             ["refer", "picture.png", "1", "2", "30", "30", "--mllm", "nowhere", "--out", "x.xyz"],
@@ -138,7 +224,7 @@ def test_wrong_input_is_one_line(picture, mllm_dir, capsys, argv, message):
     assert message in err[-1] and err[-1].startswith("cloc-mllm: error: ")
 
 
-@pytest.mark.parametrize("command", ["ground", "refer"])
+@pytest.mark.parametrize("command", ["ground", "refer", "ask"])
 def test_help_reads_well_and_loads_no_torch(command):
     result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "cloc_mllm.cli", command, "--help"],

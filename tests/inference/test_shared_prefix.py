@@ -1,5 +1,6 @@
 """Questions that share an image's prefill equal one `generate` call each."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,13 @@ from PIL import Image
 
 from cloc_mllm.geometry import Boxes
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
-from cloc_mllm.inference.shared_prefix import gap_after, prefill_shared, shared_length
+from cloc_mllm.inference.known_starts import KnownStarts
+from cloc_mllm.inference.shared_prefix import (
+    gap_after,
+    prefill_known,
+    prefill_shared,
+    shared_length,
+)
 
 BLUE, NOISE = (
     Image.new("RGB", (96, 48), "teal"),
@@ -100,6 +107,33 @@ def test_where_nothing_is_shared_the_inputs_stay(predictor, questions):
     inputs = predictor.prepare(questions)
 
     assert prefill_shared(predictor.model, inputs) is inputs
+
+
+@pytest.mark.parametrize("question", [SHORT, LONG, REGION], ids=["short", "long", "region"])
+def test_the_second_question_about_an_encoded_image_reads_the_rest_alone(predictor, question):
+    picture, lengths = predictor.encode(BLUE), []
+    (expected,) = predictor.answer([question])
+    predictor.ground(picture, "a boat")
+    hook = predictor.model.language_model.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+
+    (actual,) = predictor.answer([replace(question, image=picture)])
+
+    hook.remove()
+    assert actual.text == expected.text
+    # float32 sums in another order
+    torch.testing.assert_close(actual.confidence, expected.confidence, atol=1e-5, rtol=1e-5)
+    total = predictor.prepare([question])["input_ids"].shape[1]
+    assert max(lengths) <= total - predictor.processor.num_image_tokens
+
+
+def test_an_image_behind_a_region_is_read_each_time(predictor):
+    inputs = predictor.prepare([replace(REGION, image=predictor.encode(BLUE))])
+    region_first = inputs["input_ids"].flip(1)
+    inputs = {**inputs, "input_ids": region_first}
+
+    assert prefill_known(predictor.model, inputs, predictor.encode(BLUE), KnownStarts(9)) is inputs
 
 
 def test_texts_that_differ_before_the_image_are_not_shared(predictor):

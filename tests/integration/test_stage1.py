@@ -85,6 +85,8 @@ def test_training_lowers_every_loss_and_the_model_loads(inputs: Path, tmp_path: 
         assert last < first, term
     (evaluated,) = read_log(tmp_path / "log.jsonl", "eval")
     assert 0 <= evaluated["text_to_box/acc_at_0_5"] <= 1
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "ClocPredictor" in card and f"{evaluated['text_to_box/acc_at_0_5']:.4g} |" in card
     model, _, config = load_cloc(tmp_path / "model")
     assert config.image_size == 64
     for name, tensor in model.state_dict().items():

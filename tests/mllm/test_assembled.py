@@ -60,6 +60,16 @@ def test_it_answers_as_the_adapter_and_is_made_once(
     assert "lora" not in (directory / "config.json").read_text()
 
 
+def test_it_can_be_trained_further_by_its_name(
+    adapter: Path, llm_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(llm_dir, tmp_path / "cache" / "cloc-mllm" / "smollm2-135m-instruct")
+    model, _ = build_mllm(MllmConfig(init="photos"))
+    first, _ = load_adapter(adapter, cloc=adapter.with_name("cloc"))
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in first.state_dict().items())
+
+
 def test_without_its_language_model_it_says_how_to_get_it(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

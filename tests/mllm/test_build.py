@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -341,3 +342,50 @@ def test_an_mllm_that_is_trained_further_leaves_no_adapter(mllm_config, mllm_dir
     with pytest.raises(ValueError, match="write the whole model with --merge"):
         save_adapter(*build_mllm(mllm_config), tmp_path / "adapter")
     merge_and_save(*build_mllm(mllm_config), tmp_path / "merged")
+
+
+@pytest.fixture
+def adapter_config(mllm_config, tmp_path):
+    """Continues an adapter of rank 2, whose weights are no longer the initial ones."""
+    mllm_config.lora = LoraConfig(rank=2, alpha=8)
+    model, processor = build_mllm(mllm_config)
+    disturb(model)
+    save_adapter(model, processor, tmp_path / "adapter")
+    return replace(
+        mllm_config,
+        init=str(tmp_path / "adapter"),
+        cloc="",
+        language_model="",
+        lora=LoraConfig(),
+    )
+
+
+def test_an_adapter_that_is_trained_further_learns_in_its_own_lora(adapter_config, tmp_path):
+    first, _ = load_adapter(adapter_config.init)
+
+    model, processor = build_mllm(adapter_config)
+    inputs = inputs_for(processor)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).logits, first(**inputs).logits)
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[0] for name in learns} == {
+        "projector",
+        "region_projector",
+        "language_model",
+    }
+    assert all(
+        "lora_" in name or "trainable_tokens" in name
+        for name in learns
+        if name.startswith("language_model.")
+    )
+    with torch.no_grad():
+        disturb(model)
+        save_adapter(model, processor, tmp_path / "again")
+        again, _ = load_adapter(tmp_path / "again")
+        assert torch.equal(again(**inputs).logits, model.eval()(**inputs).logits)
+
+
+def test_an_adapter_that_is_trained_further_keeps_its_rank(adapter_config):
+    adapter_config.lora = LoraConfig(rank=4)
+    with pytest.raises(ValueError, match=r"rank 4 and alpha 32, but model.init .* with 2 and 8"):
+        build_mllm(adapter_config)

@@ -129,6 +129,8 @@ def test_it_trains_and_saves_a_plain_model(config) -> None:
 
     model = AutoModelForImageTextToText.from_pretrained(Path(config.run.output_dir) / "model")
     processor = AutoProcessor.from_pretrained(Path(config.run.output_dir) / "model")
+    card = (Path(config.run.output_dir) / "model" / "README.md").read_text()
+    assert "GroundingPredictor" in card and config.data.train in card
     assert not any("lora" in name for name in model.state_dict())
     for name, tensor in before.vision.state_dict().items():
         assert torch.equal(model.vision.state_dict()[name], tensor), f"frozen {name} moved"

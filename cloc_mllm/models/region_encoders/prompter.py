@@ -55,7 +55,7 @@ class PrompterEncoder(nn.Module):
         self.takes_masks = prompter.mask is not None
 
     def prepare(self, image: ImageFeatures) -> ImageFeatures:
-        return image._replace(prepared=self._context(image))
+        return image._replace(prepared=self.prompter.read_tokens(self._context(image)))
 
     def _context(self, image: ImageFeatures) -> ImageContext:
         return self.prompter.prepare(image) if image.prepared is None else image.prepared
@@ -150,6 +150,8 @@ class ImageContext(NamedTuple):
         cells: float[N, 4] xyxy, canvas frame, the cell of each token.
         grid_hw: rows and columns of the tokens.
         outputs: the layer's own outputs at the image tokens, for the `mean` readout.
+        readouts: float[B, N, E] of unit length, what texts are compared with; None computes them
+            for each text prompt.
     """
 
     tokens: Tensor
@@ -158,6 +160,7 @@ class ImageContext(NamedTuple):
     cells: Tensor
     grid_hw: tuple[int, int]
     outputs: ImageOutputs | None = None
+    readouts: Tensor | None = None
 
 
 class Prompter(nn.Module):
@@ -322,13 +325,23 @@ class Prompter(nn.Module):
 
         `embeddings` is `embed_tokens(context)`, if the caller has it already.
         """
+        readouts = context.readouts
+        if readouts is None:
+            readouts = self._readouts(context, embeddings)
+        return F.normalize(texts, dim=-1) @ readouts.transpose(1, 2)
+
+    def read_tokens(self, context: ImageContext) -> ImageContext:
+        """Adds `readouts`, for those who prompt an image with text often."""
+        return context._replace(readouts=self._readouts(context))
+
+    def _readouts(self, context: ImageContext, embeddings: Tensor | None = None) -> Tensor:
         if self.text_prior == "linear":
             weight = self.projection.weight  # times the output's first: one product, not two
             by_output = weight @ self.output.weight, weight @ self.output.bias
             tokens = F.linear(context.values, *by_output)
         else:
             tokens = self.embed_tokens(context) if embeddings is None else embeddings
-        return F.normalize(texts, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)
+        return F.normalize(tokens, dim=-1)
 
     def _code(self, boxes: Tensor) -> Tensor:
         return sinusoidal_code(boxes, self.code_dim).to(self.position.weight.dtype)
