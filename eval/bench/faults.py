@@ -544,6 +544,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     arguments = parser.parse_args(argv)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; the commands must get it
+        signal.signal(signal.SIGHUP, lambda *_: None)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
