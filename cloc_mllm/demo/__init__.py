@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
+from cloc_mllm.garbage import keep_what_is_loaded
 from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS, say_what_it_knows
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rival = load_rival(engine, arguments.compare) if arguments.compare else None
         data_set = DataSet(arguments.data) if arguments.data else None
         app = build_page(engine, rival, data_set)
+        keep_what_is_loaded()
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 
