@@ -214,6 +214,8 @@ stage.addEventListener("pointercancel", () => {
   pen = null;
   draw();
 });
+// a quick stroke is no fling, after which the browser would swallow the next tap
+stage.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
 stage.addEventListener("pointerleave", () => !pen && light(pinned));
 
 // --- keys: arrows move the cross, Enter puts the pen down and lifts it

@@ -1,7 +1,7 @@
 """`cloc-mllm demo` in a real browser, started as a user starts it.
 
-Every tab is used by mouse on a desktop and by touch on a phone, the pen by keys, too. No page asks
-another host anything, or leaves an error in the console.
+Every tab is used by mouse, by touch and by keys, on a desktop and on a phone. No page asks another
+host anything, or leaves an error in the console.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
@@ -144,10 +144,16 @@ def photos_page(request: pytest.FixtureRequest, browser, photos_demo: Demo) -> I
 
 
 @contextmanager
-def opened(browser, demo: Demo, size: dict, theme: str = "light") -> Iterator:
-    """An open page. At the end: nothing was asked of any other host, no script failed."""
-    phone = size is PHONE
-    context = browser.new_context(viewport=size, has_touch=phone, is_mobile=phone)
+def opened(
+    browser, demo: Demo, size: dict, theme: str = "light", touch: bool | None = None
+) -> Iterator:
+    """An open page. At the end: nothing was asked of any other host, no script failed.
+
+    Args:
+        touch: whether the screen takes fingers; by default a phone's does.
+    """
+    touch = size is PHONE if touch is None else touch
+    context = browser.new_context(viewport=size, has_touch=touch, is_mobile=touch and size is PHONE)
     page = context.new_page()
     page.set_default_timeout(demo.patience_ms)
     elsewhere: list[str] = []
@@ -170,12 +176,13 @@ def opened(browser, demo: Demo, size: dict, theme: str = "light") -> Iterator:
 
 
 def draw(page, *points: tuple[float, float]) -> None:
-    """Draw a stroke through points, in shares of the picture: by touch on a phone, else by mouse"""
+    """Draw a stroke through points, in shares of the picture: by touch where the screen takes it,
+    else by mouse."""
     picture = page.locator("#surface .picture")
     picture.scroll_into_view_if_needed()
     box = picture.bounding_box()
     path = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-    if page.viewport_size == DESKTOP:
+    if not page.evaluate("navigator.maxTouchPoints"):
         page.mouse.move(*path[0])
         page.mouse.down()
         for place in path[1:]:
@@ -190,14 +197,14 @@ def draw(page, *points: tuple[float, float]) -> None:
     finger.detach()
 
 
-def tab(page, name: str) -> None:
+def tab(page, name: str, press: Callable[[Any], None] = lambda button: button.click()) -> None:
     """Open a tab; on a phone some are behind the button for more."""
     page.wait_for_function(_TABS_ARE_LAID_OUT)
     button = page.get_by_role("tab", name=name, exact=True)
     if not button.is_visible():
-        page.locator(".overflow-menu > button").click()
+        press(page.locator(".overflow-menu > button"))
         button = page.locator(".overflow-dropdown button", has_text=name)
-    button.click()
+    press(button)
 
 
 def type_into(page, field: str, text: str) -> None:
@@ -439,26 +446,122 @@ def test_without_words_the_page_says_what_brings_them(photos_page) -> None:
     assert "Closest of 3000 names" in page.locator("#named").inner_text()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+class Hand(NamedTuple):
+    """One way to use a page: `mouse`, `touch` or `keys`."""
+
+    page: Any
+    way: str
+
+    def press(self, button) -> None:
+        if self.way == "keys":
+            button.press("Enter")
+        elif self.way == "touch":
+            button.tap()
+        else:
+            button.click()
+
+    def write(self, field: str, text: str) -> None:
+        box = self.page.locator(field).get_by_role("textbox")
+        if self.way != "keys":
+            self.press(box)
+        box.press_sequentially(text)
+        box.press("Enter")
+
+    def draw(self) -> None:
+        """Draws another box, and waits until the server knows it."""
+        clear = self.page.locator("#surface .clear")
+        self.press(clear)
+        self.page.locator("#named .hint").wait_for(state="attached")
+        if self.way == "keys":
+            self.page.locator("#surface .stage").focus()
+            for key in ["ArrowLeft", "Enter", *["ArrowRight"] * 9, *["ArrowDown"] * 9, "Enter"]:
+                self.page.keyboard.press(key)
+        else:
+            draw(self.page, (0.2, 0.3), (0.7, 0.8))
+        self.page.locator("#named .closest").wait_for(state="attached")
+        assert boxes(self.page) == []
+        assert self.page.locator("#surface svg .asked").count() == 1
+
+
+def use_ground(hand: Hand) -> None:
+    hand.write("#phrases", "the crab, the boat")
+    hand.page.wait_for_function("document.querySelectorAll('#found .answer small').length == 4")
+    light_up(hand, "#found")
+
+
+def use_refer(hand: Hand) -> None:
+    hand.draw()
+    assert hand.page.locator("#named .closest").is_visible()
+    hand.write("#question", "Is it red?")
+    hand.page.locator("#replies .said").wait_for()
+
+
+def use_explore(hand: Hand) -> None:
+    hand.write("#heat-phrase", "the crab")
+    hand.page.locator("#surface .heat").wait_for()
+    hand.draw()
+    hand.press(hand.page.locator("#compare-encoders"))
+    hand.page.wait_for_selector("#readings table")
+
+
+def use_chat(hand: Hand) -> None:
+    hand.draw()
+    hand.write("#chat-question", "What is this?")
+    hand.page.locator("#talk .said").wait_for()
+    light_up(hand, "#talk")
+
+
+def use_compare(hand: Hand) -> None:
+    known = hand.page.locator("#suggestions button").nth(1).text_content().strip()
+    hand.write("#compare-phrase", known)
+    hand.page.locator("#compared table").wait_for()
+    assert "true" in boxes(hand.page)
+    light_up(hand, "#compared")
+    hand.draw()
+    assert hand.page.locator("#compared table").is_visible()  # the tab is not left
+
+
+def use_data(hand: Hand) -> None:
+    hand.press(hand.page.locator("#data-next"))
+    hand.page.locator("#data-item").get_by_text("1 of 16").wait_for()
+    light_up(hand, "#data-item")
+    hand.draw()
+    assert hand.page.locator("#data-item .phrase").first.is_visible()
+
+
+def light_up(hand: Hand, answers: str) -> None:
+    phrase = hand.page.locator(f"{answers} .phrase").first
+    hand.press(phrase)
+    sync_api.expect(phrase).to_have_attribute("aria-pressed", "true")
+
+
+TABS = {
+    "Ground": use_ground,
+    "Refer": use_refer,
+    "Explore": use_explore,
+    "Chat": use_chat,
+    "Compare": use_compare,
+    "Data": use_data,
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "theme"), [("mouse", "light"), ("touch", "light"), ("keys", "dark")]
+)
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_no_barriers(browser, demo: Demo, size: dict, theme: str) -> None:
+def test_every_tab_is_used_and_has_no_barriers(
+    browser, demo: Demo, size: dict, way: str, theme: str
+) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
-    with opened(browser, demo, size, theme) as page:
-        type_into(page, "#phrases", "the crab, the boat")
-        page.wait_for_function("document.querySelectorAll('#found .answer small').length == 4")
-        found = [barriers(page, axe.Axe())]
-        draw(page, (0.2, 0.3), (0.7, 0.8))
-        page.wait_for_selector("#named .closest")
-        found.append(barriers(page, axe.Axe()))
-        tab(page, "Explore")
-        page.locator("#compare-encoders").click()
-        page.wait_for_selector("#readings table")
-        found.append(barriers(page, axe.Axe()))
-        tab(page, "Data")
-        page.locator("#data-next").click()
-        page.locator("#data-item").get_by_text("1 of 16").wait_for()
-        found.append(barriers(page, axe.Axe()))
-    assert found == [[]] * len(found)
+    found = {}
+    with opened(browser, demo, size, theme, touch=way == "touch") as page:
+        hand = Hand(page, way)
+        for name, use in TABS.items():
+            tab(page, name, hand.press)
+            use(hand)
+            if way != "mouse":  # which sees the page that touch sees
+                found[name] = barriers(page, axe.Axe())
+    assert not any(found.values()), found
 
 
 def barriers(page, axe) -> list[str]:
