@@ -50,6 +50,7 @@ from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.health import DivergedError
 from cloc_mllm.train.logging import read_log
 from job import PATIENCE_S, Job
+from ratio import cpu_seconds, machine_state, save_samples
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LAUNCHERS = ("python", "torchrun", "deepspeed")
@@ -547,6 +548,7 @@ def main(argv: list[str]) -> int:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; the commands must get it
         signal.signal(signal.SIGHUP, lambda *_: None)
     rows: list[Row] = []
+    machine, started = machine_state(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
         print(f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|")
@@ -555,8 +557,10 @@ def main(argv: list[str]) -> int:
                 rows.append(row)
                 print(line_of(row).replace(directory, "DIR"), flush=True)
         bench.end()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n")
+    seconds = {"wall": time.monotonic() - started, "cpu": cpu_seconds()}
+    loads = f"load {machine['load']} at the start, {os.getloadavg()[0]:.1f} at the end"
+    print("\n{wall:.0f} s, {cpu:.0f} s of processor time; ".format(**seconds) + loads)
+    save_samples(arguments.output, machine | seconds, {row.fault: vars(row) for row in rows})
     return int(any(row.failed for row in rows))
 
 
