@@ -545,8 +545,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     arguments = parser.parse_args(argv)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup; the commands must get it
-        signal.signal(signal.SIGHUP, lambda *_: None)
+    for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup, and behind `&` in a script
+        if signal.getsignal(number) is signal.SIG_IGN:  # what is only caught, the commands do get
+            signal.signal(number, lambda *_: None)
     rows: list[Row] = []
     machine, started = machine_state(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
