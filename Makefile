@@ -34,7 +34,7 @@ lint: $(STAMP) ## ruff (lint and format) and mypy only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-faults: $(STAMP) ## set up, then the real commands under kills, signals, lost ranks and full disks, in 10 minutes
+faults: $(STAMP) ## set up, then the real commands under kills, signals, lost ranks, full disks and abuse, in 10 minutes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python eval/bench/faults.py --output runs/bench/faults.json
 
 gpu-check: $(STAMP) ## set up, then what a GPU must be able to do, in at most 8 minutes; says what it skips

@@ -105,9 +105,7 @@ def main_doctor(argv: Sequence[str] | None = None) -> int:
     missing = _missing_extras()
     for extra, packages in missing.items():
         print(f"extra {extra:<10} lacks {', '.join(packages)}: {install_command(extra)}")
-    if missing:
-        print("in a clone of the repository, write . for cloc-mllm in these commands")
-    else:
+    if not missing:
         print("extras           all installed")
     if model:
         print(f"{model}: {_check_model(model)}")

@@ -17,6 +17,7 @@ from cloc_mllm.shipped import SHIPPED_MODELS
 CARD_NAME = "README.md"
 _LIBRARY = "cloc-mllm"
 _TAGS = ["cloc", "grounding"]
+_IN_CONFIG = ("clip_config", "tokenizer")  # which config.json has, without this machine's paths
 
 _CLOC = (
     "A CLOC: CLIP plus regions. It finds the box of a phrase and the phrases closest to a region."
@@ -64,6 +65,8 @@ def write_run_card(
     if not is_mllm and not _is_cloc(directory):
         return
     changed = json.loads(json.dumps(_changed(settings, defaults)))
+    for name in _IN_CONFIG:
+        changed.get("model", {}).pop(name, None)
     name = Path(settings["run"]["output_dir"]).name
     sections = {
         "What it knows": _KNOWS,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -72,6 +74,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     ),
 }
 
+# They answer once and end: nothing to collect, and the system frees memory faster than Python
+ONE_SHOT = ("ground", "refer", "ask", "models", "doctor")
+
 USER_ERRORS = (
     ValueError,
     FileExistsError,
@@ -80,6 +85,29 @@ USER_ERRORS = (
     NotADirectoryError,
     PermissionError,
 )
+
+
+def entry() -> int:
+    """The `cloc-mllm` of a shell: `main`, faster for commands that answer once.
+
+    They collect no garbage, of which importing makes little, and take no module apart at the end.
+    What was registered with `atexit` still runs, such as the removal of temporary folders: the exit
+    below was registered first, so it comes last.
+    """
+    if sys.argv[1:2] and sys.argv[1] in ONE_SHOT:
+        gc.disable()
+        atexit.register(_end_at_once, status := [])
+        status.append(main())
+        return status[0]
+    return main()
+
+
+def _end_at_once(status: list[int]) -> None:
+    """Ends the process if the command has returned its status; an error takes the usual way."""
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,4 +216,4 @@ def _unknown(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

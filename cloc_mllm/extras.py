@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 # by the name that is imported
 EXTRA_OF_PACKAGE = {
     "bitsandbytes": "train",
@@ -21,5 +23,10 @@ EXTRA_OF_PACKAGE = {
 
 
 def install_command(extra: str) -> str:
-    """The command that adds an extra."""
-    return f"pip install 'cloc-mllm[{extra}]'"
+    """The command that adds an extra, from the clone of the repository that this runs from.
+
+    Of a package that was installed from elsewhere the clone is not known: `.` stands for it.
+    """
+    clone = Path(__file__).resolve().parents[1]
+    known = (clone / "pyproject.toml").is_file() and clone != Path.cwd()
+    return f"pip install '{clone if known else '.'}[{extra}]'"

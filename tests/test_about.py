@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cloc_mllm import about, cli
+from cloc_mllm.extras import install_command
 from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS
 
 
@@ -74,7 +75,7 @@ def test_doctor_names_the_command_of_a_missing_extra(
 ) -> None:
     monkeypatch.setitem(about.EXTRA_OF_PACKAGE, "no_such_package", "vesl")
     assert cli.main(["doctor"]) == 0
-    assert "lacks no_such_package: pip install 'cloc-mllm[vesl]'" in capsys.readouterr().out
+    assert f"lacks no_such_package: {install_command('vesl')}\n" in capsys.readouterr().out
 
 
 def test_doctor_of_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,7 @@ LAYERS = [
         "distributed",
         "earlier",
         "extras",
+        "garbage",
         "geometry",
         "hub",
         "pages",

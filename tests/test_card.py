@@ -14,6 +14,7 @@ from cloc_mllm.data.scenes import generate_scenes
 SETTINGS = {
     "data": {"train": "runs/data/mine", "validation": "runs/data/held", "flip": 0.5},
     "run": {"output_dir": "runs/mine", "steps": 30, "seed": 0},
+    "model": {"init": "photos", "tokenizer": "/home/me/tokenizer"},
 }
 DEFAULTS = {
     "data": {"train": "", "validation": "", "flip": 0.5},
@@ -58,6 +59,7 @@ def test_the_card_of_a_run_has_its_scores_and_settings(run_card: Path) -> None:
     assert yaml.safe_load(settings.partition("```")[0]) == {
         "data": {"train": "runs/data/mine", "validation": "runs/data/held"},
         "run": {"output_dir": "runs/mine", "steps": 30},
+        "model": {"init": "photos"},
     }
 
 

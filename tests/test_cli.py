@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cloc_mllm import __version__, cli
 from cloc_mllm.cli import run
+from cloc_mllm.extras import install_command
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_no_status_is_success(fake_command) -> None:
         (PermissionError(13, "Permission denied", "/x"), "Permission denied: /x"),
         (
             ModuleNotFoundError("No module named 'gradio.themes'", name="gradio.themes"),
-            "gradio is not installed; run: pip install 'cloc-mllm[demo]'",
+            f"gradio is not installed; run: {install_command('demo')}",
         ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

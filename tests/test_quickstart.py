@@ -9,6 +9,7 @@ import pytest
 
 from cloc_mllm import quickstart
 from cloc_mllm.cli import main
+from cloc_mllm.extras import install_command
 from cloc_mllm.quickstart import Command, Display, Phase
 
 
@@ -24,7 +25,7 @@ def test_a_missing_package_is_named_before_anything_is_done(
     assert main(["quickstart", "--budget", "0.001", "--output_dir", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
     assert said.err == (
-        f"cloc-mllm: error: {package} is not installed; run: pip install 'cloc-mllm[{extra}]'\n"
+        f"cloc-mllm: error: {package} is not installed; run: {install_command(extra)}\n"
     )
     assert said.out == "" and not (tmp_path / "out").exists()
 

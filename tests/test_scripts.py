@@ -13,7 +13,8 @@ SCRIPTS = sorted(
     path
     for folder in ("training", "eval", "eval/bench", "demo")
     for path in (ROOT / folder).glob("*.py")
-    if path.stem not in ("demo_abuse", "memory", "ratio")  # what the scripts of eval/bench/ share
+    # what the scripts of eval/bench/ share
+    if path.stem not in ("abuse", "demo_abuse", "job", "memory", "ratio")
 )
 
 

@@ -1,7 +1,7 @@
 """The demo: type what to look for and see its boxes, draw on the picture and read what is there.
 
-`python -m pip install cloc-mllm[demo]`, then `cloc-mllm demo`. Gradio is imported only when the
-page is built.
+`pip install '.[demo]'` in a clone, then `cloc-mllm demo`. Gradio is imported only when the page is
+built.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
+from cloc_mllm.garbage import keep_what_is_loaded
 from cloc_mllm.shipped import DEFAULT_MODELS, SHIPPED_MODELS, say_what_it_knows
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rival = load_rival(engine, arguments.compare) if arguments.compare else None
         data_set = DataSet(arguments.data) if arguments.data else None
         app = build_page(engine, rival, data_set)
+        keep_what_is_loaded()
         serve(app, host=arguments.host, port=arguments.port, share=arguments.share)
 
 

@@ -36,12 +36,10 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="what to look for")
     arguments = parser.parse_args(argv)
 
-    from cloc_mllm.data.images import open_image
+    image = _opened(arguments)
     from cloc_mllm.inference.inputs import check_phrases
 
     check_phrases(arguments.phrases)
-    _check_drawing(arguments.output)
-    image = open_image(arguments.picture)
     if mllm := _named_mllm(arguments):
         result = _load_mllm(mllm, arguments).ground(image, arguments.phrases)
     else:
@@ -87,10 +85,7 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
     if sum(ways) != 1 or len(arguments.box) not in (0, 4):
         parser.error("give the four numbers of one box, or --point X,Y, or --mask FILE")
 
-    from cloc_mllm.data.images import open_image
-
-    _check_drawing(arguments.output)
-    image = open_image(arguments.picture)
+    image = _opened(arguments)
     region = _region(arguments, image)
     names = None if arguments.names is None else _read_names(arguments.names)
     mllm = _named_mllm(arguments)
@@ -123,19 +118,19 @@ def main_ask(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--normalized", action="store_true", help="numbers are 0..1, not pixels")
     arguments = parser.parse_args(argv)
 
-    from cloc_mllm.data.images import open_image
+    image = _opened(arguments)
     from cloc_mllm.inference.inputs import check_question, check_regions
 
     check_question(arguments.question)
-    _check_drawing(arguments.output)
-    image = open_image(arguments.picture)
     region = None
     if arguments.box:
         region, _ = check_regions(_box(arguments, image), image.size)
     name = _model_name(arguments)
     say_what_it_knows(name)
     predictor = _load_mllm(find_model("mllm", name), arguments)
-    _draw(_asked(predictor, image, arguments.question, region), arguments.output)
+    result = _asked(predictor, image, arguments.question, region)
+    if len(result.boxes) or _is_json(arguments.output):
+        _draw(result, arguments.output)
     return 0
 
 
@@ -293,6 +288,14 @@ def _load_cloc(arguments: Namespace) -> ClocPredictor:
 
 def _pixels(box: Sequence[float]) -> str:
     return " ".join(f"{value:.0f}" for value in box)
+
+
+def _opened(arguments: Namespace) -> Image.Image:
+    """Opens the picture, and checks where the answer goes, before anything slow is imported."""
+    from cloc_mllm.data.images import open_image
+
+    _check_drawing(arguments.output)
+    return open_image(arguments.picture)
 
 
 def _check_drawing(path: Path) -> None:

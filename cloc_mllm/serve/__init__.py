@@ -1,12 +1,11 @@
 """Serves a grounding MLLM as an OpenAI-compatible endpoint.
 
-`python -m pip install cloc-mllm[serve]`, then `cloc-mllm serve`. FastAPI is imported only when the
+`pip install '.[serve]'` in a clone, then `cloc-mllm serve`. FastAPI is imported only when the
 server starts.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import socket
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from cloc_mllm.command_line import parse_settings
 from cloc_mllm.config import ModelDtype
+from cloc_mllm.garbage import keep_what_is_loaded
 from cloc_mllm.serve.limits import Limits
 from cloc_mllm.shipped import DEFAULT_MODELS, say_what_it_knows
 
@@ -68,10 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 timeout_graceful_shutdown=limits.stop_seconds,
             )
         )
-        # the half million objects of the imports stay: to look through them for garbage would hold
-        # up everybody for a third of a second, again and again
-        gc.collect()
-        gc.freeze()
+        keep_what_is_loaded()
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"model {name!r} on http://{shown}:{port}/v1, Ctrl-C ends it", flush=True)

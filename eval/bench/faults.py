@@ -26,15 +26,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import yaml
 from torch import Tensor, nn
 
 import demo_abuse
+import serve_abuse
+from abuse import HEALTH_BAR_S, Borne
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.config import ModelConfig, Stage1Config
@@ -47,104 +49,35 @@ from cloc_mllm.train.checkpoint import FILES, list_checkpoints, newest_whole_che
 from cloc_mllm.train.engine import StepFn
 from cloc_mllm.train.health import DivergedError
 from cloc_mllm.train.logging import read_log
-from demo_abuse import Demo
-from serve_abuse import Server, dripping, half_open, huge_bodies, judged, stopped
+from job import PATIENCE_S, Job
+from ratio import cpu_seconds, machine_state, save_samples
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_S = 600.0  # for a start on a busy machine
 _LAUNCHERS = ("python", "torchrun", "deepspeed")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; see the module."""
+    """One line of the table; see the module.
+
+    Args:
+        memory_mb: at most, and kept afterwards, above that before.
+        normal: what a normal client saw meanwhile.
+    """
 
     fault: str
     times: int
     outcome: str
     worst_s: float | None = None
     left: int = 0
+    memory_mb: tuple[int, int] | None = None
+    worst_health_s: float | None = None
+    normal: str = ""
 
     @property
     def failed(self) -> bool:
         return self.outcome.startswith("FAILED") or self.left > 0
-
-
-class Job:
-    """A command whose processes have a mark in their environment, so that all can be found:
-    torchrun gives each rank a session of its own."""
-
-    def __init__(self, argv: Sequence[str], log: Path) -> None:
-        self.log = log
-        of_ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # which this process may have been given
-        environment = {k: v for k, v in os.environ.items() if k not in of_ranks}
-        environment |= {"PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1", "FAULTS_JOB": str(log)}
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                argv,
-                cwd=_ROOT,
-                env=environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def said(self) -> str:
-        return self.log.read_text(errors="replace").replace("\r", "\n")
-
-    def last_line(self, sign: str = "") -> str:
-        lines = [line for line in self.said().splitlines() if line.strip() and sign in line]
-        return lines[-1].strip() if lines else "nothing"
-
-    def members(self) -> list[int]:
-        """The processes of the command that run."""
-        found = []
-        mark = f"FAULTS_JOB={self.log}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                state = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-                if state not in "ZX" and mark in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-        return found
-
-    def rank(self, number: int) -> int:
-        """The process of a rank."""
-        for process in self.members():
-            with contextlib.suppress(OSError):
-                settings = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-                command = Path(f"/proc/{process}/cmdline").read_bytes()
-                parent = int(
-                    Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]
-                )
-                ours = b"training/stage1.py" in command and b"launch" not in command
-                if ours and f"RANK={number}".encode() in settings and not self._is_rank(parent):
-                    return process
-        raise AssertionError(f"no process of rank {number}: {self.last_line()}")
-
-    @staticmethod
-    def _is_rank(process: int) -> bool:
-        """A loader's worker looks like the rank that is its parent."""
-        settings = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        return any(setting.startswith(b"LOCAL_RANK=") for setting in settings)
-
-    def wait(self) -> int:
-        return self.process.wait(_PATIENCE_S)
-
-    def seconds_to_end(self, within: float) -> tuple[float, int]:
-        """Waits for all processes; returns the seconds and how many are left, and ends those."""
-        started = time.monotonic()
-        while (left := self.members()) and time.monotonic() - started < within:
-            self.process.poll()
-            time.sleep(0.05)
-        seconds = time.monotonic() - started
-        for process in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        self.process.wait(_PATIENCE_S)
-        while self.members():  # a signal takes a moment
-            time.sleep(0.05)
-        return seconds, len(left)
 
 
 class Bench:
@@ -223,7 +156,7 @@ def _steps(out: Path) -> int:
 
 
 def _wait_until_step(job: Job, out: Path, step: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while _steps(out) < step:
         if job.process.poll() is not None or time.monotonic() > deadline:
             raise AssertionError(f"step {step} was not reached: {job.last_line()}")
@@ -513,7 +446,7 @@ def quickstart(bench: Bench) -> Iterator[Row]:
     out = bench.root / "quickstart"
     start = ["quickstart", "--output_dir", out, "--budget"]
     job = bench.command("quickstart", *start, "0.001")
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while len(job.members()) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     job.process.terminate()
@@ -526,35 +459,46 @@ def quickstart(bench: Bench) -> Iterator[Row]:
     yield Row("quickstart, other --budget", 1, _verdict(good, other.last_line()))
 
 
-def serve(bench: Bench) -> Iterator[Row]:
-    """Huge bodies, connections that say nothing, bodies byte by byte, SIGTERM in an answer."""
-    server = Server(_ROOT)
-    try:
-        for name in ("boxes", "parts", "escapes", "quoted base64"):
-            yield _attacked(f"serve, 4 bodies of 19.5 MB: {name}", 4, huge_bodies(server, name, 4))
-        yield _attacked("serve, 900 half-open connections", 900, half_open(server, 900, 12))
-        yield _attacked("serve, 17 bodies, a byte every 2 s", 17, dripping(server, 17))
-        came = stopped(server)
-        good = came["told"] == ["whole"] and came["status"] == 128 + signal.SIGTERM
-        outcome = _verdict(good, f"the answer is {came['told'][0]}, exit {came['status']}")
-        yield Row("serve, SIGTERM in an answer", 1, outcome, came["seconds"])
-    finally:
-        server.process.kill()
+def serve(
+    bench: Bench,
+    names: Sequence[str] = tuple(serve_abuse.ATTACKS),
+    health_bar_s: float = HEALTH_BAR_S,
+) -> Iterator[Row]:
+    """What `serve_abuse` lists."""
+    with closing(serve_abuse.Server(_ROOT)) as server:
+        for name in names:
+            came = serve_abuse.attacked(server, name)
+            yield _attacked(f"serve: {name}", came, came.is_good(health_bar_s))
+        ended = serve_abuse.stopped(server)
+        good = ended["told"] == ["whole"] and ended["status"] == 128 + signal.SIGTERM
+        outcome = _verdict(good, f"the answer is {ended['told'][0]}, exit {ended['status']}")
+        yield Row("serve: SIGTERM in an answer", 1, outcome, ended["seconds"])
 
 
-def demo(bench: Bench) -> Iterator[Row]:
+def hostile_template(bench: Bench) -> Iterator[Row]:
+    """A chat template with a part that never ends."""
+    came = serve_abuse.hostile_template(_ROOT)
+    yield _attacked("serve: a chat template that never ends", came, came.is_good())
+
+
+def demo(
+    bench: Bench,
+    names: Sequence[str] = tuple(demo_abuse.ATTACKS),
+    health_bar_s: float = HEALTH_BAR_S,
+) -> Iterator[Row]:
     """What `demo_abuse` lists."""
-    page = Demo(_ROOT, _free_port())
-    try:
-        for name, came in demo_abuse.abused(page):
-            yield _attacked(f"demo, {name}", 1, came, may_be="503")
-    finally:
-        page.process.kill()
+    with closing(demo_abuse.Demo(_ROOT, _free_port())) as page:
+        demo_abuse.visit(page)  # Gradio imports matplotlib for the first visitor
+        for name in names:
+            came = demo_abuse.attacked(page, name)
+            yield _attacked(f"demo: {name}", came, came.is_good(health_bar_s))
 
 
-def _attacked(what: str, times: int, came: dict[str, Any], may_be: str = "") -> Row:
-    good, outcome = judged(came, may_be)
-    return Row(what, times, _verdict(good, outcome), came["seconds"])
+def _attacked(what: str, came: Borne, good: bool) -> Row:
+    normal = f"{', '.join(came.normal)}, within {came.normal_worst_s:.1f} s"
+    told = _verdict(good, "; ".join(came.told))
+    memory = (came.peak_mb, came.kept_mb)
+    return Row(what, 1, told, came.seconds, 0, memory, came.worst_health_s, normal)
 
 
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -567,14 +511,32 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "same_directory": same_directory,
     "quickstart": quickstart,
     "serve": serve,
+    "hostile_template": hostile_template,
     "demo": demo,
 }
+
+
+_COLUMNS = (
+    *("fault", "times", "what came of it", "seconds to end", "left"),
+    *("MB at most, kept", "worst health check, s", "a normal client"),
+)
 
 
 def line_of(row: Row) -> str:
     """A row of a Markdown table."""
     seconds = "" if row.worst_s is None else f"{row.worst_s:.1f}"
-    return f"| {row.fault} | {row.times} | {row.outcome} | {seconds} | {row.left} |"
+    health = "" if row.worst_health_s is None else f"{row.worst_health_s:.2f}"
+    memory = "" if row.memory_mb is None else "{}, {}".format(*row.memory_mb)
+    cells = (row.fault, row.times, row.outcome, seconds, row.left, memory, health, row.normal)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _whole(name: str, bench: Bench) -> Iterator[Row]:
+    """Runs a group; one that breaks off is a failure, and the next group goes on."""
+    try:
+        yield from GROUPS[name](bench)
+    except (AssertionError, OSError, subprocess.SubprocessError) as error:
+        yield Row(name, 0, f"FAILED: broke off: {error!r}")
 
 
 def main(argv: list[str]) -> int:
@@ -583,16 +545,23 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=list(GROUPS), choices=list(GROUPS))
     arguments = parser.parse_args(argv)
-    rows = []
+    for number in (signal.SIGHUP, signal.SIGINT):  # ignored under nohup, and behind `&` in a script
+        if signal.getsignal(number) is signal.SIG_IGN:  # what is only caught, the commands do get
+            signal.signal(number, lambda *_: None)
+    rows: list[Row] = []
+    machine, started = machine_state(), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(Path(directory))
-        print("| fault | times | what came of it | seconds to end | left |\n|---|---|---|---|---|")
+        print(f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|")
         for name in arguments.only:
-            for row in GROUPS[name](bench):
+            for row in _whole(name, bench):
                 rows.append(row)
                 print(line_of(row).replace(directory, "DIR"), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps([vars(row) for row in rows], indent=2) + "\n")
+        bench.end()
+    seconds = {"wall": time.monotonic() - started, "cpu": cpu_seconds()}
+    loads = f"load {machine['load']} at the start, {os.getloadavg()[0]:.1f} at the end"
+    print("\n{wall:.0f} s, {cpu:.0f} s of processor time; ".format(**seconds) + loads)
+    save_samples(arguments.output, machine | seconds, {row.fault: vars(row) for row in rows})
     return int(any(row.failed for row in rows))
 
 

@@ -63,9 +63,9 @@ def interleaved_ratio(
     for pair in range(pairs):
         sides = [(ours, wall.ours, cpu.ours), (theirs, wall.theirs, cpu.theirs)]
         for call, wall_samples, cpu_samples in sides if pair % 2 == 0 else reversed(sides):
-            wall_start, cpu_start = time.perf_counter(), _cpu_seconds()
+            wall_start, cpu_start = time.perf_counter(), cpu_seconds()
             call()
-            cpu_samples.append(_cpu_seconds() - cpu_start)
+            cpu_samples.append(cpu_seconds() - cpu_start)
             wall_samples.append(time.perf_counter() - wall_start)
     return Ratio(wall, cpu)
 
@@ -105,7 +105,8 @@ def save_samples(path: str | Path, machine: dict[str, Any], results: dict[str, A
     Path(path).write_text(json.dumps({"machine": machine, "results": plain}, indent=1) + "\n")
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """The processor time of this process and of the ended ones that it started."""
     return sum(
         usage.ru_utime + usage.ru_stime
         for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -1,26 +1,25 @@
-"""What `cloc-mllm serve` does while clients send huge bodies, open connections and say nothing, or
-drip their bodies byte by byte: its memory, how long a health check waits, what each client is told,
-and what a normal client sees meanwhile.
+"""What `cloc-mllm serve` does while clients send huge bodies and impossible numbers, open
+connections and say nothing, drip their bodies byte by byte, or make a hostile chat template run on.
 
     python eval/bench/serve_abuse.py --output runs/bench/serve_abuse.json
 
-With `--package DIR` the server comes from another checkout, for a comparison.
+A part of `make faults`. With `--package DIR` the server comes from another checkout, for a
+comparison.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
+import dataclasses
 import io
 import json
-import os
-import re
+import shutil
 import socket
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -30,13 +29,14 @@ from urllib.request import Request, urlopen
 
 from PIL import Image
 
+from abuse import PATIENCE_S, Attack, Borne, Process, under_attack
 from cloc_mllm.cli import run
 from cloc_mllm.command_line import ArgumentParser
+from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.serve.request_log import CHAT_ROUTE
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SIZE = 19_500_000  # bytes of a body, below the limit
-_PATIENCE_S = 300
 _PICTURE = '{"type":"image_url","image_url":{"url":"%s"}%s}'
 
 
@@ -78,47 +78,6 @@ BODIES: dict[str, Callable[[], bytes]] = {
 }
 
 
-class Process:
-    """A running server.
-
-    Args:
-        command: of `cloc-mllm`; it prints its address.
-        health: path that tells whether it lives.
-    """
-
-    def __init__(self, package: Path, command: Sequence[str], health: str) -> None:
-        self.health = health
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cloc_mllm.cli", *command],
-            cwd=package,
-            env={**os.environ, "PYTHONPATH": str(package), "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        lines = map(re.compile(r"http://[\w.:]+").search, self.process.stdout)
-        found = next((line for line in lines if line), None)
-        assert found, f"the server ended with {self.process.wait()}"
-        self.address = found.group()
-
-    def health_seconds(self) -> float:
-        started = time.perf_counter()
-        urlopen(f"{self.address}{self.health}", timeout=_PATIENCE_S).read()
-        return time.perf_counter() - started
-
-    def megabytes(self, name: str) -> int:
-        """`VmRSS` is the memory now, `VmHWM` its peak."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.split(f"{name}:")[1].split()[0]) // 1024
-
-    def forget_peak(self) -> None:
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-
-
 class Server(Process):
     """A running `cloc-mllm serve`."""
 
@@ -128,9 +87,9 @@ class Server(Process):
     def post(self, body: bytes, source: str = "127.0.0.1") -> str:
         """Sends a chat from an address; returns the status and the start of what it is told."""
         url, headers = urlsplit(self.address).netloc, {"content-type": "application/json"}
-        line = HTTPConnection(url, timeout=_PATIENCE_S, source_address=(source, 0))
+        line = HTTPConnection(url, timeout=PATIENCE_S, source_address=(source, 0))
         try:
-            with contextlib.closing(line):
+            with closing(line):
                 line.request("POST", CHAT_ROUTE, body, headers)
                 response = line.getresponse()
                 said = json.load(response)
@@ -142,7 +101,7 @@ class Server(Process):
     def begin(self, num_bytes: int) -> socket.socket:
         """Opens a connection and sends the head of a chat whose body has so many bytes."""
         url = urlsplit(self.address)
-        line = socket.create_connection((url.hostname, url.port), timeout=_PATIENCE_S)
+        line = socket.create_connection((url.hostname, url.port), timeout=PATIENCE_S)
         head = f"POST {CHAT_ROUTE} HTTP/1.1\r\nhost: {url.netloc}\r\n"
         head += f"content-type: application/json\r\ncontent-length: {num_bytes}\r\n\r\n"
         line.sendall(head.encode() if num_bytes else head[:40].encode())
@@ -159,76 +118,28 @@ def question(**more: object) -> bytes:
     return json.dumps({"messages": [{"role": "user", "content": content}], **more}).encode()
 
 
-def under_attack(
-    server: Process, attackers: Sequence[Callable[[], str]], normal: Callable[[], str]
-) -> dict[str, Any]:
-    """Lets attackers do what they do at once, and asks for the health meanwhile, as a normal client
-    does its own thing."""
-    before = server.megabytes("VmRSS")
-    server.forget_peak()
-    waits, answers = [server.health_seconds()], []
-    with ThreadPoolExecutor(len(attackers) + 1) as pool:
-        started = time.perf_counter()
-        attacks = [pool.submit(attacker) for attacker in attackers]
-        last_one = pool.submit(normal)
-        asked_at = started
-        while not all(attack.done() for attack in attacks):
-            time.sleep(0.02)
-            waits.append(server.health_seconds())
-            if last_one.done():
-                answers.append((last_one.result(), time.perf_counter() - asked_at))
-                asked_at, last_one = time.perf_counter(), pool.submit(normal)
-        seconds = time.perf_counter() - started
-        answers.append((last_one.result(), time.perf_counter() - asked_at))
-    time.sleep(0.5)  # until freed memory is given back
-    return {
-        "told": sorted({attack.result() for attack in attacks}),
-        "seconds": round(seconds, 2),
-        "worst_health_s": round(max(waits), 3),
-        "peak_mb": server.megabytes("VmHWM") - before,
-        "kept_mb": server.megabytes("VmRSS") - before,
-        "normal": sorted({answer for answer, _ in answers}),
-        "normal_worst_s": round(max(wait for _, wait in answers), 2),
-    }
-
-
-def judged(came: dict[str, Any], may_be: str = "") -> tuple[bool, str]:
-    """Whether a server bore what `under_attack` did, on a quiet machine; and what came of it.
-
-    Args:
-        may_be: what a normal client may be told beside its answer.
-    """
-    normal = set(came["normal"]) - {may_be}
-    good = came["worst_health_s"] <= 0.5 and came["peak_mb"] <= 300 and came["kept_mb"] <= 100
-    return good and bool(normal) and normal <= {"200", "answered"}, (
-        f"told: {'; '.join(came['told'])}; +{came['peak_mb']} MB, {came['kept_mb']} kept; health "
-        f"within {came['worst_health_s']:.2f} s; a normal client: {', '.join(came['normal'])}, "
-        f"within {came['normal_worst_s']:.1f} s"
-    )
-
-
-def huge_bodies(server: Server, name: str, num_clients: int) -> dict[str, Any]:
-    """Several clients send the same body at once."""
+def _huge(name: str, server: Server) -> Attack:
+    """Four clients send the same body."""
     body = BODIES[name]()
-    return under_attack(server, [lambda: server.post(body)] * num_clients, _normal(server))
+    return Attack([lambda: server.post(body)] * 4, "400")
 
 
-def half_open(server: Server, num_clients: int, seconds: float) -> dict[str, Any]:
-    """Clients begin a request and say no more; the server should close most of them."""
+def _half_open(server: Server, number: int = 900, seconds: float = 12) -> Attack:
+    """A client begins requests and says no more; the server should close most of them."""
 
     def attack() -> str:
-        lines = [server.begin(0) for _ in range(num_clients)]
+        before = server.num_files()
+        lines = [server.begin(0) for _ in range(number)]
         time.sleep(seconds)
-        num_open = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) - before
+        num_open = max(0, server.num_files() - before)
         for line in lines:
             line.close()
-        return f"{num_open} of {num_clients} open after {seconds:.0f} s"
+        return f"{num_open} of {number} open after {seconds:.0f} s"
 
-    before = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
-    return under_attack(server, [attack], _normal(server))
+    return Attack([attack], r"(\d{1,2}|1[01]\d|12[0-8]) of")
 
 
-def dripping(server: Server, num_clients: int) -> dict[str, Any]:
+def _dripping(server: Server) -> Attack:
     """Clients send a body byte by byte, two seconds apart, until they are refused."""
 
     def attack() -> str:
@@ -244,7 +155,85 @@ def dripping(server: Server, num_clients: int) -> dict[str, Any]:
                     return str(error)
                 return told.decode(errors="replace").partition("\r\n")[0]
 
-    return under_attack(server, [attack] * num_clients, _normal(server))
+    return Attack([attack] * 17, "HTTP/1.1 408")
+
+
+# what JSON can say and no model can do; each is the value of a field
+_IMPOSSIBLE = {
+    "temperature": ("-1", "1e308", "NaN", "Infinity", '"hot"', "1" + "0" * 400),
+    "top_p": ("-0.1", "2", "NaN", "[]"),
+    "seed": ("18446744073709551616", "-9223372036854775809", "0.5", "1" + "0" * 5000),
+    "max_tokens": ("0", "-1", "1.5", "1e309"),
+    "n": ("2", "0"),
+    "stop": ('[""]', '["a","b","c","d","e"]', "7"),
+}
+_EXTREME = {
+    "temperature": ("1e-40", "2", "0"),
+    "seed": ("18446744073709551615", "0"),
+    "top_p": ("0",),
+}
+
+
+def _numbers(server: Server) -> Attack:
+    """Clients send numbers that are out of bounds, one at the bound, and boxes of no picture."""
+
+    def attack(fields: Mapping[str, Sequence[str]]) -> str:
+        told = set()
+        for name, values in fields.items():
+            plain = question(**{} if name == "max_tokens" else {"max_tokens": 1})[:-1]
+            told |= {server.post(plain + f', "{name}": {v}}}'.encode())[:3] for v in values}
+        return "/".join(sorted(told))
+
+    def boxes() -> str:
+        whole = json.loads(question())
+        told = set()
+        for box in ("NaN,0,1,1", "0,0,Infinity,1", "1e308,0,-1e308,1", "9,9,2,2", "0,0,0,0", "0,0"):
+            regions = {"unit": "pixels", "boxes": ["BOX"]}
+            whole["messages"][0]["content"][0]["regions"] = regions
+            body = json.dumps(whole).replace('"BOX"', f"[{box}]").replace("crab", "<region>")
+            told.add(server.post(body.encode())[:3])
+        return "/".join(sorted(told))
+
+    def extreme() -> str:
+        return "extreme " + attack(_EXTREME)
+
+    return Attack([partial(attack, _IMPOSSIBLE), boxes, extreme], "400$|extreme 200$")
+
+
+ATTACKS: dict[str, Callable[[Server], Attack]] = {
+    **{f"4 bodies of 19.5 MB: {name}": partial(_huge, name) for name in BODIES},
+    "900 half-open connections": _half_open,
+    "17 bodies, a byte every 2 s": _dripping,
+    "numbers and boxes out of bounds": _numbers,
+}
+
+
+def attacked(server: Server, name: str) -> Borne:
+    """Attacks once, by the name of the attack."""
+    return under_attack(server, ATTACKS[name](server), _normal(server))
+
+
+def hostile_template(package: Path) -> Borne:
+    """Two clients use the endless part of the chat template of a model directory."""
+    with tempfile.TemporaryDirectory() as directory:
+        model = Path(directory) / "model"
+        shutil.copytree(package / "cloc_mllm/assets/scenes/mllm", model)
+        endless = "{%- for i in range(99999) -%}" * 3 + "{%- endfor -%}" * 3
+        is_asked = "{%- if 'endless' in messages | string -%}"
+        processor = ClocMllmProcessor.from_pretrained(model)
+        processor.chat_template = f"{is_asked}{endless}{{%- endif -%}}{processor.chat_template}"
+        before = processor.fingerprint["chat_template"]
+        processor.teach(processor.asked_in, processor.taught)  # a stranger's model is consistent
+        processor.save_pretrained(model)
+        config = model / "config.json"
+        after = processor.fingerprint["chat_template"]
+        config.write_text(config.read_text().replace(before, after))
+        with closing(Server(package, "--mllm", str(model))) as server:
+            asked = question().replace(b"crab", b"endless")
+            attackers = [lambda: server.post(asked)] * 2
+            return under_attack(
+                server, Attack(attackers, "400 stopped after 10 s"), _normal(server)
+            )
 
 
 def stopped(server: Server) -> dict[str, Any]:
@@ -257,7 +246,7 @@ def stopped(server: Server) -> dict[str, Any]:
         started = time.perf_counter()
         rest = response.read()
     whole = first.startswith(b"data:") and rest.endswith(b"data: [DONE]\n\n")
-    status = server.process.wait(_PATIENCE_S)
+    status = server.process.wait(PATIENCE_S)
     return {
         "told": ["whole" if whole else "cut"],
         "status": status,
@@ -270,31 +259,28 @@ def _normal(server: Server) -> Callable[[], str]:
 
 
 def main(argv: list[str]) -> None:
-    """Attacks the server with each body in turn and writes a table."""
+    """Attacks the server in each way in turn and writes a table."""
     parser = ArgumentParser(prog="serve_abuse", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--package", type=Path, default=_ROOT, help="checkout of the server")
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--bodies", nargs="*", default=list(BODIES), choices=list(BODIES))
+    parser.add_argument("--only", nargs="*", default=list(ATTACKS), choices=list(ATTACKS))
     arguments = parser.parse_args(argv)
-    server = Server(arguments.package)
     rows: dict[str, Any] = {}
-    attacks: dict[str, Callable[[], dict[str, Any]]] = {
-        name: partial(huge_bodies, server, name, arguments.clients) for name in arguments.bodies
-    }
-    attacks["half-open connections"] = lambda: half_open(server, 900, 12)
-    attacks["dripping bodies"] = lambda: dripping(server, 17)
-    attacks["SIGTERM"] = lambda: stopped(server)
-    try:
-        quiet = max(server.health_seconds() for _ in range(100))
-        print(f"worst of 100 quiet health checks: {quiet:.3f} s", flush=True)
-        for name, attack in attacks.items():
-            rows[name] = attack()
-            print(f"{name:22} {rows[name]}", flush=True)
-    finally:
-        server.stop()
+    for name, came in _in_turn(arguments.package, arguments.only):
+        rows[name] = came
+        print(f"{name:40} {came}", flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def _in_turn(package: Path, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    with closing(Server(package)) as server:
+        quiet = max(server.health_seconds() for _ in range(100))
+        yield "100 health checks", {"worst_health_s": round(quiet, 3)}
+        for name in names:
+            yield name, dataclasses.asdict(attacked(server, name))
+        yield "SIGTERM", stopped(server)
+    yield "hostile template", dataclasses.asdict(hostile_template(package))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
                 results[f"{name}, {count} clients"] = compared(sides, count, pictures, arguments)
         finally:
             for server in sides.values():
-                server.stop()
+                server.close()
     save_samples(arguments.output, machine, results)
 
 

@@ -13,6 +13,7 @@ import pytest
 from cloc_mllm import cli
 from cloc_mllm.evaluation.commands import main, normalised
 from cloc_mllm.evaluation.rows.files import read_predictions, read_references
+from cloc_mllm.extras import install_command
 from tests.evaluation.helpers import write_lines
 from tests.evaluation.predictors.test_judge import FakeJudge, fake
 
@@ -231,6 +232,6 @@ def test_without_the_plots_library_nothing_is_answered(tmp_path, monkeypatch, ca
     arguments = ["--tasks", "[text_to_box]", "--limit", "1", "--output_dir", str(out)]
     assert cli.main(["eval", *arguments]) == 2
     assert capsys.readouterr().err == (
-        "cloc-mllm: error: matplotlib is not installed; run: pip install 'cloc-mllm[eval]'\n"
+        f"cloc-mllm: error: matplotlib is not installed; run: {install_command('eval')}\n"
     )
     assert not out.exists()

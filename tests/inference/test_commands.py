@@ -153,6 +153,19 @@ def test_ask_about_a_box_says_what_a_chat_answers(picture, roi_mllm_dir, capsys,
         assert written["boxes"][0]["box_px"] == [24, 12, 48, 36]
 
 
+def test_ask_draws_nothing_where_there_is_no_box(picture, mllm_dir, monkeypatch, capsys):
+    from cloc_mllm.inference import chat
+    from cloc_mllm.inference.results import Answer
+
+    none = Boxes.normalized([], (96, 48))
+    answer = Answer("", none, torch.zeros(0), [], None, "not_a_box")
+    monkeypatch.setattr(chat, "answer_chat", lambda *_: answer)
+    for output, written in (("ask.png", False), ("ask.json", True)):
+        assert main(["ask", picture, "why?", "--mllm", str(mllm_dir), "--output", output]) == 0
+        assert Path(output).is_file() == written
+        assert (f": {output}" in capsys.readouterr().out) == written
+
+
 def test_ground_writes_json(picture, cloc_dir, capsys):
     options = ["--model", str(cloc_dir), "--output", "found.json"]
     assert main(["ground", picture, "the crab", "a boat", *options]) == 0
