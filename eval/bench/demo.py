@@ -1,6 +1,7 @@
 """What a second question about a picture costs, as a share of the first: CPU time in the models.
 
     python eval/bench/demo.py --model photos
+    python eval/bench/demo.py --model photos --mllm photos    # with its language model, too
     python eval/bench/demo.py --model scenes
     python eval/bench/demo.py --architecture ViT-B-16    # untrained; the time is a trained one's
 
@@ -43,12 +44,14 @@ _BOXES = (((0.1, 0.2), (0.6, 0.9)), ((0.3, 0.1), (0.9, 0.5)))
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(prog="demo.py", description="Measure the demo's second question.")
     parser.add_argument("--model", choices=["photos", "scenes"], default="photos")
+    parser.add_argument("--mllm", default="", help="a language model; that of scenes with scenes")
     parser.add_argument("--architecture", default="", help="an open_clip architecture, untrained")
     parser.add_argument("--samples", type=int, default=40)
     args = parser.parse_args(argv)
     if 2 * (args.samples + 2) > len(_PHRASES):
         parser.error(f"--samples {args.samples}: there are phrases for {len(_PHRASES) // 2 - 2}")
-    engine = _engine(args.model, args.architecture)
+    mllm = args.mllm or ("scenes" if args.model == "scenes" else "")
+    engine = _engine(args.model, mllm, args.architecture)
     strokes = [Stroke("box", corners) for corners in _BOXES]
     names = () if engine.cloc.phrases is not None else ("a man", "a dog", "a bus")
     questions: dict[str, Callable[[Picture, int], Iterable[object]]] = {
@@ -60,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _engine(model: str, architecture: str) -> DemoEngine:
+def _engine(model: str, mllm: str, architecture: str) -> DemoEngine:
     if not architecture:
-        return DemoEngine(*load_predictors(model, "scenes" if model == "scenes" else ""))
+        return DemoEngine(*load_predictors(model, mllm))
     config = resolve_model(
         ModelConfig(
             architecture=architecture,
