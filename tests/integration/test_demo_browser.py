@@ -530,9 +530,8 @@ def use_data(hand: Hand) -> None:
 
 
 def light_up(hand: Hand, answers: str) -> None:
-    phrase = hand.page.locator(f"{answers} .phrase").first
-    hand.press(phrase)
-    sync_api.expect(phrase).to_have_attribute("aria-pressed", "true")
+    hand.press(hand.page.locator(f"{answers} .phrase").first)
+    hand.page.locator(f"{answers} .phrase[aria-pressed=true]").wait_for()
 
 
 TABS = {
