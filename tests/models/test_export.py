@@ -44,6 +44,21 @@ def test_nothing_is_overwritten(cloc_directory: Path, capsys: pytest.CaptureFixt
     assert f"{taken} already exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("target", "library", "use"),
+    [
+        ("open_clip", "open_clip", "open_clip.create_model_from_pretrained"),
+        ("hf-clip", "transformers", "CLIPVisionModelWithProjection.from_pretrained"),
+        ("safetensors", "safetensors", "load_file"),
+    ],
+)
+def test_the_card_says_what_loads_it(
+    target: str, library: str, use: str, cloc_directory: Path
+) -> None:
+    card = (export(cloc_directory, target) / "README.md").read_text()
+    assert f"library_name: {library}\n" in card and use in card
+
+
 def test_open_clip_loads_it_and_gives_the_same_features(cloc_directory: Path) -> None:
     out = export(cloc_directory, "open_clip")
     theirs, transform = open_clip.create_model_from_pretrained(f"local-dir:{out}")
