@@ -79,9 +79,7 @@ def write_run_card(
     _write(directory, _front(is_mllm), name, _head(is_mllm), _use(code) | sections)
 
 
-def write_export_card(
-    directory: Path, source: Path, *, library: str = "", use: str = "", licence: str = ""
-) -> None:
+def write_export_card(directory: Path, source: Path, *, library: str = "", use: str = "") -> None:
     """Writes the card of a model that was made from another, whose knowledge and scores it has.
 
     Args:
@@ -89,7 +87,6 @@ def write_export_card(
             over.
         library: what loads the new model, by the hub's name; "" is this package.
         use: how, in Python; "" as this package does.
-        licence: of the weights, by the hub's name; "" is that of the source's card.
     """
     cards = [path for path in (source / CARD_NAME, source / "model" / CARD_NAME) if path.is_file()]
     text = cards[0].read_text(encoding="utf-8") if cards else ""
@@ -100,11 +97,9 @@ def write_export_card(
     knows, _, _ = SHIPPED_MODELS.get(name, _KNOWS).partition("; ")
     sections = {"What it knows": knows} | _sections(text)
     sections["Made from"] = f"`{name}`, by cloc-mllm {__version__}."
-    if licence:
-        sections.pop("Licence", None)
     is_mllm = _is_mllm(directory)
     code = use or (_MLLM_USE if is_mllm else _CLOC_USE)
-    front = _front(is_mllm, licence or (given[1] if given else "unknown"), library or _LIBRARY)
+    front = _front(is_mllm, given[1] if given else "unknown", library or _LIBRARY)
     _write(directory, front, name, _head(is_mllm), _use(code) | sections)
 
 

@@ -47,7 +47,11 @@ def run_script(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
         ("eval/run.py", "--limt 1", "there is no setting limt; did you mean limit?"),
         ("eval/run.py", "rec --bogus 1", "there is no setting bogus"),
         ("eval/run.py", "no_task", "unknown task 'no_task'"),
-        ("eval/run.py", "--cloc nowhere --output_dir {file}x", "nowhere is no CLOC model"),
+        (
+            "eval/run.py",
+            "--cloc nowhere --mllm none --output_dir {file}x",
+            "nowhere is no CLOC model",
+        ),
         ("eval/run.py", "score --task rec --predictions no --references no", "directory: no"),
         ("demo/app.py", "--bogus 1", "there is no setting bogus"),
         ("eval/bench/step.py", "--data nowhere", "nowhere"),

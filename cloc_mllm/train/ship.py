@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from cloc_mllm.card import write_export_card
 from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.data.parquet import load_records
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
@@ -19,11 +18,10 @@ from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor, 
 from cloc_mllm.mllm.adapter import PARTS, VISION, save_adapter
 from cloc_mllm.mllm.assembled import LANGUAGE_MODEL
 from cloc_mllm.models.build import load_cloc, save_cloc
-from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS, find_model
+from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS
 from cloc_mllm.train.export import load_trained
 
 NUM_PHRASES = 3000
-_LICENCE = "apache-2.0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +72,6 @@ def ship_adapter(run_dir: Path, directory: Path) -> None:
         if not torch.allclose(held, tensor, rtol=2**-7, atol=1e-6):
             raise ValueError(f"{run_dir} has another vision encoder than the CLOC shipped: {name}")
     save_file(parts, directory / PARTS)
-    write_export_card(directory, run_dir, licence=_LICENCE)
 
 
 def ship_models(arguments: Namespace, directory: Path) -> None:
@@ -89,9 +86,7 @@ def ship_models(arguments: Namespace, directory: Path) -> None:
     for kind in ("cloc", "mllm"):  # not before what comes in their place is there
         shutil.rmtree(directory / kind, ignore_errors=True)
     save_cloc(model, directory / "cloc", config, tokenizer, dtype=torch.float16, pack_tables=True)
-    write_export_card(directory / "cloc", find_model("cloc", arguments.cloc), licence=_LICENCE)
     if phrases is not None:
         phrases.save(directory / "cloc")
     if mllm is not None and processor is not None:
         merge_and_save(mllm, processor, directory / "mllm", dtype=torch.float16)
-        write_export_card(directory / "mllm", Path(arguments.mllm), licence=_LICENCE)
