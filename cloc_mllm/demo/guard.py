@@ -7,6 +7,8 @@ load nothing from anywhere but this server.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -18,6 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 1_000_000  # of everything but uploads, whose limit is Gradio's max_file_size
+_JOINS_AT_ONCE = 4  # each holds the event loop for milliseconds; others come in between
 _ROUTES_TO_ELSEWHERE = ("/file=http", "/proxy=", "/process_recording", "/vibe-")
 # Gradio's own page needs inline scripts and evaluates its templates
 _CONTENT_POLICY = (
@@ -31,6 +34,7 @@ class RequestGuard:
 
     def __init__(self, app: App) -> None:
         self.app = app
+        self._joining = asyncio.Semaphore(_JOINS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -49,7 +53,9 @@ class RequestGuard:
                 await _refuse(send, 400, "a picture must be uploaded; addresses are not fetched")
                 return
             receive = _replay(body, receive)
-        await self.app(scope, receive, _with_policy(send))
+        is_question = path.endswith("/queue/join")
+        async with self._joining if is_question else contextlib.nullcontext():
+            await self.app(scope, receive, _with_policy(send))
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes | None:

@@ -3,6 +3,7 @@ client is told, and what a normal client sees meanwhile. `serve_abuse` and `demo
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -15,18 +16,24 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 PATIENCE_S = 600
 HEALTH_BAR_S = 0.5
 _PEAK_BAR_MB, _KEPT_BAR_MB = 300, 100
-# in a process of its own, which does not wait for the attackers' threads
+# in a process of its own, which does not wait for the attackers' threads, and from an address of
+# its own, which does not lose its connections for theirs
 _PROBE = f"""
-import select, sys, time, urllib.request
+import http.client, select, sys, time
 worst, is_over = 0.0, False
 while not is_over:
     started = time.perf_counter()
-    urllib.request.urlopen(sys.argv[1], timeout={PATIENCE_S}).read()
+    own = ("127.0.0.3", 0)
+    line = http.client.HTTPConnection(sys.argv[1], timeout={PATIENCE_S}, source_address=own)
+    line.request("GET", sys.argv[2])
+    line.getresponse().read()
+    line.close()
     worst = max(worst, time.perf_counter() - started)
     print(worst, flush=True)
     is_over = bool(select.select([sys.stdin], [], [], 0.02)[0])
@@ -164,10 +171,12 @@ def _visits(normal: Callable[[], str], over: threading.Event) -> list[tuple[str,
 
 @contextmanager
 def _probed(server: Process) -> Iterator[list[float]]:
-    """Asks for the health during the block; gives the seconds of the worst checks after it."""
+    """Asks for the health during the block; gives the seconds of the worst checks after it, which
+    are infinite if one was not answered."""
+    url = urlsplit(server.health)
     waits: list[float] = []
     with subprocess.Popen(
-        [sys.executable, "-c", _PROBE, server.health],
+        [sys.executable, "-c", _PROBE, url.netloc, url.path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -176,3 +185,5 @@ def _probed(server: Process) -> Iterator[list[float]]:
         waits.append(float(probe.stdout.readline()))  # it has started
         yield waits
         waits += map(float, probe.communicate()[0].split())
+    if probe.returncode:
+        waits.append(math.inf)

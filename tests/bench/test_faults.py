@@ -30,7 +30,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
             lambda bench: faults.signals(bench, ["deepspeed"], [signal.SIGHUP]), id="signal"
         ),
         pytest.param(lambda bench: faults.lost_ranks(bench, ["deepspeed"], ["dead"]), id="rank"),
-        pytest.param(lambda bench: faults.disks(bench, ["stage1", "tiny-llm", "data"]), id="disks"),
+        pytest.param(lambda bench: faults.disks(bench, ["stage1", "data"]), id="disks"),
         pytest.param(faults.same_directory, id="directory"),
         pytest.param(faults.spikes, id="spikes"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -88,3 +89,26 @@ def test_page_may_load_from_this_server_only(client: TestClient) -> None:
     policy = client.get("/").headers["content-security-policy"]
     assert policy.startswith("default-src 'self'")
     assert "http" not in policy
+
+
+def test_few_questions_at_once_join_the_line() -> None:
+    now, most = 0, 0
+
+    async def app(scope, receive, send) -> None:
+        nonlocal now, most
+        now, most = now + 1, max(most, now + 1)
+        await asyncio.sleep(0.01)
+        now -= 1
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def crowd(path: str) -> int:
+        nonlocal most
+        most, guard = 0, RequestGuard(app)
+        scope = {"type": "http", "path": path, "method": "POST"}
+        await asyncio.gather(*[guard(scope, receive, None) for _ in range(20)])
+        return most
+
+    assert asyncio.run(crowd("/gradio_api/queue/join")) == 4
+    assert asyncio.run(crowd("/gradio_api/upload")) == 20
