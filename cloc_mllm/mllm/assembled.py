@@ -6,8 +6,12 @@ The result is a plain model directory in the user's cache, which all commands lo
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,12 +48,24 @@ def assembled(adapter: Path) -> Path:
         f"putting the {adapter.parent.name} adapter onto {LANGUAGE_MODEL}, once, into {directory}",
         file=sys.stderr,
     )
-    language_model, cloc = built_on(adapter)
-    model, processor = load_adapter(adapter, language_model=language_model, cloc=cloc)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(directory) as partial:
+    with _libraries_quiet(), whole_directory(directory) as partial:
+        language_model, cloc = built_on(adapter)
+        model, processor = load_adapter(adapter, language_model=language_model, cloc=cloc)
         merge_and_save(model, processor, partial, dtype=torch.bfloat16)
     return directory
+
+
+@contextmanager
+def _libraries_quiet() -> Iterator[None]:
+    """Keeps from users what peft, DeepSpeed and bitsandbytes say of each other on the way."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def built_on(adapter: Path) -> tuple[str, str | Path]:
