@@ -292,10 +292,10 @@ def test_questions_keep_the_region(page, demo: Demo) -> None:
             "", timeout=demo.patience_ms
         )
         assert question in page.locator("#replies").inner_text()
-        assert page.locator("#surface svg .asked").count() == 1
+        sync_api.expect(page.locator("#surface svg .asked")).to_have_count(1)
     page.locator("#surface .clear").click()
     page.locator("#named .hint").wait_for()
-    assert page.locator("#surface svg .asked").count() == 0
+    sync_api.expect(page.locator("#surface svg .asked")).to_have_count(0)
 
 
 def test_the_pen_works_by_keys(page) -> None:

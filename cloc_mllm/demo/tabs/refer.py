@@ -16,6 +16,9 @@ from cloc_mllm.demo.stage import PRIVATE, Stage, required, required_stroke, visi
 from cloc_mllm.demo.strokes import Stroke, read_stroke
 from cloc_mllm.demo.surface import show
 
+# drawings and clearings are taken in the order in which they came
+_STROKES = "strokes"
+
 Talk = tuple[tuple[str, str], ...]
 
 
@@ -65,14 +68,17 @@ def refer_tab(stage: Stage, tabs: gr.Tabs) -> None:
         trigger_mode="multiple",
         show_progress="hidden",
         api_visibility="private",
+        concurrency_id=_STROKES,
     ).success(ask_unless_gone, **rank, trigger_mode="multiple")
     names.submit(ask_names, **rank)
     stage.surface.cleared(
         clear,
         stage.picture,
         [stage.stroke, stage.surface, named, replies, talk],
+        trigger_mode="multiple",
         show_progress="hidden",
         api_visibility="private",
+        concurrency_id=_STROKES,
     )
     stage.on_picture(lambda _: (answers.REFER_HINT, "", ()), [named, replies, talk])
 
