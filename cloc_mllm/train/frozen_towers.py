@@ -28,7 +28,7 @@ from cloc_mllm.data.tokenizer import TextTokenizer
 from cloc_mllm.distributed import all_reduce_sum, barrier, is_main, rank, world_size
 from cloc_mllm.models.cloc import Cloc
 from cloc_mllm.stopping import become_loader_worker
-from cloc_mllm.train.data_order import DataOrder, iterate, sample_seed
+from cloc_mllm.train.data_order import DataOrder, choose_workers, iterate, sample_seed
 from cloc_mllm.train.engine import start_processes
 
 _IMAGES = 32  # encoded at a time
@@ -121,7 +121,7 @@ def _fill_pictures(  # noqa: PLR0913  the parts of one loop
         _Variants(dataset, seen[rank() :: world_size()]),  # type: ignore[arg-type]
         _IMAGES,
         collate_fn=_Missing(cache, collator),
-        num_workers=config.data.num_workers,
+        num_workers=choose_workers(config.data.num_workers),
         worker_init_fn=become_loader_worker,
     )
     device = next(encoder.parameters()).device

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from cloc_mllm.config import ModelConfig, Stage1Config, Stage1OptimConfig
+from cloc_mllm.config import ModelConfig, Stage1Config, Stage1DataConfig, Stage1OptimConfig
 from cloc_mllm.data.records import Record
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.text_encoder import TextEncoder
@@ -52,7 +52,9 @@ def curve(output_dir: Path) -> list[list[float]]:
 
 def test_it_learns_the_same_and_leaves_the_towers_alone(inputs: Path, tmp_path: Path) -> None:
     run_stage1(frozen_config(inputs, tmp_path / "plain", None))
-    run_stage1(frozen_config(inputs, tmp_path / "kept", tmp_path / "cache"))
+    kept = frozen_config(inputs, tmp_path / "kept", tmp_path / "cache")
+    kept.data.num_workers = Stage1DataConfig.num_workers  # the default is no number of processes
+    run_stage1(kept)
     # pictures and texts are encoded in batches of other sizes, whose products round otherwise
     expected = torch.tensor(curve(tmp_path / "plain"))
     torch.testing.assert_close(torch.tensor(curve(tmp_path / "kept")), expected, atol=2e-5, rtol=0)
