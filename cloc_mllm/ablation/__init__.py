@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, run_cell
@@ -47,8 +47,11 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
     test = records_to_score(config.test)
     with ThreadPoolExecutor(config.jobs) as pool:
         jobs = [pool.submit(_run_and_tell, cell, test, config.jobs) for cell in chosen]
-        for job in jobs:
-            job.result()
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:  # a failure, or Ctrl-C: no other cell begins
+            pool.shutdown(wait=False, cancel_futures=True)
     rows = summarize(config, cells)
     directory = Path(config.output_dir)
     write_summary(rows, config, directory)

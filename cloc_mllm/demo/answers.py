@@ -108,7 +108,8 @@ def named_html(named: Named) -> str:
             "for your drawing.</p>"
         )
     parts.append(
-        f"<p>Closest of {named.num_names} names, by {CLOC}; a ranking, not an answer in words.</p>"
+        f"<p>Likeliest of {named.num_names} names, by {CLOC}; a ranking, not an answer in "
+        "words.</p>"
     )
     parts.append(names_html(named.closest, named.measure))
     return "".join(parts) + _timing(named.encode_ms)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from cloc_mllm.ablation import main
-from cloc_mllm.ablation.cells import build_cells
+from cloc_mllm.ablation import main, run_ablation
+from cloc_mllm.ablation.cells import Cell, build_cells
 from cloc_mllm.ablation.config import AblationArm, AblationConfig
 from cloc_mllm.ablation.summary import Estimate, Row, estimate, verdict
 from cloc_mllm.data.parquet import write_records
@@ -114,3 +114,23 @@ def test_a_table_is_made_and_goes_on_where_it_was(
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 10_000
     assert main([*arguments, "--settings", '{"run.steps": 1}', "--only", "[CLOC]"]) == 0
     assert "CLOC, seed 0: its settings changed, so it is trained anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [ValueError("no records"), KeyboardInterrupt()])
+def test_after_a_cell_that_failed_no_other_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    write_records(generate_scenes(2, split="test", long_side=64), tmp_path / "test")
+    begun = []
+
+    def run_cell(cell: Cell, *_: object, **__: object) -> None:
+        begun.append(cell.name)
+        raise error
+
+    monkeypatch.setattr("cloc_mllm.ablation.run_cell", run_cell)
+    config = AblationConfig(
+        base="b.yaml", arms=ARMS, train="records", test=str(tmp_path / "test"), output_dir="out"
+    )
+    with pytest.raises(type(error)):
+        run_ablation(config)
+    assert 1 <= len(begun) <= 2  # of six; the pool may have taken the next one already
