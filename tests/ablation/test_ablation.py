@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from cloc_mllm.ablation.summary import Estimate, Row, estimate, verdict
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
+from cloc_mllm.stopping import StopRequest, wait_for
 from tests.train.tiny_stage1 import tiny_config, write_tiny_inputs
 
 ARMS = [
@@ -116,21 +121,44 @@ def test_a_table_is_made_and_goes_on_where_it_was(
     assert "CLOC, seed 0: its settings changed, so it is trained anew" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("error", [ValueError("no records"), KeyboardInterrupt()])
-def test_after_a_cell_that_failed_no_other_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+def test_after_a_cell_that_failed_or_a_signal_no_other_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_records(generate_scenes(2, split="test", long_side=64), tmp_path / "test")
     begun = []
 
     def run_cell(cell: Cell, *_: object, **__: object) -> None:
         begun.append(cell.name)
-        raise error
+        if cell.seed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            raise ValueError("no records")
 
     monkeypatch.setattr("cloc_mllm.ablation.run_cell", run_cell)
     config = AblationConfig(
         base="b.yaml", arms=ARMS, train="records", test=str(tmp_path / "test"), output_dir="out"
     )
-    with pytest.raises(type(error)):
+    with pytest.raises(ValueError, match="no records"):
         run_ablation(config)
     assert 1 <= len(begun) <= 2  # of six; the pool may have taken the next one already
+    begun.clear()
+    assert run_ablation(dataclasses.replace(config, seeds=[1, 2, 3])) == 128 + signal.SIGTERM
+    assert 1 <= len(begun) <= 2
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_signal_is_handed_on_to_the_training(tmp_path: Path) -> None:
+    command = (
+        "import signal, sys; from pathlib import Path; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        f"Path({str(tmp_path / 'up')!r}).touch(); signal.pause()"
+    )
+    with StopRequest() as stop:
+        process = subprocess.Popen([sys.executable, "-c", command])
+
+        def stop_when_it_is_up() -> None:
+            if (tmp_path / "up").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+
+        wait_for(process, stop, stop_when_it_is_up)
+    assert process.returncode == 143 and stop.requested
