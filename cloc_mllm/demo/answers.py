@@ -107,8 +107,9 @@ def named_html(named: Named) -> str:
             "<p class='hint'>This model learnt boxes alone: it reads the dashed box that stands "
             "for your drawing.</p>"
         )
+    own = ", and how often each is said" if named.measure == "similarity" else ""
     parts.append(
-        f"<p>Likeliest of {named.num_names} names, by {CLOC}; a ranking, not an answer in "
+        f"<p>Likeliest of {named.num_names} names, by {CLOC}{own}; a ranking, not an answer in "
         "words.</p>"
     )
     parts.append(names_html(named.closest, named.measure))
