@@ -37,6 +37,7 @@ from cloc_mllm.data.conversation_sources import CHATS_ALONE, CONVERSATIONS, Conv
 from cloc_mllm.data.drop_log import KINDS, DropLog, note_line, set_aside_lines
 from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
+from cloc_mllm.data.readers.chats import WHOLE_NUMBERS
 from cloc_mllm.data.readers.photos import DEFAULTS, OTHER_FILES, UNNAMED_IMAGES, ReadOptions
 from cloc_mllm.data.readers.places import Place, Reading
 from cloc_mllm.data.records import Record
@@ -307,6 +308,8 @@ def _weigh_losses(judgement: Judgement) -> None:
         judgement.faults.append("no record has a region or a caption, no chat a turn")
     if not num_read and not judgement.faults:
         judgement.faults.append("it holds no record")
+    if log.notes[WHOLE_NUMBERS] and not log.delivered["place"]:
+        judgement.doubts.append("no box was read; what looks like one is words, see the note")
 
 
 def _weigh_boxes(judgement: Judgement, frame: str, order: BoxOrder) -> None:

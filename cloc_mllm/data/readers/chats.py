@@ -73,7 +73,7 @@ _SWIFT_FRAMES: dict[str, Frame] = {
 _SWIFT = re.compile(r"<ref-object>(?:\s*<bbox>)*|<bbox>(?:\s*<bbox>)*")
 _FERRET = re.compile(r"<bbox_location(\d{1,4})>")
 _SHIKRA = re.compile(r"<ph_st>(.*?)<ph_ed>", re.DOTALL)
-WHOLE_NUMBERS = "lists of four numbers kept as words: no boxes of the declared notation"
+WHOLE_NUMBERS = "groups of four numbers kept as words: not [x1, y1, x2, y2] of the declared --frame"
 LAST_SHOWN = "boxes of chats with several images, taken for the image shown last before them"
 
 
