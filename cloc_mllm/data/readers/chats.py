@@ -153,7 +153,7 @@ def read_chats(
     with _photos(rows, images, options, drop_log) as photos:
         for item, row in read_rows(rows, options.encoding):
             if not isinstance(row, dict):
-                drop_log.add("chat", item, "bad_row", "no JSON object")
+                drop_log.add("chat", item, "bad_row", f"no JSON object: {shown(row)}")
                 continue
             stated = id_key(row.get("id")) or id_key(row.get("question_id")) or item
             seen[stated] = seen.get(stated, 0) + 1
@@ -319,9 +319,12 @@ def stated_images(row: Row) -> list[str | bytes]:
     """Lists the names of the images of a row, and the bytes of those inside it."""
     names = _listed_images(row)
     messages = messages_of(row)
+    cut = not _has_parts(messages)
     for _, content in messages:
+        if isinstance(content, str) and "<img>" not in content:
+            continue  # most of them: this goes over each row of a large file
         try:
-            names += _pieces_of(content, 0, cut=not _has_parts(messages))[1]
+            names += _pieces_of(content, 0, cut=cut)[1]
         except TextFault:  # dropped when its turn comes
             continue
     return names
