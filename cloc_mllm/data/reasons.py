@@ -67,6 +67,9 @@ REASONS: dict[str, str] = {
     "layout",
 }
 
+# a note on chats
+NUMBERS_AS_WORDS = "groups of four numbers kept as words: no boxes of this source and its --frame"
+
 # by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {
     "crowd": "boxes around a crowd; --keep_crowd keeps them",

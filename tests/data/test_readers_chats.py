@@ -21,10 +21,10 @@ from cloc_mllm.data.readers.chat_texts import Frame
 from cloc_mllm.data.readers.chats import (
     LAST_SHOWN,
     MARKS_OF,
-    WHOLE_NUMBERS,
     read_chats,
     style_of,
 )
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.writers.chats import (
     write_llava_chats,
     write_ms_swift_chats,
@@ -136,7 +136,7 @@ def test_whole_numbers_are_noted_and_an_answer_of_them_alone_is_a_box(photos: Pa
     rows = [llava_row(ASK, "I see [20, 30, 80, 70] there."), llava_row(ASK, "[20, 30, 80, 70]")]
     chats, log = read("llava", rows, photos, "original")
     assert len(chats) == 1
-    assert log.notes[WHOLE_NUMBERS] == 1
+    assert log.notes[NUMBERS_AS_WORDS] == 1
     assert log.counts["chat"] == {"outside": 1}
     (zeros,), _ = read("llava", [llava_row(ASK, "[0, 0, 1, 1]")], photos, "original")
     assert boxes_of(zeros) == [(0, 0, 1, 1)]
@@ -147,7 +147,7 @@ def test_numbers_in_round_brackets_are_noted(box: str, photos: Path) -> None:
     rows = [llava_row(ASK, f"It is at {box}, see `{box}`.")]
     (chat,), log = read("llava", rows, photos, "pixels")
     assert not list(chat.places)
-    assert log.notes[WHOLE_NUMBERS] == 1
+    assert log.notes[NUMBERS_AS_WORDS] == 1
 
 
 @pytest.mark.parametrize(

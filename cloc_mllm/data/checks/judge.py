@@ -37,10 +37,10 @@ from cloc_mllm.data.conversation_sources import CHATS_ALONE, CONVERSATIONS, Conv
 from cloc_mllm.data.drop_log import KINDS, DropLog, note_line, set_aside_lines
 from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
-from cloc_mllm.data.readers.chats import WHOLE_NUMBERS
 from cloc_mllm.data.readers.names import is_image_name
 from cloc_mllm.data.readers.photos import DEFAULTS, OTHER_FILES, UNNAMED_IMAGES, ReadOptions
 from cloc_mllm.data.readers.places import Place, Reading
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
@@ -309,7 +309,8 @@ def _weigh_losses(judgement: Judgement) -> None:
         judgement.faults.append("no record has a region or a caption, no chat a turn")
     if not num_read and not judgement.faults:
         judgement.faults.append("it holds no record")
-    if log.notes[WHOLE_NUMBERS] and not log.delivered["place"]:
+    num_words, num_chats = log.notes[NUMBERS_AS_WORDS], log.delivered["chat"]
+    if num_words > MAX_DROP_SHARE * num_chats and not log.delivered["place"]:
         judgement.doubts.append("no box was read; what looks like one is words, see the note")
 
 

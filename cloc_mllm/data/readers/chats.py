@@ -49,6 +49,7 @@ from cloc_mllm.data.readers.photos import (
     names_of,
     open_photos,
 )
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import as_dict, as_list, id_key
 
@@ -73,7 +74,6 @@ _SWIFT_FRAMES: dict[str, Frame] = {
 _SWIFT = re.compile(r"<ref-object>(?:\s*<bbox>)*|<bbox>(?:\s*<bbox>)*")
 _FERRET = re.compile(r"<bbox_location(\d{1,4})>")
 _SHIKRA = re.compile(r"<ph_st>(.*?)<ph_ed>", re.DOTALL)
-WHOLE_NUMBERS = "groups of four numbers kept as words: not [x1, y1, x2, y2] of the declared --frame"
 LAST_SHOWN = "boxes of chats with several images, taken for the image shown last before them"
 
 
@@ -412,7 +412,7 @@ class _Lift:
             )
         if photo is not None:
             left = sum(num_brackets(of.text) for of in pieces if of.kind == "words")
-            self.drop_log.note(WHOLE_NUMBERS, left, example=self.told.id)
+            self.drop_log.note(NUMBERS_AS_WORDS, left, example=self.told.id)
         if self.has_several and style.source != "ms-swift":
             num_boxes = sum(bool(of.boxes or of.points) for of in pieces)
             self.drop_log.note(LAST_SHOWN, num_boxes, example=self.told.id)
