@@ -183,6 +183,8 @@ def _message(error: Exception) -> str | None:
         if extra is None:
             return None
         return f"{package} is not installed; run: {install_command(extra)}"
+    if isinstance(error, OSError) and error.errno is None and str(error):
+        return " ".join(str(error).split())  # Transformers': no such model, no network
     if not isinstance(error, USER_ERRORS):
         return None
     if isinstance(error, OSError) and error.filename is not None:

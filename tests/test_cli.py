@@ -81,6 +81,10 @@ def test_no_status_is_success(fake_command) -> None:
         ),
         (FileNotFoundError("no shards in runs/x"), "no shards in runs/x"),
         (PermissionError(13, "Permission denied", "/x"), "Permission denied: /x"),
+        (  # as Transformers says it
+            OSError("We couldn't connect to 'https://huggingface.co'.\nCheck your connection."),
+            "We couldn't connect to 'https://huggingface.co'. Check your connection.",
+        ),
         (
             ModuleNotFoundError("No module named 'gradio.themes'", name="gradio.themes"),
             f"gradio is not installed; run: {install_command('demo')}",

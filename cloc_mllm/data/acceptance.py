@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cloc_mllm.data.drop_log import KINDS, DropLog
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.records import Record
 
 
@@ -42,6 +43,17 @@ def refuse_no_regions(drop_log: DropLog) -> None:
         f"{num_read:,}), and there are {num_captions:,} captions; nothing was written. Name the "
         "annotations, or allow it with --allow_no_regions (allow_no_regions)"
     )
+
+
+def refuse_no_places(drop_log: DropLog, max_drop_share: float) -> None:
+    """Refuses chats without a box where more of them than allowed have what looks like one."""
+    num_words, num_chats = drop_log.notes[NUMBERS_AS_WORDS], drop_log.delivered["chat"]
+    if num_words > max_drop_share * num_chats and not drop_log.delivered["place"]:
+        raise RefusedBuildError(
+            f"no box was read, while {num_words:,} groups of four numbers stayed words; nothing "
+            "was written. Take the source and --frame that `cloc-mllm data doctor` names, write "
+            "boxes as that source does, or allow it with --allow_no_regions (allow_no_regions)"
+        )
 
 
 def refuse_nothing_to_learn(

@@ -29,7 +29,7 @@ summary and drops.jsonl (in the directory) say what was found and what would hav
 a declared rule leaves out (crowds, other splits) is set aside and is no loss. The directory
 appears only when it is whole.
 
-Options may be typed with hyphens, too (--max_drop_share), and cut short (--out).
+Options may be typed with hyphens, too (--max-drop-share), and cut short (--out).
 
 exit status: 0 done; 2 wrong input, more than --max_drop_share of any kind (records, regions,
 expressions, captions; chats, turns, places) dropped, or nothing to learn from
@@ -76,7 +76,8 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow_no_regions",
         action="store_true",
-        help="write a set without any region, also where regions were read or captions are none",
+        help="write a set without any region, also where regions were read or captions are none; "
+        "chats without any box, also where their words have groups of four numbers",
     )
     parser.set_defaults(run=_run)
 
@@ -99,13 +100,13 @@ def _run(args: argparse.Namespace) -> None:
         "arguments": arguments,
         "drop_log": drop_log,
         "max_drop_share": args.max_drop_share,
+        "allow_no_regions": args.allow_no_regions,
     }
     try:
         if is_chats:
             write_chats(items, args.output_dir, **shared)
         else:
-            allow = args.allow_no_regions
-            write_records(items, args.output_dir, allow_no_regions=allow, **shared)
+            write_records(items, args.output_dir, **shared)
     except RefusedBuildError:
         _print(drop_log)
         if drop_log.drops:
@@ -127,9 +128,9 @@ def _add_auto(sources: Any) -> None:
     auto = sources.add_parser(
         "auto",
         help="whatever lies at PATH, if exactly one reading fits",
-        description="Runs `data doctor`, says what it takes the files for and why, and builds "
-        "them where exactly one reading fits. Where several or none do, it lists them with the "
-        "command of each and builds nothing.",
+        description="Runs `data doctor`, says what it takes the files for and why, and builds\n"
+        "them where exactly one reading fits. Where several or none do, it lists them with\n"
+        "the command of each and builds nothing.",
     )
     auto.add_argument("path", metavar="PATH", type=Path, help="file, folder, zip or tar")
     auto.add_argument(

@@ -82,8 +82,9 @@ def open_image(
     - The first frame of an animation is taken.
 
     Args:
-        source: a path; the bytes of a JPEG, PNG or WebP file; a PIL image; or a uint8 array of
-            upright pixels, H x W (grey), H x W x 3 (RGB) or H x W x 4 (RGBA).
+        source: a path, of a file of `FILE_FORMATS`; the bytes of a JPEG, PNG or WebP file; a PIL
+            image; or a uint8 array of upright pixels, H x W (grey), H x W x 3 (RGB) or H x W x 4
+            (RGBA).
         name: what an error calls the image, such as a record's id; by default its path.
         wanted_side: length in pixels that the long side will be resized to. A JPEG file may then
             come at 1/2, 1/4 or 1/8 of its size (each side rounded up), which
@@ -96,11 +97,13 @@ def open_image(
             page named .jpg, another kind of object), `image_too_large` (over `MAX_IMAGE_PIXELS`)
             or `broken_image`.
     """
+    formats: tuple[str, ...] = IMAGE_FORMATS
     if isinstance(source, (str, Path)):
         name = name or str(source)
         source = _read(source, name)
+        formats = FILE_FORMATS
     name = name or type(source).__name__
-    image = _undecoded(source, name)
+    image = _undecoded(source, name, formats)
     _check_size(image, name)
     try:
         if wanted_side is not None and isinstance(source, bytes):
@@ -281,14 +284,14 @@ def _read(path: str | Path, name: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def _undecoded(source: object, name: str) -> Image.Image:
+def _undecoded(source: object, name: str, formats: tuple[str, ...]) -> Image.Image:
     if isinstance(source, Image.Image):
         _refuse_floats(source, name)
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     if isinstance(source, bytes):
-        return _from_file(source, name, IMAGE_FORMATS)
+        return _from_file(source, name, formats)
     raise ImageError(
         name,
         "not_an_image",
@@ -318,8 +321,11 @@ def _what_else(data: bytes, formats: tuple[str, ...]) -> str:
 
 
 def _kind_of(data: bytes) -> str:
+    if is_heic(data):
+        return "a HEIC photo"
     try:
-        return f"a {_open(data, FILE_FORMATS).format} file"
+        kind = _open(data, FILE_FORMATS).format
+        return f"{'an' if kind == 'AVIF' else 'a'} {kind} file"
     except (UnidentifiedImageError, *_BOMB_ERRORS, *_DECODE_ERRORS):
         start = data[:12].decode("latin-1")
         is_text = start.isascii() and start.isprintable()

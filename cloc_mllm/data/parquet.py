@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from cloc_mllm import __version__
 from cloc_mllm.card import write_data_card
-from cloc_mllm.data.acceptance import refuse_lossy_build, refuse_no_regions
+from cloc_mllm.data.acceptance import refuse_lossy_build, refuse_no_places, refuse_no_regions
 from cloc_mllm.data.chats import Chat
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.records import SCHEMA_VERSION, Record
@@ -93,7 +93,7 @@ def write_records(  # noqa: PLR0913  what a build can be told
     )
 
 
-def write_chats(
+def write_chats(  # noqa: PLR0913  what a build can be told
     chats: Iterable[Chat],
     directory: str | Path,
     *,
@@ -101,9 +101,10 @@ def write_chats(
     arguments: dict[str, Any] | None = None,
     drop_log: DropLog | None = None,
     max_drop_share: float = 1.0,
+    allow_no_regions: bool = True,
 ) -> int:
     """Write chats (already through `validate_chat`) as a new data set; see `write_records`."""
-    account = _Account(arguments or {}, drop_log or DropLog(), max_drop_share)
+    account = _Account(arguments or {}, drop_log or DropLog(), max_drop_share, allow_no_regions)
     return _write_set("chats", chats, Path(directory), shard_size, account)
 
 
@@ -133,8 +134,10 @@ def _write_set(
         files = _write_shards(kind, items, partial, shard_size)
         num_rows = sum(file["rows"] for file in files)
         refuse_lossy_build(num_rows, drop_log, account.max_drop_share)
-        if not account.allow_no_regions:
+        if not account.allow_no_regions and kind == "records":
             refuse_no_regions(drop_log)
+        elif not account.allow_no_regions:
+            refuse_no_places(drop_log, account.max_drop_share)
         drop_log.write(partial / DROPS_NAME)
         contents = {
             "kind": kind,

@@ -38,7 +38,8 @@ REASONS: dict[str, str] = {
     "Label Studio differ in what it is then measured in; draw it again",
     # texts
     "empty_text": "a text with at least one visible character: a class name, phrase or caption",
-    "bad_text": "a text that UTF-8 can write; name the file's encoding with --encoding",
+    "bad_text": "a text (no null, number or list) that UTF-8 can write; name the file's encoding "
+    "with --encoding",
     "text_too_long": "a text of at most 2,000 characters",
     # links between lists
     "unknown_category": "a class that the list of classes has; give the list that belongs to the "
@@ -65,6 +66,9 @@ REASONS: dict[str, str] = {
     "other_layout": "the layout of this source; convert the rows, or choose the source of their "
     "layout",
 }
+
+# a note on chats
+NUMBERS_AS_WORDS = "groups of four numbers kept as words: no boxes of this source and its --frame"
 
 # by reason: what a declared rule leaves out, and the option that keeps it
 SET_ASIDE: dict[str, str] = {

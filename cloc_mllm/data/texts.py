@@ -18,7 +18,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import yaml
 
@@ -32,6 +32,9 @@ _BOMS = (  # UTF-32's little-endian mark starts with UTF-16's
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _MAX_CELL = 64 << 20  # characters of a CSV cell; Python's own limit is 131,072
+_CHUNK = 1 << 20  # characters of a JSON list that are read at once
+_DECIMAL_COMMA = re.compile(r"^(\s*[-+]?\d+),(\d+\s*)$", re.ASCII)
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at characters inside texts
 _XML_DECLARATION = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
 
@@ -106,10 +109,12 @@ def read_rows(
 ) -> Iterator[tuple[str, Any]]:
     """Reads (id for messages, row) of a JSON list, of JSON lines, or of a CSV file with a header.
 
-    A line that is no JSON is None. `.csv` and `.tsv` count in any letter case, and a `.csv` whose
-    header has semicolons and no comma is one of those (Excel's in many countries); a JSON list
-    shows by its first character. A cell that is missing at the end of a line is None; what a line
-    has beyond the columns stands under None.
+    A list is read item by item, so that one of gigabytes needs little memory; it shows by its first
+    character. A comma behind a line is taken off; a line that is no JSON is the text that it is.
+    `.csv` and `.tsv` count in any letter case, and a `.csv` whose header has semicolons and no
+    comma is one of those (Excel's in many countries, whose decimal commas become points). A cell
+    that is missing at the end of a line is None; what a line has beyond the columns stands under
+    None.
 
     Args:
         delimiter: of a CSV file, whatever its suffix; "" is what suffix and header say.
@@ -117,7 +122,7 @@ def read_rows(
 
     Raises:
         ValueError: another encoding, two columns of one name, or a file that starts as a JSON list
-            and is none.
+            and is none, which may show only behind its first rows.
     """
     suffix = Path(path).suffix.lower()
     if suffix in (".csv", ".tsv") or delimiter:
@@ -128,13 +133,18 @@ def read_rows(
         start, name = _encoding_of(file.read(4), encoding)
         file.seek(start)
         if file.read(4096).decode(name, "ignore").lstrip().startswith("["):
-            rows = read_json(path, encoding)
-            yield from ((f"row {index}", row) for index, row in enumerate(rows))
+            file.seek(start)
+            try:
+                for index, row in enumerate(_list_items(io.TextIOWrapper(file, name))):
+                    yield f"row {index}", row
+            except ValueError:
+                read_json(path, encoding)  # says where it is none, or in another encoding
+                raise
             return
         file.seek(start)
         for number, line in enumerate(_decoded_lines(file, name, path), 1):
             if line.strip():
-                yield f"line {number}", _json_or_none(line)
+                yield f"line {number}", _json_or_text(line)
 
 
 def _open(path: str | Path) -> BinaryIO:
@@ -159,11 +169,47 @@ def _decoded_lines(file: BinaryIO, name: str, path: str | Path) -> Iterator[str]
         place += len(line)
 
 
-def _json_or_none(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _list_items(file: TextIO) -> Iterator[Any]:
+    """Yields the items of a JSON list while it is read. ValueError where it is none."""
+    decode = json.JSONDecoder().raw_decode
+    text = file.read(_CHUNK)
+    at = text.index("[")
+    sign = "["  # what stands there, before an item
+    while sign != "]":
+        try:
+            start = _skip_blanks(text, at + 1)
+            if sign == "[" and text[start] == "]":
+                at, sign = start, "]"
+                continue
+            item, end = decode(text, start)
+            end = _skip_blanks(text, end)
+            if text[end] not in ",]":
+                raise ValueError(f"expected a comma or the end of the list, got {text[end]!r}")
+        except (ValueError, IndexError, RecursionError) as error:  # no JSON, or cut off here
+            more = file.read(max(_CHUNK, len(text) - at))
+            if not more:
+                raise ValueError(f"the list is cut off or no JSON: {error}") from error
+            text, at = text[at:] + more, 0
+            continue
+        yield item
+        at, sign = end, text[end]
+    if text[at + 1 :].strip() or file.read().strip():
+        raise ValueError("there is more behind the list")
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    assert match is not None  # of no blank, too
+    return match.end()
+
+
+def _json_or_text(line: str) -> Any:
+    for text in (line, line.strip().removesuffix(",")):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+    return line.strip()
 
 
 def _csv_rows(
@@ -182,6 +228,8 @@ def _csv_rows(
                 columns = [cell.strip() for cell in cells]
                 _refuse_same_names(columns, path)
                 continue
+            if delimiter == ";":
+                cells = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in cells]
             names = columns or [str(number) for number in range(1, len(cells) + 1)]
             row: dict[Any, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
             if len(cells) > len(names):

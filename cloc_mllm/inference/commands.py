@@ -222,7 +222,9 @@ def _parser(command: str, description: str, example: str) -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "picture", metavar="PICTURE", help="a JPEG, PNG or WebP file, turned by its EXIF tag"
+        "picture",
+        metavar="PICTURE",
+        help="a JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC file, turned by its EXIF tag",
     )
     parser.add_argument(
         "--output",

@@ -112,8 +112,8 @@ def check_regions(
 
     Raises:
         ValueError: a region that cannot be used (a box inverted, outside, under a pixel or in the
-            frame of the picture before its turn; a point outside; a mask empty or of another
-            size); says why.
+            frame of the picture before its turn; four numbers that are pixels; a point outside; a
+            mask empty or of another size); says why.
     """
     given: Sequence[RegionLike]
     if isinstance(regions, Boxes):
@@ -121,12 +121,24 @@ def check_regions(
         given = regions.to_normalized().xyxy.tolist()
     else:
         given = regions
+        for region in given:
+            _refuse_pixels(region, image_wh)
     masks = [as_mask(region, image_wh) for region in given]
     boxes = [
         _clip(region, image_wh) if mask is None else around(mask)
         for region, mask in zip(given, masks, strict=True)
     ]
     return Boxes.normalized(boxes, image_wh), masks
+
+
+def _refuse_pixels(region: RegionLike, image_wh: tuple[int, int]) -> None:
+    """Refuses four plain numbers far outside of 0..1, which cutting at the edge would hide."""
+    values = torch.as_tensor(region)
+    if tuple(values.shape) == (4,) and bool(((values < -1) | (values > 2)).any()):
+        raise ValueError(
+            f"expected a box x1, y1, x2, y2 in 0..1 of the picture, got {values.tolist()}; for "
+            f"pixels give Boxes.pixels([[x1, y1, x2, y2]], {image_wh[0]}, {image_wh[1]})"
+        )
 
 
 def check_box(box_px: Sequence[float], width: int, height: int) -> Box:

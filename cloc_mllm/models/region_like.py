@@ -37,7 +37,7 @@ def as_mask(region: RegionLike, image_wh: tuple[int, int]) -> Tensor | None:
     if tuple(values.shape) not in ((2,), (4,)):
         raise ValueError(
             "a region is a box (4 numbers), a point (2) or a mask [H, W], got shape "
-            f"{list(values.shape)}"
+            f"{list(values.shape)}; regions are given as a list"
         )
     if len(values) == 4:
         return None

@@ -187,8 +187,12 @@ def finish(
     assert len(ids) + num_dropped == num_images, "an image is neither labelled nor dropped"
     max_drop_share = arguments["max_drop_share"]
     if not ids or num_dropped > max_drop_share * num_images:
-        reasons = Counter(drop.reason for drop in dropped if drop.kind == "record")
-        listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        unusable = [drop for drop in dropped if drop.kind == "record"]
+        first = {drop.reason: drop for drop in reversed(unusable)}
+        listed = "; ".join(
+            f"{count:,} {reason}, first {first[reason].item!r}: {first[reason].found}"
+            for reason, count in Counter(drop.reason for drop in unusable).most_common()
+        )
         raise RefusedBuildError(
             f"{num_dropped:,} of {num_images:,} images cannot be used ({listed}), at most "
             f"{max_drop_share:.1%} may be. Allow it with a larger --max_drop_share; what is "

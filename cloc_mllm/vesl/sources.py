@@ -147,7 +147,7 @@ class _Photos:
             if not isinstance(name, str) or not isinstance(texts, list):
                 raise ValueError(
                     f'{path}, {place}: expected {{"image": NAME, "captions": [TEXT, ...]}}, got '
-                    f"{'no valid JSON' if row is None else str(row)[:80]}"
+                    f"{shown(row)}"
                 )
             texts_of.setdefault(name, []).extend(texts)
         matches = settle(self.files, [(name,) for name in texts_of])

@@ -221,6 +221,8 @@ def test_one_value_of_16_bit_grey_may_be_transparent() -> None:
 
 # what cannot be used
 
+HEIC = (24).to_bytes(4, "big") + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(99)
+
 
 @pytest.mark.parametrize(
     ("source", "reason", "detail"),
@@ -228,6 +230,8 @@ def test_one_value_of_16_bit_grey_may_be_transparent() -> None:
         (b"", "missing_image", "there is no image file"),
         (b"<html>404 Not Found</html>", "not_an_image", "starts with '<html>404 No'; convert"),
         (encoded(Image.new("RGB", (4, 4)), "BMP"), "not_an_image", "got a BMP file; convert it"),
+        (encoded(NOISE, "AVIF"), "not_an_image", "got an AVIF file; convert it"),
+        (HEIC, "not_an_image", "got a HEIC photo; convert it"),
         (b"\x00\xff\x01" * 9, "not_an_image", "got a file of an unknown kind; convert it"),
         (encoded(NOISE, "GIF"), "not_an_image", "expected JPEG, PNG, WEBP"),
         (encoded(NOISE, "TIFF"), "not_an_image", "expected JPEG, PNG, WEBP"),
@@ -391,10 +395,20 @@ def test_lossy_formats_become_jpeg() -> None:
     assert np.abs(pixels(open_image(converted)) - pixels(avif)).mean() < 2
 
 
-def test_heic_needs_a_package() -> None:
-    heic = (24).to_bytes(4, "big") + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(99)
-    with pytest.raises(ImageError, match=r"not_an_image.*pip install pillow-heif|broken_image"):
-        storable(heic, name="IMG_1.HEIC")
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "PPM", "AVIF"])
+def test_a_file_on_the_disk_may_be_of_any_format_of_a_build(kind: str, tmp_path: Path) -> None:
+    data = encoded(NOISE, kind)
+    (tmp_path / "photo").write_bytes(data)
+    expected = pixels(open_image(storable(data)[0]))
+    worst = 60 if kind == "AVIF" else 0  # which `storable` makes a JPEG; measured 44 on noise
+    assert np.abs(pixels(open_image(tmp_path / "photo")) - expected).max() <= worst
+
+
+def test_heic_needs_a_package(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
+    for read in (lambda: storable(HEIC), lambda: open_image(tmp_path / "IMG_1.HEIC")):
+        with pytest.raises(ImageError, match=r"not_an_image.*pip install pillow-heif|broken_image"):
+            read()
 
 
 def test_a_heic_photo_is_read(tmp_path: Path) -> None:

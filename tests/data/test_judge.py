@@ -190,6 +190,15 @@ def test_padded_or_not_is_asked_where_both_fit(tmp_path: Path, capsys: Any) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_parts_of_a_set_are_to_be_joined(tmp_path: Path, capsys: Any) -> None:
+    for part in ("train", "valid"):
+        (tmp_path / part).mkdir()
+        laid_out(BY_NAME["coco"], many_records(), tmp_path / part)
+    assert auto(tmp_path, tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "2 readings fit, each of other files" in said and "data merge" in said
+
+
 def test_yolo_of_a_turned_photo_is_asked(tmp_path: Path, capsys: Any) -> None:
     """Nothing of a YOLO file tells whether its tool had turned the photo."""
     laid_out(BY_NAME["yolo"], many_records(), tmp_path)
@@ -378,6 +387,10 @@ def test_an_unknown_layout_is_said(tmp_path: Path, capsys: Any) -> None:
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("readme.md", "nothing")
     assert auto(tmp_path / "empty.zip", tmp_path / "out") == 2
+    assert "cloc-mllm label" not in capsys.readouterr().err
+    write_images(painted_records(), tmp_path / "photos")
+    assert auto(tmp_path / "photos", tmp_path / "out") == 2
+    assert "`cloc-mllm label` finds boxes" in capsys.readouterr().err
     assert auto(tmp_path / "nowhere", tmp_path / "out") == 2
 
 

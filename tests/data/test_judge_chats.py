@@ -157,6 +157,22 @@ def test_frames_that_both_fit_are_asked(tmp_path: Path, capsys: Any) -> None:
     assert auto(tmp_path / "few.jsonl", tmp_path / "out") == 2
 
 
+def test_boxes_that_are_words_are_a_doubt(tmp_path: Path, capsys: Any) -> None:
+    Image.new("RGB", WH).save(tmp_path / "a.png")
+    rows = [
+        conversations(ASK, f"({x1}, {y1}, {x2}, {y2})", image="a.png") for x1, y1, x2, y2 in BOXES
+    ]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    output = ["--output_dir", str(tmp_path / "out")]
+    assert main(["data", "build", "auto", str(tmp_path), *output]) == 2
+    assert "doubt    no box was read" in capsys.readouterr().out
+    named = ["--rows", str(tmp_path / "rows.jsonl"), "--images", str(tmp_path), *output]
+    assert main(["data", "build", "qwen-vl", *named]) == 2
+    assert "while 3 groups of four numbers stayed words" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["data", "build", "qwen-vl", *named, "--allow_no_regions"]) == 0
+
+
 def test_images_inside_the_rows_need_no_folder(tmp_path: Path) -> None:
     data = base64.b64encode(encoded(Image.new("RGB", WH, "blue"))).decode()
     content = parts()

@@ -21,10 +21,10 @@ from cloc_mllm.data.readers.chat_texts import Frame
 from cloc_mllm.data.readers.chats import (
     LAST_SHOWN,
     MARKS_OF,
-    WHOLE_NUMBERS,
     read_chats,
     style_of,
 )
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.writers.chats import (
     write_llava_chats,
     write_ms_swift_chats,
@@ -136,10 +136,43 @@ def test_whole_numbers_are_noted_and_an_answer_of_them_alone_is_a_box(photos: Pa
     rows = [llava_row(ASK, "I see [20, 30, 80, 70] there."), llava_row(ASK, "[20, 30, 80, 70]")]
     chats, log = read("llava", rows, photos, "original")
     assert len(chats) == 1
-    assert log.notes[WHOLE_NUMBERS] == 1
+    assert log.notes[NUMBERS_AS_WORDS] == 1
     assert log.counts["chat"] == {"outside": 1}
     (zeros,), _ = read("llava", [llava_row(ASK, "[0, 0, 1, 1]")], photos, "original")
     assert boxes_of(zeros) == [(0, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("box", ["(20, 30, 80, 70)", "(0.2, 0.3, 0.8, 0.7)", "(20,30),(80,70)"])
+def test_numbers_in_round_brackets_are_noted(box: str, photos: Path) -> None:
+    rows = [llava_row(ASK, f"It is at {box}, see `{box}`.")]
+    (chat,), log = read("llava", rows, photos, "pixels")
+    assert not list(chat.places)
+    assert log.notes[NUMBERS_AS_WORDS] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("<phrase>it</phrase><object><patch_index_0044><patch_index_0863></object>", "Kosmos-2"),
+        ("<p>it</p>{<10><20><50><70>}", "MiniGPT-v2"),
+        ('<point x="30.5" y="45.2" alt="it">it</point>', "Molmo"),
+        ('<points x1="30.5" y1="45.2" alt="it">it</points>', "Molmo"),
+        ("<poly>(1,2),(5,2),(5,7)</poly>", "<poly>"),
+        ("<quad>(1,2),(5,2),(5,7),(1,7)</quad>", "<quad>"),
+        ("it<loc_100><loc_200><loc_500><loc_700>", "Florence-2"),
+        ("<loc0205><loc0102><loc0716><loc0512> it", "PaliGemma"),
+    ],
+)
+def test_places_in_other_notations_are_named(text: str, found: str, photos: Path) -> None:
+    chats, log = read("llava", [llava_row(ASK, text)], photos, "original")
+    assert not chats and log.counts["chat"] == {"other_layout": 1}
+    assert found in log.drops[-1].found
+
+
+def test_tags_of_other_meaning_are_words(photos: Path) -> None:
+    talk = [ASK, "<location>Paris</location> {<div>x</div>} <point>1</point>"]
+    (chat,), _ = read("llava", [llava_row(*talk)], photos, "original")
+    assert texts_of(chat) == talk
 
 
 def test_other_spellings_of_rows(photos: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloc_mllm.data.readers import files as files_module
-from cloc_mllm.data.readers.files import open_files, read_annotation_file, read_image
+from cloc_mllm.data.readers.files import open_files, read_annotation_file, read_image, settle
 
 CONTENT = {"a.jpg": b"first", "night/a.jpg": b"second", "night/b.png": b"third", "x.txt": b"text"}
 
@@ -186,3 +186,16 @@ def test_a_folder_in_an_archive_is_a_place(source: Path) -> None:
         pass
     with pytest.raises(FileNotFoundError):
         read_annotation_file(source / "images/y.txt")
+
+
+def test_a_name_that_many_rows_share_is_sought_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    sought: list[str] = []
+    with open_files(tmp_path) as files:
+        match = files.match
+        monkeypatch.setattr(files, "match", lambda name: sought.append(name) or match(name))
+        found = settle(files, [("set/a.png",)] * 3)
+    assert [match.path for match in found.values()] == ["a.png"]
+    assert sought == ["set/a.png"]

@@ -34,6 +34,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
         "image;x1;y1;x2;y2;phrase\na.png;20;20;60;60;cat\n",
         {"delimiter": ";"},
     ),
+    "decimal_commas": ("image;x1;y1;x2;y2;phrase\na.png;20,0;20,00;60,0;60;cat\n", {}),
     "no_header": ("a.png,20,20,60,60,cat\n", {"header": False}),
     "no_header_mapped": (
         "7,cat,20,20,60,60,a.png\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import tracemalloc
 import xml.etree.ElementTree as ET
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cloc_mllm.data import texts
 from cloc_mllm.data.texts import (
     decode,
     lines_of,
@@ -79,10 +81,41 @@ def test_lines_that_are_no_json(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"a": NaN}\n{\n[1]\n' + "[" * 100_000 + "\n-Infinity\n")
     rows = [row for _, row in read_rows(tmp_path / "x.jsonl")]
     assert rows[0]["a"] != rows[0]["a"]
-    assert rows[1:] == [None, [1], None, float("-inf")]
+    assert rows[1:] == ["{", [1], "[" * 100_000, float("-inf")]
 
 
-@pytest.mark.parametrize("text", ["[{]", "[" * 100_000, "[1, 2"])
+def test_a_comma_behind_each_line_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"a": 1},\r\n{"a": 2} , \n{"a": 3}')
+    assert [row["a"] for _, row in read_rows(tmp_path / "x.jsonl")] == [1, 2, 3]
+
+
+ITEMS = [1, -2.5e3, 'a]"\\b\n😀,', None, [], {}, [[1, 2], {"a": [3]}], True, 12345.678, "x" * 50]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_list_is_read_in_parts(
+    chunk: int, indent: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "_CHUNK", chunk)
+    for items in (ITEMS, [], [0]):
+        (tmp_path / "x.json").write_text(json.dumps(items, indent=indent) + " \n")
+        assert [row for _, row in read_rows(tmp_path / "x.json")] == items
+
+
+def test_a_list_of_any_length_takes_little_memory(tmp_path: Path) -> None:
+    rows = [{"id": f"{i}", "text": "x" * 1000} for i in range(10_000)]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    tracemalloc.start()
+    assert sum(1 for _ in read_rows(tmp_path / "x.json")) == len(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 << 20  # of 10 MB; two parts of 1 MB and what is cut off them
+
+
+@pytest.mark.parametrize(
+    "text", ["[{]", "[" * 100_000, "[1, 2", "[1, 2,]", "[1 2]", "[1] 2", "[,]"]
+)
 def test_a_list_that_is_no_json_names_its_file(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x.json is not valid JSON"):

@@ -13,6 +13,7 @@ from cloc_mllm.inference.grounding_predictor import (
     GroundingPredictor,
     Question,
 )
+from cloc_mllm.inference.inputs import check_regions
 from cloc_mllm.mllm import build_mllm
 from tests.photos import encoded
 
@@ -261,6 +262,22 @@ def test_a_stream_that_fails_raises_and_does_not_hang(predictor, monkeypatch):
     monkeypatch.setattr(predictor.model, "generate", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(predictor.stream(PICTURE, "What is there?"))
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        (
+            [[0, 0, 30, 20]],
+            r"in 0..1 of the picture, got \[0, 0, 30, 20\]; .*Boxes.pixels\(.*, 64, 48",
+        ),
+        ([0.1, 0.2, 0.5, 0.6], "regions are given as a list"),
+    ],
+)
+def test_plain_numbers_are_no_pixels(regions, message):
+    """Cut at the edge, the first would be the whole picture."""
+    with pytest.raises(ValueError, match=message):
+        check_regions(regions, (64, 48))
 
 
 def test_boxes_are_clipped_and_unusable_ones_refused(predictor):

@@ -37,8 +37,10 @@ from cloc_mllm.data.conversation_sources import CHATS_ALONE, CONVERSATIONS, Conv
 from cloc_mllm.data.drop_log import KINDS, DropLog, note_line, set_aside_lines
 from cloc_mllm.data.images import FILE_FORMATS, read_header
 from cloc_mllm.data.readers.boxes import UNTOLD, BoxOrder
+from cloc_mllm.data.readers.names import is_image_name
 from cloc_mllm.data.readers.photos import DEFAULTS, OTHER_FILES, UNNAMED_IMAGES, ReadOptions
 from cloc_mllm.data.readers.places import Place, Reading
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.records import Record
 from cloc_mllm.data.sources import LOOKS, add_formats
 
@@ -307,6 +309,9 @@ def _weigh_losses(judgement: Judgement) -> None:
         judgement.faults.append("no record has a region or a caption, no chat a turn")
     if not num_read and not judgement.faults:
         judgement.faults.append("it holds no record")
+    num_words, num_chats = log.notes[NUMBERS_AS_WORDS], log.delivered["chat"]
+    if num_words > MAX_DROP_SHARE * num_chats and not log.delivered["place"]:
+        judgement.doubts.append("no box was read; what looks like one is words, see the note")
 
 
 def _weigh_boxes(judgement: Judgement, frame: str, order: BoxOrder) -> None:
@@ -473,8 +478,19 @@ def unknown_layout(path: str | Path, encoding: str = "") -> str:
     suffixes = Counter(PurePosixPath(name).suffix or "no suffix" for name in place.names)
     files = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
     holds = f" (its rows have {keys})" if keys else f" (files: {files})" if files else ""
-    known = "docs/how-to/data.md lists them"
-    return f"no source of `cloc-mllm data build` has this layout{holds}; {known}"
+    advice = "a table image,x1,y1,x2,y2,phrase is read by `data build csv`"
+    if any(map(is_image_name, place.names)):
+        advice += ", and `cloc-mllm label` finds boxes in photos with sentences about them"
+    return (
+        f"no source of `cloc-mllm data build` has this layout{holds}; docs/how-to/data.md lists "
+        f"them; {advice}"
+    )
+
+
+def _are_parts(fitting: Sequence[Judgement]) -> bool:
+    """Whether one source reads other files in each reading, such as a file per split."""
+    files = [path for judgement in fitting for path in _files(judgement)]
+    return len({item.source for item in fitting}) == 1 and 0 < len(files) == len(set(files))
 
 
 def verdict(judgements: Sequence[Judgement]) -> str:
@@ -484,6 +500,11 @@ def verdict(judgements: Sequence[Judgement]) -> str:
         return (
             "no reading fits: see what speaks against each; numbers of another frame than the "
             "layout's must be converted, or declared in the file where it can (`bbox_type`)"
+        )
+    if len(fitting) > 1 and _are_parts(fitting):
+        return (
+            f"{len(fitting)} readings fit, each of other files: if these are parts of one set, "
+            "build each, then join them (`cloc-mllm data merge PART PART --prefix_ids`)"
         )
     if len(fitting) > 1:
         return f"{len(fitting)} readings fit: look at some pictures of each, and choose its command"

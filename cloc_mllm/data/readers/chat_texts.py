@@ -31,8 +31,14 @@ Frame = Literal["padded", "original", "pixels", "thousandths"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|[-+]?inf(?:inity)?"
 _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
-_FOUR = rf"\[\s*(?:{_NUMBER})(?:\s*,\s*(?:{_NUMBER})){{3}}\s*\]"
-_BRACKETS = re.compile(rf"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)|{_FOUR}", re.DOTALL | re.IGNORECASE)
+_TWO = rf"\s*(?:{_NUMBER})\s*,\s*(?:{_NUMBER})\s*"
+_FOUR = rf"\[{_TWO},{_TWO}\]"
+_CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
+_BRACKETS = re.compile(rf"{_CODE}|{_FOUR}", re.DOTALL | re.IGNORECASE)
+# boxes in the eyes of other tools, too
+_FOUR_NUMBERS = re.compile(
+    rf"{_CODE}|{_FOUR}|\({_TWO},{_TWO}\)|\({_TWO}\)\s*,?\s*\({_TWO}\)", re.DOTALL | re.IGNORECASE
+)
 _ONLY_BRACKETS = re.compile(rf"\s*(?:{_FOUR}[\s,.;]*)+", re.IGNORECASE)
 # a phrase holds no mark, and one that is never closed is not sought to the end of each text
 _PHRASE = r"(?:(?!</?ref>|<\|object_ref).){0,2000}?"
@@ -153,8 +159,9 @@ def find_brackets(
 
 
 def num_brackets(text: str) -> int:
-    """Counts `[four, numbers, in, brackets]` outside of code."""
-    return sum(not match["code"] for match in _BRACKETS.finditer(text))
+    """Counts `[four, numbers, in, brackets]`, `(four, ..)` and `(two, ..), (two, ..)`, but not in
+    code."""
+    return sum(not match["code"] for match in _FOUR_NUMBERS.finditer(text))
 
 
 def stated_numbers(text: str) -> list[list[float]]:

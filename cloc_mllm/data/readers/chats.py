@@ -49,6 +49,7 @@ from cloc_mllm.data.readers.photos import (
     names_of,
     open_photos,
 )
+from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
 from cloc_mllm.data.texts import read_rows
 from cloc_mllm.data.values import as_dict, as_list, id_key
 
@@ -73,7 +74,6 @@ _SWIFT_FRAMES: dict[str, Frame] = {
 _SWIFT = re.compile(r"<ref-object>(?:\s*<bbox>)*|<bbox>(?:\s*<bbox>)*")
 _FERRET = re.compile(r"<bbox_location(\d{1,4})>")
 _SHIKRA = re.compile(r"<ph_st>(.*?)<ph_ed>", re.DOTALL)
-WHOLE_NUMBERS = "lists of four numbers kept as words: no boxes of the declared notation"
 LAST_SHOWN = "boxes of chats with several images, taken for the image shown last before them"
 
 
@@ -153,7 +153,7 @@ def read_chats(
     with _photos(rows, images, options, drop_log) as photos:
         for item, row in read_rows(rows, options.encoding):
             if not isinstance(row, dict):
-                drop_log.add("chat", item, "bad_row", "no JSON object")
+                drop_log.add("chat", item, "bad_row", f"no JSON object: {shown(row)}")
                 continue
             stated = id_key(row.get("id")) or id_key(row.get("question_id")) or item
             seen[stated] = seen.get(stated, 0) + 1
@@ -319,9 +319,12 @@ def stated_images(row: Row) -> list[str | bytes]:
     """Lists the names of the images of a row, and the bytes of those inside it."""
     names = _listed_images(row)
     messages = messages_of(row)
+    cut = not _has_parts(messages)
     for _, content in messages:
+        if isinstance(content, str) and "<img>" not in content:
+            continue  # most of them: this goes over each row of a large file
         try:
-            names += _pieces_of(content, 0, cut=not _has_parts(messages))[1]
+            names += _pieces_of(content, 0, cut=cut)[1]
         except TextFault:  # dropped when its turn comes
             continue
     return names
@@ -409,7 +412,7 @@ class _Lift:
             )
         if photo is not None:
             left = sum(num_brackets(of.text) for of in pieces if of.kind == "words")
-            self.drop_log.note(WHOLE_NUMBERS, left, example=self.told.id)
+            self.drop_log.note(NUMBERS_AS_WORDS, left, example=self.told.id)
         if self.has_several and style.source != "ms-swift":
             num_boxes = sum(bool(of.boxes or of.points) for of in pieces)
             self.drop_log.note(LAST_SHOWN, num_boxes, example=self.told.id)

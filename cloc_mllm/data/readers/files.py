@@ -162,7 +162,7 @@ def settle(files: Files, items: Iterable[Names]) -> dict[Names, Match]:
     Annotations may name files of one name in different folders, of which only one is there: a name
     that is a path, but for its spelling, keeps its file, and one that found it by its end does not.
     """
-    matches = {names: files.match(*names) for names in items}
+    matches = {names: files.match(*names) for names in dict.fromkeys(items)}
     claims: dict[str, dict[str, int]] = {}  # path -> name -> rank
     for match in matches.values():
         if match.path:

@@ -84,14 +84,21 @@ _SECOND_QUESTION = re.compile(
 
 # how other formats write boxes into texts
 _OTHER_NOTATIONS = {
-    "bbox_2d": "JSON answers with `bbox_2d` (Qwen2.5-VL)",
-    "<|box_start|>": "boxes between <|box_start|> and <|box_end|> (Qwen2-VL)",
-    "<box>": "boxes in <box> (Qwen-VL, InternVL)",
-    "<bbox>": "<bbox> marks (ms-swift)",
-    "<ref-object>": "<ref-object> marks (ms-swift)",
-    "<bbox_location": "<bbox_location> marks (Ferret)",
-    "<loc": "location tokens <loc...> (PaliGemma, Florence-2)",
-    "box_2d": "JSON answers with `box_2d` (Gemini)",
+    re.compile(mark): name
+    for mark, name in {
+        "bbox_2d": "JSON answers with `bbox_2d` (Qwen2.5-VL)",
+        r"<\|box_start\|>": "boxes between <|box_start|> and <|box_end|> (Qwen2-VL)",
+        "<box>": "boxes in <box> (Qwen-VL, InternVL)",
+        "<bbox>": "<bbox> marks (ms-swift)",
+        "<ref-object>": "<ref-object> marks (ms-swift)",
+        "<bbox_location": "<bbox_location> marks (Ferret)",
+        r"<loc_?\d": "location tokens <loc...> (PaliGemma, Florence-2)",
+        "box_2d": "JSON answers with `box_2d` (Gemini)",
+        "<patch_index_": "location tokens <patch_index_...> (Kosmos-2)",
+        r"\{<\d+><": "numbers in {<..><..><..><..>} (MiniGPT-v2, GeoChat)",
+        r"<points? x1?=": "points in <point x=... y=...> (Molmo)",
+        "<poly>|<quad>": "corners in <poly> or <quad> (Qwen-VL)",
+    }.items()
 }
 
 
@@ -122,7 +129,7 @@ def foreign_notation(texts: Sequence[str], own: Collection[str] = ()) -> str:
     if any(mark in text for mark in own for text in texts):
         return ""
     named = _OTHER_NOTATIONS.items()
-    return next((name for mark, name in named if any(mark in text for text in texts)), "")
+    return next((name for mark, name in named if any(map(mark.search, texts))), "")
 
 
 def ground_turns(turns: Sequence[str]) -> list[Grounding]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cloc_mllm.box import Box
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -101,7 +102,7 @@ def named_rows(
     """
     for item, row in read_rows(path, options.encoding):
         if not isinstance(row, dict):
-            drop_log.add("row", item, "bad_row", "no JSON object")
+            drop_log.add("row", item, "bad_row", f"no JSON object: {shown(row)}")
             continue
         image, turns = image_of(row), turns_of(row)
         if image is None and "image" not in row and "images" not in row:

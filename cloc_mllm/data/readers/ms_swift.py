@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cloc_mllm.data.drop_log import shown
 from cloc_mllm.data.readers import (
     DEFAULTS,
     Photo,
@@ -69,7 +70,7 @@ def _named_rows(
 ) -> Iterator[tuple[str, Row]]:
     for item, row in read_rows(path, options.encoding):
         if not isinstance(row, dict):
-            drop_log.add("row", item, "bad_row", "no JSON object")
+            drop_log.add("row", item, "bad_row", f"no JSON object: {shown(row)}")
             continue
         kind = as_dict(row.get("objects")).get("bbox_type") or "real"
         image, layout = image_of(row), _other_layout(row)

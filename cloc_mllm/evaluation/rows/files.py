@@ -207,6 +207,8 @@ def _fractions(
 def read_table(path: str | Path, encoding: str = "") -> Table:
     """The rows of a file: `.csv` and `.tsv` with a header, a JSON array, or JSON lines.
 
+    The array may stand in an object, such as the log of a harness, that has no other one of rows.
+
     Args:
         encoding: of a file without a byte order mark; "" is UTF-8.
 
@@ -250,10 +252,21 @@ def _json_array(path: str | Path, text: str) -> Table | None:
         if not is_json or "Extra data" in str(error):
             return None
         raise ValueError(f"{path}: expected {expected}: {error}") from error
+    if isinstance(rows, dict):
+        found = [value for value in rows.values() if _is_table(value)]
+        if len(found) != 1:
+            raise ValueError(
+                f"{path}: expected {expected}, or one in an object, got {_names(rows)}"
+            )
+        (rows,) = found
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected {expected}, got {type(rows).__name__}")
     places = (f"{path} row {number}" for number in range(1, len(rows) + 1))
     return [(where, _object(row, where)) for where, row in zip(places, rows, strict=True)]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
 
 
 def _csv_rows(path: str | Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -51,6 +51,11 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, suffix):
     ]
 
 
+def test_the_rows_of_a_log_stand_in_an_object(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps({"accuracy": 1, "n": [], "results": PREDICTIONS}))
+    assert [row.id for row in read_predictions(tmp_path / "p.json", "rec")] == ["a", "7"]
+
+
 def test_rows_of_other_tasks_are_left_to_other_runs(tmp_path):
     rows = [{**REFERENCES[0], "task": "rec"}, {**REFERENCES[1], "task": "text_to_box"}]
     path = write(tmp_path / "r.jsonl", rows)
@@ -62,7 +67,8 @@ def test_rows_of_other_tasks_are_left_to_other_runs(tmp_path):
     [
         ("p.jsonl", '{"id": "a"}\nnope', "p.jsonl line 2: expected one JSON object per line"),
         ("p.jsonl", "[1]", r"p.jsonl line 1: expected an object, got '\[1\]'"),
-        ("p.json", '{"id": "a"}', "p.json: expected a JSON array of rows .* got dict"),
+        ("p.json", '{"id": "a"}', r"p.json: expected a JSON array of rows .* got \['id'\]"),
+        ("p.json", '{"a": [{}], "b": [{}]}', r"or one in an object, got \['a', 'b'\]"),
         ("p.json", "[", "p.json: expected a JSON array"),
         ("p.json", "[3]", "p.json row 1: expected an object"),
         ("p.csv", "id,boxes\na,[[0.1]", "p.csv line 2: expected JSON in the column boxes"),
