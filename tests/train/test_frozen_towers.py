@@ -169,6 +169,15 @@ def test_heads_learn_above_frozen_trunks(inputs: Path, tmp_path: Path) -> None:
     assert model.vision.encoder.token_dims == (256, 512)
 
 
+def test_noisy_labels_of_a_mixture_are_kept(inputs: Path, tmp_path: Path) -> None:
+    """Each set of a mixture has epochs of its own, so which samples are mirrored depends on it."""
+    write_tiny_inputs(tmp_path / "more", num_scenes=5)
+    config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache", steps=3)
+    config.data.mixture = {config.data.train: 1.0, str(tmp_path / "more" / "records"): 2.0}
+    config.data.train, config.data.label_noise, config.data.flip = "", 0.5, True
+    assert run_stage1(config).step == 3
+
+
 def test_an_image_tower_that_learns_is_refused(inputs: Path, tmp_path: Path) -> None:
     config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache")
     config.optim.layer_lr = {"text": 0.0}

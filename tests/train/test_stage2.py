@@ -323,6 +323,14 @@ def test_every_checkpoint_holds_the_precision_that_was_used(config) -> None:
         assert stored == resolve_precision("auto")
 
 
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
+@pytest.mark.parametrize("name", ["runs/none", "runs/none/model"])
+def test_a_language_model_that_is_not_there_is_named(config, name: str, dry_run: bool) -> None:
+    config.model.language_model = name
+    with pytest.raises(FileNotFoundError, match=rf"model\.language_model {name} is neither"):
+        run_stage2(config, dry_run)
+
+
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
