@@ -47,8 +47,11 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
     test = records_to_score(config.test)
     with ThreadPoolExecutor(config.jobs) as pool:
         jobs = [pool.submit(_run_and_tell, cell, test, config.jobs) for cell in chosen]
-        for job in jobs:
-            job.result()
+        try:
+            for job in jobs:
+                job.result()
+        finally:  # after Ctrl-C or a cell that failed no other starts
+            pool.shutdown(cancel_futures=True)
     rows = summarize(config, cells)
     directory = Path(config.output_dir)
     write_summary(rows, config, directory)

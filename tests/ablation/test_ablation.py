@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from cloc_mllm import ablation
 from cloc_mllm.ablation import main
-from cloc_mllm.ablation.cells import build_cells
+from cloc_mllm.ablation.cells import Cell, build_cells
 from cloc_mllm.ablation.config import AblationArm, AblationConfig
 from cloc_mllm.ablation.summary import Estimate, Row, estimate, verdict
 from cloc_mllm.data.parquet import write_records
@@ -82,6 +84,27 @@ def test_our_sign_is_held_against_the_papers(low: float, high: float, expected: 
     assert verdict(row, "text_to_box") == expected
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_after_a_failed_cell_no_other_starts(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def fail(cell: Cell, *_: object, **__: object) -> None:
+        started.append(cell.name)
+        time.sleep(0.1)
+        raise error
+
+    monkeypatch.setattr(ablation, "run_cell", fail)
+    monkeypatch.setattr(ablation, "records_to_score", lambda data: [])
+    config = AblationConfig(
+        base="b.yaml", arms=ARMS, seeds=[0, 1, 2], train="records", output_dir=str(tmp_path)
+    )
+    with pytest.raises(error):
+        ablation.run_ablation(config)
+    assert len(started) <= 2  # the second may start while the first one's end is noticed
+
+
 def test_a_table_is_made_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,7 +113,7 @@ def test_a_table_is_made_and_goes_on_where_it_was(
     base = dataclasses.asdict(tiny_config(tmp_path, tmp_path / "unused", steps=2))
     base["optim"]["betas"] = list(base["optim"]["betas"])
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    ablation = {
+    settings = {
         "base": str(tmp_path / "base.yaml"),
         "train": str(tmp_path / "records"),
         "test": str(tmp_path / "test"),
@@ -101,7 +124,7 @@ def test_a_table_is_made_and_goes_on_where_it_was(
             {"name": "M = 1", "against": "CLOC", "settings": {"data.regions_per_image": 1}},
         ],
     }
-    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(ablation))
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(settings))
     arguments = ["--config", str(tmp_path / "ablation.yaml")]
 
     assert main([*arguments, "--only", "[CLOC]"]) == 0

@@ -169,6 +169,17 @@ def test_heads_learn_above_frozen_trunks(inputs: Path, tmp_path: Path) -> None:
     assert model.vision.encoder.token_dims == (256, 512)
 
 
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
+def test_validation_records_that_are_not_there_are_named_at_once(
+    inputs: Path, tmp_path: Path, dry_run: bool
+) -> None:
+    config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache")
+    config.data.validation = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="none"):
+        dry_run_stage1(config, Plan()) if dry_run else run_stage1(config)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_noisy_labels_of_a_mixture_are_kept(inputs: Path, tmp_path: Path) -> None:
     """Each set of a mixture has epochs of its own, so which samples are mirrored depends on it."""
     write_tiny_inputs(tmp_path / "more", num_scenes=5)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.llama import modeling_llama
 
 from cloc_mllm.config import (
     AlignmentConfig,
@@ -147,6 +148,12 @@ def test_it_trains_and_saves_a_plain_model(config) -> None:
         chat, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_training_keeps_no_keys_for_an_answer_to_go_on(config, monkeypatch) -> None:
+    monkeypatch.setattr(modeling_llama, "DynamicCache", None)
+    config.run.steps, config.data.validation = 1, ""
+    assert run_stage2(config).step == 1
 
 
 def test_each_trainable_parameter_gets_a_gradient(config) -> None:
