@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,11 +34,11 @@ from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.commands import main as evaluate
 from cloc_mllm.inference.commands import main_ground
 from cloc_mllm.shipped import CONFIGS
-from cloc_mllm.stopping import StopRequest
+from cloc_mllm.stopping import StopRequest, wait_for
 from cloc_mllm.train.claim import claimed
 
 _TRAIN_SCENES, _VALIDATION_SCENES, _TEST_SCENES = 10_000, 200, 500
-_STATUS_EVERY_SECONDS, _LOOK_EVERY_SECONDS = 20.0, 0.2
+_STATUS_EVERY_SECONDS = 20.0
 _EVALUATION_SECONDS = 35.0
 _KNOWN_SECONDS = 60.0  # of the work, before which the time left is a guess
 _STEP = re.compile(r"step +(\d+) ")
@@ -328,7 +328,7 @@ def _run(out: Path, stop: StopRequest, display: Display, command: Command) -> No
     argv = [sys.executable, "-m", "cloc_mllm.cli", *command.arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=STDOUT, env=environment)
-        _wait_and_show(process, lambda: display.note(command, _last_line(log)), stop)
+        wait_for(process, stop, lambda: display.note(command, _last_line(log)))
     if stop.requested:
         return
     if process.returncode:
@@ -338,20 +338,6 @@ def _run(out: Path, stop: StopRequest, display: Display, command: Command) -> No
         )
     display.end(command)
     print(f"  {command.title}: done in {time.monotonic() - started:.0f} s", flush=True)
-
-
-def _wait_and_show(
-    process: subprocess.Popen[bytes], show: Callable[[], None], stop: StopRequest
-) -> None:
-    told, looked = False, 0.0
-    while process.poll() is None:
-        time.sleep(_LOOK_EVERY_SECONDS)
-        if stop.requested and not told:
-            process.terminate()
-            told = True
-        if time.monotonic() - looked > 1.0:
-            looked = time.monotonic()
-            show()
 
 
 def _last_line(log: Path) -> str:

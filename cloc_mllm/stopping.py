@@ -9,9 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 _SAME_REQUEST_SECONDS = 2.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH_EVERY_SECONDS = 1.0
+_LOOK_EVERY_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _told = threading.Event()  # set once this process was asked to stop
@@ -61,6 +64,22 @@ class StopRequest:
             _told.set()
         elif time.monotonic() - self._first_at > _SAME_REQUEST_SECONDS:
             os._exit(128 + number)
+
+
+def wait_for(
+    process: subprocess.Popen[bytes], stop: StopRequest, show: Callable[[], None] = lambda: None
+) -> None:
+    """Waits for a process that was started here, hands a request to stop on to it, and calls `show`
+    once a second."""
+    told, looked = False, 0.0
+    while process.poll() is None:
+        time.sleep(_LOOK_EVERY_SECONDS)
+        if stop.requested and not told:
+            process.terminate()
+            told = True
+        if time.monotonic() - looked > 1.0:
+            looked = time.monotonic()
+            show()
 
 
 def take_hangup_for_sigterm() -> None:

@@ -88,6 +88,7 @@ REQUIRED = {
     "serve_abuse.py": ("--output", "x"),
     "serve_throughput.py": ("--output", "x"),
     "faults.py": ("--output", "x"),
+    "names.py": ("--data", "x"),
     "single_boxes.py": ("--data", "x", "--output_dir", "x"),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, run_cell
@@ -13,6 +13,7 @@ from cloc_mllm.ablation.summary import summarize, write_summary
 from cloc_mllm.command_line import parse_job
 from cloc_mllm.data.records import Record
 from cloc_mllm.evaluation.record_index import records_to_score
+from cloc_mllm.stopping import StopRequest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,9 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
     Raises:
         ValueError: an arm is named twice or compared with one that does not exist, the base
             configuration lacks a setting, or the training of a cell failed.
+
+    Returns:
+        the exit code: 0, or 128 + the number of the signal that stopped it.
     """
     train = config.train or str(Path(config.output_dir) / "train")
     cells = build_cells(config, train)
@@ -41,17 +45,14 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
         for cell in cells:
             print(f"{cell.name}: {'done' if cell.is_done() else 'to do'}")
         return 0
-    if not config.train:
-        prepare_training_data(Path(train))
     chosen = [cell for cell in cells if not config.only or cell.arm in config.only]
-    test = records_to_score(config.test)
-    with ThreadPoolExecutor(config.jobs) as pool:
-        jobs = [pool.submit(_run_and_tell, cell, test, config.jobs) for cell in chosen]
-        try:
-            for job in jobs:
-                job.result()
-        finally:  # after Ctrl-C or a cell that failed no other starts
-            pool.shutdown(cancel_futures=True)
+    with StopRequest() as stop:
+        if not config.train:
+            prepare_training_data(Path(train), stop)
+        _run_cells(chosen, config, stop)
+    if stop.requested:
+        print("stopped; the same command goes on from here")
+        return 128 + stop.signal_number
     rows = summarize(config, cells)
     directory = Path(config.output_dir)
     write_summary(rows, config, directory)
@@ -60,10 +61,26 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
     return 0
 
 
-def _run_and_tell(cell: Cell, test: Sequence[Record], jobs: int) -> None:
+def _run_cells(cells: Sequence[Cell], config: AblationConfig, stop: StopRequest) -> None:
+    """Runs cells, `jobs` at a time. After one that fails, or a request to stop, none begins."""
+    test = records_to_score(config.test)
+    with ThreadPoolExecutor(config.jobs) as pool:
+        jobs = [pool.submit(_run_and_tell, cell, test, stop, config.jobs) for cell in cells]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_and_tell(cell: Cell, test: Sequence[Record], stop: StopRequest, jobs: int) -> None:
+    if stop.requested:
+        return
     if cell.is_done():
         print(f"{cell.name}: done before", flush=True)
         return
-    result = run_cell(cell, test, share=1 / jobs)
+    result = run_cell(cell, test, stop, share=1 / jobs)
+    if result is None:
+        return
     numbers = "  ".join(f"{task} {100 * value:.1f}" for task, value in result["means"].items())
     print(f"{cell.name}: {result['seconds']:.0f} s  {numbers}", flush=True)

@@ -26,6 +26,7 @@ from cloc_mllm.evaluation.predictors.cloc import ClocSettings
 from cloc_mllm.evaluation.quick import cloc_scores
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
 from cloc_mllm.models.build import load_cloc
+from cloc_mllm.stopping import StopRequest, wait_for
 
 # the metric that the table shows of each task
 METRICS = {
@@ -92,24 +93,29 @@ def _as_argument(value: Any, seed: int) -> str:
     return value.replace("{seed}", str(seed)) if isinstance(value, str) else json.dumps(value)
 
 
-def prepare_training_data(directory: Path) -> None:
+def prepare_training_data(directory: Path, stop: StopRequest) -> None:
     """Builds 10,000 built-in scenes, unless they are there."""
     if not directory.exists():
         arguments = ("--num", str(_TRAIN_SCENES), "--workers", str(os.cpu_count() or 1))
-        _cloc_mllm(("data", "build", "scenes", *arguments, "--output_dir", str(directory)))
+        _cloc_mllm(("data", "build", "scenes", *arguments, "--output_dir", str(directory)), stop)
 
 
-def run_cell(cell: Cell, test: Sequence[Record], *, share: float = 1.0) -> dict[str, Any]:
+def run_cell(
+    cell: Cell, test: Sequence[Record], stop: StopRequest, *, share: float = 1.0
+) -> dict[str, Any] | None:
     """Trains (from the cell's last checkpoint, if it has one) and scores a cell.
 
     Returns:
-        the content of `result.json`: `seconds` of this call and the `means` by task.
+        the content of `result.json`: `seconds` of this call and the `means` by task; None if the
+        training was asked to stop.
     """
     started = time.monotonic()
     _clear_if_other(cell)
     output = ("--run.output_dir", str(cell.directory))
     log = cell.directory / "train.log"
-    _cloc_mllm(("stage1", *cell.arguments, *output), log=log, share=share)
+    _cloc_mllm(("stage1", *cell.arguments, *output), stop, log=log, share=share)
+    if stop.requested:
+        return None
     scores = _score(cell.directory / "model", test)
     _save_scores(scores, cell.directory / "scores.npz")
     shutil.rmtree(cell.directory / "checkpoints")
@@ -163,8 +169,10 @@ def _save_scores(scores: dict[str, QueryScores], path: Path) -> None:
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
 
 
-def _cloc_mllm(arguments: Sequence[str], *, log: Path | None = None, share: float = 1.0) -> None:
-    """Runs a command in a process of its own, on `share` of the cores.
+def _cloc_mllm(
+    arguments: Sequence[str], stop: StopRequest, *, log: Path | None = None, share: float = 1.0
+) -> None:
+    """Runs a command in a process of its own, on `share` of the cores. Hands a request to stop on.
 
     Raises:
         ValueError: the command failed; says where its output lies.
@@ -173,7 +181,9 @@ def _cloc_mllm(arguments: Sequence[str], *, log: Path | None = None, share: floa
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive", **os.environ}
     argv = [sys.executable, "-m", "cloc_mllm.cli", *arguments]
     with open(log or os.devnull, "ab") as output:
-        status = subprocess.run(argv, stdout=output, stderr=output, env=environment).returncode
-    if status:
+        process = subprocess.Popen(argv, stdout=output, stderr=output, env=environment)
+        wait_for(process, stop)
+    status = process.returncode
+    if status and not stop.requested:
         where = f"; see {log}" if log else ""
         raise ValueError(f"cloc-mllm {arguments[0]} failed with status {status}{where}")

@@ -107,8 +107,10 @@ def named_html(named: Named) -> str:
             "<p class='hint'>This model learnt boxes alone: it reads the dashed box that stands "
             "for your drawing.</p>"
         )
+    own = ", and how often each is said" if named.measure == "similarity" else ""
     parts.append(
-        f"<p>Closest of {named.num_names} names, by {CLOC}; a ranking, not an answer in words.</p>"
+        f"<p>Likeliest of {named.num_names} names, by {CLOC}{own}; a ranking, not an answer in "
+        "words.</p>"
     )
     parts.append(names_html(named.closest, named.measure))
     return "".join(parts) + _timing(named.encode_ms)

@@ -100,6 +100,12 @@ class ClocPredictor:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    @property
+    def _scale(self) -> Tensor:
+        """The scale of the contrastive logits of regions and texts."""
+        scale = getattr(self.model, "region_logit_scale", self.model.logit_scale)
+        return scale.exp().clamp(max=100)
+
     @torch.inference_mode()
     def encode(self, image: ImageInput) -> EncodedImage:
         """Encodes an image once for any number of prompts."""
@@ -154,9 +160,8 @@ class ClocPredictor:
         encoded = self.encode(image)
         boxes, masks = check_regions(regions, encoded.image.size)
         embedded = self._embed_checked(encoded, boxes, masks)
-        scale = getattr(self.model, "region_logit_scale", self.model.logit_scale)
         similarity = embedded @ self.embed_text(names).T
-        probabilities = (scale.exp().clamp(max=100) * similarity).softmax(-1).cpu()
+        probabilities = (self._scale * similarity).softmax(-1).cpu()
         scores, best = probabilities.max(-1)
         return GroundingResult(
             encoded.image,
@@ -181,13 +186,14 @@ class ClocPredictor:
 
         Args:
             regions: see `embed_regions`.
-            names: what to choose from; None takes the list of phrases that the model has, some
-                thousand of them for the shipped `photos`.
+            names: what to choose from, by the cosine alone; None takes the list of phrases that the
+                model has, some thousand of them for the shipped `photos`. Of two phrases of that
+                list that fit as well, the one that is said more often is the likelier name.
             count: phrases per region, or as many as there are.
 
         Returns:
-            `count` rows per region, the closest first: its box, the phrase, and the cosine in -1..1
-            as the score. `result[i]` holds those of region i.
+            `count` rows per region, the likeliest first: its box, the phrase, and the cosine in
+            -1..1 as the score. `result[i]` holds those of region i.
 
         Raises:
             ValueError: there is no name, the model has no list, or a region cannot be used.
@@ -201,12 +207,13 @@ class ClocPredictor:
         boxes, masks = check_regions(regions, encoded.image.size)
         embedded = self._embed_checked(encoded, boxes, masks)
         similarity = embedded @ phrases.embeddings.to(self.device).T
-        scores, order = similarity.topk(min(count, len(phrases.texts)))
+        likely = phrases.log_odds(similarity, self._scale)
+        order = likely.topk(min(count, len(phrases.texts))).indices
         index = torch.arange(len(boxes)).repeat_interleave(order.shape[1])
         return GroundingResult(
             encoded.image,
             Boxes(boxes.xyxy[index], boxes.frame),
-            scores.flatten().cpu(),
+            similarity.gather(1, order).flatten().cpu(),
             [phrases.texts[i] for i in order.flatten().tolist()],
             [""] * len(boxes),
             index,

@@ -37,16 +37,33 @@ class Phrases:
     Attributes:
         texts: P phrases.
         embeddings: float32[P, E], each of unit length.
+        counts: int64[P], how often each names a region of the training data; None if nobody knows.
     """
 
     texts: list[str]
     embeddings: Tensor
+    counts: Tensor | None = None
+
+    def log_odds(self, similarity: Tensor, scale: Tensor) -> Tensor:
+        """Tells how likely each phrase names a region, up to a constant per region.
+
+        The contrastive loss makes `scale * similarity` learn log p(text | region) / p(text), so how
+        often a text is said at all must be added: without it a rare phrase is as good a name as a
+        usual one. Where there are no counts, all phrases are taken to be as usual.
+
+        Args:
+            similarity: float[R, P], cosines of regions and phrases.
+            scale: of the contrastive logits.
+        """
+        logits = scale * similarity
+        return logits if self.counts is None else logits + self.counts.to(logits).log()
 
     def save(self, directory: Path) -> None:
         """Writes `phrases.safetensors`, the embeddings in half precision."""
-        metadata = {"texts": json.dumps(self.texts)}
-        embeddings = self.embeddings.detach().half().contiguous()
-        save_file({"embeddings": embeddings}, directory / PHRASES_FILE, metadata)
+        tensors = {"embeddings": self.embeddings.detach().half().contiguous()}
+        if self.counts is not None:
+            tensors["counts"] = self.counts
+        save_file(tensors, directory / PHRASES_FILE, {"texts": json.dumps(self.texts)})
 
     @classmethod
     def load(cls, directory: Path) -> Phrases | None:
@@ -61,16 +78,17 @@ class Phrases:
         with safe_open(path, "pt") as file:
             texts = json.loads((file.metadata() or {}).get("texts", "[]"))
             embeddings = file.get_tensor("embeddings").float()
+            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
         if len(texts) != len(embeddings):
             raise ValueError(
                 f"{path} has {len(texts)} phrases and {len(embeddings)} embeddings; expected one "
                 "embedding per phrase"
             )
-        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1))
+        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1), counts)
 
 
-def frequent_phrases(records: Iterable[Record], count: int) -> list[str]:
-    """Finds the most frequent phrases of regions, the most frequent first.
+def frequent_phrases(records: Iterable[Record], count: int) -> dict[str, int]:
+    """Finds the most frequent phrases of regions and how often they occur, most frequent first.
 
     Phrases are lower-case, without marks at their ends. Those that differ by their first "a", "the"
     or "his" alone count as one, which is written as it occurs most. Left out are pronouns, bare
@@ -78,11 +96,11 @@ def frequent_phrases(records: Iterable[Record], count: int) -> list[str]:
     """
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for region in (region for record in records for region in record.regions):
-        for text in {region.phrase, *region.expressions}:
+        for text in dict.fromkeys((region.phrase, *region.expressions)):
             words = re.findall(r"[a-z0-9'-]+", text.lower())
             named = words[1:] if words and words[0] in _DETERMINERS else words
             phrase = " ".join(words)
             if set(named) - _NAMELESS and len(phrase) <= _MAX_CHARACTERS:
                 found[" ".join(named)][phrase] += 1
     ranked = sorted(found.values(), key=lambda forms: -forms.total())
-    return [forms.most_common(1)[0][0] for forms in ranked[:count]]
+    return {forms.most_common(1)[0][0]: forms.total() for forms in ranked[:count]}

@@ -81,8 +81,9 @@ def ship_models(arguments: Namespace, directory: Path) -> None:
         mllm = ClocMllmForConditionalGeneration.from_pretrained(arguments.mllm)
         processor = ClocMllmProcessor.from_pretrained(arguments.mllm)
     if arguments.phrases:
-        texts = frequent_phrases(load_records(arguments.phrases), NUM_PHRASES)
-        phrases = Phrases(texts, ClocPredictor(model, tokenizer).embed_text(texts))
+        found = frequent_phrases(load_records(arguments.phrases), NUM_PHRASES)
+        embeddings = ClocPredictor(model, tokenizer).embed_text(list(found))
+        phrases = Phrases(list(found), embeddings, torch.tensor(list(found.values())))
     for kind in ("cloc", "mllm"):  # not before what comes in their place is there
         shutil.rmtree(directory / kind, ignore_errors=True)
     save_cloc(model, directory / "cloc", config, tokenizer, dtype=torch.float16, pack_tables=True)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from cloc_mllm import ablation
-from cloc_mllm.ablation import main
+from cloc_mllm.ablation import main, run_ablation
 from cloc_mllm.ablation.cells import Cell, build_cells
 from cloc_mllm.ablation.config import AblationArm, AblationConfig
 from cloc_mllm.ablation.summary import Estimate, Row, estimate, verdict
 from cloc_mllm.data.parquet import write_records
 from cloc_mllm.data.scenes import generate_scenes
 from cloc_mllm.evaluation.stats.bootstrap import QueryScores
+from cloc_mllm.stopping import StopRequest, wait_for
 from tests.train.tiny_stage1 import tiny_config, write_tiny_inputs
 
 ARMS = [
@@ -84,27 +87,6 @@ def test_our_sign_is_held_against_the_papers(low: float, high: float, expected: 
     assert verdict(row, "text_to_box") == expected
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_a_failed_cell_no_other_starts(
-    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started = []
-
-    def fail(cell: Cell, *_: object, **__: object) -> None:
-        started.append(cell.name)
-        time.sleep(0.1)
-        raise error
-
-    monkeypatch.setattr(ablation, "run_cell", fail)
-    monkeypatch.setattr(ablation, "records_to_score", lambda data: [])
-    config = AblationConfig(
-        base="b.yaml", arms=ARMS, seeds=[0, 1, 2], train="records", output_dir=str(tmp_path)
-    )
-    with pytest.raises(error):
-        ablation.run_ablation(config)
-    assert len(started) <= 2  # the second may start while the first one's end is noticed
-
-
 def test_a_table_is_made_and_goes_on_where_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +95,7 @@ def test_a_table_is_made_and_goes_on_where_it_was(
     base = dataclasses.asdict(tiny_config(tmp_path, tmp_path / "unused", steps=2))
     base["optim"]["betas"] = list(base["optim"]["betas"])
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    settings = {
+    ablation = {
         "base": str(tmp_path / "base.yaml"),
         "train": str(tmp_path / "records"),
         "test": str(tmp_path / "test"),
@@ -124,7 +106,7 @@ def test_a_table_is_made_and_goes_on_where_it_was(
             {"name": "M = 1", "against": "CLOC", "settings": {"data.regions_per_image": 1}},
         ],
     }
-    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "ablation.yaml").write_text(yaml.safe_dump(ablation))
     arguments = ["--config", str(tmp_path / "ablation.yaml")]
 
     assert main([*arguments, "--only", "[CLOC]"]) == 0
@@ -137,3 +119,46 @@ def test_a_table_is_made_and_goes_on_where_it_was(
     assert (tmp_path / "out" / "ablation.png").stat().st_size > 10_000
     assert main([*arguments, "--settings", '{"run.steps": 1}', "--only", "[CLOC]"]) == 0
     assert "CLOC, seed 0: its settings changed, so it is trained anew" in capsys.readouterr().out
+
+
+def test_after_a_cell_that_failed_or_a_signal_no_other_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_records(generate_scenes(2, split="test", long_side=64), tmp_path / "test")
+    begun = []
+
+    def run_cell(cell: Cell, *_: object, **__: object) -> None:
+        begun.append(cell.name)
+        if cell.seed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            raise ValueError("no records")
+
+    monkeypatch.setattr("cloc_mllm.ablation.run_cell", run_cell)
+    config = AblationConfig(
+        base="b.yaml", arms=ARMS, train="records", test=str(tmp_path / "test"), output_dir="out"
+    )
+    with pytest.raises(ValueError, match="no records"):
+        run_ablation(config)
+    assert 1 <= len(begun) <= 2  # of six; the pool may have taken the next one already
+    begun.clear()
+    assert run_ablation(dataclasses.replace(config, seeds=[1, 2, 3])) == 128 + signal.SIGTERM
+    assert 1 <= len(begun) <= 2
+    assert "the same command goes on" in capsys.readouterr().out
+
+
+def test_a_signal_is_handed_on_to_the_training(tmp_path: Path) -> None:
+    command = (
+        "import signal, sys; from pathlib import Path; "
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        f"Path({str(tmp_path / 'up')!r}).touch(); signal.pause()"
+    )
+    with StopRequest() as stop:
+        process = subprocess.Popen([sys.executable, "-c", command])
+
+        def stop_when_it_is_up() -> None:
+            if (tmp_path / "up").exists():
+                os.kill(os.getpid(), signal.SIGINT)
+
+        wait_for(process, stop, stop_when_it_is_up)
+    assert process.returncode == 143 and stop.requested

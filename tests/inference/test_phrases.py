@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ def test_frequent_phrases_are_clean_and_each_once() -> None:
         record("cat", "a cat", "him", "red", "the red", "", "a " + "very " * 10 + "cat"),
     ]
     actual = frequent_phrases(records, 10)
-    assert actual == ["a dog", "a cat"]
-    assert frequent_phrases(records, 1) == ["a dog"]
+    assert list(actual.items()) == [("a dog", 5), ("a cat", 3)]
+    assert list(frequent_phrases(records, 1)) == ["a dog"]
 
 
 def test_a_list_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -44,6 +45,12 @@ def test_a_list_comes_back_from_its_file(tmp_path: Path) -> None:
     assert actual is not None and actual.texts == expected.texts
     # half precision keeps 11 bits of each value
     torch.testing.assert_close(actual.embeddings, expected.embeddings, atol=1e-3, rtol=0)
+    assert actual.counts is None
+    counts = torch.tensor([7, 2])
+    dataclasses.replace(expected, counts=counts).save(tmp_path)
+    counted = Phrases.load(tmp_path)
+    assert counted is not None and counted.counts is not None
+    assert torch.equal(counted.counts, counts)
     save_file({"embeddings": torch.zeros(3, 2)}, tmp_path / "phrases.safetensors", {"texts": "[]"})
     with pytest.raises(ValueError, match="0 phrases and 3 embeddings; expected one embedding per"):
         Phrases.load(tmp_path)
@@ -64,3 +71,21 @@ def test_the_closest_phrases_of_regions() -> None:
     predictor.phrases = Phrases(names, predictor.embed_text(names))
     own = predictor.closest(picture, boxes, count=9)
     assert len(own.labels) == 2 * 3 and list(own.labels[:2]) == list(result.labels[:2])
+
+
+def test_a_usual_phrase_is_a_likelier_name_than_a_rare_one() -> None:
+    predictor = ClocPredictor(tiny_cloc(), load_text_tokenizer("builtin", 24))
+    names, picture = ["a crab", "a clock", "a key"], Image.new("RGB", (90, 60), "teal")
+    counts = torch.tensor([1, 10**9, 40])
+    predictor.phrases = Phrases(names, predictor.embed_text(names), counts)
+    own = predictor.closest(picture, [BOX])
+    plain = predictor.closest(picture, [BOX], names)
+    assert own.labels[0] == "a clock" and sorted(own.labels) == sorted(plain.labels)
+    # what is reported stays the cosine
+    expected = dict(zip(plain.labels, plain.scores.tolist(), strict=True))
+    assert dict(zip(own.labels, own.scores.tolist(), strict=True)) == pytest.approx(expected)
+    # p(text | region) is the softmax of the logits times p(text), up to its sum
+    similarity, scale = torch.tensor([[0.3, 0.1, 0.2]]), torch.tensor(20.0)
+    likely = predictor.phrases.log_odds(similarity, scale).softmax(-1)
+    weighted = (scale * similarity).softmax(-1) * counts
+    torch.testing.assert_close(likely, weighted / weighted.sum())

@@ -443,7 +443,7 @@ def test_without_words_the_page_says_what_brings_them(photos_page) -> None:
     tab(page, "Data")
     page.get_by_text("cloc-mllm demo --data DIR").wait_for()
     tab(page, "Refer")
-    assert "Closest of 3000 names" in page.locator("#named").inner_text()
+    assert "Likeliest of 3000 names" in page.locator("#named").inner_text()
 
 
 class Hand(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from cloc_mllm.data.scenes import generate_scenes
+from cloc_mllm.shipped import ASSETS
 from tests.integration.test_serve import start
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +44,12 @@ def named(cases: list[tuple[str, str]]) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `picture.png` of the examples: a doughnut, a tent, hamburgers and a candle."""
+    """A folder with the pictures of the examples.
+
+    `horses.jpg` ships; `picture.png` is a scene with a doughnut, a tent, hamburgers and a candle.
+    """
     directory = tmp_path_factory.mktemp("documentation")
+    shutil.copy(ASSETS / "photos" / "examples" / "horses.jpg", directory)
     scene = next(generate_scenes(1, split="test", seed=3))
     scene.load_image().save(directory / "picture.png")
     return directory
