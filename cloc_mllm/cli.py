@@ -6,8 +6,10 @@ import atexit
 import difflib
 import gc
 import importlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -145,6 +147,7 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
         (set CLOC_DEBUG=1 to see where it was raised); 130 after Ctrl-C; 141 where the reader of
         the output, such as `head`, has gone.
     """
+    _keep_libraries_quiet()
     try:
         try:
             return command(list(sys.argv[1:] if argv is None else argv)) or 0
@@ -164,6 +167,17 @@ def run(command: Callable[[list[str]], int | None], argv: Sequence[str] | None =
         _close_bars()
         print(f"cloc-mllm: error: {message}", file=sys.stderr)
         return 2
+
+
+def _keep_libraries_quiet() -> None:
+    """Keeps from users what libraries have to say to who writes code with them."""
+    # Transformers' new name for it is younger than the oldest version that this package takes; peft
+    # says the old one, too
+    warnings.filterwarnings(
+        "ignore", r"`\w*gradient_checkpointing\w*` is deprecated", FutureWarning
+    )
+    # bitsandbytes, of a faster kernel for 4 bits on CPUs
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _close_bars() -> None:

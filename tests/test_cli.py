@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -121,6 +123,21 @@ def test_debug_shows_the_traceback(fake_command, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CLOC_DEBUG", "1")
     with pytest.raises(ValueError, match="wrong box"):
         cli.main(["fake"])
+
+
+def test_libraries_tell_users_nothing_about_code(
+    fake_command, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def command(argv: list[str]) -> None:
+        old = "`gradient_checkpointing_enable` is deprecated and will be removed in v6."
+        warnings.warn(old, FutureWarning, stacklevel=1)
+        warnings.warn("our own", FutureWarning, stacklevel=1)
+        logging.getLogger("bitsandbytes.backends.cpu.ops").warning("install kernels")
+
+    fake_command(command)
+    assert cli.main(["fake"]) == 0
+    assert [str(warning.message) for warning in recwarn] == ["our own"]
+    assert not caplog.records
 
 
 def test_ctrl_c(fake_command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,4 +157,4 @@ def keep_chats(dataset: AnyDataset | Mixture, keep: Callable[[Chat], bool]) -> A
 
 def parts_of(dataset: Sequence[Any]) -> tuple[Part, ...]:
     """The data sets of a mixture; () for a single data set."""
-    return dataset.parts if isinstance(dataset, Mixture) else ()
+    return getattr(dataset, "parts", ())

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cloc_mllm.box import Box
+from cloc_mllm.data.mixture import parts_of
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.sequences import LazySequence
 
@@ -26,6 +27,7 @@ class NoisyLabels(LazySequence[Record]):
         if not 0 <= noise <= 1:
             raise ValueError(f"label noise must lie in 0..1, got {noise}")
         self.records = records
+        self.parts = parts_of(records)
         self.noise = noise
         self.seed = seed
 

@@ -47,11 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     _reach_localhost_directly()
 
+    from transformers.utils.logging import disable_progress_bar
+
     from cloc_mllm.demo.data_set import DataSet
     from cloc_mllm.demo.engine import DemoEngine
     from cloc_mllm.demo.page import build_page, serve
 
     # Ctrl-C is the normal end, even while it is still starting
+    disable_progress_bar()
     with uploads, contextlib.suppress(KeyboardInterrupt):
         mllm = arguments.mllm or ("scenes" if arguments.model == "scenes" else "")
         cloc = arguments.cloc or arguments.model

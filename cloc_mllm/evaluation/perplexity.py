@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from cloc_mllm.mllm.collate import ConversationCollator
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.mllm.processing import ClocMllmProcessor
+from cloc_mllm.shipped import find_model
 
 _MAX_LENGTH = 2048  # tokens of a chat; what a longer one says behind them is left out
 
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="cloc-mllm eval perplexity", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("chats", metavar="CHATS", help="a set that `cloc-mllm data build` made")
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="an MLLM or a language model")
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help="an MLLM, photos or scenes, or a language model"
+    )
     parser.add_argument("--limit", type=int, default=0, help="the first so many chats; 0 is all")
     parser.add_argument("--max_length", type=int, default=_MAX_LENGTH, help="tokens of a chat")
     parser.add_argument("--batch_size", type=int, default=8, help="chats at a time")
@@ -78,7 +80,7 @@ def _load(directory: str, chats: Sequence[Chat], device: torch.device) -> tuple[
         ValueError: chats with images and a language model that cannot see them.
         FileNotFoundError: no model is there.
     """
-    config = Path(directory) / "config.json"
+    config = find_model("mllm", directory) / "config.json"
     if not config.is_file():
         raise FileNotFoundError(f"{directory} holds no model (no config.json)")
     if json.loads(config.read_text())["model_type"] == ClocMllmConfig.model_type:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -175,8 +176,8 @@ def _asked(
 
 def _read_names(given: str) -> list[str]:
     """Reads names from a text file, or from the words themselves."""
-    path = Path(given)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else given.split(",")
+    is_file = os.path.isfile(given)  # of many names `Path.is_file` says that the name is too long
+    lines = Path(given).read_text("utf-8").splitlines() if is_file else given.split(",")
     names = [name.strip() for name in lines if name.strip()]
     if not names:
         raise ValueError(f"--names {given}: expected names with commas between them, or a file")

@@ -37,6 +37,7 @@ from cloc_mllm.inference.inputs import (
 from cloc_mllm.inference.known_starts import KnownStarts
 from cloc_mllm.inference.results import Answer, GroundingResult
 from cloc_mllm.inference.shared_prefix import prefill_known, prefill_shared
+from cloc_mllm.mllm.adapter import ADAPTER_CONFIG
 from cloc_mllm.mllm.answer_boxes import SeenImages
 from cloc_mllm.mllm.assembled import assembled
 from cloc_mllm.mllm.box_grammar import BoxGrammar, BoxLogitsProcessor
@@ -83,6 +84,27 @@ class Reading(NamedTuple):
     sizes: Sequence[tuple[int, int]]
     num_prompt_tokens: Sequence[int]
     images: Sequence[ImageInput]
+
+
+def whole_mllm(named: str | Path | None) -> Path:
+    """Finds the directory of an MLLM, see `GroundingPredictor.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is an adapter without its language model.
+    """
+    directory = assembled(find_model("mllm", named))
+    if (directory / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{directory} is an adapter; put it onto its language model first: "
+            f"cloc-mllm export --mllm {directory} --merge --output_dir DIR"
+        )
+    if not (directory / "processor_config.json").is_file():
+        raise FileNotFoundError(
+            f"{directory} is no MLLM directory (processor_config.json is missing); expected "
+            "what stage 2 writes to OUTPUT_DIR/model"
+        )
+    return directory
 
 
 class GroundingPredictor:
@@ -144,12 +166,7 @@ class GroundingPredictor:
                 model of a shipped adapter is not at hand.
             ValueError: model and processor do not belong together; names the difference.
         """
-        directory = assembled(find_model("mllm", directory))
-        if not (directory / "processor_config.json").is_file():
-            raise FileNotFoundError(
-                f"{directory} is no MLLM directory (processor_config.json is missing); expected "
-                "what stage 2 writes to OUTPUT_DIR/model"
-            )
+        directory = whole_mllm(directory)
         model = ClocMllmForConditionalGeneration.from_pretrained(
             directory, dtype=dtype, attn_implementation=attn_implementation
         )

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,6 +32,7 @@ from cloc_mllm.mllm.language_model import (
     add_embeddings,
     attention_for_training,
     load_language_model,
+    load_tokenizer,
     word_table,
 )
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, cast_encoder
@@ -65,8 +65,9 @@ def build_mllm(
         FileNotFoundError: `config.cloc` is no stage-1 model directory, or `config.init` no MLLM's.
     """
     _check_quantization(config)
+    held_in = resolve_frozen_dtype("auto") if config.dtype == "auto" else config.dtype
     # with LoRA nothing of it is trained; else `hold_frozen` casts what turns out to be frozen
-    dtype = DTYPES[resolve_frozen_dtype(config.dtype)] if config.lora.rank else torch.float32
+    dtype = DTYPES[held_in] if config.lora.rank else torch.float32
     model, processor = (_continue if config.init else _assemble)(config, dtype)
     asks = asks or ConversationConfig()
     processor.teach(load_wordings(asks.wordings), tasks_beyond_first(asks))
@@ -133,7 +134,7 @@ def _assemble(
     model.vision.load_state_dict(cloc.vision.state_dict())
     model.generation_config = _generation_config(language_model, tokenizer)
     location = token_ids(tokenizer, box_format.tokens())
-    num_old = len(AutoTokenizer.from_pretrained(config.language_model, trust_remote_code=False))
+    num_old = len(load_tokenizer(config.language_model))
     add_embeddings(language_model, range(num_old, len(tokenizer)), location)
     model.config.text_config.vocab_size = language_model.config.vocab_size
     for projector in (model.projector, model.region_projector):
@@ -145,7 +146,7 @@ def _processor(
     config: MllmConfig, cloc_config: ResolvedModel, grid_hw: tuple[int, int]
 ) -> ClocMllmProcessor:
     """Makes the processor of a new MLLM, whose tokenizer has the tokens of images and boxes."""
-    tokenizer = AutoTokenizer.from_pretrained(config.language_model, trust_remote_code=False)
+    tokenizer = load_tokenizer(config.language_model)
     if tokenizer.eos_token is None:
         raise ValueError(
             f"the tokenizer of {config.language_model} has no eos token, so answers never end; "

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cloc_mllm.config import Quantization
 from cloc_mllm.models.position import sinusoidal_code
@@ -49,6 +49,22 @@ def load_language_model(
         # on such CPUs eval() repacks the weights for bf16, which silently ruins later gradients
         module.support_avx512bf16_for_cpu = False
     return language_model
+
+
+def load_tokenizer(name: str) -> Any:
+    """Loads the tokenizer of a language model.
+
+    Raises:
+        FileNotFoundError: there is no such model here, and none that the hub gives.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"model.language_model {name} is neither the directory of a language model nor one "
+            f"that the hub gives ({' '.join(str(error).split())}); training/tiny_llm.py and "
+            "training/smollm2.py make such directories"
+        ) from error
 
 
 def quantized_layers(model: nn.Module) -> dict[str, Any]:

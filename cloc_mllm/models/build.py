@@ -73,6 +73,8 @@ def build_cloc_shapes(config: ResolvedModel, tokenizer: TextTokenizer) -> Cloc:
     """Builds a CLOC on the meta device: parameters have shapes and no memory, and no weights are
     read or downloaded, whatever `config.init` names."""
     clip_config = full_clip_config(config, tokenizer)
+    clip_config["vision_cfg"]["timm_model_pretrained"] = False
+    clip_config["text_cfg"]["hf_model_pretrained"] = False
     with torch.device("meta"):
         clip = _Towers(clip_config)
         set_timm_size(clip.visual, config.image_size)

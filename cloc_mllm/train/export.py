@@ -24,9 +24,11 @@ from cloc_mllm.mllm import (
     merge_and_save,
 )
 from cloc_mllm.mllm.adapter import ADAPTER_CONFIG, load_adapter, save_adapter
+from cloc_mllm.mllm.assembled import built_on
 from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.models.build import check_fingerprint
 from cloc_mllm.models.export import main as export_cloc
+from cloc_mllm.shipped import find_model
 from cloc_mllm.train.alignment import taught_parts
 from cloc_mllm.train.checkpoint import load_checkpoint, newest_whole_checkpoint
 from cloc_mllm.train.optim import freeze_by_lr
@@ -57,10 +59,10 @@ def export_mllm(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--mllm",
-        type=Path,
         required=True,
         metavar="DIR",
-        help="a stage-2 output directory (its newest checkpoint), or an exported adapter",
+        help="a stage-2 output directory (its newest checkpoint), an exported adapter, or the "
+        "shipped one: photos",
     )
     parser.add_argument("--merge", action="store_true", help="one whole model, without peft")
     parser.add_argument("--dtype", choices=DTYPES, help="default: what training held each part in")
@@ -69,12 +71,13 @@ def export_mllm(argv: Sequence[str]) -> int:
         "--output_dir", type=Path, required=True, help="directory to make; must be new"
     )
     arguments = parser.parse_args(argv)
-    model, processor = load_trained(arguments.mllm, arguments.language_model)
+    directory = find_model("mllm", arguments.mllm)
+    model, processor = load_trained(directory, arguments.language_model)
     save = merge_and_save if arguments.merge else save_adapter
     with new_directory(arguments.output_dir) as partial:
         save(model, processor, partial, dtype=DTYPES.get(arguments.dtype))
         kind = {} if arguments.merge else {"library": "peft", "use": _ADAPTER_USE}
-        write_export_card(partial, arguments.mllm, **kind)
+        write_export_card(partial, directory, **kind)
     print(f"wrote {arguments.output_dir}")
     return 0
 
@@ -93,7 +96,8 @@ def load_trained(
         ValueError: all checkpoints are damaged, or what the run started from has changed.
     """
     if (directory / ADAPTER_CONFIG).is_file():
-        return load_adapter(directory, language_model=language_model)
+        theirs, cloc = built_on(directory)
+        return load_adapter(directory, language_model=language_model or theirs, cloc=cloc)
     found, _ = newest_whole_checkpoint(directory / "checkpoints")
     if found is None:
         raise FileNotFoundError(

@@ -65,12 +65,14 @@ def dry_run_stage1(config: Stage1Config, plan: Plan) -> None:
     _check(config)
     model_config = resolve_model(config.model)
     config = dataclasses.replace(with_precision(config), model=model_config)
+    tokenizer = load_tokenizer(model_config)
     order, missing = None, missing_sets(config.data)
     if not missing:
         records = _load(config)
         run = config.run
         order = DataOrder(len(records), run.global_batch_size, run.seed, parts_of(records))
-    model = build_cloc_shapes(model_config, load_tokenizer(model_config))
+        _evaluation(config, tokenizer)
+    model = build_cloc_shapes(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
     if config.data.feature_cache:
         check_towers_are_frozen(model)
@@ -105,6 +107,7 @@ def run_stage1(config: Stage1Config) -> TrainResult:
     if config.data.label_noise:
         dataset = NoisyLabels(dataset, config.data.label_noise, config.run.seed)
     tokenizer = load_tokenizer(model_config)
+    evaluate = _evaluation(config, tokenizer)
     torch.manual_seed(config.run.seed)  # the initial weights
     model = build_cloc(model_config, tokenizer)
     freeze_by_lr(model, config.optim)
@@ -139,7 +142,7 @@ def run_stage1(config: Stage1Config) -> TrainResult:
         resolved_config=dataclasses.asdict(config),
         default_config=dataclasses.asdict(Stage1Config()),
         fingerprint=dict(Preprocessing.of(model_config).fingerprint(tokenizer)),
-        evaluate=_evaluation(config, tokenizer),
+        evaluate=evaluate,
         warn=partial(warn_of_collapse, config),
         eval_every=config.run.eval_every,
         num_workers=config.data.num_workers,

@@ -252,7 +252,7 @@ def answer_step(model: nn.Module, batch: MllmBatch) -> dict[str, Tensor]:
     """
     num_labels = (batch.inputs["labels"] != IGNORE_INDEX).sum()
     num_items = all_reduce_sum(num_labels.float()) / world_size()
-    outputs = model(**batch.inputs, num_items_in_batch=num_items)
+    outputs = model(**batch.inputs, num_items_in_batch=num_items, use_cache=False)
     dropped = outputs.loss.new_full((), float(batch.num_dropped))
     return {"loss": outputs.loss, "dropped_questions": dropped}
 

@@ -148,7 +148,7 @@ def reading_step(processor: ClocMllmProcessor, config: TinyLlmConfig) -> StepFn:
             noisy = tokens + scale * torch.randn_like(tokens)
             here = (input_ids == token_id)[..., None]
             embeds = embeds.masked_scatter(here, noisy.to(embeds.dtype))
-        logits = model(inputs_embeds=embeds, **inputs).logits
+        logits = model(inputs_embeds=embeds, use_cache=False, **inputs).logits
         total = answer_loss(logits, labels, soft_bins)
         num_labels = (labels != IGNORE_INDEX).sum().float()
         return {"loss": total / (all_reduce_sum(num_labels) / world_size())}

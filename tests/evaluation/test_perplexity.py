@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cloc_mllm import cli
+from cloc_mllm import cli, shipped
 from cloc_mllm.data.parquet import load_chats
 from cloc_mllm.evaluation.perplexity import token_losses
 from cloc_mllm.mllm.processing import ClocMllmProcessor
@@ -69,10 +70,14 @@ def test_an_mllm_beside_its_language_model(
     assert 0 < float(change.split(" %")[0]) < 30
 
 
-def test_chats_with_pictures_and_boxes(mllm_dir: Path, llm_dir: Path, tmp_path: Path) -> None:
+def test_chats_with_pictures_and_boxes(
+    mllm_dir: Path, llm_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chats = built(tmp_path / "chats", ROWS[:4])
     arguments = ["eval", "perplexity", str(chats)]
-    assert cli.main([*arguments, str(mllm_dir), "--limit", "3", "--batch_size", "2"]) == 0
+    monkeypatch.setattr(shipped, "ASSETS", tmp_path)  # where it ships as `scenes`
+    shutil.copytree(mllm_dir, tmp_path / "scenes" / "mllm")
+    assert cli.main([*arguments, "scenes", "--limit", "3", "--batch_size", "2"]) == 0
     assert cli.main([*arguments, str(llm_dir)]) == 2
 
 

@@ -127,6 +127,15 @@ def test_without_an_mllm_its_tasks_are_left_out(cloc_dir, data_dir, tmp_path):
     assert evaluation.about["num_records"] == 2
 
 
+def test_an_mllm_that_is_not_there_is_named_before_the_cloc_answers(cloc_dir, data_dir, tmp_path):
+    config = EvalConfig(
+        cloc=str(cloc_dir), mllm="nowhere", data=str(data_dir), output_dir=str(tmp_path / "out")
+    )
+    with pytest.raises(FileNotFoundError, match="nowhere is no MLLM directory"):
+        evaluate(config)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_photos_without_categories_skip_classification(cloc_dir, data_dir, tmp_path, capsys):
     scene = next(iter(generate_scenes(1, split="test", long_side=64)))
     photo = Record("p", scene.image, scene.width, scene.height, [], [], "photos")

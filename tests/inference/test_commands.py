@@ -79,7 +79,7 @@ def test_a_cloc_answers_both(picture, cloc_dir, capsys):
     lines = out.splitlines()
     assert [line.split(": ")[0] for line in lines] == ["the crab", "a boat", "drawn"]
     assert all("  similarity " in line for line in lines[:2]) and err == ""
-    for names in ("crab, boat,clock", "names.txt"):
+    for names in ("crab, boat,clock", "crab, boat,clock" + 300 * " ", "names.txt"):
         Path("names.txt").write_text("crab\nboat\n\nclock\n")
         assert main(["refer", picture, "4", "4", "40", "30", "--names", names, *model]) == 0
         first, *ranked, drawn = capsys.readouterr().out.splitlines()

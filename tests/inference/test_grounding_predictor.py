@@ -140,6 +140,12 @@ def test_boxes_between_words_are_found_with_their_own_scores(predictor, always):
     assert (cut.finish_reason, cut.num_new_tokens) == ("length", 2)
 
 
+def test_an_adapter_is_no_whole_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is an adapter.*cloc-mllm export --mllm .* --merge"):
+        GroundingPredictor.from_pretrained(tmp_path)
+
+
 def test_an_encoded_image_is_not_encoded_again(predictor, monkeypatch):
     box = Boxes.normalized([[0.1, 0.1, 0.4, 0.6]])
     expected = predictor.ground(PICTURE, ["a crab"]), predictor.refer(PICTURE, box)

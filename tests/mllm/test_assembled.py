@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from cloc_mllm import shipped
 from cloc_mllm.config import LoraConfig, MllmConfig
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
-from cloc_mllm.mllm import build_mllm, smollm2
+from cloc_mllm.mllm import ClocMllmForConditionalGeneration, build_mllm, smollm2
 from cloc_mllm.mllm.adapter import PARTS, VISION, load_adapter, save_adapter
 from cloc_mllm.mllm.assembled import assembled
+from cloc_mllm.train.export import export_mllm
 
 
 @pytest.fixture
@@ -68,6 +69,16 @@ def test_it_can_be_trained_further_by_its_name(
     first, _ = load_adapter(adapter, cloc=adapter.with_name("cloc"))
     state = model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in first.state_dict().items())
+
+
+def test_it_is_exported_by_its_name(adapter: Path, llm_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(llm_dir, tmp_path / "cache" / "cloc-mllm" / "smollm2-135m-instruct")
+    out = tmp_path / "out"
+    assert export_mllm(["--mllm", "photos", "--merge", "--output_dir", str(out)]) == 0
+    first, _ = load_adapter(adapter, cloc=adapter.with_name("cloc"))
+    exported = ClocMllmForConditionalGeneration.from_pretrained(out)
+    assert torch.equal(exported.projector.output.weight, first.projector.output.weight)
+    assert "lora" not in (out / "config.json").read_text()
 
 
 def test_without_its_language_model_it_says_how_to_get_it(

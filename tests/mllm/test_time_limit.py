@@ -25,6 +25,34 @@ def test_a_template_that_never_ends_is_stopped(
     assert time.monotonic() - started < 30
 
 
+def test_a_wait_for_other_processes_does_not_count() -> None:
+    with time_limit(0.05, "nothing"):
+        waited_by_a_line_of_python(0.1)
+        assert sum(range(10)) == 45
+
+
+def waited_by_a_line_of_python(seconds: float) -> None:
+    time.sleep(seconds)
+    assert seconds  # a line behind the wait, at which the clock is looked at
+
+
+def test_what_takes_long_pauses_as_long_as_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling a template on a busy machine is thousands of lines, each of which would pause."""
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    started = time.thread_time()
+    with time_limit(60, "nothing"):
+        num_lines = counted_lines(started + 0.5)
+    assert 10 < len(pauses) < min(num_lines, 600)
+
+
+def counted_lines(until: float) -> int:
+    num_lines = 0
+    while time.thread_time() < until:
+        num_lines += 1
+    return num_lines
+
+
 def test_it_leaves_no_trace() -> None:
     before = sys.gettrace()
     with time_limit(60, "nothing"):

@@ -169,6 +169,26 @@ def test_heads_learn_above_frozen_trunks(inputs: Path, tmp_path: Path) -> None:
     assert model.vision.encoder.token_dims == (256, 512)
 
 
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
+def test_validation_records_that_are_not_there_are_named_at_once(
+    inputs: Path, tmp_path: Path, dry_run: bool
+) -> None:
+    config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache")
+    config.data.validation = str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="none"):
+        dry_run_stage1(config, Plan()) if dry_run else run_stage1(config)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_noisy_labels_of_a_mixture_are_kept(inputs: Path, tmp_path: Path) -> None:
+    """Each set of a mixture has epochs of its own, so which samples are mirrored depends on it."""
+    write_tiny_inputs(tmp_path / "more", num_scenes=5)
+    config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache", steps=3)
+    config.data.mixture = {config.data.train: 1.0, str(tmp_path / "more" / "records"): 2.0}
+    config.data.train, config.data.label_noise, config.data.flip = "", 0.5, True
+    assert run_stage1(config).step == 3
+
+
 def test_an_image_tower_that_learns_is_refused(inputs: Path, tmp_path: Path) -> None:
     config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache")
     config.optim.layer_lr = {"text": 0.0}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cloc_mllm.config import (
@@ -18,6 +19,7 @@ from cloc_mllm.config import (
     TowerRunConfig,
 )
 from cloc_mllm.data.parquet import write_records
+from cloc_mllm.mllm import build_mllm
 from cloc_mllm.train.stage2 import run_stage2
 from tests.tiny_mllm import cloc_dir, llm_dir, mllm_config
 
@@ -29,6 +31,16 @@ def losses(config: Stage2Config) -> torch.Tensor:
     lines = (Path(config.run.output_dir) / "log.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return torch.tensor([row["loss"] for row in rows if "loss" in row])
+
+
+def test_bf16_may_be_named_where_auto_would_not_choose_it(
+    mllm_config: MllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the recipes of photos name it: on other CPUs it is slow, but right."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    config = replace(mllm_config, lora=LoraConfig(rank=4), dtype="bfloat16")
+    model, _ = build_mllm(config)
+    assert model.language_model.get_input_embeddings().weight.dtype == torch.bfloat16
 
 
 def test_the_loss_falls_as_with_float32_weights(

@@ -11,8 +11,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import BertConfig, LlamaConfig, PreTrainedConfig, Qwen2Config
 
+from cloc_mllm.data.tokenizer import train_byte_level_bpe
 from cloc_mllm.shipped import CONFIGS
 from cloc_mllm.train import stage1, stage2
 from tests.tiny_mllm import llm_dir
@@ -77,6 +78,27 @@ def test_pretraining_is_planned(  # noqa: PLR0913  fixtures
     (gibibytes,) = re.findall(r"^  all +([\d.]+) GiB$", told, re.MULTILINE)
     assert f"By the dry run {float(gibibytes):.0f} GiB" in header
     assert f"{gpu_days(told)} GPU-days" in header
+
+
+@pytest.mark.parametrize("name", ["stage1_flickr8k", "stage1_photos"])
+def test_towers_of_files_are_planned_without_their_weights(
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = train_byte_level_bpe(["a dog"], 300)
+    tokenizer.save_pretrained("runs/towers/minilm")
+    sizes = {"hidden_size": 384, "num_hidden_layers": 1, "num_attention_heads": 12}
+    pad = tokenizer.pad_token_id
+    BertConfig(vocab_size=400, pad_token_id=pad, **sizes).save_pretrained("runs/towers/minilm")
+
+    assert stage1.main(["--config", name, "--dry_run"]) == 0
+
+    told = capsys.readouterr().out
+    assert re.search(r"^vision.encoder +[\d,]+ +[1-9][\d,]+$", told, re.MULTILINE)
+    assert f"not there yet:    runs/data/{name.removeprefix('stage1_')}-train" in told
 
 
 def test_too_few_workers_are_named(

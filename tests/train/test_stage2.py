@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.llama import modeling_llama
 
 from cloc_mllm.config import (
     AlignmentConfig,
@@ -147,6 +148,12 @@ def test_it_trains_and_saves_a_plain_model(config) -> None:
         chat, add_generation_prompt=True, tokenize=True, return_dict=True
     )
     assert model.generate(**inputs, max_new_tokens=2).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_training_keeps_no_keys_for_an_answer_to_go_on(config, monkeypatch) -> None:
+    monkeypatch.setattr(modeling_llama, "DynamicCache", None)
+    config.run.steps, config.data.validation = 1, ""
+    assert run_stage2(config).step == 1
 
 
 def test_each_trainable_parameter_gets_a_gradient(config) -> None:
@@ -321,6 +328,14 @@ def test_every_checkpoint_holds_the_precision_that_was_used(config) -> None:
         (directory,) = list_checkpoints(root)
         stored = load_checkpoint(directory).state["config"]["run"]["precision"]
         assert stored == resolve_precision("auto")
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
+@pytest.mark.parametrize("name", ["runs/none", "runs/none/model"])
+def test_a_language_model_that_is_not_there_is_named(config, name: str, dry_run: bool) -> None:
+    config.model.language_model = name
+    with pytest.raises(FileNotFoundError, match=rf"model\.language_model {name} is neither"):
+        run_stage2(config, dry_run)
 
 
 @pytest.mark.parametrize(

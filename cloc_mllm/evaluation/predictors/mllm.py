@@ -17,7 +17,7 @@ from cloc_mllm.evaluation.queries import REGION, AskedIn, Query, QuerySet
 from cloc_mllm.evaluation.rows.resume import model_identity
 from cloc_mllm.evaluation.rows.rows import PredictionRow
 from cloc_mllm.geometry import Boxes
-from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question
+from cloc_mllm.inference.grounding_predictor import GroundingPredictor, Question, whole_mllm
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
 from cloc_mllm.shipped import DEFAULT_MODELS, find_model
@@ -36,6 +36,7 @@ class MllmRows:
     dtype: ModelDtype = "float32"
 
     def identity(self) -> dict[str, Any]:
+        whole_mllm(self.directory)  # it may be wrong, and CLOC answers first
         identity: dict[str, Any] = {"mllm": model_identity(find_model("mllm", self.directory))}
         if self.wordings != "first":
             identity["wordings"] = self.wordings
