@@ -14,7 +14,7 @@ from cloc_mllm.data.readers import ReadOptions
 from cloc_mllm.data.readers.boxes import BoxesOf, BoxOrder, Units
 from cloc_mllm.data.readers.chat_layouts import chat_readings
 from cloc_mllm.data.readers.coco import looks_like_coco, read_coco
-from cloc_mllm.data.readers.cvat import looks_like_cvat, read_cvat
+from cloc_mllm.data.readers.cvat import looks_like_cvat
 from cloc_mllm.data.readers.finehard import looks_like_finehard
 from cloc_mllm.data.readers.flickr30k_entities import (
     looks_like_flickr30k_entities,
@@ -28,7 +28,8 @@ from cloc_mllm.data.readers.hf_objects import (
     read_hf_objects,
 )
 from cloc_mllm.data.readers.image_folder import looks_like_image_folder, read_image_folder
-from cloc_mllm.data.readers.label_studio import looks_like_label_studio, read_label_studio
+from cloc_mllm.data.readers.label_studio import looks_like_label_studio
+from cloc_mllm.data.readers.labelme import looks_like_labelme
 from cloc_mllm.data.readers.llava import looks_like_llava
 from cloc_mllm.data.readers.localized_narratives import looks_like_localized_narratives
 from cloc_mllm.data.readers.mdetr import looks_like_mdetr, read_mdetr
@@ -41,10 +42,11 @@ from cloc_mllm.data.readers.qwen_vl import looks_like_qwen_vl
 from cloc_mllm.data.readers.refcoco import looks_like_refcoco, read_refcoco
 from cloc_mllm.data.readers.refer import looks_like_refer, read_refer
 from cloc_mllm.data.readers.shikra import looks_like_shikra
-from cloc_mllm.data.readers.via import looks_like_via, read_via
+from cloc_mllm.data.readers.via import looks_like_via
 from cloc_mllm.data.readers.visual_genome import looks_like_visual_genome, read_visual_genome
 from cloc_mllm.data.readers.yolo import looks_like_yolo, read_yolo
 from cloc_mllm.data.texts import read_text
+from cloc_mllm.data.tool_sources import add_tools
 from cloc_mllm.data.web_sources import add_web_sets
 
 _IMAGES = "folder, tar or zip"
@@ -75,6 +77,7 @@ LOOKS: dict[str, Callable[[Place], Iterator[Reading]]] = {
     "pascal-voc": looks_like_pascal_voc,
     "cvat": looks_like_cvat,
     "label-studio": looks_like_label_studio,
+    "labelme": looks_like_labelme,
     "via": looks_like_via,
     "open-images": looks_like_open_images,
     "hf-objects": looks_like_hf_objects,
@@ -97,9 +100,7 @@ def add_formats(sources: Any) -> None:
     add_web_sets(sources, _add)
     _add_yolo(sources)
     _add_pascal_voc(sources)
-    _add_cvat(sources)
-    _add_label_studio(sources)
-    _add_via(sources)
+    add_tools(sources, _add)
     _add_open_images(sources)
     _add_hf_objects(sources)
     _add_csv(sources)
@@ -370,86 +371,6 @@ def _add_pascal_voc(sources: Any) -> None:
     )
     parser.add_argument(
         "--zero_based", action="store_true", help="pixels count from 0 (default: from 1)"
-    )
-
-
-def _add_cvat(sources: Any) -> None:
-    parser = _add(
-        sources,
-        "cvat",
-        "CVAT for images 1.1: annotations.xml",
-        lambda args, options, drop_log: read_cvat(
-            args.annotations,
-            args.images,
-            expression_attribute=args.expression_attribute,
-            options=options,
-            drop_log=drop_log,
-        ),
-        "--annotations task.zip --expression_attribute words",
-        annotations="annotations.xml, or the folder or zip that holds it",
-    )
-    parser.add_argument(
-        "--images", metavar="PATH", type=Path, help=f"{_IMAGES} (default: where the XML lies)"
-    )
-    parser.add_argument(
-        "--expression_attribute",
-        metavar="NAME",
-        default="",
-        help="attribute of a shape that holds a referring expression",
-    )
-
-
-def _add_label_studio(sources: Any) -> None:
-    parser = _add(
-        sources,
-        "label-studio",
-        "Label Studio's JSON or JSON-MIN export",
-        lambda args, options, drop_log: read_label_studio(
-            args.annotations,
-            args.images,
-            image_key=args.image_key,
-            all_annotations=args.all_annotations,
-            options=options,
-            drop_log=drop_log,
-        ),
-        "--annotations export.json --images media/upload",
-        annotations="the exported JSON",
-        images=_IMAGES,
-    )
-    parser.add_argument(
-        "--image_key",
-        metavar="KEY",
-        default="",
-        help="of a task's data (default: `image`, or the only text that names an image)",
-    )
-    parser.add_argument(
-        "--all_annotations",
-        action="store_true",
-        help="keep the shapes of every annotator (default: the ground truth, else the first)",
-    )
-
-
-def _add_via(sources: Any) -> None:
-    parser = _add(
-        sources,
-        "via",
-        "VGG Image Annotator 2 (or 1): project, or annotations as JSON or CSV",
-        lambda args, options, drop_log: read_via(
-            args.annotations,
-            args.images,
-            phrase_attribute=args.phrase_attribute,
-            options=options,
-            drop_log=drop_log,
-        ),
-        "--annotations via_project.json --images photos --phrase_attribute label",
-        annotations="via_project.json, or the exported JSON or CSV",
-        images=_IMAGES,
-    )
-    parser.add_argument(
-        "--phrase_attribute",
-        metavar="NAME",
-        default="",
-        help="attribute of a region that says what is in it (default: the only one)",
     )
 
 

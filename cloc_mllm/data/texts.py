@@ -7,6 +7,8 @@ names file, line and byte, because a text in a guessed encoding would be wrong i
 
 from __future__ import annotations
 
+import base64
+import binascii
 import codecs
 import csv
 import io
@@ -99,6 +101,14 @@ def read_json(path: str | Path, encoding: str = "") -> Any:
         return json.loads(read_text(path, encoding))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def from_base64(text: str) -> bytes:
+    """Decodes base64, line breaks in it included; b"" for what is none."""
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
 
 
 def read_rows(

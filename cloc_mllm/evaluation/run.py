@@ -57,6 +57,9 @@ def evaluate(config: EvalConfig) -> Evaluation | None:
             benchmark that is not allowed to be one.
         ModuleNotFoundError: a package of the `eval` extra is missing.
     """
+    for name, least in (("limit", 0), ("batch_size", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: expected {least} or more, got {getattr(config, name)}")
     tasks = [build_task(entry) for entry in config.tasks]
     config = replace(config, cloc=config.cloc or _fitting_cloc(config, tasks))
     device = choose_device(config.device)

@@ -88,6 +88,9 @@ def main_refer(argv: Sequence[str] | None = None) -> int:
 
     image = _opened(arguments)
     region = _region(arguments, image)
+    from cloc_mllm.inference.inputs import check_regions
+
+    check_regions(region, image.size)  # before a model is loaded
     names = None if arguments.names is None else _read_names(arguments.names)
     mllm = _named_mllm(arguments)
     if mllm and names:

@@ -26,6 +26,7 @@ from cloc_mllm.data.readers.flickr30k_entities import read_flickr30k_entities
 from cloc_mllm.data.readers.grit import read_grit, read_grit_parquet, read_grit_tars
 from cloc_mllm.data.readers.hf_objects import read_hf_objects
 from cloc_mllm.data.readers.label_studio import read_label_studio
+from cloc_mllm.data.readers.labelme import read_labelme
 from cloc_mllm.data.readers.llava import read_llava
 from cloc_mllm.data.readers.mdetr import read_mdetr
 from cloc_mllm.data.readers.ms_swift import read_ms_swift
@@ -568,6 +569,12 @@ FORMATS += [
         lambda records, f: layouts.write_label_studio_min(records, f, address=""),
         _rows(read_label_studio, "export.json"),
         ("export.json",),
+    ),
+    Format(
+        "labelme",
+        lambda records, f: layouts.write_labelme(records, f, above=""),
+        _rows(read_labelme, "labels", descriptions=True),
+        ("labels/*.json",),
     ),
     Format(
         "via_project",

@@ -413,6 +413,28 @@ def write_label_studio_min(
     dump(folder / "export.json", tasks)
 
 
+def write_labelme(records: list[Record], folder: Path, above: str = "..\\images\\") -> None:
+    """LabelMe: `NAME.json` in `labels/`, with a Windows path to the image beside that folder;
+    rectangles, polygons and circles (of square boxes) in turn."""
+    for record in records:
+        shapes = []
+        for index, region in enumerate(record.regions):
+            x1, y1, x2, y2 = corners_px(record, region)
+            kind, points = "rectangle", [(x2, y1), (x1, y2)]
+            if index % 3 == 1:
+                kind, points = "polygon", octagon((x1, y1, x2, y2))
+            elif index % 3 == 2 and abs((x2 - x1) - (y2 - y1)) < 1e-6:
+                kind, points = "circle", [((x1 + x2) / 2, (y1 + y2) / 2), (x2, (y1 + y2) / 2)]
+            shared = {"group_id": None, "flags": {}, "mask": None}
+            said = "".join(region.expressions[:1])
+            shape = {"label": class_name(region), "points": points, "shape_type": kind}
+            shapes.append({**shape, **shared, "description": said})
+        table = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imageData": None}
+        table["imagePath"] = f"{above}{file_name(record)}"
+        size = {"imageHeight": record.height, "imageWidth": record.width}
+        dump(folder / "labels" / f"{record.id}.json", {**table, **size})
+
+
 def _via_region(record: Record, region: Region, index: int) -> dict[str, Any]:
     """Rectangles, polygons, ellipses and circles (of square boxes) in turn."""
     x1, y1, x2, y2 = corners_px(record, region)
@@ -760,6 +782,13 @@ LAYOUTS = [
         _beside_images(write_label_studio_min),
         "label-studio --annotations export.json --images images",
         "export.json",
+        1e-9,
+    ),
+    Layout(
+        "labelme",
+        _beside_images(write_labelme),
+        "labelme --annotations labels --images images",
+        "labels",
         1e-9,
     ),
     Layout(

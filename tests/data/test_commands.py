@@ -180,7 +180,7 @@ def test_help_reads(command: list[str], capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "source", ["cvat", "label-studio", "via", "open-images", "hf-objects", "csv", "coco", "yolo"]
+    "source", ["cvat", "label-studio", "labelme", "via", "open-images", "hf-objects", "csv", "coco"]
 )
 def test_sources_show_an_example(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -26,7 +26,7 @@ REGION_FORMATS = [
     *("coco", "refer", "shikra_captions", "qwen_vl_conversations", "visual_genome_regions"),
     *("visual_genome_objects", "odvg_detection", "odvg_grounding", "odgt", "yolo", "pascal_voc"),
     *("cvat", "label_studio", "label_studio_min", "via_project", "via_json", "via_csv"),
-    *("open_images", "hf_rows", "csv"),
+    *("labelme", "open_images", "hf_rows", "csv"),
 ]
 # a row is one expression, rows of one box are one region; in the last, regions have expressions
 EXPRESSION_FORMATS = ["refcoco", "mdetr", "shikra_referring", "qwen_vl_lines", "label_studio"]

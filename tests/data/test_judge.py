@@ -57,6 +57,7 @@ FRAMES = {
     "cvat": ("pixels", "xyxy"),
     "label_studio": ("0..100", "xyxy"),
     "label_studio_min": ("0..100", "xyxy"),
+    "labelme": ("pixels", "xyxy"),
     "via_project": ("pixels", "xyxy"),
     "via_json": ("pixels", "xyxy"),
     "via_csv": ("pixels", "xyxy"),

@@ -15,6 +15,7 @@ DECLARED = {
     "coco": ("pixels", "xywh"),
     "cvat": ("pixels", "xyxy"),
     "label-studio": ("0..100", "xyxy"),
+    "labelme": ("pixels", "xyxy"),
     "via": ("pixels", "xyxy"),
     "yolo": ("0..1", "cxcywh"),
     "pascal-voc": ("pixels", "xyxy"),

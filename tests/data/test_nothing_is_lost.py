@@ -71,6 +71,7 @@ COMMANDS = {
     "cvat": "cvat --annotations annotations.xml --expression_attribute expression",
     "label_studio": "label-studio --annotations export.json",
     "label_studio_min": "label-studio --annotations export.json",
+    "labelme": "labelme --annotations labels --descriptions",
     "via_project": "via --annotations via_project.json",
     "via_json": "via --annotations via.json",
     "via_csv": "via --annotations via.csv",

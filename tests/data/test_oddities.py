@@ -35,7 +35,7 @@ NAME_FILES = [
     *("odvg_detection", "odvg_grounding", "llava_padded", "llava_original", "ferret"),
     *("ms_swift_real", "ms_swift_norm1", "ms_swift_norm1000"),
     *("cvat", "label_studio", "label_studio_min", "via_project", "via_json", "via_csv"),
-    *("hf_rows", "csv"),
+    *("labelme", "hf_rows", "csv"),
 ]
 FILE_BASED = [name for name in ALL if name not in EMBEDDED]
 NO_JSON = ["yolo", "pascal_voc", "flickr30k_entities", "cvat", "via_csv", "open_images", "csv"]
@@ -298,7 +298,8 @@ def respelled(value: Any, spell: Callable[[float], Any], inside: bool = False) -
 
 @pytest.mark.parametrize("oddity", NUMBERS)
 @pytest.mark.parametrize(
-    "name", [n for n in JSON_BASED if not n.startswith(("llava", "qwen_vl_conversations"))]
+    "name",
+    [n for n in JSON_BASED if not n.startswith(("llava", "qwen_vl_conversations", "labelme"))],
 )
 def test_numbers_of_boxes(name: str, oddity: str, tmp_path: Path) -> None:
     form = written(name, tmp_path)
@@ -326,6 +327,7 @@ SIZES: dict[str, Any] = {
 
 
 SIZE_KEYS = dict.fromkeys(["label_studio", "label_studio_min"], "original_width|original_height")
+SIZE_KEYS["labelme"] = "imageWidth|imageHeight"
 
 
 @pytest.mark.parametrize("oddity", SIZES)

@@ -64,7 +64,7 @@ def test_round_trip(form: Format, tmp_path: Path) -> None:
 STATE_A_SIZE = [
     *("coco", "refcoco", "refer", "mdetr", "qwen_vl_lines", "odvg_detection", "odvg_grounding"),
     *("pascal_voc", "flickr30k_entities", "ferret", "cvat", "label_studio", "label_studio_min"),
-    *("hf_rows", "hf_disk"),
+    *("labelme", "hf_rows", "hf_disk"),
 ]
 
 

@@ -265,6 +265,11 @@ def test_refer_takes_a_point_or_a_mask(picture, roi_mllm_dir, capsys):
     assert main(["refer", *model, picture, "24", "12", "48", "36"]) == 0
 
 
+def test_refer_refuses_a_box_before_it_loads_a_model(picture, capsys):
+    assert main(["refer", picture, "48", "12", "24", "36", "--model", "no/such/model"]) != 0
+    assert "cannot be used: inverted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "argv", [[], ["1", "2", "3"], ["1", "2", "3", "4", "--point", "1,2"], ["--point", "1"]]
 )

@@ -15,8 +15,6 @@ A box in a text is of the last image shown before it; at the start, of the next 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -50,7 +48,7 @@ from cloc_mllm.data.readers.photos import (
     open_photos,
 )
 from cloc_mllm.data.reasons import NUMBERS_AS_WORDS
-from cloc_mllm.data.texts import read_rows
+from cloc_mllm.data.texts import from_base64, read_rows
 from cloc_mllm.data.values import as_dict, as_list, id_key
 
 Row = dict[str, Any]
@@ -335,10 +333,7 @@ def _content_of(name: str) -> str | bytes:
     head, comma, payload = name.partition(",")
     if not (name.startswith("data:") and comma and head.endswith(";base64")):
         return name
-    try:
-        return base64.b64decode("".join(payload.split()), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
+    return from_base64(payload)
 
 
 def _find(name: str | bytes, photos: Photos | None, drop_log: DropLog) -> Photo:
