@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cloc_mllm.ablation.cells import Cell, build_cells, prepare_training_data, run_cell
@@ -64,18 +65,22 @@ def run_ablation(config: AblationConfig, *, list_only: bool = False) -> int:
 def _run_cells(cells: Sequence[Cell], config: AblationConfig, stop: StopRequest) -> None:
     """Runs cells, `jobs` at a time. After one that fails, or a request to stop, none begins."""
     test = records_to_score(config.test)
+    failed = threading.Event()
+
+    def work(cell: Cell) -> None:
+        if not (failed.is_set() or stop.requested):
+            try:
+                _run_and_tell(cell, test, stop, config.jobs)
+            except BaseException:
+                failed.set()
+                raise
+
     with ThreadPoolExecutor(config.jobs) as pool:
-        jobs = [pool.submit(_run_and_tell, cell, test, stop, config.jobs) for cell in cells]
-        try:
-            for job in as_completed(jobs):
-                job.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for job in [pool.submit(work, cell) for cell in cells]:
+            job.result()
 
 
 def _run_and_tell(cell: Cell, test: Sequence[Record], stop: StopRequest, jobs: int) -> None:
-    if stop.requested:
-        return
     if cell.is_done():
         print(f"{cell.name}: done before", flush=True)
         return

@@ -107,7 +107,15 @@ def load_training_data(config: DataConfig) -> AnyDataset | Mixture:
 
 def missing_sets(config: DataConfig) -> list[str]:
     """Names the local data sets of `data.train` or `data.mixture` that are not there (yet)."""
-    named = [config.train] if config.train else list(config.mixture)
+    return _not_here([config.train] if config.train else list(config.mixture))
+
+
+def missing_validation(config: DataConfig) -> list[str]:
+    """Names the local data set of `data.validation` if it is not there (yet)."""
+    return _not_here([config.validation] if config.validation else [])
+
+
+def _not_here(named: list[str]) -> list[str]:
     return [name for name in named if "://" not in name and not Path(name).exists()]
 
 

@@ -14,7 +14,13 @@ from cloc_mllm.command_line import parse_options
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.acceptance import refuse_nothing_to_learn
 from cloc_mllm.data.collate import ClocBatch, ClocCollator
-from cloc_mllm.data.mixture import Mixture, load_training_records, missing_sets, parts_of
+from cloc_mllm.data.mixture import (
+    Mixture,
+    load_training_records,
+    missing_sets,
+    missing_validation,
+    parts_of,
+)
 from cloc_mllm.data.noise import NoisyLabels
 from cloc_mllm.data.parquet import RecordDataset, load_records
 from cloc_mllm.data.records import Record
@@ -65,19 +71,17 @@ def dry_run_stage1(config: Stage1Config, plan: Plan) -> None:
     _check(config)
     model_config = resolve_model(config.model)
     config = dataclasses.replace(with_precision(config), model=model_config)
-    tokenizer = load_tokenizer(model_config)
     order, missing = None, missing_sets(config.data)
     if not missing:
         records = _load(config)
         run = config.run
         order = DataOrder(len(records), run.global_batch_size, run.seed, parts_of(records))
-        _evaluation(config, tokenizer)
-    model = build_cloc_shapes(model_config, tokenizer)
+    model = build_cloc_shapes(model_config, load_tokenizer(model_config))
     freeze_by_lr(model, config.optim)
     if config.data.feature_cache:
         check_towers_are_frozen(model)
     print(dry_run_report(config, model, order, plan.num_gpus))
-    if missing:
+    if missing := [*missing, *missing_validation(config.data)]:
         print(f"not there yet:    {', '.join(missing)} (`cloc-mllm data build` makes a data set)")
     print(f"regions seen:     {_regions(config)}\n\n{cost_of_stage1(config, model, plan)}")
 

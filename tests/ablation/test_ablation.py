@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,7 @@ def test_after_a_cell_that_failed_or_a_signal_no_other_begins(
         begun.append(cell.name)
         if cell.seed:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # the main thread hears it
         else:
             raise ValueError("no records")
 
@@ -140,10 +142,10 @@ def test_after_a_cell_that_failed_or_a_signal_no_other_begins(
     )
     with pytest.raises(ValueError, match="no records"):
         run_ablation(config)
-    assert 1 <= len(begun) <= 2  # of six; the pool may have taken the next one already
+    assert begun == ["CLOC, seed 0"]
     begun.clear()
     assert run_ablation(dataclasses.replace(config, seeds=[1, 2, 3])) == 128 + signal.SIGTERM
-    assert 1 <= len(begun) <= 2
+    assert 1 <= len(begun) < 6
     assert "the same command goes on" in capsys.readouterr().out
 
 

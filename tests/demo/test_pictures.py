@@ -40,13 +40,12 @@ def test_upload_is_turned_upright_by_exif(tmp_path: Path) -> None:
     assert open_picture(path).image.size == (40, 60)
 
 
-@pytest.mark.parametrize("name", ["html.jpg", "drawing.gif", "half.png", "empty.png"])
+@pytest.mark.parametrize("name", ["html.jpg", "half.png", "empty.png"])
 def test_what_is_no_picture_is_refused_with_a_reason(name: str, tmp_path: Path) -> None:
     encoded = io.BytesIO()
-    Image.effect_noise((64, 64), 50).save(encoded, "GIF" if name.endswith("gif") else "PNG")
+    Image.effect_noise((64, 64), 50).save(encoded, "PNG")
     contents = {
         "html.jpg": b"<html><script>alert(1)</script>",
-        "drawing.gif": encoded.getvalue(),
         "half.png": encoded.getvalue()[:900],
         "empty.png": b"",
     }

@@ -169,14 +169,15 @@ def test_heads_learn_above_frozen_trunks(inputs: Path, tmp_path: Path) -> None:
     assert model.vision.encoder.token_dims == (256, 512)
 
 
-@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
 def test_validation_records_that_are_not_there_are_named_at_once(
-    inputs: Path, tmp_path: Path, dry_run: bool
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = frozen_config(inputs, tmp_path / "run", tmp_path / "cache")
-    config.data.validation = str(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match="none"):
-        dry_run_stage1(config, Plan()) if dry_run else run_stage1(config)
+    config.data.validation = str(tmp_path / "nowhere")
+    dry_run_stage1(config, Plan())
+    assert f"not there yet:    {tmp_path / 'nowhere'}" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_stage1(config)
     assert not (tmp_path / "cache").exists()
 
 
