@@ -62,6 +62,9 @@ SUBCOMMANDS: dict[str, Subcommand] = {
     "ablate": Subcommand(
         "cloc_mllm.ablation", "main", "the paper's ablations: train and score arms over seeds"
     ),
+    "phrases": Subcommand(
+        "cloc_mllm.inference.name_list", "main", "give a CLOC the phrases that it names regions by"
+    ),
     "export": Subcommand(
         "cloc_mllm.train.export", "main", "weights for open_clip, Transformers, peft and others"
     ),

@@ -239,7 +239,9 @@ class DemoEngine:
             model = grounding.model
             masks = takes_masks(model.config.region_features, model.vision)
             region, _ = self._region(picture, stroke, masks)
-            questions = grounding.refer_questions(image.grounding, [region], wording)
+            questions = grounding.refer_questions(
+                image.grounding, [region], wording, names=not wording
+            )
             (answer,) = grounding.write(grounding.read(questions), on_text=say)
             return answer.text
 

@@ -27,10 +27,10 @@ from cloc_mllm.inference.inputs import (
     as_list,
     check_regions,
 )
-from cloc_mllm.inference.phrases import Phrases
 from cloc_mllm.inference.results import GroundingResult
 from cloc_mllm.models.build import load_cloc
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.phrases import Phrases
 from cloc_mllm.models.region_encoders.pooling import pool_under_boxes
 from cloc_mllm.models.region_encoders.roi_align import roi_align_tokens
 from cloc_mllm.models.vision_encoder import ImageFeatures, VisionEncoder
@@ -100,12 +100,6 @@ class ClocPredictor:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
-    @property
-    def _scale(self) -> Tensor:
-        """The scale of the contrastive logits of regions and texts."""
-        scale = getattr(self.model, "region_logit_scale", self.model.logit_scale)
-        return scale.exp().clamp(max=100)
-
     @torch.inference_mode()
     def encode(self, image: ImageInput) -> EncodedImage:
         """Encodes an image once for any number of prompts."""
@@ -161,7 +155,7 @@ class ClocPredictor:
         boxes, masks = check_regions(regions, encoded.image.size)
         embedded = self._embed_checked(encoded, boxes, masks)
         similarity = embedded @ self.embed_text(names).T
-        probabilities = (self._scale * similarity).softmax(-1).cpu()
+        probabilities = (self.model.region_scale * similarity).softmax(-1).cpu()
         scores, best = probabilities.max(-1)
         return GroundingResult(
             encoded.image,
@@ -200,14 +194,17 @@ class ClocPredictor:
         """
         phrases = self.phrases
         if names is not None:
-            phrases = Phrases(as_list(names), self.embed_text(names))
+            phrases = Phrases(as_list(names), self.embed_text(names), self.model.region_scale)
         if phrases is None or not phrases.texts:
-            raise ValueError("there is nothing to choose from; give at least one name")
+            raise ValueError(
+                "there is nothing to choose from; give at least one name, or give the model a list "
+                "of phrases: cloc-mllm phrases --cloc DIR --data RECORDS"
+            )
         encoded = self.encode(image)
         boxes, masks = check_regions(regions, encoded.image.size)
         embedded = self._embed_checked(encoded, boxes, masks)
         similarity = embedded @ phrases.embeddings.to(self.device).T
-        likely = phrases.log_odds(similarity, self._scale)
+        likely = phrases.log_odds(similarity)
         order = likely.topk(min(count, len(phrases.texts))).indices
         index = torch.arange(len(boxes)).repeat_interleave(order.shape[1])
         return GroundingResult(

@@ -35,6 +35,7 @@ from cloc_mllm.inference.inputs import (
     upright_picture,
 )
 from cloc_mllm.inference.known_starts import KnownStarts
+from cloc_mllm.inference.naming import NamingLogitsProcessor, PhraseTree, embed_regions_of
 from cloc_mllm.inference.results import Answer, GroundingResult
 from cloc_mllm.inference.shared_prefix import prefill_known, prefill_shared
 from cloc_mllm.mllm.adapter import ADAPTER_CONFIG
@@ -63,11 +64,14 @@ class Question:
         text: the question, with one `<region>` per region.
         regions: the regions that the `<region>` of the text stand for, in the frame of the upright
             picture: boxes, or a list of boxes, points and masks; None where there are none.
+        names_region: the answer is a name of the one region, so that its words are weighed by what
+            CLOC makes of it (`inference/naming.py`), if the model has CLOC's list of phrases.
     """
 
     image: ImageInput
     text: str
     regions: Regions = None
+    names_region: bool = False
 
 
 class Reading(NamedTuple):
@@ -78,12 +82,14 @@ class Reading(NamedTuple):
         sizes: width and height of each question's picture.
         num_prompt_tokens: the length of each question's prompt.
         images: of the questions; encoded, if boxes are looked for in them.
+        named: embeddings float[E] of the regions to name, by the place of their question.
     """
 
     inputs: Mapping[str, Any]
     sizes: Sequence[tuple[int, int]]
     num_prompt_tokens: Sequence[int]
     images: Sequence[ImageInput]
+    named: dict[int, Tensor]
 
 
 def whole_mllm(named: str | Path | None) -> Path:
@@ -129,6 +135,8 @@ class GroundingPredictor:
         self.model = model.eval()
         self.processor = processor
         self._known = KnownStarts(_KNOWN_BYTES)
+        phrases = processor.phrases
+        self._phrases = PhraseTree(phrases, processor.tokenizer) if phrases else None
         self.directory: Path | None = None  # where the model was loaded from
         instead = NOT_THERE if model.config.says_not_there else ""
         taught = set(processor.taught)
@@ -296,17 +304,18 @@ class GroundingPredictor:
         ]
 
     def refer_questions(
-        self, image: ImageInput, regions: RegionsInput, wording: str = ""
+        self, image: ImageInput, regions: RegionsInput, wording: str = "", *, names: bool = True
     ) -> list[Question]:
         """Makes the questions what is in each region; see `refer`.
 
         Args:
             wording: with `{box} <region>` where the region goes; by default the one that the model
                 was taught first.
+            names: the answers are names (`Question.names_region`).
         """
         image = open_input(image)
         checked = check_regions(regions, upright_picture(image).size)
-        return self._refer_questions(image, *checked, wording)
+        return self._refer_questions(image, *checked, wording, names=names)
 
     def answer(
         self,
@@ -351,7 +360,8 @@ class GroundingPredictor:
         an encoded one, if a single question is asked, only the first time."""
         questions = _open_images(questions)
         alone = questions[0].image if len(questions) == 1 else None
-        if self.model.looks_for_boxes:
+        named = [place for place, q in enumerate(questions) if self._phrases and q.names_region]
+        if self.model.looks_for_boxes or named:
             encoded = {id(q.image): q.image for q in questions}
             encoded = {key: self.encode(image) for key, image in encoded.items()}
             questions = [replace(q, image=encoded[id(q.image)]) for q in questions]
@@ -363,6 +373,7 @@ class GroundingPredictor:
             [upright_picture(question.image).size for question in questions],
             inputs["attention_mask"].sum(1).tolist(),
             [question.image for question in questions],
+            embed_regions_of(self.model, named, inputs),
         )
 
     def write(
@@ -440,12 +451,20 @@ class GroundingPredictor:
         ]
         if self.grammar.box_token is not None:
             held.append(_NoBoxTwice(self, reading, states))
+        if self._phrases and reading.named and not boxes_only:
+            held.append(NamingLogitsProcessor(self._phrases, reading.named, prompt_length))
         return self.model.generate(
             **reading.inputs, max_new_tokens=max_new_tokens, logits_processor=held, **options
         )
 
     def _refer_questions(
-        self, image: ImageInput, boxes: Boxes, masks: Sequence[Tensor | None], wording: str = ""
+        self,
+        image: ImageInput,
+        boxes: Boxes,
+        masks: Sequence[Tensor | None],
+        wording: str = "",
+        *,
+        names: bool = True,
     ) -> list[Question]:
         """Makes one question per box; a mask goes in with the box around it written out."""
         write_box = self.processor.coordinates.encode
@@ -455,6 +474,7 @@ class GroundingPredictor:
                 image,
                 asked(wording, box=write_box(box)),
                 [box if mask is None else mask],
+                names,
             )
             for box, mask in zip(boxes.xyxy.tolist(), masks, strict=True)
         ]

@@ -23,6 +23,7 @@ from cloc_mllm.mllm.merging import plain_config
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, cast_encoder
 from cloc_mllm.mllm.processing import ClocMllmProcessor, token_ids
 from cloc_mllm.models.build import check_fingerprint, load_cloc
+from cloc_mllm.models.phrases import Phrases
 
 ADAPTER_CONFIG = "adapter_config.json"
 PARTS = "parts.safetensors"
@@ -115,6 +116,7 @@ def load_adapter(
     parts = by_current_name(load_file(Path(directory) / PARTS))
     if cloc:
         vision = load_cloc(cloc)[0].vision.state_dict()
+        processor.phrases = Phrases.load(Path(cloc))
         parts = {f"{VISION}{name}": tensor for name, tensor in vision.items()} | parts
     missing, unknown = model.load_state_dict(parts, strict=False)
     lost = [name for name in missing if not name.startswith(_LANGUAGE_MODEL)]

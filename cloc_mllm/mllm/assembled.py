@@ -22,6 +22,7 @@ from cloc_mllm.data.storage import whole_directory
 from cloc_mllm.mllm.adapter import ADAPTER_CONFIG, load_adapter
 from cloc_mllm.mllm.merging import merge_and_save
 from cloc_mllm.mllm.smollm2 import export_smollm2
+from cloc_mllm.models.phrases import PHRASES_FILE
 
 LANGUAGE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -38,7 +39,8 @@ def assembled(adapter: Path) -> Path:
     if not _ships(adapter) or not (adapter / ADAPTER_CONFIG).is_file():
         return adapter
     digest = hashlib.sha256()
-    for file in sorted(adapter.iterdir()):
+    phrases = shipped.find_model("cloc", adapter.parent.name).glob(PHRASES_FILE)
+    for file in [*sorted(adapter.iterdir()), *phrases]:
         digest.update(file.read_bytes())
     directory = _cache() / f"{adapter.parent.name}-mllm-{digest.hexdigest()[:12]}"
     if (directory / "config.json").is_file():

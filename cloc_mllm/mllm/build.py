@@ -40,6 +40,7 @@ from cloc_mllm.mllm.processing import ClocMllmProcessor, add_special_tokens, tok
 from cloc_mllm.mllm.projector import num_image_tokens
 from cloc_mllm.models.build import build_cloc_vision, check_fingerprint, load_cloc
 from cloc_mllm.models.clip_config import ResolvedModel, read_cloc_config
+from cloc_mllm.models.phrases import Phrases
 from cloc_mllm.shipped import find_model
 
 # settings of a training, which `model.init` does not bring
@@ -74,6 +75,8 @@ def build_mllm(
     model.config.fingerprint = processor.fingerprint
     model.config.says_not_there = asks.absent > 0
     model.vision.requires_grad_(not config.freeze_vision_encoder)
+    if not config.freeze_vision_encoder:
+        processor.phrases = None  # its regions move away from them
     if config.lora.rank and not hasattr(model.language_model, "peft_config"):
         written = new_token_ids(processor)
         model.language_model = add_lora(model.language_model, config.lora, written)
@@ -127,6 +130,7 @@ def _assemble(
 ) -> tuple[ClocMllmForConditionalGeneration, ClocMllmProcessor]:
     cloc, _, cloc_config = load_cloc(config.cloc)
     processor = _processor(config, cloc_config, cloc.vision.grid_hw)
+    processor.phrases = Phrases.load(find_model("cloc", config.cloc))
     tokenizer, box_format = processor.tokenizer, processor.coordinates
     language_model = load_language_model(config.language_model, config.quantization, dtype)
     model_config = _model_config(config, language_model.config, cloc_config, processor)

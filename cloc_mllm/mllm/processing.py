@@ -9,7 +9,8 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ from cloc_mllm.mllm.regions import (
 from cloc_mllm.mllm.time_limit import time_limit
 from cloc_mllm.mllm.views import View, image_views
 from cloc_mllm.models.build import check_fingerprint
+from cloc_mllm.models.phrases import Phrases
 
 # for language models that have no chat template
 DEFAULT_CHAT_TEMPLATE = (
@@ -78,6 +80,9 @@ class ClocMllmProcessor(ProcessorMixin):
         fingerprint: what training used; any difference to this processor is a `ValueError`.
         chat_template: by default the tokenizer's, made to understand image items, or a plain one
             where the tokenizer has none.
+
+    Attributes:
+        phrases: by which the vision encoder names regions; None where it has no such list.
     """
 
     def __init__(  # noqa: PLR0913  Transformers saves a processor as its arguments
@@ -114,6 +119,7 @@ class ClocMllmProcessor(ProcessorMixin):
         self.max_tiles = max_tiles
         self.image_token = IMAGE_TOKEN
         self.image_token_id: Any = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.phrases: Phrases | None = None
         self.teach(Wordings.from_dict(wordings) if wordings else SINGLE, taught)
         if fingerprint is not None:
             check_fingerprint(fingerprint, self.fingerprint, "the saved processor")
@@ -129,6 +135,22 @@ class ClocMllmProcessor(ProcessorMixin):
         self.wordings = None if asked_in == SINGLE else asked_in.to_dict()
         self.taught: list[Task] = sorted(taught)
         self.fingerprint = self._fingerprint()
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """Writes the files of the tokenizer, of the images and of the phrases."""
+        written = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        if self.phrases is not None:
+            self.phrases.save(Path(save_directory))
+        return written
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> Self:
+        """Reads what `save_pretrained` wrote."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor.phrases = Phrases.load(Path(pretrained_model_name_or_path))
+        return processor
 
     @classmethod
     def _get_arguments_from_pretrained(

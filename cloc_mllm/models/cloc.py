@@ -180,6 +180,12 @@ class Cloc(nn.Module):
         if vision.region_encoder.has_region_loss:
             self.region_logit_scale, self.region_logit_bias = _initial_temperature(contrastive_loss)
 
+    @property
+    def region_scale(self) -> float:
+        """What the cosine of a region and a text is multiplied with to be a contrastive logit."""
+        logarithm = getattr(self, "region_logit_scale", self.logit_scale)
+        return float(logarithm.detach().exp().clamp(max=100))
+
     def encode_image(self, pixel_values: Tensor) -> ImageFeatures:
         """Pooled features and tokens of `pixel_values: float[B, 3, S, S]`."""
         return self.vision.encode_image(pixel_values)

@@ -142,6 +142,12 @@ def taught_parts(settings: AlignmentConfig) -> tuple[str, ...]:
     return (*_PROJECTORS, "vision.") if settings.vision_lr else _PROJECTORS
 
 
+def forget_phrases(processor: ClocMllmProcessor, taught: Sequence[str]) -> None:
+    """Drops the list of phrases where alignment teaches the encoder, whose regions move from it."""
+    if "vision." in taught:
+        processor.phrases = None
+
+
 def check_alignment(model: ClocMllmForConditionalGeneration, settings: AlignmentConfig) -> None:
     """Checks that the model can be aligned.
 

@@ -29,7 +29,7 @@ from cloc_mllm.mllm.build import hold_frozen
 from cloc_mllm.models.build import check_fingerprint
 from cloc_mllm.models.export import main as export_cloc
 from cloc_mllm.shipped import find_model
-from cloc_mllm.train.alignment import taught_parts
+from cloc_mllm.train.alignment import forget_phrases, taught_parts
 from cloc_mllm.train.checkpoint import load_checkpoint, newest_whole_checkpoint
 from cloc_mllm.train.optim import freeze_by_lr
 from cloc_mllm.train.resume import load_weights
@@ -112,6 +112,7 @@ def load_trained(
     freeze_by_lr(model, OptimConfig(layer_lr=config["optim"]["layer_lr"]))
     taught = taught_parts(AlignmentConfig(**config["alignment"]))
     hold_frozen(model, DTYPES[config["model"]["dtype"]], taught)
+    forget_phrases(processor, taught)
     load_weights(model, checkpoint.weights)
     return model.eval(), processor
 

@@ -11,17 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cloc_mllm.command_line import ArgumentParser
-from cloc_mllm.data.parquet import load_records
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
-from cloc_mllm.inference.phrases import Phrases, frequent_phrases
+from cloc_mllm.inference.name_list import list_phrases
 from cloc_mllm.mllm import ClocMllmForConditionalGeneration, ClocMllmProcessor, merge_and_save
 from cloc_mllm.mllm.adapter import PARTS, VISION, save_adapter
 from cloc_mllm.mllm.assembled import LANGUAGE_MODEL
 from cloc_mllm.models.build import load_cloc, save_cloc
 from cloc_mllm.shipped import ASSETS, SHIPPED_MODELS
 from cloc_mllm.train.export import load_trained
-
-NUM_PHRASES = 3000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,9 +78,7 @@ def ship_models(arguments: Namespace, directory: Path) -> None:
         mllm = ClocMllmForConditionalGeneration.from_pretrained(arguments.mllm)
         processor = ClocMllmProcessor.from_pretrained(arguments.mllm)
     if arguments.phrases:
-        found = frequent_phrases(load_records(arguments.phrases), NUM_PHRASES)
-        embeddings = ClocPredictor(model, tokenizer).embed_text(list(found))
-        phrases = Phrases(list(found), embeddings, torch.tensor(list(found.values())))
+        phrases = list_phrases(ClocPredictor(model, tokenizer), arguments.phrases)
     for kind in ("cloc", "mllm"):  # not before what comes in their place is there
         shutil.rmtree(directory / kind, ignore_errors=True)
     save_cloc(model, directory / "cloc", config, tokenizer, dtype=torch.float16, pack_tables=True)

@@ -39,7 +39,12 @@ from cloc_mllm.mllm.collate import ConversationCollator, MllmBatch
 from cloc_mllm.mllm.losses import IGNORE_INDEX
 from cloc_mllm.models.clip_config import ResolvedModel, full_clip_config, resolve_model
 from cloc_mllm.shipped import CONFIGS
-from cloc_mllm.train.alignment import align_projectors, check_alignment, taught_parts
+from cloc_mllm.train.alignment import (
+    align_projectors,
+    check_alignment,
+    forget_phrases,
+    taught_parts,
+)
 from cloc_mllm.train.data_order import DataOrder
 from cloc_mllm.train.engine import compile_towers, start_processes
 from cloc_mllm.train.entry import (
@@ -194,7 +199,9 @@ def _build(
     asks = config.conversations
     model, processor = build_mllm(config.model, asks)
     freeze_by_lr(model, config.optim)
-    hold_frozen(model, DTYPES[config.model.dtype], taught_parts(config.alignment))
+    taught = taught_parts(config.alignment)
+    hold_frozen(model, DTYPES[config.model.dtype], taught)
+    forget_phrases(processor, taught)
     _check_frozen(model, config)
     return model, _collator(config, processor, dataset)
 

@@ -23,8 +23,8 @@ from cloc_mllm.demo.engine import (
 from cloc_mllm.demo.pictures import Picture, example_pictures, new_picture
 from cloc_mllm.demo.strokes import Stroke
 from cloc_mllm.inference.cloc_predictor import ClocPredictor
-from cloc_mllm.inference.phrases import Phrases
 from cloc_mllm.models.cloc import Cloc
+from cloc_mllm.models.phrases import Phrases
 from cloc_mllm.models.vision_encoder import ImageFeatures
 
 BOX = Stroke("box", ((0.1, 0.1), (0.6, 0.7)))
@@ -101,7 +101,7 @@ def test_a_model_that_learnt_boxes_says_which_it_reads(
 def test_without_names_a_model_ranks_its_own_phrases(
     cloc_predictor: ClocPredictor, pictures: list[Picture]
 ) -> None:
-    phrases = Phrases(["a crab", "a boat"], cloc_predictor.embed_text(["a crab", "a boat"]))
+    phrases = Phrases(["a crab", "a boat"], cloc_predictor.embed_text(["a crab", "a boat"]), 1.0)
     own = ClocPredictor(cloc_predictor.model, cloc_predictor.tokenizer, phrases)
     named = name(DemoEngine(own), pictures[0], BOX, ())
     assert named.measure == "similarity" and named.num_names == 2

@@ -37,14 +37,16 @@ class Phrases:
     Attributes:
         texts: P phrases.
         embeddings: float32[P, E], each of unit length.
+        scale: of the contrastive logits of regions and texts, in the model that embedded them.
         counts: int64[P], how often each names a region of the training data; None if nobody knows.
     """
 
     texts: list[str]
     embeddings: Tensor
+    scale: float
     counts: Tensor | None = None
 
-    def log_odds(self, similarity: Tensor, scale: Tensor) -> Tensor:
+    def log_odds(self, similarity: Tensor) -> Tensor:
         """Tells how likely each phrase names a region, up to a constant per region.
 
         The contrastive loss makes `scale * similarity` learn log p(text | region) / p(text), so how
@@ -53,14 +55,14 @@ class Phrases:
 
         Args:
             similarity: float[R, P], cosines of regions and phrases.
-            scale: of the contrastive logits.
         """
-        logits = scale * similarity
+        logits = self.scale * similarity
         return logits if self.counts is None else logits + self.counts.to(logits).log()
 
     def save(self, directory: Path) -> None:
         """Writes `phrases.safetensors`, the embeddings in half precision."""
-        tensors = {"embeddings": self.embeddings.detach().half().contiguous()}
+        tensors = {"embeddings": self.embeddings.detach().half().cpu().contiguous()}
+        tensors["scale"] = torch.tensor(self.scale)
         if self.counts is not None:
             tensors["counts"] = self.counts
         save_file(tensors, directory / PHRASES_FILE, {"texts": json.dumps(self.texts)})
@@ -78,13 +80,14 @@ class Phrases:
         with safe_open(path, "pt") as file:
             texts = json.loads((file.metadata() or {}).get("texts", "[]"))
             embeddings = file.get_tensor("embeddings").float()
+            scale = float(file.get_tensor("scale"))
             counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
         if len(texts) != len(embeddings):
             raise ValueError(
                 f"{path} has {len(texts)} phrases and {len(embeddings)} embeddings; expected one "
                 "embedding per phrase"
             )
-        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1), counts)
+        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1), scale, counts)
 
 
 def frequent_phrases(records: Iterable[Record], count: int) -> dict[str, int]:
