@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=8, help="chats at a time")
     parser.add_argument("--device", default="auto", help="auto takes a GPU if there is one")
     options = parser.parse_args(argv)
+    for name, least in (("limit", 0), ("batch_size", 1), ("max_length", 2)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name}: expected {least} or more, got {getattr(options, name)}")
     dataset = load_chats(options.chats)
     chats = dataset[: options.limit] if options.limit else dataset[:]
     if not chats:

@@ -127,6 +127,8 @@ def _check(config: LabelConfig) -> None:
     for name, least in _LEAST.items():
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    if not 0 <= config.max_drop_share <= 1:
+        raise ValueError(f"max_drop_share must lie in 0..1, got {config.max_drop_share}")
     Selection(config.threshold, config.nms_iou)
     if config.detector_size and config.detector != "owlv2":
         raise ValueError(

@@ -84,3 +84,9 @@ def test_chats_with_pictures_and_boxes(
 def test_what_is_no_model_is_refused(texts: Path, tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["eval", "perplexity", str(texts), str(tmp_path)]) == 2
     assert "holds no model (no config.json)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "least"), [("limit", 0), ("batch_size", 1), ("max_length", 2)])
+def test_a_number_that_cannot_be_is_refused(option: str, least: int, capsys: Any) -> None:
+    assert cli.main(["eval", "perplexity", "nowhere", "photos", f"--{option}", "-3"]) == 2
+    assert f"--{option}: expected {least} or more, got -3" in capsys.readouterr().err

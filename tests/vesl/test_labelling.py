@@ -264,6 +264,7 @@ def _empty_folder(folder: Path) -> dict[str, Any]:
         (lambda _: {"detector_model": "nowhere"}, "nowhere is not the directory"),
         (lambda _: {"detector_size": 448}, "detector_size sets the input of owlv2"),
         (lambda _: {"threshold": 1.5}, "threshold must lie in"),
+        (lambda _: {"max_drop_share": 5}, "max_drop_share must lie in 0..1, got 5"),
         (lambda _: {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         (lambda _: {"shard_size": -1}, "shard_size must be at least 1"),
     ],
