@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,8 +136,6 @@ class GroundingPredictor:
         self.model = model.eval()
         self.processor = processor
         self._known = KnownStarts(_KNOWN_BYTES)
-        phrases = processor.phrases
-        self._phrases = PhraseTree(phrases, processor.tokenizer) if phrases else None
         self.directory: Path | None = None  # where the model was loaded from
         instead = NOT_THERE if model.config.says_not_there else ""
         taught = set(processor.taught)
@@ -189,6 +188,10 @@ class GroundingPredictor:
     ) -> str:
         """Uploads the directory that the model was loaded from; see `hub.upload_model`."""
         return upload_model(self.directory, repo_id, private=private, token=token)
+
+    @cached_property
+    def _phrases(self) -> PhraseTree | None:
+        return PhraseTree.of(self.processor)
 
     @torch.inference_mode()
     def encode(self, image: ImageInput) -> EncodedImage:
@@ -360,7 +363,7 @@ class GroundingPredictor:
         an encoded one, if a single question is asked, only the first time."""
         questions = _open_images(questions)
         alone = questions[0].image if len(questions) == 1 else None
-        named = [place for place, q in enumerate(questions) if self._phrases and q.names_region]
+        named = [place for place, q in enumerate(questions) if q.names_region and self._phrases]
         if self.model.looks_for_boxes or named:
             encoded = {id(q.image): q.image for q in questions}
             encoded = {key: self.encode(image) for key, image in encoded.items()}
@@ -451,7 +454,7 @@ class GroundingPredictor:
         ]
         if self.grammar.box_token is not None:
             held.append(_NoBoxTwice(self, reading, states))
-        if self._phrases and reading.named and not boxes_only:
+        if reading.named and self._phrases:
             held.append(NamingLogitsProcessor(self._phrases, reading.named, prompt_length))
         return self.model.generate(
             **reading.inputs, max_new_tokens=max_new_tokens, logits_processor=held, **options

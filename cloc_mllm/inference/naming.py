@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration
+from cloc_mllm.mllm.processing import ClocMllmProcessor
 from cloc_mllm.mllm.regions import read_regions, takes_masks
 from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.phrases import Phrases
@@ -52,6 +53,13 @@ class PhraseTree:
             for path in {(*tokens, tokenizer.eos_token_id) for tokens in ids[4 * number :][:4]}:
                 on_path += [(node, number) for node in self._grow(path)]
         self._node, self._phrase = torch.tensor(on_path).reshape(-1, 2).unbind(1)
+
+    @classmethod
+    def of(cls, processor: ClocMllmProcessor) -> PhraseTree | None:
+        """The tree of a model's own phrases; None if it has none."""
+        if processor.phrases is None:
+            return None
+        return cls(processor.phrases, processor.tokenizer)
 
     def _grow(self, path: Sequence[int]) -> list[int]:
         nodes = [0]
