@@ -1,9 +1,10 @@
 """Names of regions: the language model's words, weighed by what CLOC makes of the region.
 
 A language model that stage 2 taught on some thousand photos reads less out of a region token than
-CLOC's own match of regions and phrases does; CLOC in turn knows nothing of the rest of the picture
-and of what sounds like an answer. So each next token has the product of both probabilities. CLOC's
-is the share of all phrases of its list that go on with that token (docs/lab/photos.md).
+CLOC's own match of regions and phrases does; CLOC in turn knows no words beside its list. So each
+next token has the product of both probabilities, that of the language model, which is the weaker
+witness, to the power of a half. CLOC's is the share of all phrases of its list that go on with that
+token (docs/lab/photos.md).
 
 Letters: R regions, P phrases, N nodes of the tree of their tokens, V tokens of the vocabulary.
 """
@@ -26,6 +27,7 @@ from cloc_mllm.mllm.vision_inputs import VisionInputs
 from cloc_mllm.models.phrases import Phrases
 
 _KIND = "prompter"
+_LANGUAGE = 0.5  # the power of the language model's probability
 _UNLISTED = math.log(0.25)  # about the share of the training data's names that the list leaves out
 
 
@@ -112,15 +114,16 @@ class NamingLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Weighs the scores float[B, V]."""
-        weights = torch.zeros_like(scores, dtype=torch.float32)
+        weighed = scores.clone()
         answers = input_ids[:, self.prompt_length :].tolist()
         for row, shares in self.shares.items():
             node = self.tree.node_of(answers[row])
             if node is not None and (following := self.tree.children[node]):
-                weights[row] = _UNLISTED
-                known = (shares[[*following.values()]] - shares[node]).float()
-                weights[row, [*following]] = known.to(weights.device)
-        return scores + weights
+                weights = torch.full_like(scores[row], _UNLISTED)
+                known = shares[[*following.values()]] - shares[node]
+                weights[[*following]] = known.to(weights)
+                weighed[row] = _LANGUAGE * scores[row] + weights
+        return weighed
 
 
 def embed_regions_of(
