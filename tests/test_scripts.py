@@ -77,6 +77,7 @@ def test_a_users_error_is_one_line(
 
 
 REQUIRED = {
+    "average.py": ("x", "x", "--output_dir", "x"),
     "ship.py": ("--name", "scenes", "--cloc", "x"),
     "feature_cache.py": ("--cloc", "x", "--language_model", "x", "--data", "x"),
     "leak_check.py": ("--data", "x"),
