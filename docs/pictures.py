@@ -15,6 +15,7 @@ from matplotlib import pyplot
 from PIL import Image, ImageDraw
 
 from cloc_mllm import Boxes, ClocPredictor
+from cloc_mllm.data.example_photos import example_photos
 from cloc_mllm.geometry import CanvasTransform
 from cloc_mllm.shipped import ASSETS
 
@@ -94,6 +95,34 @@ def frames() -> None:
     pyplot.close(figure)
 
 
+def photos() -> None:
+    """What the shipped model finds on the example photos, in two rows of one width."""
+    cloc = ClocPredictor.from_pretrained("photos")
+    drawn = [
+        cloc.locate(record.image, [region.phrase for region in record.regions]).draw()
+        for record in example_photos()
+    ]
+    width, gap, rows = 1280, 5, []
+    for row in (drawn[:4], drawn[4:]):
+        shapes = [picture.width / picture.height for picture in row]
+        height = round((width - gap * (len(row) - 1)) / sum(shapes))
+        rows.append(
+            [
+                picture.resize((round(height * s), height))
+                for picture, s in zip(row, shapes, strict=True)
+            ]
+        )
+    sheet = Image.new("RGB", (width, sum(row[0].height for row in rows) + gap), "white")
+    y = 0
+    for row in rows:
+        x = 0
+        for picture in row:
+            sheet.paste(picture, (x, y))
+            x += picture.width + gap
+        y += row[0].height + gap
+    sheet.save(IMAGES / "photos.jpg", quality=88)
+
+
 def loss() -> None:
     """Cosines of regions and phrases of the example photos: L_CLOC wants a bright diagonal."""
     cloc = ClocPredictor.from_pretrained("photos")
@@ -144,5 +173,6 @@ if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "cloc-mllm"  # the same picture gives the same file
     architecture()
     frames()
+    photos()
     loss()
     cost()

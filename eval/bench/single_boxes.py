@@ -30,14 +30,18 @@ def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="single_boxes", description=__doc__)
     parser.add_argument("--data", required=True, help="records whose phrases are class names")
     parser.add_argument("--cloc", help="stage-1 model directory (default: the shipped one)")
+    parser.add_argument("--largest", type=int, help="asks for the so many largest things alone")
     parser.add_argument("--output_dir", type=Path, required=True, help="gets the sheets")
     arguments = parser.parse_args(argv)
     predictor = ClocPredictor.from_pretrained(arguments.cloc)
     hits: dict[str, list[bool]] = defaultdict(list)
     by_size: dict[str, list[bool]] = defaultdict(list)
     cells: list[Image.Image] = []
-    for record in load_records(arguments.data):
-        single = _single_regions(record)
+    records = load_records(arguments.data)
+    things = [region for record in records for region in _single_regions(record)]
+    areas = sorted(map(_area, things), reverse=True)[: arguments.largest]
+    for record in records:
+        single = [region for region in _single_regions(record) if _area(region) >= areas[-1]]
         if not single:
             continue
         phrases = [region.phrase for region in single]
@@ -47,9 +51,7 @@ def main(argv: list[str]) -> None:
         for region, answer, iou in zip(single, found, elementwise_iou(found, truth), strict=True):
             hit = bool(iou >= 0.5)
             hits[region.phrase].append(hit)
-            x1, y1, x2, y2 = region.box
-            area = (x2 - x1) * (y2 - y1)
-            by_size[next(name for name, most in _SIZES.items() if area < most)].append(hit)
+            by_size[next(name for name, most in _SIZES.items() if _area(region) < most)].append(hit)
             cells.append(_cell(photo, region, answer.tolist(), hit=hit))
     everything = [hit for of_class in hits.values() for hit in of_class]
     macro = sum(map(_share, hits.values())) / len(hits)
@@ -67,6 +69,11 @@ def main(argv: list[str]) -> None:
 def _single_regions(record: Record) -> list[Region]:
     phrases = [region.phrase for region in record.regions]
     return [region for region in record.regions if phrases.count(region.phrase) == 1]
+
+
+def _area(region: Region) -> float:
+    x1, y1, x2, y2 = region.box
+    return (x2 - x1) * (y2 - y1)
 
 
 def _share(hits: list[bool]) -> float:
