@@ -137,11 +137,10 @@ def embed_regions_of(
         rows: with one region each.
         inputs: what `ClocMllmProcessor` returned.
     """
-    given = {name: inputs[name] for name in VisionInputs._fields if name in inputs}
-    vision = VisionInputs(**given)
-    if not rows or (vision.region_masks is not None and not takes_masks(_KIND, model.vision)):
+    if not rows or ("region_masks" in inputs and not takes_masks(_KIND, model.vision)):
         return {}
-    image = model.encode_images(vision.pixel_values)
+    vision = VisionInputs(**{name: inputs[name] for name in VisionInputs._fields if name in inputs})
+    image = model.encode_for_reading(vision.pixel_values)
     (embedded,) = read_regions(_KIND, model.vision, image, vision)
     embedded = F.normalize(embedded.float(), dim=-1)
     per_row = (inputs["input_ids"] == model.config.region_token_id).sum(1)

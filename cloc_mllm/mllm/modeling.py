@@ -302,7 +302,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def encode_regions(self, inputs: VisionInputs) -> Tensor:
         """Makes region features float[R, H] alone, of images that the language model has read."""
-        return self._project_regions(self._encode_for_reading(inputs.pixel_values), inputs)
+        return self._project_regions(self.encode_for_reading(inputs.pixel_values), inputs)
 
     def _project_regions(
         self, image: ImageFeatures, inputs: VisionInputs, most_regions: int | None = None
@@ -317,7 +317,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def read_images(self, pixel_values: Tensor, frames: Tensor) -> tuple[ImageFeatures, Tensor]:
         """Encodes images, see `VisionInputs`; also returns their projected features
         float[I, N, H]."""
-        image = self._encode_for_reading(pixel_values)
+        image = self.encode_for_reading(pixel_values)
         cells = token_cells(image.grid_hw, image.tokens.device).expand(len(image.tokens), -1, -1)
         features, token_boxes = [*self.vision.split_scales(image.tokens)], [cells]
         if self.config.vision_features == "encoder+prompter":
@@ -327,7 +327,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         token_boxes = [to_original_frame(boxes, frames[:, None, :]) for boxes in token_boxes]
         return image, self.projector(features, token_boxes)
 
-    def _encode_for_reading(self, pixel_values: Tensor) -> ImageFeatures:
+    def encode_for_reading(self, pixel_values: Tensor) -> ImageFeatures:
         """Encodes images, with tokens in the precision of the projectors."""
         image = self.encode_images(pixel_values)
         held, read = (next(p.parameters()).dtype for p in (self.vision.encoder, self.projector))

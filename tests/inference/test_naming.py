@@ -69,6 +69,16 @@ def test_cloc_decides_where_the_language_model_does_not(naming: GroundingPredict
     assert mixed[1].text == result.labels[0] and mixed[0].text == plain.text
 
 
+def test_a_model_in_half_precision_names_alike(naming: GroundingPredictor, tmp_path: Path) -> None:
+    naming.model.save_pretrained(tmp_path)
+    naming.processor.save_pretrained(tmp_path)
+    half = GroundingPredictor.from_pretrained(tmp_path, device="cpu", dtype="bfloat16")
+    reading = half.read(half.refer_questions(PICTURE, [BOX]))
+    z, expected = reading.named[0], naming.read(naming.refer_questions(PICTURE, [BOX])).named[0]
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z, expected, atol=0.05, rtol=0)
+
+
 def test_a_word_beside_the_list_can_be_said(naming: GroundingPredictor) -> None:
     assert naming.processor.phrases is not None
     tree = PhraseTree(naming.processor.phrases, naming.processor.tokenizer)
