@@ -57,8 +57,10 @@ def ship_adapter(run_dir: Path, directory: Path) -> None:
     """
     model, processor = load_trained(run_dir)
     model.language_model.peft_config["default"].base_model_name_or_path = LANGUAGE_MODEL
+    processor.phrases = None  # the CLOC beside it has them
     shutil.rmtree(directory, ignore_errors=True)
     save_adapter(model, processor, directory, dtype=torch.float16)
+    (directory / "README.md").unlink(missing_ok=True)  # peft's, of a model that is not ours
     learnt = directory / "adapter_model.safetensors"
     halves = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(learnt).items()}
     save_file(halves, learnt)
