@@ -103,6 +103,9 @@ class ModelConfig:
         contrastive_loss: of L_CLIP and L_CLOC: `softmax` is CLIP's and the paper's; `sigmoid` is
             SigLIP's, with a learnable bias for each of the two; `auto` is what the tower was
             trained with.
+        phrase_prior: how much of how often a phrase is said in the training data the similarity of
+            region and phrase learns. 0 (the paper) is none: a rare phrase is as good a name as a
+            usual one. 1 is all: the likeliest name is the most similar. None is `init`'s, or 0.
     """
 
     architecture: str = ""
@@ -115,6 +118,7 @@ class ModelConfig:
     tokenizer: str = ""
     context_length: int = 0
     contrastive_loss: Literal["auto", "softmax", "sigmoid"] = "auto"
+    phrase_prior: float | None = None
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     prompter: PrompterConfig = field(default_factory=PrompterConfig)
 

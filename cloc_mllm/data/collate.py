@@ -5,7 +5,9 @@ Letters: B images, S canvas side, R regions of the batch, P distinct phrases, T 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -41,6 +43,7 @@ class ClocBatch:
             region, in their order; K is R or more.
         phrase_box_region: int64[K], the region whose phrase it is.
         ids: the records' ids, in order.
+        phrase_log_prior: float[P], see `log_prior_of_texts`; None if the model learns none of it.
         region_masks: float[F, H, W], masks (canvas frame) that prompt instead of a box.
         masked_regions: int64[F], the regions they stand for.
         preprocessing: the model's; None if the pixels are normalised already.
@@ -57,6 +60,7 @@ class ClocBatch:
     phrase_boxes: Tensor
     phrase_box_region: Tensor
     ids: list[str]
+    phrase_log_prior: Tensor | None = None
     region_masks: Tensor = field(default_factory=lambda: torch.zeros(0, 1, 1))
     masked_regions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     preprocessing: Preprocessing | None = None
@@ -97,6 +101,7 @@ class ClocCollator:
         free_form_share: share of regions that get a mask (see `Stage1DataConfig`).
         region_texts: which of its texts a region is paired with (see `Stage1DataConfig`).
         features: what the frozen image tower made of the pictures, which are then not decoded.
+        log_prior: of each text, see `log_prior_of_texts`; None leaves it out of the batch.
     """
 
     def __init__(  # noqa: PLR0913  the settings of a batch
@@ -108,9 +113,11 @@ class ClocCollator:
         free_form_share: float = 0.0,
         features: FeatureCache | None = None,
         region_texts: RegionTexts = "phrase",
+        log_prior: Mapping[str, float] | None = None,
     ) -> None:
         self.features = features
         self.region_texts = region_texts
+        self.log_prior = log_prior
         self.tokenizer = tokenizer
         self.preprocessing = preprocessing
         self.regions_per_image = regions_per_image
@@ -125,6 +132,7 @@ class ClocCollator:
         boxes: list[Tensor] = []
         image_index: list[int] = []
         phrases: dict[str, int] = {}
+        log_prior: dict[str, float] = {}
         phrase_index: list[int] = []
         named: list[Tensor] = []
         masks: dict[int, Tensor] = {}
@@ -151,6 +159,8 @@ class ClocCollator:
                 text = texts[rng.integers(len(texts))] if len(texts) > 1 else texts[0]
                 shown = mirrored(text) if flip else text
                 phrase_index.append(phrases.setdefault(shown, len(phrases)))
+                if self.log_prior is not None:
+                    log_prior.setdefault(shown, self.log_prior[text])
                 same = [r.box for r in record.regions if text in texts_of(r, self.region_texts)]
                 named.append(transform.to_canvas(Boxes.normalized(same)).xyxy.float())
         return ClocBatch(
@@ -166,6 +176,9 @@ class ClocCollator:
                 torch.tensor([len(same) for same in named], dtype=torch.long)
             ),
             ids=[record.id for _, record in items],
+            phrase_log_prior=None
+            if self.log_prior is None
+            else torch.tensor([*log_prior.values()]),
             preprocessing=self.preprocessing if self.features is None else None,
             **_packed_masks(masks),
         )
@@ -195,6 +208,19 @@ def texts_of(region: Region, which: RegionTexts) -> list[str]:
     """The texts that a region may be paired with, in lower case, each once."""
     texts = [region.phrase, *(region.expressions if which == "all" else [])]
     return list(dict.fromkeys(text.lower() for text in texts))
+
+
+def log_prior_of_texts(
+    records: Iterable[Record], which: RegionTexts, power: float
+) -> dict[str, float]:
+    """Makes `power` times the log of how often each text is paired with a region; one of `n` texts
+    of a region counts 1 / n."""
+    counts: defaultdict[str, float] = defaultdict(float)
+    for region in (region for record in records for region in record.regions):
+        texts = texts_of(region, which)
+        for text in texts:
+            counts[text] += 1 / len(texts)
+    return {text: power * math.log(count) for text, count in counts.items()}
 
 
 def stack_outputs(kept: Sequence[dict[str, Tensor]]) -> TowerOutputs:

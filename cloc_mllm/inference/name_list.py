@@ -64,4 +64,5 @@ def list_phrases(predictor: ClocPredictor, data: str, count: int = NUM_PHRASES) 
         [predictor.embed_text(texts[start : start + 256]) for start in range(0, len(texts), 256)]
     )
     counts = torch.tensor(list(found.values()))
-    return Phrases(texts, embeddings, predictor.model.region_scale, counts)
+    model = predictor.model
+    return Phrases(texts, embeddings, model.region_scale, counts, model.phrase_prior)

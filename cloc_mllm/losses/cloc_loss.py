@@ -58,12 +58,14 @@ def cloc_loss(outputs: ClocOutputs, batch: ClocInputs, config: LossConfig) -> di
     assert outputs.region_text_features is not None and outputs.region_temperature is not None
     weight = config.region_weight * sum(counts.with_regions) / sum(counts.images)
     filtered = at_least_float32(outputs.region_features).new_zeros(())
+    log_prior = batch.phrase_log_prior
     region = contrastive_loss(
         outputs.region_features,
         outputs.region_text_features,
         outputs.region_temperature.logit_scale,
         config.same_text_threshold,
         logit_bias=outputs.region_temperature.logit_bias,
+        text_log_prior=None if log_prior is None else log_prior[batch.region_phrase_index],
         counts=counts.regions,
         filtered_share=filtered,
     )

@@ -28,6 +28,7 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
     same_text_threshold: float,
     *,
     logit_bias: Tensor | None = None,
+    text_log_prior: Tensor | None = None,
     counts: Sequence[int] | None = None,
     tile_rows: int = 0,
     filtered_share: Tensor | None = None,
@@ -38,6 +39,11 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
     sigmoid: `L = -1/G sum_i sum_j log sigmoid(y_ij (s f_i . t_j + b))`, y_ij = 1 if i = j, else -1.
     Pairs (i, j != i) with `cos(t_i, t_j) > same_text_threshold` are left out of denominators and
     sums (section 3.3, text filtering; computed without gradient).
+
+    With a `text_log_prior` log q_j, `s f_i . t_j - log q_j` stands in the place of every logit. The
+    other texts of a batch come up as often as they are said, so that without it the logit learns
+    log p(t | f) / p(t); with it, log p(t | f) itself (the correction of sampled softmax, Bengio and
+    Senecal 2008).
 
     The G x G logits never exist as a whole: each rank walks through its own rows, `tile_rows` at a
     time, and again for the gradient. Only which pairs are left out is kept, at one bit per pair.
@@ -52,6 +58,7 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
         logit_scale: float[1], logarithm of the inverse temperature s; s is cut at 100.
         same_text_threshold: 1.0 or more turns the filter off.
         logit_bias: float[1], b of the sigmoid loss; None takes the softmax loss.
+        text_log_prior: float[R], up to a constant; None leaves it out.
         counts: R of every rank; None asks them.
         tile_rows: rows of logits in memory at a time; 0 chooses.
         filtered_share: float scalar that is set to the share of pairs (i, j != i) that the filter
@@ -78,7 +85,11 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
         if filtered_share is not None:
             num_pairs = max(1, num_global * (num_global - 1))
             filtered_share.copy_(num_marked.to(filtered_share) * (world_size() / num_pairs))
-    tiling = _Tiling(start, tile_rows, same_text)
+    log_prior = None
+    if text_log_prior is not None:
+        all_priors, _ = all_gather_with_grad(text_log_prior.to(all_texts)[:, None], counts)
+        log_prior = all_priors[:, 0]
+    tiling = _Tiling(start, tile_rows, same_text, log_prior)
     if logit_bias is None:
         summed = _TiledInfoNCE.apply(features, all_texts, scale, tiling)
         return summed * (world_size() / (2 * num_global))
@@ -98,6 +109,7 @@ class _Tiling(NamedTuple):
     start: int  # where this rank's rows start in the global batch
     tile_rows: int
     same_text: Tensor | None  # from `_same_text_bits`
+    log_prior: Tensor | None  # of all texts, float[G]
 
 
 class _TiledInfoNCE(torch.autograd.Function):
@@ -191,6 +203,8 @@ def _tiles(
         torch.mm(scale * features[rows], all_texts.T, out=logits)
         if bias is not None:
             logits.add_(bias)
+        if tiling.log_prior is not None:
+            logits.sub_(tiling.log_prior)
         if tiling.same_text is not None:
             bits = tiling.same_text[rows]
             for bit, part in enumerate(logits.split(bits.shape[1], 1)):

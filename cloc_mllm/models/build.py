@@ -93,6 +93,7 @@ def _add_regions(clip: Any, config: ResolvedModel) -> Cloc:
     if config.contrastive_loss == "sigmoid":
         loss = "sigmoid"
     cloc = Cloc(vision, TextEncoder(clip.text), loss)
+    cloc.phrase_prior = config.phrase_prior or 0.0
     if cloc.logit_bias is None:  # open_clip's config may say where the scale starts
         cloc.logit_scale.data.copy_(clip.logit_scale.reshape(1))
     return cloc

@@ -41,6 +41,11 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
     tokenizer = start.tokenizer if start else _tokenizer_of(config, base["text_cfg"])
     own = start.preprocess if start else _preprocess_of_tower(config)
     loss = start.contrastive_loss if start else _loss_of(base)
+    prior = start.phrase_prior if start else None
+    if config.phrase_prior is not None:
+        prior = config.phrase_prior
+    if prior is not None and not 0 <= prior <= 1:
+        raise ValueError(f"model.phrase_prior is {prior}; give a number from 0 to 1")
     if not (tokenizer or config.tokenizer):
         raise ValueError(
             f"model.init {config.init} brings no tokenizer; name it in model.tokenizer, for "
@@ -53,6 +58,7 @@ def resolve_model(config: ModelConfig) -> ResolvedModel:
         context_length=config.context_length or context_length,
         tokenizer=config.tokenizer or tokenizer,
         contrastive_loss=loss if config.contrastive_loss == "auto" else config.contrastive_loss,
+        phrase_prior=prior or 0.0,
         preprocess=_filled(config.preprocess, own),
     )
     whole = Preprocessing.of(resolved).config()

@@ -31,6 +31,7 @@ class ClocInputs(Protocol):
     caption_input_ids: Tensor
     caption_image_index: Tensor
     phrase_input_ids: Tensor
+    phrase_log_prior: Tensor | None
     boxes: Tensor
     region_image_index: Tensor
     region_phrase_index: Tensor
@@ -161,6 +162,7 @@ class Cloc(nn.Module):
     `encode_image` and `encode_text` equal those of the underlying open_clip model, bit for bit.
 
     Attributes:
+        phrase_prior: see `ModelConfig.phrase_prior`.
         micro_batch_size: if not 0, `forward` takes this many images (then texts) at a time and
             keeps their outputs alone; each part runs again in backward. This is GradCache (arXiv
             2101.06983) in one backward pass: the same loss with the activations of one part.
@@ -175,6 +177,7 @@ class Cloc(nn.Module):
         super().__init__()
         self.vision = vision
         self.text = text
+        self.phrase_prior = 0.0
         self.micro_batch_size = 0
         self.logit_scale, self.logit_bias = _initial_temperature(contrastive_loss)
         if vision.region_encoder.has_region_loss:

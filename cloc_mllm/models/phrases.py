@@ -39,30 +39,36 @@ class Phrases:
         embeddings: float32[P, E], each of unit length.
         scale: of the contrastive logits of regions and texts, in the model that embedded them.
         counts: int64[P], how often each names a region of the training data; None if nobody knows.
+        prior: how much of that the similarities know already, see `ModelConfig.phrase_prior`.
     """
 
     texts: list[str]
     embeddings: Tensor
     scale: float
     counts: Tensor | None = None
+    prior: float = 0.0
 
     def log_odds(self, similarity: Tensor) -> Tensor:
         """Tells how likely each phrase names a region, up to a constant per region.
 
-        The contrastive loss makes `scale * similarity` learn log p(text | region) / p(text), so how
-        often a text is said at all must be added: without it a rare phrase is as good a name as a
-        usual one. Where there are no counts, all phrases are taken to be as usual.
+        The contrastive loss makes `scale * similarity` learn log p(text | region) / p(text) plus
+        `prior` times log p(text). The rest of how often a text is said at all must be added:
+        without it a rare phrase is as good a name as a usual one. Where there are no counts, all
+        phrases are taken to be as usual.
 
         Args:
             similarity: float[R, P], cosines of regions and phrases.
         """
         logits = self.scale * similarity
-        return logits if self.counts is None else logits + self.counts.to(logits).log()
+        if self.counts is None:
+            return logits
+        return logits + (1 - self.prior) * self.counts.to(logits).log()
 
     def save(self, directory: Path) -> None:
         """Writes `phrases.safetensors`, the embeddings in half precision."""
         tensors = {"embeddings": self.embeddings.detach().half().cpu().contiguous()}
         tensors["scale"] = torch.tensor(self.scale)
+        tensors["prior"] = torch.tensor(self.prior)
         if self.counts is not None:
             tensors["counts"] = self.counts
         save_file(tensors, directory / PHRASES_FILE, {"texts": json.dumps(self.texts)})
@@ -81,13 +87,15 @@ class Phrases:
             texts = json.loads((file.metadata() or {}).get("texts", "[]"))
             embeddings = file.get_tensor("embeddings").float()
             scale = float(file.get_tensor("scale"))
-            counts = file.get_tensor("counts") if "counts" in file.keys() else None  # noqa: SIM118
+            kept = file.keys()
+            counts = file.get_tensor("counts") if "counts" in kept else None
+            prior = float(file.get_tensor("prior")) if "prior" in kept else 0.0
         if len(texts) != len(embeddings):
             raise ValueError(
                 f"{path} has {len(texts)} phrases and {len(embeddings)} embeddings; expected one "
                 "embedding per phrase"
             )
-        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1), scale, counts)
+        return cls(texts, torch.nn.functional.normalize(embeddings, dim=-1), scale, counts, prior)
 
 
 def frequent_phrases(records: Iterable[Record], count: int) -> dict[str, int]:

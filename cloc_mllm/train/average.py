@@ -5,6 +5,7 @@ Source: Wortsman et al., Model soups (arXiv 2203.05482).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError(f"expected two models or more, got {first} alone")
     model, tokenizer, config = load_cloc(first)
     total = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    priors = [config.phrase_prior or 0.0]
     for name in others:
-        other = load_cloc(name)[0]
+        other, _, its_config = load_cloc(name)
+        priors.append(its_config.phrase_prior or 0.0)
         _check_same_form(model, other, first, name)
         for key, tensor in other.state_dict().items():
             total[key] += tensor.double()
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for key, held in model.state_dict().items()
         }
     )
+    config = dataclasses.replace(config, phrase_prior=sum(priors) / len(priors))
     with new_directory(arguments.output_dir) as partial:
         save_cloc(model, partial, config, tokenizer)
     print(f"wrote {arguments.output_dir}, the mean of {', '.join(arguments.models)}")

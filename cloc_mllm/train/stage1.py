@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cloc_mllm.command_line import parse_options
 from cloc_mllm.config import Stage1Config
 from cloc_mllm.data.acceptance import refuse_nothing_to_learn
-from cloc_mllm.data.collate import ClocBatch, ClocCollator
+from cloc_mllm.data.collate import ClocBatch, ClocCollator, log_prior_of_texts
 from cloc_mllm.data.mixture import (
     Mixture,
     load_training_records,
@@ -130,6 +130,11 @@ def run_stage1(config: Stage1Config) -> TrainResult:
         config.data.free_form_share,
         region_texts=config.data.region_texts,
     )
+    if model_config.phrase_prior:
+        every_text = records.without_images()
+        collator.log_prior = log_prior_of_texts(
+            every_text, config.data.region_texts, model_config.phrase_prior
+        )
     if config.data.feature_cache:
         fill_tower_features(model, tokenizer, dataset, collator, config)
 

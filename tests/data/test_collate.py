@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cloc_mllm.data.collate import ClocCollator
+from cloc_mllm.data.collate import ClocCollator, log_prior_of_texts
 from cloc_mllm.data.records import Record, Region
 from cloc_mllm.data.tokenizer import load_text_tokenizer
 from cloc_mllm.data.transforms import CLIP_MEAN, CLIP_STD, Preprocessing
@@ -179,3 +180,26 @@ def test_builtin_tokenizer_ends_with_its_highest_id() -> None:
     tokenizer = load_text_tokenizer("builtin", 16)
     ids = tokenizer(["a crab", "a very long text that is cut at sixteen tokens " * 3])
     assert (ids.max(1).values == tokenizer.vocab_size - 1).all()
+
+
+def test_how_often_texts_are_said_stands_beside_them() -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(encoded, "PNG")
+    boxes = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+    regions = [
+        Region(boxes[0], "A left Dog", expressions=["a pet"]),
+        Region(boxes[1], "a left dog"),
+    ]
+    record = Record("two", encoded.getvalue(), 64, 64, [], regions, "test")
+    assert log_prior_of_texts([record], "phrase", 0.5) == {"a left dog": 0.5 * math.log(2)}
+    log_prior = log_prior_of_texts([record], "all", 1.0)
+    assert log_prior == {"a left dog": math.log(1.5), "a pet": math.log(0.5)}
+    collator = ClocCollator(
+        load_text_tokenizer("builtin", 24), Preprocessing(64), flip=True, log_prior=log_prior
+    )
+    alone = dataclasses.replace(record, regions=regions[1:])
+    for seed in range(4):  # mirrored or not, it is as frequent as the text that it was
+        beside = collator([(seed, alone)]).phrase_log_prior
+        assert beside is not None and beside.tolist() == [pytest.approx(math.log(1.5))]
+    collator.log_prior = None
+    assert collator([(0, record)]).phrase_log_prior is None

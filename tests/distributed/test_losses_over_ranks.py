@@ -51,12 +51,15 @@ def full_matrix_loss(  # noqa: PLR0913  those of `contrastive_loss`
     threshold: float = 1.0,
     *,
     logit_bias: Tensor | None = None,
+    text_log_prior: Tensor | None = None,
     counts: object = None,
     filtered_share: Tensor | None = None,
 ) -> Tensor:
     """Computes `contrastive_loss` from the full matrix of logits; `counts` only saves it time."""
     features, texts = F.normalize(features, dim=1), F.normalize(texts, dim=1)
     logits = logit_scale.exp() * features @ texts.T
+    if text_log_prior is not None:
+        logits = logits - text_log_prior
     own = torch.eye(len(texts), dtype=torch.bool)
     left_out = (texts.detach() @ texts.detach().T > threshold) & ~own
     if filtered_share is not None:
@@ -82,12 +85,14 @@ def whole_batch(model: Cloc, layout: str) -> ClocBatch:
 def part_of(batch: ClocBatch, first: int, last: int) -> ClocBatch:
     """Images `first` .. `last` of a batch with their regions, as a rank would collate them."""
     keep = (batch.region_image_index >= first) & (batch.region_image_index < last)
+    log_prior = batch.phrase_log_prior
     return dataclasses.replace(
         batch,
         pixel_values=batch.pixel_values[first:last],
         caption_input_ids=batch.caption_input_ids[first:last],
         caption_image_index=torch.arange(last - first),
         phrase_input_ids=batch.phrase_input_ids[keep],
+        phrase_log_prior=None if log_prior is None else log_prior[keep],
         boxes=batch.boxes[keep],
         region_image_index=batch.region_image_index[keep] - first,
         region_phrase_index=torch.arange(int(keep.sum())),

@@ -31,4 +31,5 @@ def random_batch(
         phrase_boxes=boxes,
         phrase_box_region=torch.arange(num_regions),
         ids=[str(i) for i in range(num_images)],
+        phrase_log_prior=0.1 * torch.arange(num_regions),
     )

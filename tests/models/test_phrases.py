@@ -47,10 +47,10 @@ def test_a_list_comes_back_from_its_file(tmp_path: Path) -> None:
     torch.testing.assert_close(actual.embeddings, expected.embeddings, atol=1e-3, rtol=0)
     assert actual.counts is None and actual.scale == 8.5
     counts = torch.tensor([7, 2])
-    dataclasses.replace(expected, counts=counts).save(tmp_path)
+    dataclasses.replace(expected, counts=counts, prior=0.75).save(tmp_path)
     counted = Phrases.load(tmp_path)
     assert counted is not None and counted.counts is not None
-    assert torch.equal(counted.counts, counts)
+    assert torch.equal(counted.counts, counts) and counted.prior == 0.75
     nothing = {"embeddings": torch.zeros(3, 2), "scale": torch.tensor(1.0)}
     save_file(nothing, tmp_path / "phrases.safetensors", {"texts": "[]"})
     with pytest.raises(ValueError, match="0 phrases and 3 embeddings; expected one embedding per"):
@@ -90,3 +90,6 @@ def test_a_usual_phrase_is_a_likelier_name_than_a_rare_one() -> None:
     likely = predictor.phrases.log_odds(similarity).softmax(-1)
     weighted = (20.0 * similarity).softmax(-1) * counts
     torch.testing.assert_close(likely, weighted / weighted.sum())
+    # similarities that learnt the prior are not given it again
+    knows = dataclasses.replace(predictor.phrases, prior=1.0)
+    torch.testing.assert_close(knows.log_odds(similarity), 20.0 * similarity)

@@ -18,7 +18,11 @@ from tests.models.tiny import tiny_cloc
 
 
 def naive_contrastive(
-    z: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, threshold: float
+    z: torch.Tensor,
+    texts: torch.Tensor,
+    scale: torch.Tensor,
+    threshold: float,
+    log_prior: torch.Tensor,
 ) -> torch.Tensor:
     """Equation 2 with its filter, one exponential at a time."""
     z, texts, scale = F.normalize(z, dim=1), F.normalize(texts, dim=1), scale.exp()
@@ -29,15 +33,20 @@ def naive_contrastive(
             for j in range(len(z))
             if j == i or float(texts[i].detach() @ texts[j].detach()) <= threshold
         ]
-        to_text = sum((scale * z[i] @ texts[j]).exp() for j in kept)
+        to_text = sum((scale * z[i] @ texts[j] - log_prior[j]).exp() for j in kept)
         to_region = sum((scale * texts[i] @ z[j]).exp() for j in kept)
         right = (scale * z[i] @ texts[i]).exp()
-        total = total - (right / to_text).log() - (right / to_region).log()
+        total = total - (right * (-log_prior[i]).exp() / to_text).log() - (right / to_region).log()
     return (total / (2 * len(z))).squeeze()
 
 
 def naive_sigmoid(
-    z: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, threshold: float, bias: torch.Tensor
+    z: torch.Tensor,
+    texts: torch.Tensor,
+    scale: torch.Tensor,
+    threshold: float,
+    log_prior: torch.Tensor,
+    bias: torch.Tensor,
 ) -> torch.Tensor:
     """Equation 1 of SigLIP with the filter, one pair at a time."""
     z, texts, scale = F.normalize(z, dim=1), F.normalize(texts, dim=1), scale.exp()
@@ -47,7 +56,9 @@ def naive_sigmoid(
             if j != i and float(texts[i].detach() @ texts[j].detach()) > threshold:
                 continue
             sign = 1 if i == j else -1
-            total = total + (1 + (-sign * (scale * z[i] @ texts[j] + bias)).exp()).log()
+            total = (
+                total + (1 + (-sign * (scale * z[i] @ texts[j] - log_prior[j] + bias)).exp()).log()
+            )
     return (total / len(z)).squeeze()
 
 
@@ -55,8 +66,9 @@ def naive_sigmoid(
 @pytest.mark.parametrize("threshold", [1.0, 0.9, 0.0])
 @pytest.mark.parametrize("rows", [7, 17])  # fewer than the eight flags of a byte, and more
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("with_prior", [False, True], ids=["", "prior"])
 def test_contrastive_loss_equals_the_double_loop(
-    kind: str, rows: int, threshold: float, tile_rows: int
+    with_prior: bool, kind: str, rows: int, threshold: float, tile_rows: int
 ) -> None:
     torch.manual_seed(0)
     z = torch.randn(rows, 5, requires_grad=True)
@@ -65,20 +77,47 @@ def test_contrastive_loss_equals_the_double_loop(
     texts = base.requires_grad_()
     scale = torch.tensor([math.log(5.0)], requires_grad=True)
     bias = torch.tensor([-2.0], requires_grad=True)
+    log_prior = torch.randn(rows) if with_prior else torch.zeros(rows)
+    more = {"text_log_prior": log_prior} if with_prior else {}
     if kind == "softmax":
         inputs = (z, texts, scale)
-        expected = naive_contrastive(*inputs, threshold)
-        actual = contrastive_loss(*inputs, threshold, tile_rows=tile_rows)
+        expected = naive_contrastive(*inputs, threshold, log_prior)
+        actual = contrastive_loss(*inputs, threshold, tile_rows=tile_rows, **more)
     else:
         inputs = (z, texts, scale, bias)
-        expected = naive_sigmoid(z, texts, scale, threshold, bias)
-        actual = contrastive_loss(z, texts, scale, threshold, logit_bias=bias, tile_rows=tile_rows)
+        expected = naive_sigmoid(z, texts, scale, threshold, log_prior, bias)
+        actual = contrastive_loss(
+            z, texts, scale, threshold, logit_bias=bias, tile_rows=tile_rows, **more
+        )
     torch.testing.assert_close(actual, expected)
     for tensor in inputs:
         got, wanted = (
             torch.autograd.grad(loss, tensor, retain_graph=True)[0] for loss in (actual, expected)
         )
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_prior_makes_logits_learn_how_often_a_text_is_said(power: float) -> None:
+    """Nothing is known of the picture, so how often a text is said is all there is to learn."""
+    often = 1 / torch.arange(5.0, 45.0)
+    drawn = torch.multinomial(often, 800, replacement=True, generator=torch.manual_seed(0))
+    log_prior = drawn.bincount().clamp(min=1).log()
+    z = torch.eye(41)[[0]].expand(len(drawn), 41)
+    along = torch.zeros(40, requires_grad=True)
+    optimizer = torch.optim.Adam([along], lr=0.03)
+    for _ in range(100):
+        texts = torch.cat([along[:, None], torch.eye(40)], 1)
+        loss = contrastive_loss(
+            z, texts[drawn], torch.tensor([2.0]), 0.99, text_log_prior=power * log_prior[drawn]
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    logits = math.exp(2.0) * (along / (1 + along**2).sqrt()).detach()
+    centred = log_prior - log_prior.mean()
+    slope = ((logits * centred).sum() / (centred**2).sum()).item()
+    assert slope == pytest.approx(power, abs=0.1)
 
 
 def test_filter_matters_and_keeps_the_true_pair() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ def test_weights_are_the_mean(cloc_dir: Path, tmp_path: Path) -> None:
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for parameter in model.parameters():
         parameter.data += 3.0
+    config = dataclasses.replace(config, phrase_prior=0.75)
     save_cloc(model, tmp_path / "other", config, tokenizer)
     models = [str(cloc_dir), str(tmp_path / "other"), str(cloc_dir)]
     assert run(main, [*models, "--output_dir", str(tmp_path / "mean")]) == 0
     mean = load_cloc(tmp_path / "mean")[0]
+    assert mean.phrase_prior == 0.25
     for name, parameter in mean.named_parameters():
         torch.testing.assert_close(parameter.data, first[name] + 1.0)
     assert dict(mean.named_buffers()).keys() == dict(model.named_buffers()).keys()
