@@ -146,7 +146,8 @@ def judge(
         said["max_side"] = options.max_side
     if images is not None:
         said["images"] = Path(images)
-    for at in [place, *(Place(table, options.encoding) for table in place.tables())]:
+    tables = [Place(table, options.encoding, is_named=False) for table in place.tables()]
+    for at in [place, *tables]:
         try:
             found = [
                 (source, list(looks_like(at)))

@@ -63,11 +63,13 @@ class Place:
 
     Args:
         encoding: encoding of text files without a byte order mark; "" is UTF-8.
+        is_named: whether the user named it; off for a file that was found in what they named.
     """
 
-    def __init__(self, path: str | Path, encoding: str = "") -> None:
+    def __init__(self, path: str | Path, encoding: str = "", *, is_named: bool = True) -> None:
         self.path = Path(path)
         self.encoding = encoding
+        self.is_named = is_named
         archive, below = split_archive(self.path)
         self._archive = archive if below else None  # in which it lies
         self._may_hold_files = bool(below) or self.path.is_dir() or _is_archive(self.path)
