@@ -63,6 +63,20 @@ def as_list(texts: str | Sequence[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
+def one_question(question: str) -> str:
+    """Returns the question; a list of several is refused, since an answer is of one.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    if not isinstance(question, str):
+        raise ValueError(
+            f"expected one question as a text, got {question!r}; several are asked in one batch "
+            "with `GroundingPredictor.answer([Question(image, text), ...])`"
+        )
+    return question
+
+
 def check_phrases(phrases: Sequence[str]) -> None:
     """Refuses phrases that cannot be looked for.
 
