@@ -117,7 +117,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
-        cache: Any = None,
+        cache: Any = None,  # `past_key_values` by its name since Transformers 5.24
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_frame: Tensor | None = None,
@@ -137,7 +137,6 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids, attention_mask: int64[B, T]; or a mask bool[B, 1, T, T] of packed rows.
-            past_key_values, cache: one thing, by its name before and since Transformers 5.24.
             pixel_values, image_frame, image_index, region_boxes, region_image_index, region_masks:
                 see `VisionInputs`; `image_index` defaults to one image per block, `image_frame` to
                 images without padding. All None for text alone.
@@ -165,9 +164,9 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeds = self._insert_regions(input_ids, embeds, region_features, region_image_index)
         elif self.training:
             embeds = embeds + self._unseen()
-        inputs = kwargs | {"inputs_embeds": embeds}
-        inputs[CACHE] = past_key_values if cache is None else cache
-        inputs |= {"attention_mask": self._mask(attention_mask), "position_ids": position_ids}
+        cache = past_key_values if cache is None else cache
+        inputs = kwargs | {"inputs_embeds": embeds, "position_ids": position_ids, CACHE: cache}
+        inputs["attention_mask"] = self._mask(attention_mask)
         if labels is None:
             return self.language_model(**{**inputs, "return_dict": True})
         answers = (answer_boxes, answer_image_index, seen)

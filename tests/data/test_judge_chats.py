@@ -62,6 +62,8 @@ CHATS: dict[str, tuple[str, str, str, Any]] = {
         lambda box: conversations(ASK, str(list(box)), image="a.png")),
     "llava in pixels": ("llava", "pixels", "pixels",
         lambda box: conversations(ASK, str(in_pixels(box)), image="a.png")),
+    "llava in percent": ("llava", "0..100", "hundredths",
+        lambda box: conversations(ASK, str([100 * value for value in box]), image="a.png")),
     "ferret": ("ferret", "pixels", "",
         lambda box: conversations(ASK, "At <bbox_location0>.", image="a.png", image_w=200,
             image_h=100, box_x1y1x2y2=[[], [in_pixels(box)], [], []])),
@@ -128,7 +130,7 @@ def test_every_layout_is_named_and_built_as_chats(name: str, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize(
-    "name", ["llava in 0..1", "ferret", "shikra", "qwen-vl", "ms-swift", "llava in pixels"]
+    "name", ["llava in 0..1", "ferret", "shikra", "qwen-vl", "ms-swift", "llava in percent"]
 )
 def test_conversations_are_records_where_that_is_asked(name: str, tmp_path: Path) -> None:
     path = laid_out(name, tmp_path)

@@ -86,6 +86,7 @@ IN_FRAMES = {
     "original": BRACKETS,
     "padded": "[0.1, 0.4, 0.4, 0.6]",
     "pixels": "[20, 30, 80, 70]",
+    "hundredths": "[10, 30, 40.0, 70]",
     "thousandths": "[100, 300, 400, 700]",
 }
 

@@ -22,12 +22,13 @@ from typing import Any, Literal, NamedTuple
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.chats import Piece, Point, image_mark, words
+from cloc_mllm.data.readers.boxes import FAR_BORDER
 from cloc_mllm.data.readers.photos import Photo
 from cloc_mllm.data.values import number
 
 # padded: 0..1 of the image padded to a square; original: 0..1 of the image itself; pixels: of the
-# image file; thousandths: 0..1000 of its width and height
-Frame = Literal["padded", "original", "pixels", "thousandths"]
+# image file; hundredths, thousandths: 0..100, 0..1000 of its width and height
+Frame = Literal["padded", "original", "pixels", "hundredths", "thousandths"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|[-+]?inf(?:inity)?"
 _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
@@ -123,7 +124,7 @@ def boxes_in(photo: Photo, frame: Frame, rows: Sequence[Any]) -> tuple[Box, ...]
         return tuple(photo.frame().from_padded(rows))
     if frame == "pixels":
         return tuple(photo.frame().from_xyxy(rows))
-    return tuple(photo.share_frame(1.0 if frame == "original" else 1000.0).from_xyxy(rows))
+    return tuple(photo.share_frame(FAR_BORDER[frame]).from_xyxy(rows))
 
 
 def points_in(photo: Photo, frame: Frame, rows: Sequence[Any]) -> tuple[Point, ...]:
