@@ -45,7 +45,7 @@ def main_ground(argv: Sequence[str] | None = None) -> int:
     from cloc_mllm.inference.inputs import check_phrases
 
     check_phrases(arguments.phrases)
-    said = _similarity
+    said: Callable[[float], str] = _similarity
     if mllm := _named_mllm(arguments):
         predictor = _load_mllm(mllm, arguments)
         result, said = predictor.ground(image, arguments.phrases), _confidence_of(predictor)
