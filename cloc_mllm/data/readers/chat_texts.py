@@ -32,15 +32,18 @@ Frame = Literal["padded", "original", "pixels", "hundredths", "thousandths"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|[-+]?inf(?:inity)?"
 _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
-_TWO = rf"\s*(?:{_NUMBER})\s*,\s*(?:{_NUMBER})\s*"
-_FOUR = rf"\[{_TWO},{_TWO}\]"
+_COMMA = "[,\uff0c]"  # and the full-width one of Chinese texts
+_TWO = rf"\s*(?:{_NUMBER})\s*{_COMMA}\s*(?:{_NUMBER})\s*"
+_FOUR = rf"\[{_TWO}{_COMMA}{_TWO}\]"
 _CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
 _BRACKETS = re.compile(rf"{_CODE}|{_FOUR}", re.DOTALL | re.IGNORECASE)
 # boxes in the eyes of other tools, too
+_NEXT = rf"(?:\s*[,;\uff0c\uff1b]\s*|\s+)(?:{_NUMBER})"
+_ANY_FOUR = rf"[\[({{<]\s*(?:{_NUMBER}){_NEXT}{_NEXT}{_NEXT}\s*[\])}}>]"
 _FOUR_NUMBERS = re.compile(
-    rf"{_CODE}|{_FOUR}|\({_TWO},{_TWO}\)|\({_TWO}\)\s*,?\s*\({_TWO}\)", re.DOTALL | re.IGNORECASE
+    rf"{_CODE}|{_ANY_FOUR}|\({_TWO}\)\s*,?\s*\({_TWO}\)", re.DOTALL | re.IGNORECASE
 )
-_ONLY_BRACKETS = re.compile(rf"\s*(?:{_FOUR}[\s,.;]*)+", re.IGNORECASE)
+_ONLY_BRACKETS = re.compile(rf"\s*(?:{_FOUR}[\s,.;\uff0c\u3002]*)+", re.IGNORECASE)
 # a phrase holds no mark, and one that is never closed is not sought to the end of each text
 _PHRASE = r"(?:(?!</?ref>|<\|object_ref).){0,2000}?"
 _BOX = "<box>[^<]*</box>"
@@ -160,8 +163,8 @@ def find_brackets(
 
 
 def num_brackets(text: str) -> int:
-    """Counts `[four, numbers, in, brackets]`, `(four, ..)` and `(two, ..), (two, ..)`, but not in
-    code."""
+    """Counts four numbers in brackets of any kind, with commas, semicolons or blanks between them,
+    and `(two, ..), (two, ..)`, but not in code."""
     return sum(not match["code"] for match in _FOUR_NUMBERS.finditer(text))
 
 

@@ -242,7 +242,7 @@ def has_turns(row: Row) -> bool:
 
 def messages_of(row: Row) -> list[tuple[str, Any]]:
     """Lists (role, content) of the turns of a row, whatever its layout calls them."""
-    listed = row.get("conversations", row.get("messages", row.get("conversation")))
+    listed = _of_json(row.get("conversations", row.get("messages", row.get("conversation"))))
     found: list[tuple[str, Any]] = []
     if isinstance(listed, list):
         for message in listed:
@@ -250,7 +250,7 @@ def messages_of(row: Row) -> list[tuple[str, Any]]:
             role = of.get("from", of.get("role"))
             found.append((str(role).strip().lower(), of.get("value", of.get("content"))))
     elif "query" in row or "response" in row:
-        for pair in as_list(row.get("history")):
+        for pair in as_list(_of_json(row.get("history"))):
             both = [*as_list(pair), None, None][:2]
             found += [("user", both[0]), ("assistant", both[1])]
         found += [("user", row.get("query")), ("assistant", row.get("response"))]
@@ -261,6 +261,16 @@ def messages_of(row: Row) -> list[tuple[str, Any]]:
     if isinstance(system, str) and system and found and found[0][0] != "system":
         found.insert(0, ("system", system))
     return found
+
+
+def _of_json(value: Any) -> Any:
+    """The list that a text holds as JSON, as the cell of a CSV does; other values as they are."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    return value
 
 
 def _has_parts(messages: Sequence[tuple[str, Any]]) -> bool:
@@ -308,6 +318,7 @@ def _image_of_part(part: Row) -> list[str | bytes]:
 
 def _listed_images(row: Row) -> list[str | bytes]:
     stated = row.get("images", row.get("image", row.get("img_path", row.get("image_id"))))
+    stated = _of_json(stated)
     listed = stated if isinstance(stated, list) else [] if stated in (None, "") else [stated]
     named = [of.get("path") or of.get("bytes") if isinstance(of, dict) else of for of in listed]
     return [_content_of(id_key(name) or "") for name in named]
