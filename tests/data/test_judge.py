@@ -395,6 +395,32 @@ def test_an_unknown_layout_is_said(tmp_path: Path, capsys: Any) -> None:
     assert auto(tmp_path / "nowhere", tmp_path / "out") == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("", None, "there is no file in this folder"),
+        ("a.json.gz", "x", "it is compressed, and only zip and tar are looked into; unpack it"),
+        ("a.csv", "image,x1,y1,x2,y2,phrase\n", "there is no box to judge"),
+        ("a.json", "", "a.json is empty"),
+        ("a.xml", "<annotation/>", "of formats with a file per image name the folder"),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}',
+            "coco: a.json has COCO's lists",
+        ),
+    ],
+    ids=["folder", "gz", "csv", "json", "xml", "coco"],
+)
+def test_what_holds_no_box_is_said(
+    name: str, content: str | None, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert main(["data", "doctor", str(tmp_path / name)]) in (0, 1, 2)
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+
+
 def test_labels_without_class_names_lack_them(tmp_path: Path, capsys: Any) -> None:
     laid_out(BY_NAME["yolo"], many_records(), tmp_path)
     (tmp_path / "data.yaml").unlink()

@@ -473,6 +473,12 @@ def the_one(judgements: Sequence[Judgement]) -> Judgement | None:
 def unknown_layout(path: str | Path, encoding: str = "") -> str:
     """Describes the content of a path that no source knows."""
     place = Place(path, encoding)
+    if place.path.is_dir() and not place.names:
+        return "there is no file in this folder"
+    packed = [name for name in place.names or [place.path.name] if _is_packed(name)]
+    if packed:
+        which = packed[0] if place.names else "it"
+        return f"{which} is compressed, and only zip and tar are looked into; unpack it first"
     if place.has_rows_with("question_id", "image", "text", "label"):
         return "these are POPE's questions, which `cloc-mllm eval pope` asks; they hold no box"
     keys = ", ".join(list(place.rows[0])[:8]) if place.rows else ""
@@ -480,11 +486,25 @@ def unknown_layout(path: str | Path, encoding: str = "") -> str:
     files = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
     holds = f" (its rows have {keys})" if keys else f" (files: {files})" if files else ""
     advice = "a table image,x1,y1,x2,y2,phrase is read by `data build csv`"
+    if not place.names and place.path.suffix.lower() in (".xml", ".txt"):
+        advice += "; of formats with a file per image name the folder"
     if any(map(is_image_name, place.names)):
         advice += ", and `cloc-mllm label` finds boxes in photos with sentences about them"
     return (
         f"no source of `cloc-mllm data build` has this layout{holds}; docs/how-to/data.md lists "
         f"them; {advice}"
+    )
+
+
+def _is_packed(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in (
+        ".gz",
+        ".tgz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".7z",
+        ".rar",
     )
 
 
