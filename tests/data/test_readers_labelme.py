@@ -220,3 +220,8 @@ def test_the_files_of_a_folder_are_no_readings_of_their_own(folder: Path) -> Non
         ("labelme", True),
         ("unreadable", True),
     ]
+
+
+def test_one_file_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*b.json"):
+        read(folder / "b.json")

@@ -77,6 +77,8 @@ def read_labelme(
     with open_files(folder) as files:
         paths = [name for name in files.names() if name.lower().endswith(".json")]
         if is_one:
+            if not files.has(given.name):
+                raise FileNotFoundError(f"no such file: {given}")
             paths = [given.name]
 
         def all_names() -> Iterator[tuple[str, ...]]:
