@@ -227,7 +227,21 @@ def _box(arguments: Namespace, image: Image.Image) -> Boxes:
     from cloc_mllm.geometry import Boxes
 
     box, normalized = [arguments.box], arguments.normalized
+    if normalized and max(arguments.box) > 2:
+        raise ValueError(
+            f"--normalized: expected numbers 0..1, got {_plain(arguments.box)}; leave it out for "
+            "pixels"
+        )
+    if not normalized and 0 < max(arguments.box) <= 1:
+        raise ValueError(
+            f"expected a box in pixels, got {_plain(arguments.box)}; add --normalized to numbers "
+            "0..1"
+        )
     return Boxes.normalized(box) if normalized else Boxes.pixels(box, *image.size)
+
+
+def _plain(numbers: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in numbers)
 
 
 def _point(text: str) -> list[float]:

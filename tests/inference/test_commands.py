@@ -238,6 +238,11 @@ def test_names_are_not_for_an_mllm(picture, mllm_dir, capsys):
             ["ground", "picture.png", "crab", "--mllm", "nowhere", "--out", "answers/crab"],
             "--output answers/crab: expected a name that ends in .png, .jpg or .webp, or in .json",
         ),
+        (["refer", "picture.png", "0.1", "0.2", "0.5", "1"], "got 0.1 0.2 0.5 1; add --normalized"),
+        (
+            ["ask", "picture.png", "a?", "--normalized", "--box", "1", "2", "30", "40"],
+            "--normalized: expected numbers 0..1, got 1 2 30 40; leave it out for pixels",
+        ),
         (["ask", "picture.png", " ", "--mllm", "nowhere"], "the question is blank; say what you"),
         (["ask", "picture.png", "what?", "--model", "nowhere"], "nowhere is no MLLM directory"),
         (
