@@ -488,6 +488,8 @@ def unknown_layout(path: str | Path, encoding: str = "") -> str:
     advice = "a table image,x1,y1,x2,y2,phrase is read by `data build csv`"
     if not place.names and place.path.suffix.lower() in (".xml", ".txt"):
         advice += "; of formats with a file per image name the folder"
+    if place.path.suffix.lower() == ".parquet":
+        advice += "; of Parquet, images with a column objects; save other rows as JSON lines"
     if any(map(is_image_name, place.names)):
         advice += ", and `cloc-mllm label` finds boxes in photos with sentences about them"
     return (

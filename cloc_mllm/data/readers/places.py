@@ -149,8 +149,9 @@ class Place:
         beside = [*(folder / name for name in _IMAGE_FOLDERS), folder]
         if self._archive is None:
             beside += [path for path in sorted(folder.glob("*")) if _is_archive(path)]
-        if folder.name.lower() in _ANNOTATION_FOLDERS:
-            beside += [*(folder.parent / name for name in _IMAGE_FOLDERS), folder.parent]
+        if folder.resolve().name.lower() in _ANNOTATION_FOLDERS:
+            above = folder.parent if folder.name else Path("..")  # of the working directory
+            beside += [*(above / name for name in _IMAGE_FOLDERS), above]
         return [place for place in dict.fromkeys(inside + beside) if _holds_images(place)]
 
 
