@@ -292,7 +292,9 @@ def looks_like_hf_objects(place: Place) -> Iterator[Reading]:
         why = f"{name} has the column objects"
         yield from _unframed(why, place.path, needs_images=False)
     elif place.has_rows_with("file_name", "objects") and name.startswith("metadata."):
-        why = f"{folder.resolve().name} has metadata of images with objects, `datasets`' ImageFolder"
+        why = (
+            f"{folder.resolve().name} has metadata of images with objects, `datasets`' ImageFolder"
+        )
         yield from _unframed(why, folder, needs_images=False)
     elif place.has_rows_with("image", "objects") and not place.has_rows_with("messages"):
         yield from _unframed(f"{name} has rows with image and objects", place.path)
