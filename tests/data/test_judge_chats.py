@@ -218,3 +218,13 @@ def test_refs_of_grefcoco_are_named(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "instances.json").unlink()
     assert main(["data", "doctor", str(tmp_path / "grefs(unc).json")]) == 1
     assert "lacks    --instances" in capsys.readouterr().out
+
+
+def test_brackets_beside_a_reading_without_a_frame(tmp_path: Path) -> None:
+    Image.new("RGB", WH).save(tmp_path / "a.png")
+    rows = [
+        {"query": ASK, "response": str(in_pixels(box)), "images": ["a.png"]} for box in BOXES * 8
+    ]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    found = [judgement for judgement in judge(tmp_path / "rows.jsonl") if not judgement.faults]
+    assert [(of.source, of.reading.frame) for of in found] == [("ms-swift", "pixels")]

@@ -219,7 +219,10 @@ def _judged_together(
 
 
 def _misfit(first: Judgement, reading: Reading) -> str:
-    """Says why boxes that were read in another frame do not fit into this one; "" if they do."""
+    """Says why boxes that were read in another frame do not fit into this one; "" if they do, or
+    if it has none."""
+    if not reading.frame:
+        return ""
     frame, order = first.reading.frame, first.reading.order
     cases = [Case(written(box, frame, order, size), size) for box, size in first.boxes]
     evidence = weigh(cases, reading.frame, reading.order)
@@ -393,6 +396,8 @@ def _are_alike(first: Judgement, second: Judgement) -> bool:
 def _reach(judgement: Judgement) -> float:
     """The reach of the boxes in images that are not square, in which frames differ."""
     reading = judgement.reading
+    if not reading.frame:
+        return math.nan
     oblong = [(box, size) for box, size in judgement.boxes if min(size) <= _OBLONG * max(size)]
     cases = [Case(written(box, reading.frame, reading.order, size), size) for box, size in oblong]
     if len(cases) < MIN_BOXES:
