@@ -206,6 +206,40 @@ def test_other_spellings_of_rows(photos: Path) -> None:
     assert texts_of(chats[5]) == ["Be brief.", ASK, BRACKETS]
 
 
+@pytest.mark.parametrize(
+    ("talk", "images", "is_noted"),
+    [
+        (
+            ("Picture 1: <image> Picture 2: <image>\nWhere is it in Picture 1?", BRACKETS),
+            [0],
+            False,
+        ),
+        (("Image-1: <image>\nImage-2: <image>\nWhere in image 2?", BRACKETS), [1], False),
+        (
+            (
+                "Image-1: <image>\nImage-2: <image>\nWhere?",
+                f"In Image-1 at {BRACKETS}, in Image-2 at {BRACKETS}",
+            ),
+            [0, 1],
+            False,
+        ),
+        (("Image-1: <image>\nImage-2: <image>\nIs image-1 like image-2?", BRACKETS), [1], True),
+        (("<image><image>\nWhere is it in image 1?", BRACKETS), [1], True),
+        (("Image 1: <image>\nImage 2: <image>\nWhere?", f"There {BRACKETS}: image 1"), [1], True),
+        (("Image 1: <image> Image 2: <image>\nWhat is in image 1 {}?", "A cat."), [0], False),
+    ],
+)
+def test_images_that_a_chat_names(
+    talk: tuple[str, str], images: list[int], is_noted: bool, photos: Path
+) -> None:
+    talk = (talk[0].replace("{}", BRACKETS), talk[1])
+    row = llava_row(*talk, image=["a.png", "b.png"])
+    (chat,), log = read("llava", [row], photos, "original")
+    assert [piece.image for piece in chat.places] == images
+    assert (LAST_SHOWN in log.notes) == is_noted
+    assert texts_of(chat) == list(talk)
+
+
 def test_cells_of_a_table_hold_lists_as_json(photos: Path) -> None:
     turns = json.dumps(llava_row(ASK, BRACKETS)["conversations"])
     history = json.dumps([["<image>Hi", "Hello"]])
