@@ -125,9 +125,14 @@ def _run_split(args: argparse.Namespace) -> None:
     write: Any = write_chats if items.kind == "chats" else write_records
     for name in parts:
         chosen = (of for of in items if part_of(_split_key(of), parts, args.seed) == name)
+        if (first := next(chosen, None)) is None:
+            raise ValueError(
+                f"part {name} (share {parts[name]:g}) gets none of the {len(items):,} {items.kind}; "
+                "give it a larger share, or take a larger set"
+            )
         arguments = {"source": str(args.data), "part": name, "share": parts[name]}
         count = write(
-            tqdm(chosen, desc=name, unit=f" {items.kind}"),
+            tqdm(itertools.chain([first], chosen), desc=name, unit=f" {items.kind}"),
             args.output_dir / name,
             arguments={**arguments, "seed": args.seed},
         )

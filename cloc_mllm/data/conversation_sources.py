@@ -87,8 +87,8 @@ def _add_frame(parser: argparse.ArgumentParser, name: str) -> None:
         choices=get_args(Frame),
         required=is_llava,
         help="what numbers in brackets and in JSON answers (bbox_2d) are of: 0..1 of the image "
-        "padded to a square (LLaVA-1.5's mix), 0..1 of the original image, pixels, or thousandths "
-        "of width and height; `cloc-mllm data doctor` shows which"
+        "padded to a square (LLaVA-1.5's mix), 0..1 of the original image, pixels, or hundredths "
+        "or thousandths of width and height; `cloc-mllm data doctor` shows which"
         + ("" if is_llava else ". Without it brackets are words. Marks need none"),
     )
 

@@ -403,7 +403,7 @@ def _add_frame(parser: argparse.ArgumentParser, box_order: BoxOrder | None) -> N
         "--frame",
         choices=get_args(Units),
         required=True,
-        help="what boxes are measured in: pixels, 0..1 or 0..1000 of the image's sides",
+        help="what boxes are measured in: pixels, or 0..1, 0..100 or 0..1000 of the image's sides",
     )
     parser.add_argument(
         "--box_order",

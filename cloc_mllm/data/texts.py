@@ -36,6 +36,7 @@ _BOMS = (  # UTF-32's little-endian mark starts with UTF-16's
 _MAX_CELL = 64 << 20  # characters of a CSV cell; Python's own limit is 131,072
 _CHUNK = 1 << 20  # characters of a JSON list that are read at once
 _DECIMAL_COMMA = re.compile(r"^(\s*[-+]?\d+),(\d+\s*)$", re.ASCII)
+_GZIP = b"\x1f\x8b"  # the start of a file that gzip made
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines also splits at characters inside texts
 _XML_DECLARATION = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^>]*\?>""")
@@ -76,6 +77,8 @@ def _encoding_of(data: bytes, encoding: str) -> tuple[int, str]:
 def _not_decodable(
     where: str | Path, line: int, byte: int, error: UnicodeDecodeError
 ) -> ValueError:
+    if error.object.startswith(_GZIP):
+        return ValueError(f"{where} is compressed; unpack it first: gunzip {where}")
     return ValueError(
         f"{where}, line {line:,}, byte {byte:,} (0x{error.object[error.start]:02x}): expected "
         f"{error.encoding}, this is another encoding; name it with --encoding (cp1252, gbk, "
@@ -97,8 +100,11 @@ def lines_of(text: str) -> list[str]:
 
 def read_json(path: str | Path, encoding: str = "") -> Any:
     """Reads a JSON file; NaN and Infinity are numbers. ValueError names the file that is none."""
+    text = read_text(path, encoding)
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected JSON")
     try:
-        return json.loads(read_text(path, encoding))
+        return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 

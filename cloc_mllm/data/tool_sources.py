@@ -90,7 +90,7 @@ def _add_labelme(sources: Any, add: Any) -> None:
             drop_log=drop_log,
         ),
         "--annotations photos",
-        annotations="folder, tar or zip of NAME.json",
+        annotations="folder, tar or zip of NAME.json, or one of them",
     )
     parser.add_argument(
         "--images", metavar="PATH", type=Path, help=f"{_IMAGES} (default: where the JSON lies)"

@@ -38,6 +38,7 @@ FORMAT_HELP = (
     '{"order": "yxyx", "scale": 1000, "key": "box_2d"}; `eval score --format help` shows each with '
     "an example"
 )
+_MANY = 0.1  # share of answers without a box at which their format is doubted
 _QWEN_RULE: Literal["qwen2.5-vl"] = "qwen2.5-vl"
 
 
@@ -356,6 +357,12 @@ def render_score(scored: Score) -> str:
             f"readable box, {percent(answers[name]['multi_box_rate'])} % with several"
             for name in ("strict", "lenient")
         ]
+        lenient = answers["lenient"]
+        if lenient["parse_failure_rate"] > _MANY and "out_of_range" in lenient["failures"]:
+            rates.append(
+                f"many numbers lie beyond {answers['format']}: is that their --format? `cloc-mllm "
+                "data doctor PREDICTIONS` weighs the frames"
+            )
         parts.append("\n".join(rates))
     parts += [_compat_lines(name, result) for name, result in (scored.compat or {}).items()]
     if missing := scored.about["num_missing_predictions"]:

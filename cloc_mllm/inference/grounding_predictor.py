@@ -32,6 +32,7 @@ from cloc_mllm.inference.inputs import (
     as_list,
     check_phrases,
     check_regions,
+    one_question,
     open_input,
     upright_picture,
 )
@@ -483,10 +484,9 @@ class GroundingPredictor:
         ]
 
     def _prompt(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.processor.render(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        content = [{"type": "image"}, {"type": "text", "text": one_question(question)}]
+        messages = [{"role": "user", "content": content}]
+        return self.processor.render(messages, add_generation_prompt=True)
 
     def read_boxes(
         self, tokens: Tensor, hidden: Tensor | None, images: Sequence[ImageInput]

@@ -59,8 +59,32 @@ def upright_picture(image: ImageInput) -> Image.Image:
 
 
 def as_list(texts: str | Sequence[str]) -> list[str]:
-    """Returns a list of texts; one text alone is a list of one, not of its letters."""
-    return [texts] if isinstance(texts, str) else list(texts)
+    """Returns a list of texts; one text alone is a list of one, not of its letters.
+
+    Raises:
+        ValueError: one of them is no text.
+    """
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    for text in listed:
+        if not isinstance(text, str):
+            raise ValueError(f"expected texts, got {text!r} among {len(listed)} of them")
+    return listed
+
+
+def one_question(question: str) -> str:
+    """Returns the question; a list of several is refused, since an answer is of one.
+
+    Raises:
+        ValueError: it is no text, or blank.
+    """
+    if not isinstance(question, str):
+        raise ValueError(
+            f"expected one question as a text, got {question!r}; several are asked in one batch "
+            "with `GroundingPredictor.answer([Question(image, text), ...])`"
+        )
+    if not question.strip():
+        raise ValueError("the question is blank; say what you want to know")
+    return question
 
 
 def check_phrases(phrases: Sequence[str]) -> None:
@@ -82,9 +106,7 @@ def check_question(question: str) -> None:
     Raises:
         ValueError: says which.
     """
-    if not question.strip():
-        raise ValueError("the question is blank; say what you want to know")
-    _check_marks("question", question)
+    _check_marks("question", one_question(question))
 
 
 def _check_marks(kind: str, text: str) -> None:

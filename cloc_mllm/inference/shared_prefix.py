@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from cloc_mllm.inference.inputs import EncodedImage
 from cloc_mllm.inference.known_starts import KnownStarts, Start
+from cloc_mllm.mllm.language_model import CACHE
 from cloc_mllm.mllm.modeling import ClocMllmForConditionalGeneration, VisionInputs
 
 
@@ -53,7 +54,7 @@ def prefill_shared(
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "past_key_values": cache,
+        CACHE: cache,
         "region_features": region_features,
         # the images are in the cache: a region belongs to its row
         "region_image_index": vision.region_image_index // images_of_rows.shape[1],
@@ -99,7 +100,7 @@ def prefill_known(
     return {
         "input_ids": input_ids,
         "attention_mask": inputs["attention_mask"],
-        "past_key_values": cache,
+        CACHE: cache,
         "region_features": region_features,
         "region_image_index": torch.zeros_like(vision.region_image_index),
     }

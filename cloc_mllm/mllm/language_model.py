@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel
 
 from cloc_mllm.config import Quantization
 from cloc_mllm.models.position import sinusoidal_code
+
+# what Transformers calls the argument of keys and values: `cache` since 5.24
+_TAKEN = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _TAKEN else "past_key_values"
 
 
 def attention_for_training() -> str:

@@ -32,6 +32,7 @@ from cloc_mllm.mllm.answer_boxes import (
 )
 from cloc_mllm.mllm.configuration import ClocMllmConfig
 from cloc_mllm.mllm.coordinates import BOX_TOKEN
+from cloc_mllm.mllm.language_model import CACHE
 from cloc_mllm.mllm.losses import (
     IGNORE_INDEX,
     answer_loss,
@@ -116,6 +117,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,  # `past_key_values` by its name since Transformers 5.24
         inputs_embeds: Tensor | None = None,
         pixel_values: Tensor | None = None,
         image_frame: Tensor | None = None,
@@ -162,8 +164,9 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeds = self._insert_regions(input_ids, embeds, region_features, region_image_index)
         elif self.training:
             embeds = embeds + self._unseen()
-        inputs = kwargs | {"inputs_embeds": embeds, "past_key_values": past_key_values}
-        inputs |= {"attention_mask": self._mask(attention_mask), "position_ids": position_ids}
+        cache = past_key_values if cache is None else cache
+        inputs = kwargs | {"inputs_embeds": embeds, "position_ids": position_ids, CACHE: cache}
+        inputs["attention_mask"] = self._mask(attention_mask)
         if labels is None:
             return self.language_model(**{**inputs, "return_dict": True})
         answers = (answer_boxes, answer_image_index, seen)
@@ -363,7 +366,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         cache = DynamicCache(config=self.config.get_text_config(decoder=True))
         # the body alone: nobody asks which token follows an image token
-        self.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        self.language_model.base_model(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
         cache.batch_select_indices(start_of_row)
         return cache, region_features
 

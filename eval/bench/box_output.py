@@ -20,6 +20,7 @@ from cloc_mllm.command_line import ArgumentParser
 from cloc_mllm.inference.grounding_predictor import GroundingPredictor
 from cloc_mllm.inference.results import Answer
 from cloc_mllm.mllm.coordinates import BoxFormat
+from cloc_mllm.mllm.language_model import CACHE
 from generation import LOCATION_TOKENS, random_predictor
 from ratio import interleaved_ratio, machine_state, report, save_samples
 
@@ -60,8 +61,8 @@ def write(predictor: GroundingPredictor, num_questions: int) -> Side:
     reading = predictor.read(predictor.ground_questions(_PICTURE, _phrases(num_questions)))
 
     def again() -> list[Answer]:
-        cache = copy.deepcopy(reading.inputs["past_key_values"])
-        inputs = {**reading.inputs, "past_key_values": cache}
+        cache = copy.deepcopy(reading.inputs[CACHE])
+        inputs = {**reading.inputs, CACHE: cache}
         return predictor.write(reading._replace(inputs=inputs), boxes_only=True)
 
     return again

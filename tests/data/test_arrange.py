@@ -56,3 +56,9 @@ def test_filter_by_nothing_is_refused(data: Path, tmp_path: Path, capsys: Any) -
     arguments = ["--min_regions", "9", "--output_dir", str(tmp_path / "out")]
     assert main(["data", "filter", str(data), *arguments]) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_without_records_is_named(data: Path, tmp_path: Path, capsys: Any) -> None:
+    parts = ["--parts", "train=0.9999", "test=0.0001", "--output_dir", str(tmp_path / "out")]
+    assert main(["data", "split", str(data), *parts]) == 2
+    assert "part test (share 0.0001) gets none of the 5 records" in capsys.readouterr().err

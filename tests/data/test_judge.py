@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from cloc_mllm.cli import main
-from cloc_mllm.data.checks.judge import judge, the_one
+from cloc_mllm.data.checks.judge import judge, the_one, unknown_layout
 from cloc_mllm.data.parquet import load_records, read_manifest
 from cloc_mllm.data.records import DropLog, Record
 from tests.data.formats import (
@@ -393,6 +394,50 @@ def test_an_unknown_layout_is_said(tmp_path: Path, capsys: Any) -> None:
     assert auto(tmp_path / "photos", tmp_path / "out") == 2
     assert "`cloc-mllm label` finds boxes" in capsys.readouterr().err
     assert auto(tmp_path / "nowhere", tmp_path / "out") == 2
+
+
+def test_images_beside_the_working_directory_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    laid_out(BY_NAME["coco"], many_records(), tmp_path)
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    (name,) = [path for path in tmp_path.rglob("*.json") if "instances" in path.name]
+    name.rename(tmp_path / "annotations" / name.name)
+    monkeypatch.chdir(tmp_path / "annotations")
+    found = the_one(judge(name.name))
+    assert found is not None and len(found.items) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("", None, "there is no file in this folder"),
+        ("a.json.gz", "x", "it is compressed, and only zip and tar are looked into; unpack it"),
+        ("a.csv", "image,x1,y1,x2,y2,phrase\n", "there is no box to judge"),
+        ("a.json", "", "a.json is empty"),
+        ("a.xml", "<annotation/>", "of formats with a file per image name the folder"),
+        (
+            "a.json",
+            '{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []}',
+            "coco: a.json has COCO's lists",
+        ),
+    ],
+    ids=["folder", "gz", "csv", "json", "xml", "coco"],
+)
+def test_what_holds_no_box_is_said(
+    name: str, content: str | None, said: str, tmp_path: Path, capsys: Any
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert main(["data", "doctor", str(tmp_path / name)]) in (0, 1, 2)
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+
+
+def test_parquet_of_chats_is_said(tmp_path: Path) -> None:
+    Dataset.from_list([{"conversations": "x"}]).to_parquet(str(tmp_path / "chats.parquet"))
+    assert judge(tmp_path / "chats.parquet") == []
+    assert "save other rows as JSON lines" in unknown_layout(tmp_path / "chats.parquet")
 
 
 def test_labels_without_class_names_lack_them(tmp_path: Path, capsys: Any) -> None:

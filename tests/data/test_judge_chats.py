@@ -62,6 +62,8 @@ CHATS: dict[str, tuple[str, str, str, Any]] = {
         lambda box: conversations(ASK, str(list(box)), image="a.png")),
     "llava in pixels": ("llava", "pixels", "pixels",
         lambda box: conversations(ASK, str(in_pixels(box)), image="a.png")),
+    "llava in percent": ("llava", "0..100", "hundredths",
+        lambda box: conversations(ASK, str([100 * value for value in box]), image="a.png")),
     "ferret": ("ferret", "pixels", "",
         lambda box: conversations(ASK, "At <bbox_location0>.", image="a.png", image_w=200,
             image_h=100, box_x1y1x2y2=[[], [in_pixels(box)], [], []])),
@@ -128,7 +130,7 @@ def test_every_layout_is_named_and_built_as_chats(name: str, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize(
-    "name", ["llava in 0..1", "ferret", "shikra", "qwen-vl", "ms-swift", "llava in pixels"]
+    "name", ["llava in 0..1", "ferret", "shikra", "qwen-vl", "ms-swift", "llava in percent"]
 )
 def test_conversations_are_records_where_that_is_asked(name: str, tmp_path: Path) -> None:
     path = laid_out(name, tmp_path)
@@ -216,3 +218,13 @@ def test_refs_of_grefcoco_are_named(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "instances.json").unlink()
     assert main(["data", "doctor", str(tmp_path / "grefs(unc).json")]) == 1
     assert "lacks    --instances" in capsys.readouterr().out
+
+
+def test_brackets_beside_a_reading_without_a_frame(tmp_path: Path) -> None:
+    Image.new("RGB", WH).save(tmp_path / "a.png")
+    rows = [
+        {"query": ASK, "response": str(in_pixels(box)), "images": ["a.png"]} for box in BOXES * 8
+    ]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    found = [judgement for judgement in judge(tmp_path / "rows.jsonl") if not judgement.faults]
+    assert [(of.source, of.reading.frame) for of in found] == [("ms-swift", "pixels")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import time
 from pathlib import Path
@@ -86,6 +87,7 @@ IN_FRAMES = {
     "original": BRACKETS,
     "padded": "[0.1, 0.4, 0.4, 0.6]",
     "pixels": "[20, 30, 80, 70]",
+    "hundredths": "[10, 30, 40.0, 70]",
     "thousandths": "[100, 300, 400, 700]",
 }
 
@@ -142,8 +144,20 @@ def test_whole_numbers_are_noted_and_an_answer_of_them_alone_is_a_box(photos: Pa
     assert boxes_of(zeros) == [(0, 0, 1, 1)]
 
 
-@pytest.mark.parametrize("box", ["(20, 30, 80, 70)", "(0.2, 0.3, 0.8, 0.7)", "(20,30),(80,70)"])
-def test_numbers_in_round_brackets_are_noted(box: str, photos: Path) -> None:
+def test_full_width_commas_are_commas(photos: Path) -> None:
+    text = "红色的盒子在[0.1，0.3， 0.4，0.7]。"
+    (chat,), _ = read("llava", [llava_row(ASK, text)], photos, "original")
+    assert boxes_of(chat) == [BOX] and texts_of(chat)[1] == text
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        *("(20, 30, 80, 70)", "(0.2, 0.3, 0.8, 0.7)", "(20,30),(80,70)", "[0.2 0.3 0.8 0.7]"),
+        *("[20; 30; 80; 70]", "<0.2, 0.3, 0.8, 0.7>", "{20, 30, 80, 70}", "(20，30，80，70)"),
+    ],
+)
+def test_numbers_in_another_notation_are_noted(box: str, photos: Path) -> None:
     rows = [llava_row(ASK, f"It is at {box}, see `{box}`.")]
     (chat,), log = read("llava", rows, photos, "pixels")
     assert not list(chat.places)
@@ -190,6 +204,57 @@ def test_other_spellings_of_rows(photos: Path) -> None:
     assert log.counts == {}
     assert texts_of(chats[3]) == ["Find it.", BRACKETS]
     assert texts_of(chats[5]) == ["Be brief.", ASK, BRACKETS]
+
+
+@pytest.mark.parametrize(
+    ("talk", "images", "is_noted"),
+    [
+        (
+            ("Picture 1: <image> Picture 2: <image>\nWhere is it in Picture 1?", BRACKETS),
+            [0],
+            False,
+        ),
+        (("Image-1: <image>\nImage-2: <image>\nWhere in image 2?", BRACKETS), [1], False),
+        (
+            (
+                "Image-1: <image>\nImage-2: <image>\nWhere?",
+                f"In Image-1 at {BRACKETS}, in Image-2 at {BRACKETS}",
+            ),
+            [0, 1],
+            False,
+        ),
+        (("Image-1: <image>\nImage-2: <image>\nIs image-1 like image-2?", BRACKETS), [1], True),
+        (("<image><image>\nWhere is it in image 1?", BRACKETS), [1], True),
+        (("Image 1: <image>\nImage 2: <image>\nWhere?", f"There {BRACKETS}: image 1"), [1], True),
+        (("Image 1: <image> Image 2: <image>\nWhat is in image 1 {}?", "A cat."), [0], False),
+    ],
+)
+def test_images_that_a_chat_names(
+    talk: tuple[str, str], images: list[int], is_noted: bool, photos: Path
+) -> None:
+    talk = (talk[0].replace("{}", BRACKETS), talk[1])
+    row = llava_row(*talk, image=["a.png", "b.png"])
+    (chat,), log = read("llava", [row], photos, "original")
+    assert [piece.image for piece in chat.places] == images
+    assert (LAST_SHOWN in log.notes) == is_noted
+    assert texts_of(chat) == list(talk)
+
+
+def test_cells_of_a_table_hold_lists_as_json(photos: Path) -> None:
+    turns = json.dumps(llava_row(ASK, BRACKETS)["conversations"])
+    history = json.dumps([["<image>Hi", "Hello"]])
+    tables = {
+        "llava": ("image,conversations", ['["a.png"]', turns]),
+        "ms-swift": ("images,query,response,history", ["a.png", "Where?", BRACKETS, history]),
+    }
+    for source, (header, cells) in tables.items():
+        with open(photos / "rows.csv", "w", newline="") as file:
+            file.write(header + "\n")
+            csv.writer(file).writerow(cells)
+        style, log = style_of(source, "original"), DropLog()
+        (chat,) = read_chats(photos / "rows.csv", photos / "images", style, drop_log=log)
+        assert boxes_of(chat) == [BOX] and log.counts == {}
+        assert len(chat.turns) == (4 if source == "ms-swift" else 2)
 
 
 def test_several_images(photos: Path) -> None:

@@ -12,7 +12,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from cloc_mllm.data.readers.hf_objects import ObjectColumns, read_hf_objects
+from cloc_mllm.data.readers.hf_objects import (
+    ObjectColumns,
+    looks_like_hf_objects,
+    read_hf_objects,
+)
+from cloc_mllm.data.readers.places import Place
 from cloc_mllm.data.records import DropLog, Record
 
 BOX = pytest.approx((0.1, 0.2, 0.3, 0.6))
@@ -115,6 +120,19 @@ def test_names_of_numbers(tmp_path: Path) -> None:
     (record,), log = read(tmp_path, names=names)
     assert (record.id, [r.phrase for r in record.regions]) == ("0001", ["dog"])
     assert log.counts == {"region": {"unknown_category": 1}}
+
+
+def test_the_working_directory_is_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    row = {"file_name": "a.png", "objects": {"bbox": [XYWH], "category": ["cat"]}}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    (record,), _ = read(".")
+    assert record.regions[0].box == BOX
+    readings = list(looks_like_hf_objects(Place("metadata.jsonl")))
+    assert readings[0].why.startswith(f"{tmp_path.name} has metadata")
 
 
 def test_rows_that_name_their_images(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from cloc_mllm.cli import main
 from cloc_mllm.data.checks.judge import judge, the_one
+from cloc_mllm.data.parquet import load_records
 from cloc_mllm.data.readers.boxes import TURNED
 from cloc_mllm.data.readers.labelme import DESCRIPTIONS, EMBEDDED, FLAGS, read_labelme
 from cloc_mllm.data.records import DropLog, Record
@@ -189,3 +190,38 @@ def test_auto_builds_a_zip_of_images_and_json_files(tmp_path: Path) -> None:
             archive.writestr(f"{number}.json", json.dumps(row))
     out = ["--output_dir", str(tmp_path / "out")]
     assert main(["data", "build", "auto", str(tmp_path / "set.zip"), *out]) == 0
+
+
+@pytest.mark.parametrize("name", ["photos/a.json", "set.zip/photos/b.JSON"])
+def test_one_file_is_recognised_and_built(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stem, suffix in (("a", ".json"), ("b", ".JSON")):
+        put(tmp_path, table(RECTANGLE, path=f"{stem}.png"), f"photos/{stem}{suffix}")
+        PICTURE.save(tmp_path / "photos" / f"{stem}.png")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in (tmp_path / "photos").iterdir():
+            archive.write(path, f"photos/{path.name}")
+    assert main(["data", "doctor", str(tmp_path / name)]) == 0
+    assert "one reading fits: labelme" in capsys.readouterr().out
+    out = tmp_path / "out"
+    assert main(["data", "build", "auto", str(tmp_path / name), "--output_dir", str(out)]) == 0
+    (record,) = load_records(out)
+    assert (record.id, record.regions[0].box) == (Path(name).stem, BOX)
+    assert "no annotation names" not in capsys.readouterr().out  # the other photo is no loss
+
+
+def test_the_files_of_a_folder_are_no_readings_of_their_own(folder: Path) -> None:
+    put(folder, table(RECTANGLE))
+    put(folder, table(RECTANGLE), "b.json")
+    put(folder, "{", "broken.json")  # which the reading of the folder fails for
+    judgements = judge(folder)
+    assert [(of.source, bool(of.faults)) for of in judgements] == [
+        ("labelme", True),
+        ("unreadable", True),
+    ]
+
+
+def test_one_file_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*b.json"):
+        read(folder / "b.json")

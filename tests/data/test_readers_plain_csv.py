@@ -60,6 +60,10 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
         "image,x1,y1,x2,y2,phrase\na.png,0.1,0.2,0.3,0.6,cat\n",
         {"frame": "normalized"},
     ),
+    "percent": (
+        "image,x1,y1,x2,y2,phrase\na.png,10,20,30,60,cat\n",
+        {"frame": "hundredths"},
+    ),
     "box_in_one_cell": (
         'image,box,phrase\na.png,"[20, 20, 40, 40]",cat\n',  # as the wheat challenge wrote it
         {"box_order": "xywh"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
 import tracemalloc
 import xml.etree.ElementTree as ET
@@ -122,6 +123,16 @@ def test_a_list_that_is_no_json_names_its_file(text: str, tmp_path: Path) -> Non
         list(read_rows(tmp_path / "x.json"))
     with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
         read_json(tmp_path / "x.json")
+
+
+def test_empty_and_compressed_files_are_said(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("\n")
+    with pytest.raises(ValueError, match=r"x.json is empty; expected JSON"):
+        read_json(tmp_path / "x.json")
+    (tmp_path / "y.json.gz").write_bytes(gzip.compress(b"[1]"))
+    for read in (read_json, lambda path: list(read_rows(path))):
+        with pytest.raises(ValueError, match=r"y.json.gz is compressed; unpack it first: gunzip"):
+            read(tmp_path / "y.json.gz")
 
 
 LATIN = "first\nsecond\ncafé".encode("cp1252")

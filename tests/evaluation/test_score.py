@@ -180,6 +180,18 @@ def test_command(tmp_path, capsys):
         assert text in printed
 
 
+@pytest.mark.parametrize(("form", "is_doubted"), [("0-1", True), ("0-1000", False)])
+def test_numbers_beyond_the_format_doubt_it(form, is_doubted, tmp_path, capsys):
+    reference = {"id": "1", "image_id": "a", "task": "rec", "boxes": [[0.1, 0.3, 0.4, 0.7]]}
+    answer = {"id": "1", "raw_text": "[100, 300, 400, 700]"}
+    for name, row in (("p.jsonl", answer), ("r.jsonl", reference)):
+        (tmp_path / name).write_text(json.dumps(row))
+    paths = ["--predictions", tmp_path / "p.jsonl", "--references", tmp_path / "r.jsonl"]
+    assert cli.main(["eval", "score", "--task", "rec", "--format", form, *map(str, paths)]) == 0
+    said = "many numbers lie beyond 0-1: is that their --format?"
+    assert (said in capsys.readouterr().out) == is_doubted
+
+
 def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert cli.main(files(tmp_path)) == 2
     assert "declare how the model writes boxes" in capsys.readouterr().err

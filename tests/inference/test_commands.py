@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,30 @@ def test_ground_prints_pixel_boxes_and_draws_them(picture, mllm_dir, monkeypatch
         assert drawn.size == (640, 320)
         colours = {drawn.getpixel((x, 160)) for x in range(150, 170)}
     assert (214, 39, 40) in colours  # the left edge of the box, at 24 px of 96
+
+
+@pytest.mark.parametrize("has_head", [True, False], ids=["box head", "tokens"])
+def test_ground_says_that_a_box_head_is_unsure(
+    has_head, picture, mllm_config, monkeypatch, tmp_path, capsys
+):
+    from cloc_mllm.inference.grounding_predictor import GroundingPredictor
+    from cloc_mllm.mllm import build_mllm, merge_and_save
+
+    def ground(_, image, phrases):
+        boxes = Boxes.normalized([[0.25, 0.25, 0.5, 0.75]] * 2, image.size)
+        found = torch.tensor([0.25, 0.5]), phrases, ["", ""], torch.tensor([0, 1])
+        return GroundingResult(image, boxes, *found, [None, None])
+
+    monkeypatch.setattr(GroundingPredictor, "ground", ground)
+    merge_and_save(*build_mllm(replace(mllm_config, box_head=has_head)), tmp_path / "mllm")
+
+    assert main(["ground", picture, "the crab", "a boat", "--mllm", str(tmp_path / "mllm")]) == 0
+
+    unsure = ", low: the model is unsure" if has_head else ""
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        f"the crab: 24 12 48 36  confidence 0.25{unsure}",
+        "a boat: 24 12 48 36  confidence 0.50",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +237,11 @@ def test_names_are_not_for_an_mllm(picture, mllm_dir, capsys):
         (
             ["ground", "picture.png", "crab", "--mllm", "nowhere", "--out", "answers/crab"],
             "--output answers/crab: expected a name that ends in .png, .jpg or .webp, or in .json",
+        ),
+        (["refer", "picture.png", "0.1", "0.2", "0.5", "1"], "got 0.1 0.2 0.5 1; add --normalized"),
+        (
+            ["ask", "picture.png", "a?", "--normalized", "--box", "1", "2", "30", "40"],
+            "--normalized: expected numbers 0..1, got 1 2 30 40; leave it out for pixels",
         ),
         (["ask", "picture.png", " ", "--mllm", "nowhere"], "the question is blank; say what you"),
         (["ask", "picture.png", "what?", "--model", "nowhere"], "nowhere is no MLLM directory"),

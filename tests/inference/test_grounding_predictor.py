@@ -327,6 +327,12 @@ def test_other_unusable_input_is_refused(predictor, tmp_path):
         predictor.ground(PICTURE, ["an <image>"])
     with pytest.raises(ValueError, match="1 <region> placeholders but 0 region boxes"):
         predictor.ask(PICTURE, "What is in <region>?")
+    with pytest.raises(ValueError, match=r"one question as a text, got \['What\?', 'Where\?'\]"):
+        predictor.ask(PICTURE, ["What?", "Where?"])
+    with pytest.raises(ValueError, match="the question is blank"):
+        predictor.ask(PICTURE, " ")
+    with pytest.raises(ValueError, match="expected texts, got None among 2"):
+        predictor.ground(PICTURE, ["a crab", None])
     with pytest.raises(ValueError, match=r"a box \(4 numbers\), a point \(2\) or a mask"):
         predictor.refer(PICTURE, [0.1, 0.1, 0.4, 0.6])  # one box, not a list of boxes
 

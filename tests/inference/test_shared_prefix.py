@@ -16,6 +16,7 @@ from cloc_mllm.inference.shared_prefix import (
     prefill_shared,
     shared_length,
 )
+from cloc_mllm.mllm.language_model import CACHE
 
 BLUE, NOISE = (
     Image.new("RGB", (96, 48), "teal"),
@@ -39,7 +40,7 @@ def predictor(mllm_dir: Path) -> GroundingPredictor:
 def tokens_and_logits(predictor, questions, *, shared):
     inputs = predictor.prepare(questions)
     prepared = prefill_shared(predictor.model, inputs) if shared else inputs
-    assert ("past_key_values" in prepared) == shared
+    assert (CACHE in prepared) == shared
     output = predictor.model.generate(
         **prepared, max_new_tokens=8, output_logits=True, return_dict_in_generate=True
     )
@@ -79,7 +80,7 @@ def test_rows_of_two_images_share_them_both(predictor):
 
     actual = predictor.model.generate(**prepared, max_new_tokens=6)
 
-    assert "past_key_values" in prepared
+    assert CACHE in prepared
     expected = predictor.model.generate(**inputs, max_new_tokens=6)
     assert torch.equal(actual[:, -6:], expected[:, -6:])
 

@@ -187,7 +187,8 @@ def _rows(path: str | Path) -> Iterator[tuple[str, Any]]:
     if len(rows) > 1:
         yield from rows
         return
-    table = rows[0][1] if rows else as_dict(read_json(path))
+    is_csv = Path(path).suffix.lower() in (".csv", ".tsv")
+    table = rows[0][1] if rows else {} if is_csv else as_dict(read_json(path))
     lists = [value for value in table.values() if isinstance(value, list)]
     if any(isinstance(value, list) and value and isinstance(value[0], dict) for value in lists):
         longest = max(lists, key=len)

@@ -146,7 +146,8 @@ def judge(
         said["max_side"] = options.max_side
     if images is not None:
         said["images"] = Path(images)
-    for at in [place, *(Place(table, options.encoding) for table in place.tables())]:
+    tables = [Place(table, options.encoding, is_named=False) for table in place.tables()]
+    for at in [place, *tables]:
         try:
             found = [
                 (source, list(looks_like(at)))
@@ -218,7 +219,10 @@ def _judged_together(
 
 
 def _misfit(first: Judgement, reading: Reading) -> str:
-    """Says why boxes that were read in another frame do not fit into this one; "" if they do."""
+    """Says why boxes that were read in another frame do not fit into this one; "" if they do, or
+    if it has none."""
+    if not reading.frame:
+        return ""
     frame, order = first.reading.frame, first.reading.order
     cases = [Case(written(box, frame, order, size), size) for box, size in first.boxes]
     evidence = weigh(cases, reading.frame, reading.order)
@@ -392,6 +396,8 @@ def _are_alike(first: Judgement, second: Judgement) -> bool:
 def _reach(judgement: Judgement) -> float:
     """The reach of the boxes in images that are not square, in which frames differ."""
     reading = judgement.reading
+    if not reading.frame:
+        return math.nan
     oblong = [(box, size) for box, size in judgement.boxes if min(size) <= _OBLONG * max(size)]
     cases = [Case(written(box, reading.frame, reading.order, size), size) for box, size in oblong]
     if len(cases) < MIN_BOXES:
@@ -472,6 +478,12 @@ def the_one(judgements: Sequence[Judgement]) -> Judgement | None:
 def unknown_layout(path: str | Path, encoding: str = "") -> str:
     """Describes the content of a path that no source knows."""
     place = Place(path, encoding)
+    if place.path.is_dir() and not place.names:
+        return "there is no file in this folder"
+    packed = [name for name in place.names or [place.path.name] if _is_packed(name)]
+    if packed:
+        which = packed[0] if place.names else "it"
+        return f"{which} is compressed, and only zip and tar are looked into; unpack it first"
     if place.has_rows_with("question_id", "image", "text", "label"):
         return "these are POPE's questions, which `cloc-mllm eval pope` asks; they hold no box"
     keys = ", ".join(list(place.rows[0])[:8]) if place.rows else ""
@@ -479,11 +491,27 @@ def unknown_layout(path: str | Path, encoding: str = "") -> str:
     files = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common(5))
     holds = f" (its rows have {keys})" if keys else f" (files: {files})" if files else ""
     advice = "a table image,x1,y1,x2,y2,phrase is read by `data build csv`"
+    if not place.names and place.path.suffix.lower() in (".xml", ".txt"):
+        advice += "; of formats with a file per image name the folder"
+    if place.path.suffix.lower() == ".parquet":
+        advice += "; of Parquet, images with a column objects; save other rows as JSON lines"
     if any(map(is_image_name, place.names)):
         advice += ", and `cloc-mllm label` finds boxes in photos with sentences about them"
     return (
         f"no source of `cloc-mllm data build` has this layout{holds}; docs/how-to/data.md lists "
         f"them; {advice}"
+    )
+
+
+def _is_packed(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in (
+        ".gz",
+        ".tgz",
+        ".bz2",
+        ".xz",
+        ".zst",
+        ".7z",
+        ".rar",
     )
 
 

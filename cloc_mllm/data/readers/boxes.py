@@ -24,13 +24,16 @@ from cloc_mllm.geometry import Boxes
 BoxesOf = Literal["stated", "upright", "stored"]
 # what the four numbers of a box are; cx and cy are its centre
 BoxOrder = Literal["xyxy", "xywh", "cxcywh", "yxyx"]
-# what boxes are measured in: pixels, 0..1 or 0..1000 of the image's width and height
-Units = Literal["pixels", "normalized", "thousandths"]
+# what boxes are measured in: pixels, or 0..1, 0..100 or 0..1000 of the image's width and height
+Units = Literal["pixels", "normalized", "hundredths", "thousandths"]
 FRAME_NAMES: dict[Units, str] = {  # as `data doctor` calls them
     "pixels": "pixels",
     "normalized": "0..1",
+    "hundredths": "0..100",
     "thousandths": "0..1000",
 }
+# what a number at the far border is, in frames that are shares of the image's width and height
+FAR_BORDER = {"normalized": 1.0, "original": 1.0, "hundredths": 100.0, "thousandths": 1000.0}
 Size = tuple[float, float]
 
 TURNED = "photos whose stated size is that before their EXIF turn: their boxes are turned with them"

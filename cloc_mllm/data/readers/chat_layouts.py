@@ -15,11 +15,12 @@ FRAME_NAMES: dict[Frame, str] = {
     "padded": "0..1 padded",
     "original": "0..1",
     "pixels": "pixels",
+    "hundredths": "0..100",
     "thousandths": "0..1000",
 }
 _SHARES: tuple[Frame, ...] = ("padded", "original")
 _NUMBERS: tuple[Frame, ...] = ("pixels", "thousandths")
-_LARGEST_SHARE = 1.5  # a box in 0..1 never reaches beyond its image by half of it
+_LARGEST_SHARE = 1.5  # a box never reaches beyond its image by half of it
 _SWIFT_FRAMES = {"real": "pixels", "norm1": "0..1", "norm1000": "0..1000"}
 _SWIFT_MARKS = ("<bbox>", "<ref-object>")
 _QWEN_MARKS = ("<img>", "bbox_2d", "point_2d", "<|box_start|>")
@@ -80,7 +81,7 @@ def chat_readings(place: Place, source: str) -> Iterator[Reading]:
     if numbers:
         largest = max(max(map(abs, stated), default=0.0) for stated in numbers)
         why += f", the largest number of a box is {largest:g}"
-        for frame in _SHARES if largest <= _LARGEST_SHARE else _NUMBERS:
+        for frame in _frames_up_to(largest):
             yield Reading(
                 why,
                 {**options, "frame": frame},
@@ -94,6 +95,13 @@ def chat_readings(place: Place, source: str) -> Iterator[Reading]:
     elif source == "llava":
         options["frame"] = "original"  # which it always wants to know
     yield Reading(why, options, known, needs_images=needs_images, is_general=bool(numbers))
+
+
+def _frames_up_to(largest: float) -> tuple[Frame, ...]:
+    """The frames that boxes may be in whose largest number this is."""
+    if largest <= _LARGEST_SHARE:
+        return _SHARES
+    return (*_NUMBERS, "hundredths") if largest <= 100 * _LARGEST_SHARE else _NUMBERS
 
 
 class _Said:

@@ -22,24 +22,28 @@ from typing import Any, Literal, NamedTuple
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.chats import Piece, Point, image_mark, words
+from cloc_mllm.data.readers.boxes import FAR_BORDER
 from cloc_mllm.data.readers.photos import Photo
 from cloc_mllm.data.values import number
 
 # padded: 0..1 of the image padded to a square; original: 0..1 of the image itself; pixels: of the
-# image file; thousandths: 0..1000 of its width and height
-Frame = Literal["padded", "original", "pixels", "thousandths"]
+# image file; hundredths, thousandths: 0..100, 0..1000 of its width and height
+Frame = Literal["padded", "original", "pixels", "hundredths", "thousandths"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|[-+]?inf(?:inity)?"
 _NUMBERS = re.compile(_NUMBER, re.IGNORECASE)
-_TWO = rf"\s*(?:{_NUMBER})\s*,\s*(?:{_NUMBER})\s*"
-_FOUR = rf"\[{_TWO},{_TWO}\]"
+_COMMA = "[,\uff0c]"  # and the full-width one of Chinese texts
+_TWO = rf"\s*(?:{_NUMBER})\s*{_COMMA}\s*(?:{_NUMBER})\s*"
+_FOUR = rf"\[{_TWO}{_COMMA}{_TWO}\]"
 _CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]+`)"
 _BRACKETS = re.compile(rf"{_CODE}|{_FOUR}", re.DOTALL | re.IGNORECASE)
 # boxes in the eyes of other tools, too
+_NEXT = rf"(?:\s*[,;\uff0c\uff1b]\s*|\s+)(?:{_NUMBER})"
+_ANY_FOUR = rf"[\[({{<]\s*(?:{_NUMBER}){_NEXT}{_NEXT}{_NEXT}\s*[\])}}>]"
 _FOUR_NUMBERS = re.compile(
-    rf"{_CODE}|{_FOUR}|\({_TWO},{_TWO}\)|\({_TWO}\)\s*,?\s*\({_TWO}\)", re.DOTALL | re.IGNORECASE
+    rf"{_CODE}|{_ANY_FOUR}|\({_TWO}\)\s*,?\s*\({_TWO}\)", re.DOTALL | re.IGNORECASE
 )
-_ONLY_BRACKETS = re.compile(rf"\s*(?:{_FOUR}[\s,.;]*)+", re.IGNORECASE)
+_ONLY_BRACKETS = re.compile(rf"\s*(?:{_FOUR}[\s,.;\uff0c\u3002]*)+", re.IGNORECASE)
 # a phrase holds no mark, and one that is never closed is not sought to the end of each text
 _PHRASE = r"(?:(?!</?ref>|<\|object_ref).){0,2000}?"
 _BOX = "<box>[^<]*</box>"
@@ -123,7 +127,7 @@ def boxes_in(photo: Photo, frame: Frame, rows: Sequence[Any]) -> tuple[Box, ...]
         return tuple(photo.frame().from_padded(rows))
     if frame == "pixels":
         return tuple(photo.frame().from_xyxy(rows))
-    return tuple(photo.share_frame(1.0 if frame == "original" else 1000.0).from_xyxy(rows))
+    return tuple(photo.share_frame(FAR_BORDER[frame]).from_xyxy(rows))
 
 
 def points_in(photo: Photo, frame: Frame, rows: Sequence[Any]) -> tuple[Point, ...]:
@@ -159,8 +163,8 @@ def find_brackets(
 
 
 def num_brackets(text: str) -> int:
-    """Counts `[four, numbers, in, brackets]`, `(four, ..)` and `(two, ..), (two, ..)`, but not in
-    code."""
+    """Counts four numbers in brackets of any kind, with commas, semicolons or blanks between them,
+    and `(two, ..), (two, ..)`, but not in code."""
     return sum(not match["code"] for match in _FOUR_NUMBERS.finditer(text))
 
 

@@ -10,14 +10,15 @@ What tools write differs in the names of the keys alone, so one reader knows all
 | images | `image` or `images`, a name or a list; `<img>NAME</img>`; parts `image_url` |
 | places | marks in the texts (`chat_texts`), Ferret's and ms-swift's lists beside them |
 
-A box in a text is of the last image shown before it; at the start, of the next one.
+A box in a text is of the image that the chat named last before it (`chat_image_names`), else of the
+last one shown before it; at the start, of the next one.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 from cloc_mllm.data.chats import Chat, ChatImage, Piece, Role, Turn, drop_chat, validate_chat, words
 from cloc_mllm.data.drop_log import DropLog, shown
+from cloc_mllm.data.readers.chat_image_names import ImageNames
 from cloc_mllm.data.readers.chat_texts import (
     Frame,
     Match,
@@ -242,7 +244,7 @@ def has_turns(row: Row) -> bool:
 
 def messages_of(row: Row) -> list[tuple[str, Any]]:
     """Lists (role, content) of the turns of a row, whatever its layout calls them."""
-    listed = row.get("conversations", row.get("messages", row.get("conversation")))
+    listed = _of_json(row.get("conversations", row.get("messages", row.get("conversation"))))
     found: list[tuple[str, Any]] = []
     if isinstance(listed, list):
         for message in listed:
@@ -250,7 +252,7 @@ def messages_of(row: Row) -> list[tuple[str, Any]]:
             role = of.get("from", of.get("role"))
             found.append((str(role).strip().lower(), of.get("value", of.get("content"))))
     elif "query" in row or "response" in row:
-        for pair in as_list(row.get("history")):
+        for pair in as_list(_of_json(row.get("history"))):
             both = [*as_list(pair), None, None][:2]
             found += [("user", both[0]), ("assistant", both[1])]
         found += [("user", row.get("query")), ("assistant", row.get("response"))]
@@ -261,6 +263,16 @@ def messages_of(row: Row) -> list[tuple[str, Any]]:
     if isinstance(system, str) and system and found and found[0][0] != "system":
         found.insert(0, ("system", system))
     return found
+
+
+def _of_json(value: Any) -> Any:
+    """The list that a text holds as JSON, as the cell of a CSV does; other values as they are."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    return value
 
 
 def _has_parts(messages: Sequence[tuple[str, Any]]) -> bool:
@@ -308,6 +320,7 @@ def _image_of_part(part: Row) -> list[str | bytes]:
 
 def _listed_images(row: Row) -> list[str | bytes]:
     stated = row.get("images", row.get("image", row.get("img_path", row.get("image_id"))))
+    stated = _of_json(stated)
     listed = stated if isinstance(stated, list) else [] if stated in (None, "") else [stated]
     named = [of.get("path") or of.get("bytes") if isinstance(of, dict) else of for of in listed]
     return [_content_of(id_key(name) or "") for name in named]
@@ -355,6 +368,7 @@ class _Lift:
         self.style = style
         self.drop_log = drop_log
         self.has_several = len({id(of) for of in photos}) > 1
+        self.names = ImageNames()
         self.num_shown = 0  # images up to the turn that is read
         self.objects = _swift_objects(told.row) if style.source == "ms-swift" else {}
         self.refs = list(as_list(self.objects.get("ref")))
@@ -378,6 +392,8 @@ class _Lift:
     def _turn(self, number: int, role: Role, pieces: Sequence[Piece]) -> list[Piece]:
         last = self.num_shown - 1
         lifted: list[Piece] = []
+        if self.has_several:
+            self.names.read_turn(pieces, is_question=role == "user")
         for piece in pieces:
             if piece.kind == "image":
                 last = piece.image
@@ -390,26 +406,37 @@ class _Lift:
     def _words(self, piece: Piece, number: int, image: int, *, is_answer: bool) -> list[Piece]:
         style, photo = self.style, self.photos[image] if self.photos else None
         pieces: list[Piece] = [piece]
+        asked = self.names.asked if is_answer else None
+        start = image if asked is None else asked
+
+        def lift_of(find: Callable[[str, int, Photo | None], list[Match]]) -> list[Piece]:
+            def found(text: str, of: int) -> list[Match]:
+                return find(text, of, self.photos[of] if self.photos else None)
+
+            return lift(pieces, lambda text: self.names.lifted(found, text, start))
+
         if style.source == "ms-swift":
             pieces = lift(pieces, self._find_swift)
         elif style.source == "ferret":
-            pieces = lift(pieces, lambda text: self._find_ferret(text, number, image))
+            pieces = lift_of(lambda text, of, _: self._find_ferret(text, number, of))
         elif style.source == "shikra":
-            pieces = lift(pieces, lambda text: self._find_shikra(text, image, is_answer))
+            pieces = lift_of(lambda text, of, _: self._find_shikra(text, of, is_answer))
         if "<box>" in style.own_marks:
-            pieces = lift(pieces, lambda text: find_marked(text, image, photo))
-            pieces = lift(pieces, lambda text: find_json(text, image, photo, style.frame))
+            pieces = lift_of(find_marked)
+            pieces = lift_of(lambda text, of, photo: find_json(text, of, photo, style.frame))
         frame = style.frame
         if frame is not None and photo is not None:
-            pieces = lift(
-                pieces,
-                lambda text: find_brackets(text, image, photo, frame, is_answer=is_answer),
+            pieces = lift_of(
+                lambda text, of, _: find_brackets(
+                    text, of, self.photos[of], frame, is_answer=is_answer
+                )
             )
         if photo is not None:
             left = sum(num_brackets(of.text) for of in pieces if of.kind == "words")
             self.drop_log.note(NUMBERS_AS_WORDS, left, example=self.told.id)
         if self.has_several and style.source != "ms-swift":
-            num_boxes = sum(bool(of.boxes or of.points) for of in pieces)
+            is_named = asked is not None or self.names.are_in(pieces[0].text)
+            num_boxes = 0 if is_named else sum(bool(of.boxes or of.points) for of in pieces)
             self.drop_log.note(LAST_SHOWN, num_boxes, example=self.told.id)
         return pieces
 

@@ -172,13 +172,15 @@ def read_table(
 
 
 def looks_like_coco(place: Place) -> Iterator[Reading]:
-    """An object of `images`, `annotations` and `categories`; captions are found by their name."""
+    """An object of `images`, `annotations` (which may be none) and `categories`; captions are found
+    by their name."""
     images, rows = (as_list(place.table.get(key)) for key in ("images", "annotations"))
     keys = {key for row in rows[:_NUM_SAMPLED] for key in as_dict(row)}
-    if not images or not rows or "tokens_positive" in keys:
+    if not images or "tokens_positive" in keys:
         return
     name = place.path.name
-    if keys & {"bbox", "segmentation"}:
+    is_empty = not rows and {"annotations", "categories"} <= place.table.keys()
+    if is_empty or keys & {"bbox", "segmentation"}:
         classes = as_list(place.table.get("categories"))
         kind = "LVIS" if any("frequency" in as_dict(row) for row in classes) else "COCO"
         why = f"{name} has {kind}'s lists of images, annotations and categories"

@@ -255,7 +255,9 @@ def _open_archive(path: Path) -> zipfile.ZipFile | tarfile.TarFile:
             return zipfile.ZipFile(path)
         return tarfile.open(path, "r:")
     except (zipfile.BadZipFile, tarfile.TarError) as error:
-        raise ValueError(f"{path} is no folder, zip or uncompressed tar ({error})") from error
+        raise ValueError(
+            f"{path} is no folder, zip or uncompressed tar ({error}); unpack what is compressed"
+        ) from error
 
 
 def _is_visible(path: str) -> bool:

@@ -218,5 +218,5 @@ def _to_regions(
 def looks_like_flickr30k_entities(place: Place) -> Iterator[Reading]:
     parts = {part for name in place.names for part in name.split("/")[:-1]}
     if {"Annotations", "Sentences"} <= parts:
-        why = f"{place.path.name} holds the folders Annotations and Sentences"
+        why = f"{place.path.resolve().name} holds the folders Annotations and Sentences"
         yield Reading(why, {"annotations": place.path}, "pixels")

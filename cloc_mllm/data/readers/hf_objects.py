@@ -129,7 +129,8 @@ def _load(dataset: str, subset: str, split: str, encoding: str) -> dict[str, Any
         elif path.is_file():
             loaded = datasets.load_dataset("parquet", data_files=dataset, streaming=True)
         else:
-            loaded = datasets.load_dataset(dataset, subset or None, streaming=True)
+            name = str(path.resolve()) if path.is_dir() else dataset  # of "." it finds no name
+            loaded = datasets.load_dataset(name, subset or None, streaming=True)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise ValueError(
             f"{dataset}: expected a folder or file of `datasets`, or a name on the hub; it cannot "
@@ -279,17 +280,21 @@ def looks_like_hf_objects(place: Place) -> Iterator[Reading]:
     if saved:
         top = min(saved, key=lambda path: (path.count("/"), path))
         folder = (place.path / top).parent
-        yield from _unframed(f"{folder.name} was saved by `datasets`", folder, needs_images=False)
+        yield from _unframed(
+            f"{folder.resolve().name} was saved by `datasets`", folder, needs_images=False
+        )
     elif tables and _has_objects(place.path / tables[0]):
         folders = {(place.path / path).parent for path in tables}
         folder = folders.pop() if len(folders) == 1 else place.path
-        why = f"{folder.name} holds Parquet with the column objects"
+        why = f"{folder.resolve().name} holds Parquet with the column objects"
         yield from _unframed(why, folder, needs_images=False)
     elif _has_objects(place.path):
         why = f"{name} has the column objects"
         yield from _unframed(why, place.path, needs_images=False)
     elif place.has_rows_with("file_name", "objects") and name.startswith("metadata."):
-        why = f"{folder.name} has metadata of images with objects, ImageFolder of `datasets`"
+        why = (
+            f"{folder.resolve().name} has metadata of images with objects, `datasets`' ImageFolder"
+        )
         yield from _unframed(why, folder, needs_images=False)
     elif place.has_rows_with("image", "objects") and not place.has_rows_with("messages"):
         yield from _unframed(f"{name} has rows with image and objects", place.path)

@@ -107,7 +107,7 @@ def looks_like_image_folder(place: Place) -> Iterator[Reading]:
     folders = {name.partition("/")[0] for name in images if "/" in name}
     are_alone = len(images) == len(place.names) and all("/" in name for name in images)
     if are_alone and len(folders) > 1:
-        why = f"{place.path.name} holds nothing but images in {len(folders):,} folders"
+        why = f"{place.path.resolve().name} holds nothing but images in {len(folders):,} folders"
         are_wnids = all(map(_WNID.fullmatch, folders))
         doubt = "" if are_wnids else "whether the folders are classes, nothing says"
         yield Reading(why, {"images": place.path}, needs_images=False, doubt=doubt)

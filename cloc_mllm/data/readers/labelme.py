@@ -64,21 +64,30 @@ def read_labelme(
     Shapes of one label and `group_id` share a `group`.
 
     Args:
-        annotations: folder, tar or zip of the JSON files, at any depth.
-        images: folder, tar or zip; by default `annotations`. An image is what `imagePath` means
-            from the JSON's folder, or lies in `imageData`.
+        annotations: folder, tar or zip of the JSON files, at any depth; or one of them.
+        images: folder, tar or zip; by default `annotations`, or the folder of the one file. An
+            image is what `imagePath` means from the JSON's folder, or lies in `imageData`.
         descriptions: the `description` of a shape is a referring expression.
         drop_log: beside the reasons of `validate_record`, records get `bad_annotation` and
             `other_layout`, regions `no_box` and `bad_row`.
     """
-    with open_files(annotations) as files:
+    given = Path(annotations)
+    is_one = given.suffix.lower() == ".json" and not given.is_dir()
+    folder = given.parent if is_one else given
+    with open_files(folder) as files:
         paths = [name for name in files.names() if name.lower().endswith(".json")]
+        if is_one:
+            if not files.has(given.name):
+                raise FileNotFoundError(f"no such file: {given}")
+            paths = [given.name]
 
         def all_names() -> Iterator[tuple[str, ...]]:
             tables = ((path, _parsed(files, path, options.encoding)) for path in paths)
             return (names_of(_image_name(path, row)) for path, row in tables if _is_labelme(row))
 
-        with open_photos(images or annotations, drop_log, options, all_names) as photos:
+        with open_photos(
+            images or folder, drop_log, options, all_names, tell_unused=not is_one
+        ) as photos:
             for path in paths:
                 row = _parsed(files, path, options.encoding)
                 stem = path[: -len(".json")]
@@ -176,8 +185,8 @@ def _corners(kind: Any, points: list[Any]) -> list[float] | None:
 
 
 def looks_like_labelme(place: Place) -> Iterator[Reading]:
-    """A folder of JSON files of `shapes` with an `imagePath`; words on most of the shapes are taken
-    for referring expressions."""
+    """A folder of JSON files of `shapes` with an `imagePath`, or one such file that was named;
+    words on most of the shapes are taken for referring expressions."""
     names = [name for name in place.names if name.lower().endswith(".json")]
     rows = []
     for data in place.read(names[:_NUM_SAMPLED]):
@@ -185,6 +194,8 @@ def looks_like_labelme(place: Place) -> Iterator[Reading]:
             rows.append(json.loads(decode(data, "", errors="replace")))
         except (ValueError, RecursionError):
             rows.append(None)
+    if place.is_named and not place.names:
+        rows = [place.table]
     found = [row for row in rows if _is_labelme(row)]
     if 2 * len(found) > len(rows):
         why = f"{len(found)} of {len(rows)} JSON files have shapes and imagePath, LabelMe's"

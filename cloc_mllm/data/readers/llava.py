@@ -6,8 +6,8 @@
 
 Frame: xyxy. LLaVA-1.5's own mix (`llava_v1_5_mix665k.json`) states 0..1 of the image *padded to a
 square* (`frame="padded"`); others that took its layout state them of the image itself
-(`frame="original"`), Ferret-Bench too, or write pixels or 0..1000 (`thousandths`). One box cannot
-tell; `cloc-mllm data doctor` can, by many.
+(`frame="original"`), Ferret-Bench too, or write pixels, 0..100 (`hundredths`) or 0..1000
+(`thousandths`). One box cannot tell; `cloc-mllm data doctor` can, by many.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from cloc_mllm.box import Box
 from cloc_mllm.data.drop_log import shown
@@ -31,6 +31,7 @@ from cloc_mllm.data.readers import (
     single,
 )
 from cloc_mllm.data.readers.chat_layouts import chat_readings
+from cloc_mllm.data.readers.chat_texts import Frame, boxes_in
 from cloc_mllm.data.readers.grounded_text import (
     BOX,
     Grounding,
@@ -43,7 +44,6 @@ from cloc_mllm.data.records import DropLog, Record, Region
 from cloc_mllm.data.texts import read_rows
 
 SOURCE = "llava"
-LlavaFrame = Literal["padded", "original", "pixels", "thousandths"]
 # nan and inf are boxes, too: bad ones, to be counted
 _NUMBER = r"\s*-?(?:\d*\.?\d+(?:e[-+]?\d+)?|nan|inf)\s*"
 _BOX_TEXT = re.compile(rf"\[({_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER})\]", re.IGNORECASE)
@@ -55,7 +55,7 @@ def read_llava(
     rows: str | Path,
     images: str | Path,
     *,
-    frame: LlavaFrame,
+    frame: Frame,
     options: ReadOptions = DEFAULTS,
     drop_log: DropLog,
 ) -> Iterator[Record]:
@@ -67,7 +67,7 @@ def read_llava(
     Args:
         rows: JSON list or JSON lines. Ferret-Bench's `{"image", "text"}` is a row of one turn.
         images: folder, tar or zip.
-        frame: what 0..1 is of, see above.
+        frame: of the numbers, see above.
         drop_log: beside the reasons of `validate_record`, rows get `bad_row` and `other_layout`
             (no `conversations`, several images, boxes written otherwise); rows without an image are
             set aside, and so are questions and answers that give no region.
@@ -81,14 +81,6 @@ def read_llava(
             regions, pairs = regions_said(said, drop_log)
             num_rows = len(image_rows)
             yield from deliver(ids[name], photo, SOURCE, [], regions, drop_log, num_rows, pairs)
-
-
-def _boxes(corners: Sequence[list[float]], photo: Photo, frame: LlavaFrame) -> list[Box]:
-    if frame == "padded":
-        return photo.frame().from_padded(corners)
-    if frame == "pixels":
-        return photo.frame().from_xyxy(corners)
-    return photo.share_frame(1000.0 if frame == "thousandths" else 1.0).from_xyxy(corners)
 
 
 def named_rows(
@@ -183,7 +175,7 @@ def regions_said(rows: Sequence[Said], drop_log: DropLog) -> tuple[list[Region],
     return regions, pairs
 
 
-def _said_of_boxes(row: Row, photo: Photo, frame: LlavaFrame) -> Said:
+def _said_of_boxes(row: Row, photo: Photo, frame: Frame) -> Said:
     turns = turns_of(row)
     stated = [
         [float(number) for number in match.split(",")]
@@ -191,7 +183,7 @@ def _said_of_boxes(row: Row, photo: Photo, frame: LlavaFrame) -> Said:
         for match in _BOX_TEXT.findall(turn)
     ]
     marked = [_BOX_TEXT.sub(BOX, turn.replace(BOX, "")) for turn in turns]
-    boxes = _boxes(stated, photo, frame)
+    boxes = boxes_in(photo, frame, stated)
     of_boxes = [
         (repr(stated[index]), boxes[index], grounding)
         for grounding in ground_turns(marked)

@@ -12,6 +12,7 @@ from typing import Any
 from cloc_mllm.data.drop_log import DropLog
 from cloc_mllm.data.images import FILE_FORMATS, Header, read_header, stretched
 from cloc_mllm.data.readers.boxes import (
+    FAR_BORDER,
     OTHER_SHAPE,
     RESTORED,
     BoxesOf,
@@ -93,7 +94,7 @@ class Photo:
         """The frame of boxes in declared units; a stated size is of pixels."""
         if units == "pixels":
             return self.frame(width, height)
-        return self.share_frame(1.0 if units == "normalized" else 1000.0)
+        return self.share_frame(FAR_BORDER[units])
 
     def share_frame(self, scale: float = 1.0) -> BoxFrame:
         """The frame of boxes in 0..`scale` of the image's width and height."""

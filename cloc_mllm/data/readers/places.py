@@ -63,11 +63,13 @@ class Place:
 
     Args:
         encoding: encoding of text files without a byte order mark; "" is UTF-8.
+        is_named: whether the user named it; off for a file that was found in what they named.
     """
 
-    def __init__(self, path: str | Path, encoding: str = "") -> None:
+    def __init__(self, path: str | Path, encoding: str = "", *, is_named: bool = True) -> None:
         self.path = Path(path)
         self.encoding = encoding
+        self.is_named = is_named
         archive, below = split_archive(self.path)
         self._archive = archive if below else None  # in which it lies
         self._may_hold_files = bool(below) or self.path.is_dir() or _is_archive(self.path)
@@ -147,8 +149,9 @@ class Place:
         beside = [*(folder / name for name in _IMAGE_FOLDERS), folder]
         if self._archive is None:
             beside += [path for path in sorted(folder.glob("*")) if _is_archive(path)]
-        if folder.name.lower() in _ANNOTATION_FOLDERS:
-            beside += [*(folder.parent / name for name in _IMAGE_FOLDERS), folder.parent]
+        if folder.resolve().name.lower() in _ANNOTATION_FOLDERS:
+            above = folder.parent if folder.name else Path("..")  # of the working directory
+            beside += [*(above / name for name in _IMAGE_FOLDERS), above]
         return [place for place in dict.fromkeys(inside + beside) if _holds_images(place)]
 
 

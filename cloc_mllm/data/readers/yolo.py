@@ -311,7 +311,7 @@ def looks_like_yolo(place: Place) -> Iterator[Reading]:
     tables = {name: as_dict(_yaml_or_none(place.path / name, place.encoding)) for name in yamls}
     named = sorted((n for n in yamls if "names" in tables[n]), key=lambda name: name.count("/"))
     named += [name for name in place.names if PurePosixPath(name).name in _CLASS_LISTS]
-    why = f"{place.path.name} holds {len(rows)} text files of numbers"
+    why = f"{place.path.resolve().name} holds {len(rows)} text files of numbers"
     if not named:
         lacks = "--names, data.yaml or a text file of one class name per line"
         options: dict[str, Any] = {"images": place.path, "labels": place.path}
