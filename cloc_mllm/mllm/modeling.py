@@ -466,7 +466,7 @@ class ClocMllmForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Passes vision inputs with the prompt only; later steps find them in the cache."""
-        # its types fit this class since Transformers 5.23
+        # its types fit this class since Transformers 5.24
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc, unused-ignore]
         keep = kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True)
         return {
