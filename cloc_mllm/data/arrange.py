@@ -127,8 +127,8 @@ def _run_split(args: argparse.Namespace) -> None:
         chosen = (of for of in items if part_of(_split_key(of), parts, args.seed) == name)
         if (first := next(chosen, None)) is None:
             raise ValueError(
-                f"part {name} (share {parts[name]:g}) gets none of the {len(items):,} {items.kind}; "
-                "give it a larger share, or take a larger set"
+                f"part {name} (share {parts[name]:g}) gets none of the {len(items):,} "
+                f"{items.kind}; give it a larger share, or take a larger set"
             )
         arguments = {"source": str(args.data), "part": name, "share": parts[name]}
         count = write(
