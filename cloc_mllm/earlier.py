@@ -44,7 +44,7 @@ def current_model_settings(values: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in values.items() if name not in left_out}
     prompter = {"text_prior": "region", **values.get("prompter", {})}
     prompter.pop("box_head_loss", None)
-    first = {"preprocess": _FIRST_PREPROCESS, "contrastive_loss": "softmax"}
+    first = {"preprocess": _FIRST_PREPROCESS, "contrastive_loss": "softmax", "phrase_prior": 0.0}
     return {**first, **kept, "prompter": prompter}
 
 
