@@ -40,18 +40,15 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
     Pairs (i, j != i) with `cos(t_i, t_j) > same_text_threshold` are left out of denominators and
     sums (section 3.3, text filtering; computed without gradient).
 
-    With a `text_log_prior` log q_j, `s f_i . t_j - log q_j` stands in the place of every logit. The
-    other texts of a batch come up as often as they are said, so that without it the logit learns
-    log p(t | f) / p(t); with it, log p(t | f) itself (the correction of sampled softmax, Bengio and
-    Senecal 2008).
+    A `text_log_prior` log p(t_j) is subtracted from the logits of text j (Bengio and Senecal 2008),
+    which then learn log p(t | f); without it they learn log p(t | f) / p(t).
 
     The G x G logits never exist as a whole: each rank walks through its own rows, `tile_rows` at a
     time, and again for the gradient. Only which pairs are left out is kept, at one bit per pair.
 
-    A rank returns W times its own rows' share of the sum over the global batch, and its gradient is
-    W times what its own rows add. Data parallelism takes the mean over ranks of both, which equals
-    the single-process loss for any number of rows per rank, also none. Every rank must weight the
-    loss alike.
+    A rank returns W times its own rows' share of the sum over the global batch, likewise of the
+    gradient. Data parallelism takes the mean over ranks of both, which equals the single-process
+    loss for any number of rows per rank, also none. Every rank must weight the loss alike.
 
     Args:
         features, text_features: float[R, E], paired row by row, not normalised.
@@ -85,10 +82,9 @@ def contrastive_loss(  # noqa: PLR0913  its inputs, two that only save time, and
         if filtered_share is not None:
             num_pairs = max(1, num_global * (num_global - 1))
             filtered_share.copy_(num_marked.to(filtered_share) * (world_size() / num_pairs))
-    log_prior = None
-    if text_log_prior is not None:
-        all_priors, _ = all_gather_with_grad(text_log_prior.to(all_texts)[:, None], counts)
-        log_prior = all_priors[:, 0]
+    log_prior = text_log_prior
+    if log_prior is not None:
+        log_prior = all_gather_with_grad(log_prior.to(all_texts)[:, None], counts)[0][:, 0]
     tiling = _Tiling(start, tile_rows, same_text, log_prior)
     if logit_bias is None:
         summed = _TiledInfoNCE.apply(features, all_texts, scale, tiling)

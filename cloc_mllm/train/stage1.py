@@ -130,11 +130,9 @@ def run_stage1(config: Stage1Config) -> TrainResult:
         config.data.free_form_share,
         region_texts=config.data.region_texts,
     )
-    if model_config.phrase_prior:
-        every_text = records.without_images()
-        collator.log_prior = log_prior_of_texts(
-            every_text, config.data.region_texts, model_config.phrase_prior
-        )
+    if prior := model_config.phrase_prior:
+        texts = records.without_images()
+        collator.log_prior = log_prior_of_texts(texts, config.data.region_texts, prior)
     if config.data.feature_cache:
         fill_tower_features(model, tokenizer, dataset, collator, config)
 
